@@ -1,0 +1,127 @@
+//! The error envelope and its table of codes (contract section 3, "Errors").
+
+use serde::Serialize;
+use strum::{IntoStaticStr, VariantArray};
+
+/// Every `code` the API answers with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, IntoStaticStr, VariantArray)]
+#[serde(rename_all = "SCREAMING_SNAKE_CASE")]
+#[strum(serialize_all = "SCREAMING_SNAKE_CASE")]
+#[allow(missing_docs)]
+pub enum ErrorCode {
+    Unauthorized,
+    PermissionDenied,
+    OrganizationMembershipRequired,
+    RunNotFound,
+    CallbackDeliveryNotFound,
+    CallbackSecretNotFound,
+    NotFound,
+    MethodNotAllowed,
+    Conflict,
+    PayloadTooLarge,
+    UnsupportedMediaType,
+    ValidationError,
+    RateLimited,
+    InternalError,
+    ServiceUnavailable,
+}
+
+impl ErrorCode {
+    /// The HTTP status it is answered with.
+    pub fn status(self) -> u16 {
+        match self {
+            ErrorCode::Unauthorized => 401,
+            ErrorCode::PermissionDenied | ErrorCode::OrganizationMembershipRequired => 403,
+            ErrorCode::RunNotFound
+            | ErrorCode::CallbackDeliveryNotFound
+            | ErrorCode::CallbackSecretNotFound
+            | ErrorCode::NotFound => 404,
+            ErrorCode::MethodNotAllowed => 405,
+            ErrorCode::Conflict => 409,
+            ErrorCode::PayloadTooLarge => 413,
+            ErrorCode::UnsupportedMediaType => 415,
+            ErrorCode::ValidationError => 422,
+            ErrorCode::RateLimited => 429,
+            ErrorCode::InternalError => 500,
+            ErrorCode::ServiceUnavailable => 503,
+        }
+    }
+
+    /// The message when there is nothing more particular to say.
+    pub fn message(self) -> &'static str {
+        match self {
+            ErrorCode::Unauthorized => "a valid bearer token is required",
+            ErrorCode::PermissionDenied => "the token lacks the scope this call needs",
+            ErrorCode::OrganizationMembershipRequired => "the token does not belong to this organization",
+            ErrorCode::RunNotFound => "run not found",
+            ErrorCode::CallbackDeliveryNotFound => "callback delivery not found",
+            ErrorCode::CallbackSecretNotFound => "callback secret not found",
+            ErrorCode::NotFound => "no such path",
+            ErrorCode::MethodNotAllowed => "this path does not take that method",
+            ErrorCode::Conflict => "the request conflicts with the current state",
+            ErrorCode::PayloadTooLarge => "the request body is too large",
+            ErrorCode::UnsupportedMediaType => "the request body must be application/json",
+            ErrorCode::ValidationError => "the request is not valid",
+            ErrorCode::RateLimited => "too many requests",
+            ErrorCode::InternalError => "internal error",
+            ErrorCode::ServiceUnavailable => "the service is temporarily unavailable",
+        }
+    }
+}
+
+/// The body of every non-2xx answer.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct ErrorBody {
+    /// Which error.
+    pub code: ErrorCode,
+    /// One sentence for a person.
+    pub message: String,
+    /// What is wrong where, or null.
+    pub errors: Option<Vec<FieldError>>,
+}
+
+/// One step of the way to what is wrong: a key or an index.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(untagged)]
+#[allow(missing_docs)]
+pub enum Loc {
+    Key(String),
+    Index(usize),
+}
+
+impl From<&str> for Loc {
+    fn from(key: &str) -> Loc {
+        Loc::Key(key.to_owned())
+    }
+}
+
+/// One thing that is wrong with a request.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct FieldError {
+    /// Where: `["body", "status_code"]`, `["path", "run_id"]`.
+    pub loc: Vec<Loc>,
+    /// One sentence for a person.
+    pub msg: String,
+    /// A stable word for a program.
+    #[serde(rename = "type")]
+    pub kind: &'static str,
+    /// On `conflict`: the delivery in flight and when it is tried next.
+    #[serde(flatten, skip_serializing_if = "Option::is_none")]
+    pub in_flight: Option<InFlight>,
+}
+
+/// What a `conflict` says of the delivery in flight.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[allow(missing_docs)]
+pub struct InFlight {
+    pub delivery_id: crate::DeliveryId,
+    pub next_attempt_at: Option<crate::Timestamp>,
+}
+
+impl FieldError {
+    /// An error at `loc`.
+    pub fn new(loc: &[&str], kind: &'static str, msg: impl Into<String>) -> FieldError {
+        let loc = loc.iter().map(|step| Loc::from(*step)).collect();
+        FieldError { loc, msg: msg.into(), kind, in_flight: None }
+    }
+}

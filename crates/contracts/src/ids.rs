@@ -1,0 +1,62 @@
+//! Ids: UUIDs that can't be mistaken for one another.
+
+use std::fmt;
+use std::str::FromStr;
+
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+
+use crate::Timestamp;
+
+macro_rules! ids {
+    ($($(#[$doc:meta])* $name:ident),* $(,)?) => {$(
+        $(#[$doc])*
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+        #[serde(transparent)]
+        pub struct $name(pub Uuid);
+
+        impl $name {
+            /// A new id (UUIDv7) that sorts by the moment it was made at.
+            pub fn new(now: Timestamp) -> Self {
+                $name(uuid_v7(now))
+            }
+        }
+
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                self.0.fmt(f)
+            }
+        }
+
+        impl FromStr for $name {
+            type Err = uuid::Error;
+
+            fn from_str(text: &str) -> Result<Self, Self::Err> {
+                Uuid::parse_str(text).map($name)
+            }
+        }
+    )*};
+}
+
+ids! {
+    /// An organization: owner of runs, tokens and secrets.
+    OrgId,
+    /// A run, unique within its organization only; the run engine chooses it.
+    RunId,
+    /// A delivery; also the `webhook-id` of all its attempts.
+    DeliveryId,
+    /// The record of one attempt.
+    AttemptId,
+    /// A signing secret.
+    SecretId,
+    /// An API token (its record; the token itself is never stored).
+    TokenId,
+    /// Who holds an attempt: a result is accepted only under the claim id its attempt was begun with.
+    ClaimId,
+}
+
+fn uuid_v7(now: Timestamp) -> Uuid {
+    let micros = now.as_micros().max(0).unsigned_abs();
+    let nanos = u32::try_from(micros % 1_000_000).unwrap_or(0) * 1_000;
+    Uuid::new_v7(uuid::Timestamp::from_unix(uuid::NoContext, micros / 1_000_000, nanos))
+}

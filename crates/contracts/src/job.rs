@@ -1,0 +1,104 @@
+//! The job message: a doorbell for dispatchers. It carries no payload and no secret, and stays under 1 KiB.
+
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+use thiserror::Error;
+
+use crate::{AttemptNumber, DeliveryId, OrgId};
+
+/// Where a delivery goes, as a short hash of scheme, host and port: enough to keep apart, nothing to read.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Destination(String);
+
+impl Destination {
+    /// The destination of an origin such as `https://example.com:443`.
+    pub fn of_origin(origin: &str) -> Destination {
+        Destination(hex::encode(&Sha256::digest(origin.as_bytes())[..8]))
+    }
+
+    /// Sixteen hex digits.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+/// Says that an attempt of a delivery is wanted. Losing or repeating one does no harm.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Job {
+    /// Version of this message's shape: [`Job::VERSION`].
+    pub version: u32,
+    /// The delivery.
+    pub delivery_id: DeliveryId,
+    /// The attempt wanted, counted from 1.
+    pub attempt: AttemptNumber,
+    /// Where it goes.
+    pub destination: Destination,
+    /// The delivery's organization.
+    pub org_id: OrgId,
+    /// The API request that asked for it; also in the attempt's log line.
+    pub request_id: String,
+}
+
+/// Why a message is not a job this version knows.
+#[derive(Debug, Error)]
+pub enum JobError {
+    /// Not JSON, or a field is missing or of the wrong type.
+    #[error("not a job message: {0}")]
+    Malformed(#[from] serde_json::Error),
+    /// Made by a newer or older version.
+    #[error("job message of version {0}, this program knows version {known}", known = Job::VERSION)]
+    Version(u32),
+}
+
+impl Job {
+    /// The version this program writes and reads.
+    pub const VERSION: u32 = 1;
+
+    /// The message's bytes, JSON.
+    pub fn encode(&self) -> Vec<u8> {
+        serde_json::to_vec(self).expect("a job has nothing that JSON cannot carry")
+    }
+
+    /// Reads a message. The version is judged before the other fields.
+    pub fn decode(message: &[u8]) -> Result<Job, JobError> {
+        #[derive(Deserialize)]
+        struct Versioned {
+            version: u32,
+        }
+        let Versioned { version } = serde_json::from_slice(message)?;
+        if version != Job::VERSION {
+            return Err(JobError::Version(version));
+        }
+        Ok(serde_json::from_slice(message)?)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The frozen form: messages of version 1 must stay readable as long as a broker may hold one.
+    const FIXTURE: &str = include_str!("../tests/fixtures/job-v1.json");
+
+    #[test]
+    fn version_1_is_frozen() {
+        let job = Job {
+            version: 1,
+            delivery_id: "018bab7f-2c60-7d3a-8f00-0123456789ab".parse().unwrap(),
+            attempt: 1,
+            destination: Destination::of_origin("https://example.com:443"),
+            org_id: "018bab7f-2c60-7d3a-8f00-ba9876543210".parse().unwrap(),
+            request_id: "req-1".to_owned(),
+        };
+        assert_eq!(String::from_utf8(job.encode()).unwrap(), FIXTURE.trim_end());
+        assert_eq!(Job::decode(FIXTURE.as_bytes()).unwrap(), job);
+    }
+
+    #[test]
+    fn a_message_of_another_version_or_shape_is_named() {
+        assert!(matches!(Job::decode(br#"{"version": 2}"#), Err(JobError::Version(2))));
+        assert!(matches!(Job::decode(br#"{"version": 1}"#), Err(JobError::Malformed(_))));
+        assert!(matches!(Job::decode(b"\xff"), Err(JobError::Malformed(_))));
+    }
+}

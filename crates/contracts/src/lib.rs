@@ -1,0 +1,30 @@
+//! What crosses a boundary, pure: the callback payload and its exact bytes, both signatures, the models the
+//! API shows, the error table and the job message. No IO, no clock, no runtime.
+//!
+//! "Contract section" in the comments of this workspace means `docs/contract.md`.
+
+mod delivery;
+mod error;
+mod ids;
+mod job;
+mod json;
+mod payload;
+mod run;
+mod run_update;
+mod scope;
+mod secret;
+mod signature;
+mod timestamp;
+
+pub use delivery::{Attempt, AttemptNumber, Delivery, DeliveryStatus, FailureReason};
+pub use error::{ErrorBody, ErrorCode, FieldError, InFlight, Loc};
+pub use ids::{AttemptId, ClaimId, DeliveryId, OrgId, RunId, SecretId, TokenId};
+pub use job::{Destination, Job, JobError};
+pub use json::{BODY_DEPTH, Json, JsonError, JsonFault, JsonText, Object, VALUE_DEPTH};
+pub use payload::{CallbackPayload, Event, PayloadError, PayloadFormat};
+pub use run::{Run, RunStatus};
+pub use run_update::RunUpdate;
+pub use scope::{Scope, Scopes};
+pub use secret::{CallbackSecret, SecretKeyError, SigningSecret};
+pub use signature::{SignedHeaders, sign};
+pub use timestamp::{Timestamp, TimestampError};

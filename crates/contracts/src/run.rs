@@ -1,0 +1,50 @@
+//! Runs: executions of a model, recorded by the run engine with `PUT /v1/runs/{run_id}` (contract section 3).
+
+use serde::Serialize;
+use strum::{Display, EnumString, IntoStaticStr, VariantArray};
+
+use crate::{JsonText, OrgId, RunId, Timestamp};
+
+/// A run's `status_code`, in the order `GET /v1/runs/statuses` lists them (contract section 1).
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Display, EnumString, IntoStaticStr, VariantArray,
+)]
+#[serde(rename_all = "snake_case")]
+#[strum(serialize_all = "snake_case")]
+#[allow(missing_docs)]
+pub enum RunStatus {
+    Queued,
+    Dispatching,
+    Running,
+    Succeeded,
+    Failed,
+    Canceled,
+    PartialSucceeded,
+}
+
+impl RunStatus {
+    /// Whether the run has ended: its status never changes again.
+    pub fn is_terminal(self) -> bool {
+        !matches!(self, RunStatus::Queued | RunStatus::Dispatching | RunStatus::Running)
+    }
+}
+
+/// The run object, keys in the contract's order.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+#[allow(missing_docs)]
+pub struct Run {
+    pub id: RunId,
+    pub org_id: OrgId,
+    pub status_code: RunStatus,
+    pub output: Option<JsonText>,
+    pub duration_ms: Option<i64>,
+    pub created_at: Timestamp,
+    pub started_at: Option<Timestamp>,
+    pub completed_at: Option<Timestamp>,
+    pub callback_url: Option<String>,
+    pub metadata: Option<JsonText>,
+    pub failure_code: Option<String>,
+    pub failure_message: Option<String>,
+    pub failure_stage_code: Option<String>,
+    pub updated_at: Timestamp,
+}

@@ -1,0 +1,5 @@
+//! The egress rules from outside, as tables.
+#![allow(clippy::unwrap_used)] // the configured exemption covers test functions only, not their helpers
+
+mod policy;
+mod target_url;

@@ -1,0 +1,108 @@
+//! The hearing end, the same for both queues.
+
+use std::time::Instant;
+
+use contracts::Job;
+use futures_util::FutureExt;
+use lapin::Acker;
+use lapin::options::BasicAckOptions;
+use tokio::sync::{mpsc, watch};
+use tokio_util::sync::CancellationToken;
+use tracing::debug;
+
+/// Hears doorbells.
+#[derive(Debug)]
+pub struct Consumer {
+    messages: mpsc::Receiver<Message>,
+    stats: watch::Receiver<ConsumerStats>,
+    shutdown: CancellationToken,
+}
+
+/// How a consumer fares.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ConsumerStats {
+    /// Whether doorbells can be heard now.
+    pub connected: bool,
+    /// Messages that were no job this version knows. They are acknowledged and forgotten.
+    pub undecodable: u64,
+}
+
+/// A doorbell heard. Dropped without [`Message::ack`], a broker gives it out again once the connection ends.
+#[derive(Debug)]
+pub struct Message {
+    /// What is wanted.
+    pub job: Job,
+    /// When it was rung or heard in this process.
+    pub(crate) since: Instant,
+    acker: Option<Acker>,
+}
+
+impl Consumer {
+    pub(crate) fn in_process(messages: mpsc::Receiver<Message>) -> Consumer {
+        let stats = ConsumerStats { connected: true, undecodable: 0 };
+        Consumer { messages, stats: watch::channel(stats).1, shutdown: CancellationToken::new() }
+    }
+
+    /// A consumer of what a broker's task forwards, and the two ends that task needs.
+    pub(crate) fn forwarded(
+        prefetch: u16,
+        shutdown: CancellationToken,
+    ) -> (Consumer, mpsc::Sender<Message>, watch::Sender<ConsumerStats>) {
+        // The broker's prefetch is the bound; with room for all of it the task never waits here.
+        let (forward, messages) = mpsc::channel(usize::from(prefetch));
+        let (stats, watched) = watch::channel(ConsumerStats::default());
+        (Consumer { messages, stats: watched, shutdown }, forward, stats)
+    }
+
+    /// The next message; none once the queue is shut down and its connection closed. Cancel-safe.
+    pub async fn next(&mut self) -> Option<Message> {
+        loop {
+            let message = self.messages.recv().await?;
+            // What was prefetched before the shutdown goes back to the broker.
+            if !self.shutdown.is_cancelled() {
+                return Some(message);
+            }
+        }
+    }
+
+    /// A message that is already here.
+    pub fn try_next(&mut self) -> Option<Message> {
+        self.messages.try_recv().ok().filter(|_| !self.shutdown.is_cancelled())
+    }
+
+    /// How it fares now.
+    pub fn stats(&self) -> ConsumerStats {
+        *self.stats.borrow()
+    }
+
+    /// The same, to wait on or to keep elsewhere.
+    pub fn watch(&self) -> watch::Receiver<ConsumerStats> {
+        self.stats.clone()
+    }
+}
+
+impl Message {
+    pub(crate) fn rung(job: Job) -> Message {
+        Message { job, since: Instant::now(), acker: None }
+    }
+
+    pub(crate) fn heard(job: Job, acker: Acker) -> Message {
+        Message { job, since: Instant::now(), acker: Some(acker) }
+    }
+
+    /// Says that the message needs no repeating: call it right after the claim commits. It hands the
+    /// acknowledgement to the connection and doesn't wait for it to be written. When the connection is gone
+    /// the message comes again, which is harmless.
+    pub fn ack(self) {
+        if let Some(acker) = self.acker {
+            ack(&acker);
+        }
+    }
+}
+
+/// Polled once, the future has queued the frame; the rest of it would wait until the frame is written.
+pub(crate) fn ack(acker: &Acker) {
+    if let Some(Ok(false) | Err(_)) = acker.ack(BasicAckOptions::default()).now_or_never() {
+        debug!("message not acknowledged, its connection is gone; it will come again");
+    }
+}

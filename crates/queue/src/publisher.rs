@@ -1,0 +1,70 @@
+//! The ringing end, the same for both queues.
+
+use contracts::Job;
+use tokio::sync::{mpsc, watch};
+
+use crate::Message;
+
+/// How many doorbells wait for the broker, about 1 MiB of them. More would not help: a doorbell is worth
+/// something for seconds only.
+const BUFFER: usize = 4096;
+
+/// Rings doorbells. Cheap to clone; never waits, never fails.
+#[derive(Clone, Debug)]
+pub struct Publisher {
+    doorbells: mpsc::Sender<Message>,
+    stats: watch::Sender<PublisherStats>,
+    in_process: bool,
+}
+
+/// What became of the doorbells rung so far. Those in none of the counts are still under way.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct PublisherStats {
+    /// Whether a doorbell rung now has somewhere to go.
+    pub connected: bool,
+    /// Confirmed by the broker, or put into the in-process queue.
+    pub published: u64,
+    /// Never sent: the buffer was full, the broker asked publishers to stop, or it was too late for them.
+    pub dropped: u64,
+    /// Sent, but refused, returned, not confirmed in time, or lost with the connection.
+    pub refused: u64,
+}
+
+impl Publisher {
+    pub(crate) fn in_process(doorbells: mpsc::Sender<Message>) -> Publisher {
+        let stats = PublisherStats { connected: true, ..PublisherStats::default() };
+        Publisher { doorbells, stats: watch::Sender::new(stats), in_process: true }
+    }
+
+    /// A publisher whose doorbells wait in a small buffer, and the two ends a broker's task needs.
+    pub(crate) fn buffered() -> (Publisher, mpsc::Receiver<Message>, watch::Sender<PublisherStats>) {
+        let (doorbells, waiting) = mpsc::channel(BUFFER);
+        let stats = watch::Sender::default();
+        (Publisher { doorbells, stats: stats.clone(), in_process: false }, waiting, stats)
+    }
+
+    /// Rings for a job. The doorbell is dropped, and counted, when the buffer is full.
+    pub fn ring(&self, job: Job) {
+        match self.doorbells.try_send(Message::rung(job)) {
+            Ok(()) if self.in_process => self.stats.send_modify(|stats| stats.published += 1),
+            Ok(()) => {}
+            Err(_) => self.stats.send_modify(|stats| stats.dropped += 1),
+        }
+    }
+
+    /// The figures of all clones together.
+    pub fn stats(&self) -> PublisherStats {
+        *self.stats.borrow()
+    }
+
+    /// The same figures, to wait on.
+    pub fn watch(&self) -> watch::Receiver<PublisherStats> {
+        self.stats.subscribe()
+    }
+
+    /// Waits until nothing takes doorbells any more: the publisher has shut down, and what was rung before is
+    /// confirmed or given up. In process: until the consumer is dropped.
+    pub async fn closed(&self) {
+        self.doorbells.closed().await;
+    }
+}

@@ -1,0 +1,132 @@
+//! One connection to the broker with one channel, and the queues declared on it.
+
+use std::io;
+use std::net::{Shutdown, TcpStream};
+use std::os::fd::AsFd;
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+
+use lapin::options::QueueDeclareOptions;
+use lapin::tcp::{AsyncTcpStream, TLSConfig};
+use lapin::types::{AMQPValue, FieldTable};
+use lapin::uri::{AMQPAuthority, AMQPScheme};
+use lapin::{Channel, Connection, ConnectionProperties};
+use thiserror::Error;
+use tokio::time::error::Elapsed;
+use tokio::time::timeout;
+
+use crate::Broker;
+
+/// How long an answer of the broker is waited for.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(5);
+
+/// Why a session ended.
+#[derive(Debug, Error)]
+pub(crate) enum Lost {
+    #[error("{0}")]
+    Broker(#[from] lapin::Error),
+    #[error("no answer in time")]
+    Late(#[from] Elapsed),
+    #[error("the consumer was cancelled; its queue may be gone")]
+    Cancelled,
+    #[error("a message was returned; its queue may be gone")]
+    Returned,
+}
+
+/// An open session. Dropped, it takes its socket down at once; [`Session::close`] does so politely.
+pub(crate) struct Session {
+    pub(crate) connection: Connection,
+    pub(crate) channel: Channel,
+    _socket: Socket,
+}
+
+impl Session {
+    /// Connects and declares the queues. `name` is how the broker shows the connection.
+    pub(crate) async fn open(broker: &Broker, name: &str) -> Result<Session, Lost> {
+        let socket = Socket::default();
+        // Connecting has a limit of its own and comes first, so by the end of this one the socket is known.
+        let (connection, channel) = timeout(2 * PATIENCE, async {
+            let connection = connect(broker, name, &socket).await?;
+            let channel = connection.create_channel().await?;
+            declare(&channel, broker).await?;
+            Ok::<_, lapin::Error>((connection, channel))
+        })
+        .await??;
+        Ok(Session { connection, channel, _socket: socket })
+    }
+
+    /// Closes the connection; whatever it held unacknowledged goes back at once.
+    pub(crate) async fn close(self) {
+        // Nothing to do about a failure: the broker notices when the socket goes down.
+        let _ = timeout(PATIENCE, self.connection.close(200, "OK".into())).await;
+    }
+}
+
+/// The TCP connection under lapin's, taken down when this is dropped. lapin's thread ends with its socket and
+/// not before: without this, each attempt at a broker that accepts and then says nothing would leave a thread
+/// behind for good.
+#[derive(Default)]
+struct Socket(Arc<OnceLock<TcpStream>>);
+
+impl Drop for Socket {
+    fn drop(&mut self) {
+        if let Some(socket) = self.0.get() {
+            let _ = socket.shutdown(Shutdown::Both);
+        }
+    }
+}
+
+async fn connect(broker: &Broker, name: &str, socket: &Socket) -> lapin::Result<Connection> {
+    let socket = socket.0.clone();
+    // lapin's own recovery stays off (the default): after it the session would not be known to be new.
+    let properties = ConnectionProperties::default().with_connection_name(name.into());
+    let runtime = lapin::runtime::default_runtime()?;
+    let connect = Connection::connector(
+        broker.uri.clone(),
+        runtime,
+        async move |uri, runtime| {
+            let connect = async {
+                let AMQPAuthority { host, port, .. } = &uri.authority;
+                let addresses = runtime.to_socket_addrs((host.clone(), *port));
+                let stream = AsyncTcpStream::connect(&runtime, addresses).await?;
+                if let AsyncTcpStream::Plain(plain) = &stream {
+                    // A lone doorbell must not wait for the acknowledgement of the packet before it.
+                    plain.get_ref().set_nodelay(true)?;
+                    let _ = socket.set(plain.get_ref().as_fd().try_clone_to_owned()?.into());
+                }
+                match uri.scheme {
+                    AMQPScheme::AMQP => Ok(stream),
+                    AMQPScheme::AMQPS => stream.into_tls(host, TLSConfig::default()).await,
+                }
+            };
+            Ok(timeout(PATIENCE, connect).await.map_err(io::Error::from)??)
+        },
+        properties,
+    );
+    connect.await
+}
+
+/// Declares both queues. Each end does this on every connection, so neither depends on the other having been
+/// there first, and a queue that was deleted comes back. The arguments of an existing queue can't be changed:
+/// a change here needs another [`Broker::DEFAULT_QUEUE`].
+async fn declare(channel: &Channel, broker: &Broker) -> lapin::Result<()> {
+    let durable = QueueDeclareOptions { durable: true, ..QueueDeclareOptions::default() };
+    let text = |text: &str| AMQPValue::LongString(text.into());
+
+    let mut parked = FieldTable::default();
+    parked.insert("x-queue-type".into(), text("quorum"));
+    channel.queue_declare(broker.parked.as_str().into(), durable, parked).await?;
+
+    let mut doorbells = FieldTable::default();
+    doorbells.insert("x-queue-type".into(), text("quorum"));
+    // A doorbell refused by a full queue is served by the relay, which reads the backlog from the database.
+    doorbells.insert("x-max-length".into(), AMQPValue::LongLongInt(10_000));
+    doorbells.insert("x-overflow".into(), text("reject-publish"));
+    // A message that ends every connection it is given to is parked rather than given out for ever.
+    doorbells.insert("x-delivery-limit".into(), AMQPValue::LongLongInt(20));
+    doorbells.insert("x-dead-letter-exchange".into(), text(""));
+    doorbells.insert("x-dead-letter-routing-key".into(), text(&broker.parked));
+    doorbells.insert("x-dead-letter-strategy".into(), text("at-least-once"));
+    channel.queue_declare(broker.queue.as_str().into(), durable, doorbells).await?;
+    Ok(())
+}

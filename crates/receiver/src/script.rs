@@ -1,0 +1,164 @@
+//! How a path makes the receiver behave.
+
+use std::convert::Infallible;
+use std::io;
+use std::time::Duration;
+
+use actix_web::HttpResponse;
+use actix_web::body::SizedStream;
+use actix_web::http::{StatusCode, header};
+use actix_web::web::Bytes;
+use futures_util::{future, stream};
+
+/// The paths, as `GET /` shows them.
+pub const HELP: &str = "\
+A scripted callback receiver. POST to:
+
+  /ok                     200
+  /status/{code}          that status
+  /fail-first/{n}         503 to the first n requests of each webhook-id, then 200
+  /retry-after/{seconds}  503 with Retry-After to the first request of each webhook-id, then 200
+  /hang/{seconds}         200 after that long
+  /drip/{seconds}         200 at once, then a body that drips for that long
+  /large/{bytes}          200 with a body that large
+  /redirect               302 to /ok
+  /gone                   410
+  /reset                  closes the connection without an answer
+
+Any query string is allowed. Everything else is answered 404.
+";
+
+const DRIPS_PER_SECOND: u64 = 10;
+const CHUNK: &[u8] = &[b'x'; 64 * 1024];
+
+/// A path, understood.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Script {
+    Ok,
+    Status(StatusCode),
+    FailFirst(u32),
+    RetryAfter(u64),
+    Hang(u64),
+    Drip(u64),
+    Large(u64),
+    Redirect,
+    Gone,
+    Reset,
+    /// A mistake in the caller's set-up, which must show.
+    Unknown,
+}
+
+impl Script {
+    pub(crate) fn parse(path: &str) -> Self {
+        Self::known(path).unwrap_or(Self::Unknown)
+    }
+
+    fn known(path: &str) -> Option<Self> {
+        let path = path.strip_prefix('/')?;
+        Some(match path.split_once('/') {
+            None => match path {
+                "ok" => Self::Ok,
+                "redirect" => Self::Redirect,
+                "gone" => Self::Gone,
+                "reset" => Self::Reset,
+                _ => return None,
+            },
+            Some((name, argument)) => match name {
+                "status" => {
+                    // 1xx are not final answers.
+                    Self::Status(argument.parse().ok().filter(|code: &StatusCode| code.as_u16() >= 200)?)
+                }
+                "fail-first" => Self::FailFirst(argument.parse().ok()?),
+                "retry-after" => Self::RetryAfter(argument.parse().ok()?),
+                "hang" => Self::Hang(argument.parse().ok()?),
+                "drip" => Self::Drip(argument.parse().ok()?),
+                "large" => Self::Large(argument.parse().ok()?),
+                _ => return None,
+            },
+        })
+    }
+
+    /// The status to answer with. `earlier` counts this request and tells how many of the same webhook-id came
+    /// before it; it is asked only where that matters.
+    pub(crate) fn status(self, earlier: impl FnOnce() -> u32) -> Option<StatusCode> {
+        Some(match self {
+            Self::Ok | Self::Hang(_) | Self::Drip(_) | Self::Large(_) => StatusCode::OK,
+            Self::Status(code) => code,
+            Self::FailFirst(n) => up_after(n, earlier()),
+            Self::RetryAfter(_) => up_after(1, earlier()),
+            Self::Redirect => StatusCode::FOUND,
+            Self::Gone => StatusCode::GONE,
+            Self::Unknown => StatusCode::NOT_FOUND,
+            Self::Reset => return None,
+        })
+    }
+
+    /// Acts out the answer. Dropped by the server when the client goes away or the server stops.
+    pub(crate) async fn answer(self, status: Option<StatusCode>) -> HttpResponse {
+        let Some(status) = status else {
+            // A body that fails before its first byte: the server gives up the connection with the head unsent.
+            let broken = stream::once(future::ready(Err::<Bytes, _>(io::Error::other("scripted reset"))));
+            return HttpResponse::Ok().streaming(broken);
+        };
+        let mut response = HttpResponse::build(status);
+        match self {
+            Self::Hang(seconds) => tokio::time::sleep(Duration::from_secs(seconds)).await,
+            Self::Drip(seconds) => return response.streaming(drip(seconds)),
+            Self::Large(bytes) => return response.body(SizedStream::new(bytes, large(bytes))),
+            Self::Redirect => _ = response.insert_header((header::LOCATION, "/ok")),
+            Self::RetryAfter(seconds) if status == StatusCode::SERVICE_UNAVAILABLE => {
+                response.insert_header((header::RETRY_AFTER, seconds));
+            }
+            _ => {}
+        }
+        if status.is_client_error() || status.is_server_error() {
+            return response.body(format!("{status} (scripted)\n")); // something to read in the attempt's record
+        }
+        response.finish()
+    }
+}
+
+fn up_after(failing: u32, earlier: u32) -> StatusCode {
+    if earlier < failing { StatusCode::SERVICE_UNAVAILABLE } else { StatusCode::OK }
+}
+
+fn drip(seconds: u64) -> impl stream::Stream<Item = Result<Bytes, Infallible>> {
+    stream::unfold(seconds.saturating_mul(DRIPS_PER_SECOND), |left| async move {
+        let left = left.checked_sub(1)?;
+        tokio::time::sleep(Duration::from_secs(1) / DRIPS_PER_SECOND as u32).await;
+        Some((Ok(Bytes::from_static(b".")), left))
+    })
+}
+
+fn large(bytes: u64) -> impl stream::Stream<Item = Result<Bytes, Infallible>> {
+    stream::unfold(bytes, |left| {
+        let chunk = CHUNK.len().min(usize::try_from(left).unwrap_or(usize::MAX));
+        let next = (chunk > 0).then(|| (Ok(Bytes::from_static(&CHUNK[..chunk])), left - chunk as u64));
+        future::ready(next)
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn paths_are_understood_or_answered_404() {
+        for (path, script) in [
+            ("/ok", Script::Ok),
+            ("/status/204", Script::Status(StatusCode::NO_CONTENT)),
+            ("/fail-first/2", Script::FailFirst(2)),
+            ("/hang/30", Script::Hang(30)),
+            ("/", Script::Unknown),
+            ("/okay", Script::Unknown),
+            ("/ok/", Script::Unknown),
+            ("/status", Script::Unknown),
+            ("/status/101", Script::Unknown),
+            ("/status/20x", Script::Unknown),
+            ("/hang/-1", Script::Unknown),
+            ("/fail-first/2/3", Script::Unknown),
+        ] {
+            assert_eq!(Script::parse(path), script, "{path}");
+        }
+    }
+}

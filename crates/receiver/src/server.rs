@@ -1,0 +1,186 @@
+//! The HTTP server around the scripts.
+
+use std::collections::HashMap;
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, RwLock};
+use std::time::{Duration, Instant};
+use std::{fmt, io};
+
+use actix_web::dev::ServerHandle;
+use actix_web::http::{Method, header};
+use actix_web::web::{self, Bytes, Data};
+use actix_web::{App, HttpRequest, HttpResponse, HttpServer};
+use contracts::{SigningSecret, Timestamp};
+use tokio::sync::mpsc::UnboundedSender;
+use tokio::task::JoinHandle;
+
+use crate::script::Script;
+use crate::verdict::verify;
+use crate::{HELP, Received, Verdict};
+
+/// Far above what Redial accepts, so that a payload's size is never refused here.
+const MAX_BODY_BYTES: usize = 64 << 20;
+/// Longer than a client's pool keeps idle connections, or the two race and a request meets a closing one.
+const KEEP_ALIVE: Duration = Duration::from_secs(120);
+/// How many webhook-ids are remembered for `/fail-first` and `/retry-after`: bounds a receiver that runs for weeks.
+const MAX_COUNTED_IDS: usize = 1 << 18;
+
+/// How a [`Receiver`] is set up. The default knows no secret, only counts, and reads the system's clock.
+pub struct Options {
+    /// The secrets to verify with; any may match.
+    pub secrets: Vec<SigningSecret>,
+    /// Where each POST goes, before it is answered. Without a sink nothing is copied, as fits a load test.
+    pub sink: Option<UnboundedSender<Received>>,
+    /// What `webhook-timestamp` is compared with.
+    pub now: Arc<dyn Fn() -> Timestamp + Send + Sync>,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self { secrets: Vec::new(), sink: None, now: Arc::new(system_now) }
+    }
+}
+
+#[expect(clippy::disallowed_methods, reason = "a receiver is another party, with a clock of its own")]
+fn system_now() -> Timestamp {
+    let since_1970 = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+    Timestamp::from_micros(0) + since_1970
+}
+
+/// A running receiver. Dropping it stops it.
+pub struct Receiver {
+    addr: SocketAddr,
+    state: Data<State>,
+    handle: ServerHandle,
+    running: JoinHandle<io::Result<()>>,
+}
+
+struct State {
+    secrets: RwLock<Vec<SigningSecret>>,
+    sink: Option<UnboundedSender<Received>>,
+    now: Arc<dyn Fn() -> Timestamp + Send + Sync>,
+    requests_by_id: Mutex<HashMap<String, u32>>,
+    posts: AtomicU64,
+    invalid: AtomicU64,
+}
+
+impl Receiver {
+    /// Listens on `addr` (port 0: any free one) and serves until stopped or dropped. To be called within a
+    /// tokio runtime; the work is done on a thread of its own.
+    pub fn bind(addr: SocketAddr, options: Options) -> io::Result<Self> {
+        let state = Data::new(State {
+            secrets: RwLock::new(options.secrets),
+            sink: options.sink,
+            now: options.now,
+            requests_by_id: Mutex::default(),
+            posts: AtomicU64::default(),
+            invalid: AtomicU64::default(),
+        });
+        let shared = state.clone();
+        let app = move || {
+            App::new()
+                .app_data(shared.clone())
+                .app_data(web::PayloadConfig::new(MAX_BODY_BYTES))
+                .default_service(web::to(respond))
+        };
+        let server = HttpServer::new(app)
+            .workers(1)
+            .disable_signals()
+            .keep_alive(KEEP_ALIVE)
+            .h1_allow_half_closed(false) // so that /hang ends when its client goes away
+            .bind(addr)?;
+        let addr = server.addrs()[0];
+        let server = server.run();
+        Ok(Self { addr, state, handle: server.handle(), running: tokio::spawn(server) })
+    }
+
+    /// Where it listens.
+    pub fn addr(&self) -> SocketAddr {
+        self.addr
+    }
+
+    /// The URL of a path, such as `/ok`.
+    pub fn url(&self, path: &str) -> String {
+        format!("http://{}{path}", self.addr)
+    }
+
+    /// Verifies with this secret, too, from the next request on.
+    pub fn add_secret(&self, secret: SigningSecret) {
+        self.state.secrets.write().expect("no holder panics").push(secret);
+    }
+
+    /// How many POSTs came in.
+    pub fn posts(&self) -> u64 {
+        self.state.posts.load(Ordering::Relaxed)
+    }
+
+    /// How many of them had [`Verdict::Invalid`].
+    pub fn invalid(&self) -> u64 {
+        self.state.invalid.load(Ordering::Relaxed)
+    }
+
+    /// Stops at once, cutting off requests being answered, and frees the port.
+    pub async fn stop(self) {
+        self.handle.stop(false).await;
+    }
+}
+
+impl Drop for Receiver {
+    fn drop(&mut self) {
+        self.running.abort(); // dropping the server stops it
+    }
+}
+
+impl fmt::Debug for Receiver {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Receiver").field("addr", &self.addr).finish_non_exhaustive()
+    }
+}
+
+async fn respond(request: HttpRequest, body: Bytes, state: Data<State>) -> HttpResponse {
+    if request.method() != Method::POST {
+        let help = request.method() == Method::GET && request.path() == "/";
+        let mut response = if help { HttpResponse::Ok() } else { HttpResponse::MethodNotAllowed() };
+        return response.insert_header((header::ALLOW, "POST")).content_type("text/plain").body(HELP);
+    }
+    let script = Script::parse(request.path());
+    let status = script.status(|| state.count(&request));
+    state.record(&request, &body, status.map(|status| status.as_u16()));
+    script.answer(status).await
+}
+
+impl State {
+    /// How many requests with the same webhook-id came before this one.
+    fn count(&self, request: &HttpRequest) -> u32 {
+        let id = request.headers().get("webhook-id").map(|id| String::from_utf8_lossy(id.as_bytes()));
+        let mut requests = self.requests_by_id.lock().expect("no holder panics");
+        if requests.len() >= MAX_COUNTED_IDS {
+            requests.clear();
+        }
+        let count = requests.entry(id.unwrap_or_default().into_owned()).or_default();
+        *count += 1;
+        *count - 1
+    }
+
+    fn record(&self, request: &HttpRequest, body: &Bytes, answered: Option<u16>) {
+        let received_at = Instant::now();
+        let verdict = {
+            let secrets = self.secrets.read().expect("no holder panics");
+            verify(&secrets, request.headers(), body, (self.now)())
+        };
+        self.posts.fetch_add(1, Ordering::Relaxed);
+        if matches!(verdict, Verdict::Invalid(_)) {
+            self.invalid.fetch_add(1, Ordering::Relaxed);
+        }
+        let Some(sink) = &self.sink else { return };
+        let headers = request.headers().iter();
+        let mut headers: Vec<_> = headers
+            .map(|(name, value)| (name.to_string(), String::from_utf8_lossy(value.as_bytes()).into_owned()))
+            .collect();
+        headers.sort(); // actix keeps them in a hash map, so their order of arrival is lost
+        let path = request.uri().to_string();
+        // Nobody listening any more is no reason to stop answering.
+        _ = sink.send(Received { received_at, path, headers, body: body.to_vec(), verdict, answered });
+    }
+}

@@ -1,0 +1,96 @@
+//! The one source of time: it follows the database's clock, so that many hosts agree on when something is due.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, Ordering};
+use std::time::Duration;
+
+use contracts::Timestamp;
+use rustix::time::{ClockId, clock_gettime};
+
+/// A clock: suspend-counting monotonic time plus an offset. Cheap to clone; clones share the offset.
+#[derive(Clone)]
+pub struct Clock(Arc<Source>);
+
+enum Source {
+    /// Microseconds to add to the time since boot.
+    System { offset: AtomicI64 },
+    /// The moment a test has set, in microseconds since 1970.
+    Manual(AtomicI64),
+}
+
+/// A sample whose round trip took longer says too little about the moment it was taken at.
+const SLOWEST_SAMPLE: Duration = Duration::from_millis(100);
+
+impl Clock {
+    /// This host's clock, until [`Clock::align`] is told better.
+    #[expect(clippy::disallowed_methods, reason = "the one place where the wall clock is read")]
+    pub fn system() -> Clock {
+        let wall = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+        Clock(Arc::new(Source::System { offset: AtomicI64::new(micros(wall) - micros(since_boot())) }))
+    }
+
+    /// A clock that stands still until it is set.
+    pub fn manual(now: Timestamp) -> Clock {
+        Clock(Arc::new(Source::Manual(AtomicI64::new(now.as_micros()))))
+    }
+
+    /// The present moment.
+    pub fn now(&self) -> Timestamp {
+        Timestamp::from_micros(match &*self.0 {
+            Source::System { offset } => micros(since_boot()) + offset.load(Ordering::Relaxed),
+            Source::Manual(now) => now.load(Ordering::Relaxed),
+        })
+    }
+
+    /// Time that only goes forward, and goes on while the host is suspended: what a lease is judged by.
+    pub fn monotonic(&self) -> Duration {
+        match &*self.0 {
+            Source::System { .. } => since_boot(),
+            Source::Manual(now) => Duration::from_micros(now.load(Ordering::Relaxed).max(0).unsigned_abs()),
+        }
+    }
+
+    /// Moves a manual clock. Does nothing to a system clock.
+    pub fn advance(&self, by: Duration) {
+        if let Source::Manual(now) = &*self.0 {
+            now.fetch_add(micros(by), Ordering::Relaxed);
+        }
+    }
+
+    /// Takes over the database's time: it said `theirs` between `asked` and `answered` of [`Clock::monotonic`].
+    /// Answers whether the sample was good enough to use.
+    pub fn align(&self, theirs: Timestamp, asked: Duration, answered: Duration) -> bool {
+        let Source::System { offset } = &*self.0 else { return false };
+        let round_trip = answered.saturating_sub(asked);
+        if round_trip > SLOWEST_SAMPLE {
+            return false;
+        }
+        offset.store(theirs.as_micros() - micros(asked + round_trip / 2), Ordering::Relaxed);
+        true
+    }
+}
+
+fn since_boot() -> Duration {
+    let time = clock_gettime(ClockId::Boottime);
+    Duration::new(u64::try_from(time.tv_sec).unwrap_or(0), u32::try_from(time.tv_nsec).unwrap_or(0))
+}
+
+fn micros(duration: Duration) -> i64 {
+    i64::try_from(duration.as_micros()).unwrap_or(i64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_quick_sample_moves_the_clock_and_a_slow_one_does_not() {
+        let clock = Clock::system();
+        let day_ahead = clock.now() + Duration::from_secs(86_400);
+        let asked = clock.monotonic();
+        assert!(!clock.align(day_ahead, asked, asked + Duration::from_millis(500)));
+        assert!(clock.now() < day_ahead);
+        assert!(clock.align(day_ahead, asked, asked));
+        assert!(clock.now() >= day_ahead);
+    }
+}

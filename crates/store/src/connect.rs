@@ -1,0 +1,192 @@
+//! Either engine behind one connection type.
+
+use std::fmt;
+use std::str::FromStr;
+
+use diesel::connection::{AnsiTransactionManager, SimpleConnection, TransactionManager};
+use diesel::{Connection as _, PgConnection, SqliteConnection};
+use thiserror::Error;
+
+/// Either engine. Everything below the pool is written once, against this type. (It cannot be called
+/// `Connection`: the derive's code would take it for diesel's trait.)
+#[derive(diesel::MultiConnection)]
+pub enum AnyConnection {
+    /// PostgreSQL, for services.
+    Postgres(PgConnection),
+    /// SQLite, for the embedded mode.
+    Sqlite(SqliteConnection),
+}
+
+/// Where the database is. The scheme chooses the engine: `postgres:`, `postgresql:` or `sqlite:`. Shown without
+/// its password.
+#[derive(Clone, PartialEq, Eq)]
+pub enum DatabaseUrl {
+    /// A libpq connection URI.
+    Postgres(String),
+    /// The path of a database file.
+    Sqlite(String),
+}
+
+/// Why a text is not a [`DatabaseUrl`].
+#[derive(Debug, Error, PartialEq, Eq)]
+pub enum DatabaseUrlError {
+    /// Another scheme, or none.
+    #[error("expected a URL that begins with postgres:// or sqlite:")]
+    Scheme,
+    /// `sqlite:` with nothing behind it.
+    #[error("a sqlite: URL needs the path of a file, such as sqlite:redial.db")]
+    Path,
+    /// Asks for TLS of a build that has none, which would otherwise fall back to clear text or fail obscurely.
+    #[error("sslmode={0} asks for TLS, and this program was built without it: build with --features postgres-tls")]
+    Tls(String),
+}
+
+impl FromStr for DatabaseUrl {
+    type Err = DatabaseUrlError;
+
+    fn from_str(text: &str) -> Result<DatabaseUrl, DatabaseUrlError> {
+        if let Some(path) = text.strip_prefix("sqlite:") {
+            let path = path.strip_prefix("//").unwrap_or(path);
+            return if path.is_empty() {
+                Err(DatabaseUrlError::Path)
+            } else {
+                Ok(DatabaseUrl::Sqlite(path.to_owned()))
+            };
+        }
+        if !(text.starts_with("postgres://") || text.starts_with("postgresql://")) {
+            return Err(DatabaseUrlError::Scheme);
+        }
+        if cfg!(not(feature = "postgres-tls")) {
+            let mode = text.split(['?', '&']).skip(1).find_map(|pair| pair.strip_prefix("sslmode="));
+            if let Some(mode @ ("require" | "verify-ca" | "verify-full")) = mode {
+                return Err(DatabaseUrlError::Tls(mode.to_owned()));
+            }
+        }
+        Ok(DatabaseUrl::Postgres(text.to_owned()))
+    }
+}
+
+impl fmt::Display for DatabaseUrl {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            DatabaseUrl::Sqlite(path) => write!(f, "sqlite:{path}"),
+            // Everything between the scheme and the last @ of the authority may hold a password.
+            DatabaseUrl::Postgres(url) => match url.split_once("://").map(|(_, rest)| rest) {
+                Some(rest) => {
+                    let authority = rest.split(['/', '?']).next().unwrap_or(rest);
+                    let host = authority.rsplit_once('@').map_or(authority, |(_, host)| host);
+                    let path = rest[authority.len()..].split('?').next().unwrap_or("");
+                    write!(f, "postgres://{host}{path}")
+                }
+                None => f.write_str("postgres:"),
+            },
+        }
+    }
+}
+
+impl fmt::Debug for DatabaseUrl {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+impl DatabaseUrl {
+    /// Opens one connection, set up as every connection of this program is.
+    pub fn connect(&self) -> diesel::ConnectionResult<AnyConnection> {
+        let set_up = diesel::ConnectionError::CouldntSetupConfiguration;
+        Ok(match self {
+            DatabaseUrl::Postgres(url) => {
+                let mut conn = PgConnection::establish(url)?;
+                // A claim that is forgotten after a crash would be sent again under the same number.
+                conn.batch_execute(
+                    "SET application_name = 'redial'; SET client_min_messages = warning;
+                     DO $$ BEGIN IF current_setting('synchronous_commit') NOT IN ('on', 'remote_apply') THEN
+                        SET synchronous_commit = on; END IF; END $$",
+                )
+                .map_err(set_up)?;
+                AnyConnection::Postgres(conn)
+            }
+            DatabaseUrl::Sqlite(path) => {
+                let mut conn = SqliteConnection::establish(path)?;
+                conn.batch_execute(
+                    "PRAGMA busy_timeout = 5000; PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL;
+                     PRAGMA foreign_keys = ON;",
+                )
+                .map_err(set_up)?;
+                AnyConnection::Sqlite(conn)
+            }
+        })
+    }
+}
+
+impl AnyConnection {
+    /// Begins a transaction that may write. SQLite takes the write lock at once, so that no later statement of
+    /// it can be refused for want of the lock.
+    pub(crate) fn begin_write(&mut self) -> diesel::QueryResult<()> {
+        match self {
+            AnyConnection::Postgres(conn) => AnsiTransactionManager::begin_transaction_sql(conn, "BEGIN"),
+            AnyConnection::Sqlite(conn) => {
+                AnsiTransactionManager::begin_transaction_sql(conn, "BEGIN IMMEDIATE")
+            }
+        }
+    }
+
+    /// Begins a transaction that only reads, all from one moment.
+    pub(crate) fn begin_read(&mut self) -> diesel::QueryResult<()> {
+        match self {
+            AnyConnection::Postgres(conn) => AnsiTransactionManager::begin_transaction_sql(
+                conn,
+                "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY",
+            ),
+            AnyConnection::Sqlite(conn) => AnsiTransactionManager::begin_transaction_sql(conn, "BEGIN"),
+        }
+    }
+
+    /// Ends the transaction begun before: commits what `work` did, or rolls it back when it failed.
+    pub(crate) fn end<T, E: From<diesel::result::Error>>(&mut self, result: Result<T, E>) -> Result<T, E> {
+        match result {
+            Ok(value) => {
+                Self::commit_transaction(self)?;
+                Ok(value)
+            }
+            Err(error) => {
+                // If this fails too, the connection counts as broken and the pool drops it.
+                let _ = Self::rollback_transaction(self);
+                Err(error)
+            }
+        }
+    }
+
+    /// Whether diesel has lost track of its transaction.
+    pub(crate) fn is_broken(&mut self) -> bool {
+        Self::is_broken_transaction_manager(self)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_scheme_chooses_the_engine_and_others_are_refused() {
+        assert_eq!("sqlite:a.db".parse(), Ok(DatabaseUrl::Sqlite("a.db".into())));
+        assert_eq!("sqlite:///tmp/a.db".parse(), Ok(DatabaseUrl::Sqlite("/tmp/a.db".into())));
+        assert_eq!("sqlite:".parse::<DatabaseUrl>(), Err(DatabaseUrlError::Path));
+        assert_eq!("mysql://x".parse::<DatabaseUrl>(), Err(DatabaseUrlError::Scheme));
+    }
+
+    #[test]
+    fn a_password_is_never_shown() {
+        let url: DatabaseUrl = "postgres://me:p@ss/w@db.example:5432/redial?password=hunter2".parse().unwrap();
+        assert!(!format!("{url:?}").contains("hunter2"));
+        let url: DatabaseUrl = "postgres://me:secret@db.example:5432/redial".parse().unwrap();
+        assert_eq!(url.to_string(), "postgres://db.example:5432/redial");
+    }
+
+    #[test]
+    #[cfg(not(feature = "postgres-tls"))]
+    fn a_build_without_tls_refuses_a_url_that_asks_for_it() {
+        let url = "postgres://db/redial?connect_timeout=3&sslmode=verify-full";
+        assert_eq!(url.parse::<DatabaseUrl>(), Err(DatabaseUrlError::Tls("verify-full".into())));
+    }
+}

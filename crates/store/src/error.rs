@@ -1,0 +1,63 @@
+//! What can go wrong between a use case and its database. A refusal is never an error: it is part of the answer.
+
+use contracts::JsonError;
+use thiserror::Error;
+
+/// Why a use case did not come to its end. Nothing of it was committed, unless the connection was lost during COMMIT.
+#[derive(Debug, Error)]
+pub enum StoreError {
+    /// No connection to be had: the database is away, or all connections stayed busy for too long.
+    #[error("the database is not available: {0}")]
+    Unavailable(String),
+    /// The database refused a statement.
+    #[error("the database refused a statement: {0}")]
+    Query(#[from] diesel::result::Error),
+    /// A stored value is not what this program writes.
+    #[error("the database holds {what} that cannot be read: {value}")]
+    Corrupt {
+        /// Which column.
+        what: &'static str,
+        /// What stands there, or why it cannot be read.
+        value: String,
+    },
+    /// The schema is not the one this program knows.
+    #[error("{0}")]
+    Schema(String),
+    /// The transaction's thread panicked; it was rolled back.
+    #[error("a transaction panicked")]
+    Panicked,
+}
+
+impl StoreError {
+    /// Whether waiting may help: the database is away or has ended this connection.
+    pub fn is_outage(&self) -> bool {
+        use diesel::result::{DatabaseErrorKind, Error};
+        match self {
+            StoreError::Unavailable(_) => true,
+            StoreError::Query(Error::DatabaseError(kind, info)) => match kind {
+                DatabaseErrorKind::ClosedConnection
+                | DatabaseErrorKind::SerializationFailure
+                | DatabaseErrorKind::UnableToSendCommand => true,
+                // The server's own notices of going away carry no kind of their own.
+                DatabaseErrorKind::Unknown => {
+                    ["terminating connection", "the database system is", "deadlock detected", "database is locked"]
+                        .iter()
+                        .any(|notice| info.message().contains(notice))
+                }
+                _ => false,
+            },
+            StoreError::Query(Error::BrokenTransactionManager) => true,
+            _ => false,
+        }
+    }
+
+    pub(crate) fn corrupt(what: &'static str, value: impl ToString) -> StoreError {
+        StoreError::Corrupt { what, value: value.to_string() }
+    }
+}
+
+impl From<JsonError> for StoreError {
+    fn from(error: JsonError) -> StoreError {
+        StoreError::corrupt("JSON", error)
+    }
+}

@@ -1,0 +1,37 @@
+//! The only crate that knows diesel: one schema and one body of query code over PostgreSQL and SQLite.
+//!
+//! A use case is a plain function of a connection, `now` and its arguments ([`redeliver`], [`claim_jobs`], …);
+//! [`Store::write`] and [`Store::read`] move it to a blocking thread and put one transaction around it. A test
+//! may call the same functions one by one.
+
+mod clock;
+mod columns;
+mod connect;
+mod deliveries;
+mod engine;
+mod error;
+mod keyring;
+mod migrate;
+mod organizations;
+mod prepared;
+mod runs;
+mod schema;
+mod secrets;
+mod store;
+mod tokens;
+
+pub use clock::Clock;
+pub use connect::{AnyConnection, DatabaseUrl, DatabaseUrlError};
+pub use deliveries::{
+    AcceptPolicy, Accepted, Redelivery, deliveries_of_run, find_delivery, insert_delivery, redeliver,
+};
+pub use engine::claim::{Claimed, ExpiredLease, claim_due, claim_jobs, claimed_under, expired_leases};
+pub use engine::finish::{AttemptRecord, Effect, Failure, Finished, Settlement, finish};
+pub use error::StoreError;
+pub use keyring::{Keyring, KeyringError};
+pub use migrate::{SchemaState, migrate};
+pub use organizations::{Organization, create_organization, find_organization};
+pub use runs::{Deliver, RecordedRun, find_run, record_run};
+pub use secrets::{NewSecret, create_secret, open_secret};
+pub use store::Store;
+pub use tokens::{NewToken, Principal, TokenText, authenticate, create_token};

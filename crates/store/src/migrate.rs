@@ -1,0 +1,72 @@
+//! Bringing the schema up to date, and telling whether it is.
+
+use std::collections::BTreeSet;
+
+use diesel::connection::SimpleConnection;
+use diesel::migration::MigrationSource;
+use diesel_migrations::{EmbeddedMigrations, MigrationHarness, embed_migrations};
+
+use crate::connect::{AnyConnection, MultiBackend};
+use crate::error::StoreError;
+
+const MIGRATIONS: EmbeddedMigrations = embed_migrations!("../../migrations");
+const POSTGRES_STORAGE: &str = include_str!("../../../migrations/postgres-storage.sql");
+
+/// How a database's schema compares with this program's.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SchemaState {
+    /// The same.
+    Current,
+    /// Migrations are missing; `redial migrate` applies them.
+    Older,
+    /// It has migrations that this program does not know.
+    Newer,
+}
+
+/// Applies what is missing, in one transaction, and answers how many migrations that were. Two at once are safe:
+/// the second waits and finds nothing to do. A schema newer than the program is refused.
+pub fn migrate(conn: &mut AnyConnection) -> Result<usize, StoreError> {
+    conn.begin_write()?;
+    let applied = apply(conn);
+    conn.end(applied)
+}
+
+fn apply(conn: &mut AnyConnection) -> Result<usize, StoreError> {
+    // SQLite's BEGIN IMMEDIATE has shut others out already.
+    if matches!(conn, AnyConnection::Postgres(_)) {
+        conn.batch_execute("SELECT pg_advisory_xact_lock(7351246807413)")?;
+    }
+    if schema_state(conn)? == SchemaState::Newer {
+        return Err(StoreError::Schema("the database's schema is newer than this program: update redial".into()));
+    }
+    let applied = conn.run_pending_migrations(MIGRATIONS).map_err(|error| StoreError::Schema(error.to_string()))?.len();
+    if matches!(conn, AnyConnection::Postgres(_)) {
+        conn.batch_execute(POSTGRES_STORAGE)?;
+    }
+    Ok(applied)
+}
+
+/// Compares the migrations the database has seen with those in this program.
+pub(crate) fn schema_state(conn: &mut AnyConnection) -> Result<SchemaState, StoreError> {
+    let unreadable = |error: Box<dyn std::error::Error + Send + Sync>| {
+        // diesel boxes the database's own errors; an outage must stay recognisable.
+        match error.downcast::<diesel::result::Error>() {
+            Ok(error) => StoreError::Query(*error),
+            Err(error) => StoreError::Schema(error.to_string()),
+        }
+    };
+    let known: BTreeSet<String> = MigrationSource::<MultiBackend>::migrations(&MIGRATIONS)
+        .map_err(unreadable)?
+        .iter()
+        .map(|migration| migration.name().version().to_string())
+        .collect();
+    let seen: BTreeSet<String> =
+        conn.applied_migrations().map_err(unreadable)?.iter().map(ToString::to_string).collect();
+    Ok(if !seen.is_subset(&known) {
+        SchemaState::Newer
+    } else if seen == known {
+        SchemaState::Current
+    } else {
+        SchemaState::Older
+    })
+}

@@ -1,0 +1,41 @@
+//! Organizations.
+
+use contracts::{OrgId, Timestamp};
+use diesel::prelude::*;
+
+use crate::columns::{Key, Time};
+use crate::connect::AnyConnection;
+use crate::error::StoreError;
+use crate::schema::organizations;
+
+/// An owner of runs, tokens and secrets.
+#[derive(Clone, Debug, PartialEq, serde::Serialize)]
+#[allow(missing_docs)]
+pub struct Organization {
+    pub id: OrgId,
+    pub name: String,
+    pub created_at: Timestamp,
+}
+
+/// Makes an organization.
+pub fn create_organization(tx: &mut AnyConnection, now: Timestamp, name: &str) -> Result<Organization, StoreError> {
+    let organization = Organization { id: OrgId::new(now), name: name.to_owned(), created_at: now };
+    diesel::insert_into(organizations::table)
+        .values((
+            organizations::id.eq(Key::from(organization.id)),
+            organizations::name.eq(name),
+            organizations::created_at.eq(Time::from(now)),
+        ))
+        .execute(tx)?;
+    Ok(organization)
+}
+
+/// The organization of that id.
+pub fn find_organization(tx: &mut AnyConnection, id: OrgId) -> Result<Option<Organization>, StoreError> {
+    let row: Option<(String, Time)> = organizations::table
+        .find(Key::from(id))
+        .select((organizations::name, organizations::created_at))
+        .first(tx)
+        .optional()?;
+    Ok(row.map(|(name, created_at)| Organization { id, name, created_at: created_at.into() }))
+}

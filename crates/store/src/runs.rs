@@ -1,0 +1,173 @@
+//! Runs, as the run engine records them.
+
+use contracts::{JsonText, OrgId, Run, RunId, RunStatus, RunUpdate, Timestamp};
+use diesel::prelude::*;
+use diesel::result::{DatabaseErrorKind, Error};
+
+use crate::columns::{Key, Time};
+use crate::connect::{AnyConnection, MultiBackend};
+use crate::deliveries::{AcceptPolicy, Accepted, accept_automatic};
+use crate::error::StoreError;
+use crate::schema::runs;
+
+#[derive(Queryable, Selectable, Insertable, AsChangeset)]
+#[diesel(table_name = runs, check_for_backend(MultiBackend), treat_none_as_default_value = false)]
+#[diesel(treat_none_as_null = true, primary_key(org_id, id))]
+struct RunRow {
+    org_id: Key,
+    id: Key,
+    status_code: String,
+    output: Option<String>,
+    duration_ms: Option<i64>,
+    created_at: Time,
+    started_at: Option<Time>,
+    completed_at: Option<Time>,
+    callback_url: Option<String>,
+    metadata: Option<String>,
+    failure_code: Option<String>,
+    failure_message: Option<String>,
+    failure_stage_code: Option<String>,
+    updated_at: Time,
+}
+
+impl From<&Run> for RunRow {
+    fn from(run: &Run) -> RunRow {
+        RunRow {
+            org_id: run.org_id.into(),
+            id: run.id.into(),
+            status_code: run.status_code.to_string(),
+            output: run.output.as_ref().map(|text| text.as_str().to_owned()),
+            duration_ms: run.duration_ms,
+            created_at: run.created_at.into(),
+            started_at: run.started_at.map(Time::from),
+            completed_at: run.completed_at.map(Time::from),
+            callback_url: run.callback_url.clone(),
+            metadata: run.metadata.as_ref().map(|text| text.as_str().to_owned()),
+            failure_code: run.failure_code.clone(),
+            failure_message: run.failure_message.clone(),
+            failure_stage_code: run.failure_stage_code.clone(),
+            updated_at: run.updated_at.into(),
+        }
+    }
+}
+
+impl TryFrom<RunRow> for Run {
+    type Error = StoreError;
+
+    fn try_from(row: RunRow) -> Result<Run, StoreError> {
+        let unknown = |_| StoreError::corrupt("a run's status_code", &row.status_code);
+        Ok(Run {
+            id: row.id.into(),
+            org_id: row.org_id.into(),
+            status_code: row.status_code.parse().map_err(unknown)?,
+            output: row.output.map(JsonText::from_trusted),
+            duration_ms: row.duration_ms,
+            created_at: row.created_at.into(),
+            started_at: row.started_at.map(Timestamp::from),
+            completed_at: row.completed_at.map(Timestamp::from),
+            callback_url: row.callback_url,
+            metadata: row.metadata.map(JsonText::from_trusted),
+            failure_code: row.failure_code,
+            failure_message: row.failure_message,
+            failure_stage_code: row.failure_stage_code,
+            updated_at: row.updated_at.into(),
+        })
+    }
+}
+
+/// The organization's run of that id.
+pub fn find_run(tx: &mut AnyConnection, org: OrgId, id: RunId) -> Result<Option<Run>, StoreError> {
+    let row: Option<RunRow> = runs::table
+        .find((Key::from(org), Key::from(id)))
+        .select(RunRow::as_select())
+        .first(tx)
+        .optional()?;
+    row.map(Run::try_from).transpose()
+}
+
+/// What became of a `PUT` of a run.
+#[derive(Debug)]
+pub enum RecordedRun {
+    /// The run is new.
+    Created(Run, Option<Accepted>),
+    /// The run was known, and is now as shown.
+    Updated(Run, Option<Accepted>),
+    /// The run has ended with this other status, which never changes.
+    StatusConflict(RunStatus),
+}
+
+/// Whether a run that ends is to be announced.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Deliver {
+    /// By one automatic delivery, if it has a `callback_url`.
+    Automatically,
+    /// Not at all: history is being imported.
+    Never,
+}
+
+/// Records a run (contract section 3, "Run object"): creates it, replaces it while it is not terminal, and of a
+/// terminal one takes only a fresh `output`. The first record that makes it terminal creates its one automatic
+/// delivery, in the same transaction.
+pub fn record_run(
+    tx: &mut AnyConnection,
+    now: Timestamp,
+    policy: &AcceptPolicy,
+    deliver: Deliver,
+    run: (OrgId, RunId),
+    update: &RunUpdate,
+    request_id: &str,
+) -> Result<RecordedRun, StoreError> {
+    let (org, id) = run;
+    // Each turn ends, or finds that someone else has just inserted or ended the run.
+    loop {
+        let Some(known) = find_run(tx, org, id)? else {
+            let run = update.clone().into_run(org, id, now);
+            let inserted = tx
+                .transaction(|tx| diesel::insert_into(runs::table).values(RunRow::from(&run)).execute(tx));
+            match inserted {
+                Err(Error::DatabaseError(DatabaseErrorKind::UniqueViolation, _)) => continue,
+                other => other?,
+            };
+            let accepted = announce(tx, now, policy, deliver, &run, request_id)?;
+            return Ok(RecordedRun::Created(run, accepted));
+        };
+        if known.status_code.is_terminal() {
+            if known.status_code != update.status_code {
+                return Ok(RecordedRun::StatusConflict(known.status_code));
+            }
+            let run = Run { output: update.output.clone(), updated_at: now, ..known };
+            diesel::update(runs::table.find((Key::from(org), Key::from(id))))
+                .set((
+                    runs::output.eq(run.output.as_ref().map(JsonText::as_str)),
+                    runs::updated_at.eq(Time::from(now)),
+                ))
+                .execute(tx)?;
+            return Ok(RecordedRun::Updated(run, None));
+        }
+        // A run keeps the moment it was first recorded at, unless told another.
+        let created_at = update.created_at.unwrap_or(known.created_at);
+        let run = Run { created_at, ..update.clone().into_run(org, id, now) };
+        let still_open = diesel::update(runs::table.find((Key::from(org), Key::from(id))))
+            .filter(runs::status_code.eq_any(["queued", "dispatching", "running"]))
+            .set(RunRow::from(&run))
+            .execute(tx)?;
+        if still_open == 1 {
+            let accepted = announce(tx, now, policy, deliver, &run, request_id)?;
+            return Ok(RecordedRun::Updated(run, accepted));
+        }
+    }
+}
+
+fn announce(
+    tx: &mut AnyConnection,
+    now: Timestamp,
+    policy: &AcceptPolicy,
+    deliver: Deliver,
+    run: &Run,
+    request_id: &str,
+) -> Result<Option<Accepted>, StoreError> {
+    if deliver == Deliver::Never || !run.status_code.is_terminal() {
+        return Ok(None);
+    }
+    accept_automatic(tx, now, policy, run, request_id)
+}

@@ -1,0 +1,116 @@
+//! The tables as diesel sees them; `migrations/` is what they are.
+
+use diesel::{allow_tables_to_appear_in_same_query, table};
+
+table! {
+    use diesel::sql_types::{Nullable, Text};
+    use crate::columns::{Id, Moment};
+
+    organizations (id) {
+        id -> Id,
+        name -> Text,
+        created_at -> Moment,
+    }
+}
+
+table! {
+    use diesel::sql_types::{Binary, Nullable, Text};
+    use crate::columns::{Id, Moment};
+
+    api_tokens (id) {
+        id -> Id,
+        org_id -> Id,
+        token_sha256 -> Binary,
+        scopes -> Nullable<Text>,
+        label -> Nullable<Text>,
+        created_at -> Moment,
+    }
+}
+
+table! {
+    use diesel::sql_types::{Binary, Bool, Nullable, Text};
+    use crate::columns::{Id, Moment};
+
+    signing_secrets (id) {
+        id -> Id,
+        org_id -> Id,
+        key_prefix -> Text,
+        key_id -> Text,
+        sealed -> Binary,
+        is_current -> Bool,
+        label -> Nullable<Text>,
+        disabled_at -> Nullable<Moment>,
+        last_used_at -> Nullable<Moment>,
+        created_at -> Moment,
+        updated_at -> Moment,
+    }
+}
+
+table! {
+    use diesel::sql_types::{BigInt, Nullable, Text};
+    use crate::columns::{Id, Moment};
+
+    runs (org_id, id) {
+        org_id -> Id,
+        id -> Id,
+        status_code -> Text,
+        output -> Nullable<Text>,
+        duration_ms -> Nullable<BigInt>,
+        created_at -> Moment,
+        started_at -> Nullable<Moment>,
+        completed_at -> Nullable<Moment>,
+        callback_url -> Nullable<Text>,
+        metadata -> Nullable<Text>,
+        failure_code -> Nullable<Text>,
+        failure_message -> Nullable<Text>,
+        failure_stage_code -> Nullable<Text>,
+        updated_at -> Moment,
+    }
+}
+
+table! {
+    use diesel::sql_types::{Binary, Bool, Integer, Nullable, Text};
+    use crate::columns::{Id, Moment};
+
+    deliveries (id) {
+        id -> Id,
+        org_id -> Id,
+        run_id -> Id,
+        callback_url -> Text,
+        payload -> Binary,
+        signing_secret_id -> Nullable<Id>,
+        is_automatic -> Bool,
+        status_code -> Text,
+        failure_reason_code -> Nullable<Text>,
+        failure_detail -> Nullable<Text>,
+        attempt_count -> Integer,
+        max_attempts -> Integer,
+        next_attempt_at -> Nullable<Moment>,
+        wake_at -> Nullable<Moment>,
+        claim_id -> Nullable<Id>,
+        claimed_at -> Nullable<Moment>,
+        request_id -> Text,
+        created_at -> Moment,
+        updated_at -> Moment,
+        completed_at -> Nullable<Moment>,
+    }
+}
+
+table! {
+    use diesel::sql_types::{BigInt, Integer, Nullable, Text};
+    use crate::columns::{Id, Moment};
+
+    attempts (delivery_id, attempt_number) {
+        id -> Id,
+        delivery_id -> Id,
+        attempt_number -> Integer,
+        status_code -> Nullable<Integer>,
+        response_body -> Nullable<Text>,
+        response_time_ms -> Nullable<BigInt>,
+        failure_reason_code -> Nullable<Text>,
+        failure_detail -> Nullable<Text>,
+        created_at -> Moment,
+    }
+}
+
+allow_tables_to_appear_in_same_query!(organizations, api_tokens, signing_secrets, runs, deliveries, attempts);

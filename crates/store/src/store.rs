@@ -1,0 +1,244 @@
+//! The pool, and the transaction around each use case.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use contracts::Timestamp;
+use diesel::prelude::*;
+use tokio::sync::Semaphore;
+use tokio_util::sync::CancellationToken;
+
+use crate::clock::Clock;
+use crate::connect::{AnyConnection, DatabaseUrl};
+use crate::error::StoreError;
+use crate::migrate::{SchemaState, schema_state};
+
+/// A database. Cheap to clone.
+#[derive(Clone)]
+pub struct Store {
+    writers: Connections,
+    readers: Connections,
+    clock: Clock,
+}
+
+/// How long a use case waits for a connection to be free.
+const POOL_WAIT: Duration = Duration::from_secs(1);
+
+impl Store {
+    /// Opens a database whose schema is up to date, with at most `connections` connections.
+    pub async fn open(url: &DatabaseUrl, connections: u32) -> Result<Store, StoreError> {
+        Self::open_with_clock(url, connections, Clock::system()).await
+    }
+
+    /// As [`Store::open`], with a clock of the caller's.
+    pub async fn open_with_clock(
+        url: &DatabaseUrl,
+        connections: u32,
+        clock: Clock,
+    ) -> Result<Store, StoreError> {
+        // SQLite's wait for the write lock is unfair: with one writer, callers queue here instead.
+        let store = match url {
+            DatabaseUrl::Postgres(_) => {
+                let pool = Connections::open(url, connections)?;
+                Store { writers: pool.clone(), readers: pool, clock }
+            }
+            DatabaseUrl::Sqlite(_) => {
+                let writers = Connections::open(url, 1)?;
+                Store { writers, readers: Connections::open(url, connections)?, clock }
+            }
+        };
+        match store.readers.run(|conn| schema_state(conn)).await? {
+            SchemaState::Current => {}
+            SchemaState::Older => {
+                let advice = "the database's schema is older than this program: run `redial migrate`";
+                return Err(StoreError::Schema(advice.into()));
+            }
+            SchemaState::Newer => {
+                let advice = "the database's schema is newer than this program: update redial";
+                return Err(StoreError::Schema(advice.into()));
+            }
+        }
+        store.align_clock().await?;
+        Ok(store)
+    }
+
+    /// The clock that follows this database.
+    pub fn clock(&self) -> &Clock {
+        &self.clock
+    }
+
+    /// Runs `work` in one transaction that may write. It runs to its end even when the caller's future is
+    /// dropped: a client that hangs up cannot leave a transaction open.
+    pub async fn write<T, E, F>(&self, work: F) -> Result<T, E>
+    where
+        F: FnOnce(&mut AnyConnection, Timestamp) -> Result<T, E> + Send + 'static,
+        T: Send + 'static,
+        E: From<StoreError> + From<diesel::result::Error> + Send + 'static,
+    {
+        self.writers.transaction(self.clock.clone(), AnyConnection::begin_write, work).await
+    }
+
+    /// Runs `work` in one transaction that only reads and sees one moment.
+    pub async fn read<T, E, F>(&self, work: F) -> Result<T, E>
+    where
+        F: FnOnce(&mut AnyConnection) -> Result<T, E> + Send + 'static,
+        T: Send + 'static,
+        E: From<StoreError> + From<diesel::result::Error> + Send + 'static,
+    {
+        self.readers.transaction(self.clock.clone(), AnyConnection::begin_read, |conn, _| work(conn)).await
+    }
+
+    /// Answers whether the database answers.
+    pub async fn ping(&self) -> Result<(), StoreError> {
+        self.read(|conn| Ok(diesel::select(1.into_sql::<diesel::sql_types::Integer>()).execute(conn).map(drop)?))
+            .await
+    }
+
+    /// Keeps the clock aligned with the database's until `shutdown`.
+    pub async fn keep_clock_aligned(&self, shutdown: CancellationToken) {
+        let mut ticks = tokio::time::interval(Duration::from_secs(10));
+        while shutdown.run_until_cancelled(ticks.tick()).await.is_some() {
+            if let Err(error) = self.align_clock().await {
+                tracing::debug!(%error, "clock not aligned");
+            }
+        }
+    }
+
+    async fn align_clock(&self) -> Result<(), StoreError> {
+        let clock = self.clock.clone();
+        self.readers
+            .run(move |conn| {
+                // SQLite's clock is this host's.
+                let AnyConnection::Postgres(conn) = conn else { return Ok(()) };
+                let asked = clock.monotonic();
+                let micros: i64 = diesel::select(diesel::dsl::sql::<diesel::sql_types::BigInt>(
+                    "(extract(epoch FROM clock_timestamp()) * 1000000)::bigint",
+                ))
+                .get_result(conn)?;
+                if !clock.align(Timestamp::from_micros(micros), asked, clock.monotonic()) {
+                    tracing::debug!("a slow sample of the database's clock was dropped");
+                }
+                Ok(())
+            })
+            .await
+    }
+}
+
+/// A pool with its queue: callers wait here without holding a thread.
+#[derive(Clone)]
+struct Connections {
+    pool: r2d2::Pool<Manager>,
+    turns: Arc<Semaphore>,
+}
+
+impl Connections {
+    fn open(url: &DatabaseUrl, size: u32) -> Result<Connections, StoreError> {
+        let pool = r2d2::Pool::builder()
+            .max_size(size)
+            .min_idle(Some(1))
+            .test_on_check_out(false) // BEGIN is the test, see `transaction`
+            .connection_timeout(POOL_WAIT * 2)
+            .error_handler(Box::new(LogOutage))
+            .build_unchecked(Manager(url.clone()));
+        Ok(Connections { pool, turns: Arc::new(Semaphore::new(size as usize)) })
+    }
+
+    async fn transaction<T, E, F>(
+        &self,
+        clock: Clock,
+        begin: fn(&mut AnyConnection) -> QueryResult<()>,
+        work: F,
+    ) -> Result<T, E>
+    where
+        F: FnOnce(&mut AnyConnection, Timestamp) -> Result<T, E> + Send + 'static,
+        T: Send + 'static,
+        E: From<StoreError> + From<diesel::result::Error> + Send + 'static,
+    {
+        let turn = self.turn().await?;
+        let pool = self.pool.clone();
+        let work = move || {
+            let mut conn = begun(&pool, begin)?;
+            let result = work(&mut conn.inner, clock.now());
+            let result = conn.inner.end(result);
+            drop(turn);
+            result
+        };
+        tokio::task::spawn_blocking(work).await.map_err(|_| StoreError::Panicked)?
+    }
+
+    /// Runs `work` on a connection without a transaction around it.
+    async fn run<T, F>(&self, work: F) -> Result<T, StoreError>
+    where
+        F: FnOnce(&mut AnyConnection) -> Result<T, StoreError> + Send + 'static,
+        T: Send + 'static,
+    {
+        let turn = self.turn().await?;
+        let pool = self.pool.clone();
+        let work = move || {
+            let mut conn = pool.get().map_err(|error| StoreError::Unavailable(error.to_string()))?;
+            let result = work(&mut conn.inner);
+            conn.lost |= result.is_err();
+            drop(turn);
+            result
+        };
+        tokio::task::spawn_blocking(work).await.map_err(|_| StoreError::Panicked)?
+    }
+
+    async fn turn(&self) -> Result<tokio::sync::OwnedSemaphorePermit, StoreError> {
+        let busy = || StoreError::Unavailable("all connections are busy".into());
+        let turn = tokio::time::timeout(POOL_WAIT, self.turns.clone().acquire_owned()).await;
+        turn.map_err(|_| busy())?.map_err(|_| busy())
+    }
+}
+
+/// A connection on which a transaction has begun. One that turns out to be dead, as all are after a restart of the
+/// server, is thrown away and the next one tried; nothing was done on it yet.
+fn begun(
+    pool: &r2d2::Pool<Manager>,
+    begin: fn(&mut AnyConnection) -> QueryResult<()>,
+) -> Result<r2d2::PooledConnection<Manager>, StoreError> {
+    let mut tries = pool.max_size() + 1;
+    loop {
+        let mut conn = pool.get().map_err(|error| StoreError::Unavailable(error.to_string()))?;
+        let Err(error) = begin(&mut conn.inner) else { return Ok(conn) };
+        conn.lost = true;
+        tries -= 1;
+        if tries == 0 || matches!(conn.inner, AnyConnection::Sqlite(_)) {
+            return Err(StoreError::Unavailable(error.to_string()));
+        }
+    }
+}
+
+struct Manager(DatabaseUrl);
+
+struct Pooled {
+    inner: AnyConnection,
+    /// Something failed outside any transaction: don't use it again.
+    lost: bool,
+}
+
+impl r2d2::ManageConnection for Manager {
+    type Connection = Pooled;
+    type Error = diesel::ConnectionError;
+
+    fn connect(&self) -> Result<Pooled, Self::Error> {
+        Ok(Pooled { inner: self.0.connect()?, lost: false })
+    }
+
+    fn is_valid(&self, _: &mut Pooled) -> Result<(), Self::Error> {
+        Ok(())
+    }
+
+    fn has_broken(&self, conn: &mut Pooled) -> bool {
+        conn.lost || std::thread::panicking() || conn.inner.is_broken()
+    }
+}
+
+#[derive(Debug)]
+struct LogOutage;
+
+impl r2d2::HandleError<diesel::ConnectionError> for LogOutage {
+    fn handle_error(&self, error: diesel::ConnectionError) {
+        tracing::warn!(%error, "no connection to the database");
+    }
+}

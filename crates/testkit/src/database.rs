@@ -1,0 +1,94 @@
+//! A database of a test's own, on either engine.
+
+use diesel::connection::SimpleConnection;
+use diesel::{Connection, PgConnection};
+use store::{Clock, DatabaseUrl, Store};
+use uuid::Uuid;
+
+/// Which engine a test runs on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[allow(missing_docs)]
+pub enum Engine {
+    Postgres,
+    Sqlite,
+}
+
+/// A migrated database that disappears when dropped.
+pub struct TestDatabase {
+    url: DatabaseUrl,
+    place: Place,
+}
+
+enum Place {
+    Postgres { server: String, name: String },
+    Sqlite { _directory: tempfile::TempDir },
+}
+
+impl TestDatabase {
+    /// Makes and migrates one.
+    pub fn new(engine: Engine) -> TestDatabase {
+        let database = Self::empty(engine);
+        store::migrate(&mut database.url.connect().expect("the new database can be opened"))
+            .expect("the migrations apply");
+        database
+    }
+
+    /// Makes one without any tables.
+    pub fn empty(engine: Engine) -> TestDatabase {
+        match engine {
+            Engine::Postgres => {
+                let server = std::env::var("DATABASE_URL")
+                    .unwrap_or_else(|_| "postgres://postgres@127.0.0.1:5432/postgres".into());
+                let name = format!("redial_test_{}", Uuid::new_v4().simple());
+                administer(&server, &format!("CREATE DATABASE {name}"));
+                let url = with_database(&server, &name).parse().expect("a PostgreSQL URL");
+                TestDatabase { url, place: Place::Postgres { server, name } }
+            }
+            Engine::Sqlite => {
+                let directory = tempfile::tempdir().expect("a temporary directory");
+                let path = directory.path().join("redial.db");
+                let url = DatabaseUrl::Sqlite(path.to_str().expect("a path in UTF-8").to_owned());
+                TestDatabase { url, place: Place::Sqlite { _directory: directory } }
+            }
+        }
+    }
+
+    /// Where it is.
+    pub fn url(&self) -> &DatabaseUrl {
+        &self.url
+    }
+
+    /// A store on it, with the system's clock.
+    pub async fn store(&self) -> Store {
+        Store::open(&self.url, 8).await.expect("the database can be opened")
+    }
+
+    /// A store on it, with a clock that the test sets.
+    pub async fn store_with_clock(&self, clock: Clock) -> Store {
+        Store::open_with_clock(&self.url, 8, clock).await.expect("the database can be opened")
+    }
+}
+
+impl Drop for TestDatabase {
+    fn drop(&mut self) {
+        if let Place::Postgres { server, name } = &self.place {
+            administer(server, &format!("DROP DATABASE IF EXISTS {name} WITH (FORCE)"));
+        }
+    }
+}
+
+fn administer(server: &str, statement: &str) {
+    let mut conn = PgConnection::establish(server).unwrap_or_else(|error| {
+        panic!("tests need PostgreSQL at {server} (or set DATABASE_URL): {error}");
+    });
+    conn.batch_execute(statement).expect("the test user may make databases");
+}
+
+/// The same server, another database.
+fn with_database(server: &str, name: &str) -> String {
+    let (base, query) = server.split_once('?').map_or((server, None), |(base, query)| (base, Some(query)));
+    let (scheme, rest) = base.split_once("://").expect("DATABASE_URL is a postgres:// URL");
+    let authority = rest.split('/').next().unwrap_or(rest);
+    let query = query.map(|query| format!("?{query}")).unwrap_or_default();
+    format!("{scheme}://{authority}/{name}{query}")
+}

@@ -1,0 +1,19 @@
+//! Small things many tests need.
+
+use contracts::RunUpdate;
+use store::Keyring;
+
+/// A keyring with one random key.
+pub fn keyring() -> Keyring {
+    Keyring::parse(&[Keyring::generate("test").as_str()]).expect("a generated key is usable")
+}
+
+/// A run that has succeeded, with that URL.
+pub fn terminal_run(callback_url: &str) -> RunUpdate {
+    let body = format!(
+        r#"{{"status_code": "succeeded", "output": {{"images": ["https://cdn.example.com/1.png"]}},
+            "duration_ms": 123, "created_at": "2023-11-07T05:31:56Z", "completed_at": "2023-11-07T05:31:56Z",
+            "callback_url": "{callback_url}", "metadata": {{"order": 17}}}}"#
+    );
+    RunUpdate::parse(body.as_bytes()).expect("the fixture is a valid run")
+}
