@@ -1,1 +1,119 @@
-//! placeholder
+//! Brings deliveries to their receivers: claims attempts, signs and sends them, settles what came of them and
+//! writes it down. Any number of dispatchers share one database and one queue.
+//!
+//! One attempt's way through the files: [`intake`](self) takes a doorbell or a due row and claims it → `attempt`
+//! signs (`signer`), sends (`sender`, `resolver`) and settles (`settle`) it → `finisher` records it in a batch.
+
+mod attempt;
+mod finisher;
+mod intake;
+mod outcome;
+mod resolver;
+mod sender;
+mod settle;
+mod signer;
+
+pub use settle::RetryPolicy;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use queue::Consumer;
+use store::{Keyring, Store};
+use thiserror::Error;
+use tokio::sync::{Semaphore, mpsc};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::attempt::Attempts;
+use crate::sender::Sender;
+use crate::signer::Signer;
+
+/// How a dispatcher works.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Settings {
+    /// The most attempts in progress at once.
+    pub max_in_flight: usize,
+    /// How long a claimed attempt stays this dispatcher's. Longer than `timeout`.
+    pub lease: Duration,
+    /// The total budget of one attempt, response body included.
+    pub timeout: Duration,
+    /// How much of it connecting may take.
+    pub connect_timeout: Duration,
+    /// When to try again.
+    pub retry: RetryPolicy,
+}
+
+/// One dispatcher.
+pub struct Dispatcher {
+    /// Where deliveries are.
+    pub store: Store,
+    /// Opens signing secrets.
+    pub keyring: Keyring,
+    /// Which addresses may be called.
+    pub egress: egress::Policy,
+    /// How it works.
+    pub settings: Settings,
+}
+
+/// Why a dispatcher could not start.
+#[derive(Debug, Error)]
+pub enum DispatcherError {
+    /// The HTTP client could not be set up.
+    #[error("the HTTP client could not be set up: {0}")]
+    Client(#[from] reqwest::Error),
+}
+
+/// The most attempts claimed or finished in one transaction: from here on the cost of a commit no longer shows.
+const BATCH: usize = 256;
+
+/// How long what is in flight at a shutdown may take.
+const DRAIN: Duration = Duration::from_secs(20);
+
+impl Dispatcher {
+    /// Works until `shutdown`, then claims nothing more and finishes what is in flight, for at most 20 s.
+    pub async fn run(self, consumer: Consumer, shutdown: CancellationToken) -> Result<(), DispatcherError> {
+        let sender = Sender::new(&self.settings, self.egress)?;
+        let signer = Signer::new(self.store.clone(), self.keyring);
+        let (results, finished) = mpsc::channel(BATCH);
+        let finisher = tokio::spawn(finisher::run(self.store.clone(), finished));
+        let in_flight = TaskTracker::new();
+        let attempts = Arc::new(Attempts {
+            clock: self.store.clock().clone(),
+            sender,
+            signer,
+            timeout: self.settings.timeout,
+            retry: self.settings.retry,
+            results,
+        });
+
+        let slots = Arc::new(Semaphore::new(self.settings.max_in_flight));
+        tracing::info!(max_in_flight = self.settings.max_in_flight, "dispatching");
+        intake::Intake {
+            store: self.store,
+            consumer,
+            slots,
+            lease: self.settings.lease,
+            attempts,
+            in_flight: in_flight.clone(),
+        }
+        .run(shutdown)
+        .await;
+
+        in_flight.close();
+        let abort = finisher.abort_handle();
+        let drained = tokio::time::timeout(DRAIN, async {
+            in_flight.wait().await;
+            finisher.await
+        });
+        match drained.await {
+            Ok(Ok(())) => tracing::info!("stopped, nothing left in flight"),
+            Ok(Err(error)) => tracing::error!(%error, "stopped, results may be unrecorded"),
+            Err(_) => {
+                abort.abort();
+                tracing::warn!("stopped with attempts in flight; their leases will end as outcome_unknown");
+            }
+        }
+        Ok(())
+    }
+}

@@ -23,6 +23,8 @@ pub struct Consumer {
 pub struct ConsumerStats {
     /// Whether doorbells can be heard now.
     pub connected: bool,
+    /// How often it has connected to the broker.
+    pub connects: u64,
     /// Messages that were no job this version knows. They are acknowledged and forgotten.
     pub undecodable: u64,
 }
@@ -39,7 +41,7 @@ pub struct Message {
 
 impl Consumer {
     pub(crate) fn in_process(messages: mpsc::Receiver<Message>) -> Consumer {
-        let stats = ConsumerStats { connected: true, undecodable: 0 };
+        let stats = ConsumerStats { connected: true, ..ConsumerStats::default() };
         Consumer { messages, stats: watch::channel(stats).1, shutdown: CancellationToken::new() }
     }
 

@@ -4,7 +4,7 @@ use std::convert::Infallible;
 
 use contracts::{Job, JobError};
 use futures_util::StreamExt;
-use lapin::options::{BasicConsumeOptions, BasicQosOptions};
+use lapin::options::{BasicCancelOptions, BasicConsumeOptions, BasicQosOptions};
 use lapin::types::FieldTable;
 use tokio::sync::{mpsc, watch};
 use tokio::time::timeout;
@@ -15,6 +15,9 @@ use crate::backoff::Backoff;
 use crate::consumer::ack;
 use crate::session::{Lost, PATIENCE, Session};
 use crate::{Broker, ConsumerStats, Message};
+
+/// The consumer's name on its channel, where it is the only one.
+const TAG: &str = "redial";
 
 /// Consumes until `shutdown`, or until the consumer is dropped.
 pub(crate) async fn run(
@@ -37,14 +40,21 @@ pub(crate) async fn run(
             () = &mut stop => return,
             opened = Session::open(&broker, "redial dispatcher") => opened,
         };
-        let lost = match opened {
-            Err(lost) => lost,
+        let ended = match opened {
+            Err(lost) => Err(lost),
             Ok(session) => tokio::select! {
-                () = &mut stop => return session.close().await,
-                Err(lost) = consume(&broker, &session, prefetch, &messages, &stats) => lost,
+                () = &mut stop => {
+                    // By the time this is answered, acknowledgements handed over before it are written.
+                    let cancel = session.channel.basic_cancel(TAG.into(), BasicCancelOptions::default());
+                    let _ = timeout(PATIENCE, cancel).await;
+                    session.close().await;
+                    Ok(())
+                }
+                Err(lost) = consume(&broker, &session, prefetch, &messages, &stats) => Err(lost),
             },
         };
         stats.send_modify(|stats| stats.connected = false);
+        let Err(lost) = ended else { return };
         warn!(%broker, reason = %lost, "not consuming, connecting again");
         tokio::select! {
             () = &mut stop => return,
@@ -64,9 +74,9 @@ async fn consume(
     let Session { channel, .. } = session;
     timeout(PATIENCE, channel.basic_qos(prefetch, BasicQosOptions::default())).await??;
     let (queue, options) = (broker.queue.as_str().into(), BasicConsumeOptions::default());
-    let consume = channel.basic_consume(queue, "".into(), options, FieldTable::default());
+    let consume = channel.basic_consume(queue, TAG.into(), options, FieldTable::default());
     let mut deliveries = timeout(PATIENCE, consume).await??;
-    stats.send_modify(|stats| stats.connected = true);
+    stats.send_modify(|stats| (stats.connected, stats.connects) = (true, stats.connects + 1));
     info!(%broker, prefetch, "consuming");
     while let Some(delivery) = deliveries.next().await {
         let delivery = delivery?;

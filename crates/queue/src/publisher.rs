@@ -22,6 +22,8 @@ pub struct Publisher {
 pub struct PublisherStats {
     /// Whether a doorbell rung now has somewhere to go.
     pub connected: bool,
+    /// How often it has connected to the broker.
+    pub connects: u64,
     /// Confirmed by the broker, or put into the in-process queue.
     pub published: u64,
     /// Never sent: the buffer was full, the broker asked publishers to stop, or it was too late for them.

@@ -54,7 +54,7 @@ async fn session(
     // Listened to from before the last answer awaited here, so no loss goes unnoticed.
     let events = session.connection.events_listener();
     timeout(PATIENCE, session.channel.confirm_select(ConfirmSelectOptions::default())).await??;
-    stats.send_modify(|stats| stats.connected = true);
+    stats.send_modify(|stats| (stats.connected, stats.connects) = (true, stats.connects + 1));
     info!(%broker, "publishing");
     publish(broker, &session, events, doorbells, stats, shutdown).await?;
     session.close().await;
@@ -91,7 +91,6 @@ async fn publish(
             break Ok(());
         }
         tokio::select! {
-            biased;
             Some(outcome) = unconfirmed.next() => {
                 let published = matches!(outcome, Ok(Confirmation::Ack(None)));
                 stats.send_modify(|stats| *if published { &mut stats.published } else { &mut stats.refused } += 1);
@@ -117,7 +116,11 @@ async fn publish(
             },
             () = shutdown.cancelled(), if !last => {
                 while let Ok(doorbell) = doorbells.try_recv() {
-                    unconfirmed.push(send(doorbell));
+                    if worth_sending(&doorbell) {
+                        unconfirmed.push(send(doorbell));
+                    } else {
+                        dropped();
+                    }
                 }
                 last = true;
             }

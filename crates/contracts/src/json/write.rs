@@ -99,14 +99,14 @@ fn write_float(number: f64, out: &mut String) {
     }
 }
 
-/// The fewest digits that read back as `number`, as `-1.5e-7`. Of two texts equally near, as there are for
-/// 2^-25 = 2.98023223876953125e-8, Rust's shortest form takes the larger and Python the one with an even last
-/// digit, and so does Rust when it is told how many digits to give.
+/// The fewest digits that read back as `number`, as `-1.5e-7`. Halfway between two such texts, as at
+/// 2^-25 = 2.98023223876953125e-8, Rust's shortest form takes the larger; Python takes the one with an even last
+/// digit, and so does Rust when told how many digits to give.
 fn shortest(number: f64) -> String {
     let shortest = format!("{number:e}");
     let digits = shortest.bytes().take_while(|byte| *byte != b'e').filter(u8::is_ascii_digit).count();
     let nearest = format!("{number:.*e}", digits - 1);
-    // Just above a power of two's lower neighbour the nearest text may be one that reads back as that neighbour.
+    // Below a power of two numbers lie closer together: the text nearest to 2^-1017 reads back as the one below it.
     if nearest.parse() == Ok(number) { nearest } else { shortest }
 }
 

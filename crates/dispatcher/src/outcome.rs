@@ -1,0 +1,48 @@
+//! What came of sending one attempt.
+
+use contracts::FailureReason;
+use store::Failure;
+
+/// The outcome of an attempt.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) enum Outcome {
+    /// A complete response head came, whatever became of the body.
+    Answered(Answer),
+    /// None came, or nothing was sent.
+    Failed(Failure),
+}
+
+/// What the receiver answered.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Answer {
+    pub(crate) status: u16,
+    /// The start of the body, cleaned for storing.
+    pub(crate) body: String,
+    /// The `Retry-After` header, as it came.
+    pub(crate) retry_after: Option<String>,
+}
+
+impl Outcome {
+    pub(crate) fn failed(reason: FailureReason, detail: impl Into<String>) -> Outcome {
+        Outcome::Failed(Failure { reason, detail: detail.into() })
+    }
+}
+
+/// How much of a response body is kept.
+pub(crate) const BODY_KEPT: usize = 8 * 1024;
+
+/// A response body as it is stored: its first 8 KiB as lossy UTF-8, without NUL, which PostgreSQL refuses.
+pub(crate) fn kept_body(body: &[u8]) -> String {
+    String::from_utf8_lossy(&body[..body.len().min(BODY_KEPT)]).replace('\0', "")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_kept_body_is_short_valid_and_without_nul() {
+        assert_eq!(kept_body(b"a\0b\xffc"), "ab\u{fffd}c");
+        assert_eq!(kept_body(&[b'x'; 10_000]).len(), BODY_KEPT);
+    }
+}

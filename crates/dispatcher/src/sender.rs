@@ -1,0 +1,159 @@
+//! One HTTP exchange: sign, POST, read the start of the answer, all under one budget (contract section 2).
+
+use std::error::Error as _;
+use std::sync::Arc;
+use std::time::Duration;
+
+use contracts::{FailureReason, SigningSecret, Timestamp, sign};
+use egress::{Policy, TargetUrl};
+use reqwest::header::{CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue, RETRY_AFTER};
+use store::Claimed;
+use tokio::time::{Instant, timeout_at};
+use uuid::Uuid;
+
+use crate::Settings;
+use crate::outcome::{Answer, BODY_KEPT, Outcome, kept_body};
+use crate::resolver::{ResolveError, Resolver};
+
+/// Sends attempts. One client with one pool of connections for all of them.
+pub(crate) struct Sender {
+    client: reqwest::Client,
+    policy: Arc<Policy>,
+    timeout: Duration,
+}
+
+/// A body longer than this is not read to its end, which costs its connection.
+const BODY_READ: usize = 64 * 1024;
+
+const RUNFLOW_SIGNATURE: HeaderName = HeaderName::from_static("runflow-signature");
+const RUNFLOW_REQUEST_ID: HeaderName = HeaderName::from_static("runflow-request-id");
+const WEBHOOK_ID: HeaderName = HeaderName::from_static("webhook-id");
+const WEBHOOK_TIMESTAMP: HeaderName = HeaderName::from_static("webhook-timestamp");
+const WEBHOOK_SIGNATURE: HeaderName = HeaderName::from_static("webhook-signature");
+const REDIAL_ATTEMPT: HeaderName = HeaderName::from_static("redial-attempt");
+
+impl Sender {
+    pub(crate) fn new(settings: &Settings, policy: Policy) -> Result<Sender, reqwest::Error> {
+        // Fails only when some other part of the process has chosen a provider before, which serves as well.
+        let _ = rustls::crypto::ring::default_provider().install_default();
+        let policy = Arc::new(policy);
+        let client = reqwest::Client::builder()
+            .http1_only()
+            .user_agent(concat!("Redial/", env!("CARGO_PKG_VERSION")))
+            .dns_resolver(Resolver(policy.clone()))
+            .connect_timeout(settings.connect_timeout)
+            .pool_max_idle_per_host(settings.max_in_flight)
+            .pool_idle_timeout(Duration::from_secs(30))
+            // What would answer for the receiver, or send what is not on record.
+            .redirect(reqwest::redirect::Policy::none())
+            .retry(reqwest::retry::never())
+            .no_proxy()
+            .referer(false)
+            .build()?;
+        Ok(Sender { client, policy, timeout: settings.timeout })
+    }
+
+    /// Sends one attempt. `request_id` is what the receiver sees as `Runflow-Request-Id`.
+    pub(crate) async fn send(
+        &self,
+        claimed: &Claimed,
+        secret: Option<&SigningSecret>,
+        now: Timestamp,
+        request_id: Uuid,
+    ) -> Outcome {
+        let target = match TargetUrl::parse(&claimed.callback_url) {
+            Ok(target) => target,
+            Err(error) => return Outcome::failed(FailureReason::InvalidUrl, error.to_string()),
+        };
+        // The client does not resolve IP literals, so the resolver never sees them.
+        if let Err(refused) = self.policy.judge_url(&target) {
+            return Outcome::failed(FailureReason::BlockedAddress, refused.to_string());
+        }
+        let deadline = Instant::now() + self.timeout;
+        let request = self
+            .client
+            .post(target.url().clone())
+            .headers(headers(claimed, secret, now, request_id))
+            .body(claimed.payload.clone());
+        let mut response = match timeout_at(deadline, request.send()).await {
+            Ok(Ok(response)) => response,
+            Ok(Err(error)) => return failed(error, &target),
+            Err(_) => {
+                let detail = format!("no complete response within {}", humane(self.timeout));
+                return Outcome::failed(FailureReason::Timeout, detail);
+            }
+        };
+        let status = response.status().as_u16();
+        let retry_after = response.headers().get(RETRY_AFTER).and_then(|value| value.to_str().ok()).map(str::to_owned);
+        // The head has decided. The body is for the record, as far as it comes in time.
+        let mut body = Vec::new();
+        let mut read = 0;
+        while read <= BODY_READ
+            && let Ok(Ok(Some(chunk))) = timeout_at(deadline, response.chunk()).await
+        {
+            read += chunk.len();
+            let room = BODY_KEPT - body.len();
+            body.extend_from_slice(&chunk[..chunk.len().min(room)]);
+        }
+        Outcome::Answered(Answer { status, body: kept_body(&body), retry_after })
+    }
+}
+
+fn headers(claimed: &Claimed, secret: Option<&SigningSecret>, now: Timestamp, request_id: Uuid) -> HeaderMap {
+    let value = |text: String| HeaderValue::try_from(text).expect("ids, numbers, hex and base64 are header text");
+    let webhook_id = claimed.delivery_id.to_string();
+    let mut headers = HeaderMap::with_capacity(7);
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    if let Some(secret) = secret {
+        let signed = sign(secret, &webhook_id, now.unix_seconds(), &claimed.payload);
+        headers.insert(RUNFLOW_SIGNATURE, value(signed.runflow_signature));
+        headers.insert(WEBHOOK_SIGNATURE, value(signed.webhook_signature));
+    }
+    headers.insert(RUNFLOW_REQUEST_ID, value(request_id.to_string()));
+    headers.insert(WEBHOOK_ID, value(webhook_id));
+    headers.insert(WEBHOOK_TIMESTAMP, HeaderValue::from(now.unix_seconds()));
+    headers.insert(REDIAL_ATTEMPT, HeaderValue::from(claimed.attempt));
+    headers
+}
+
+/// Finds out from the client's error what went wrong. Its own text is not used: it names the URL, which may carry
+/// secrets in its query.
+fn failed(error: reqwest::Error, target: &TargetUrl) -> Outcome {
+    let mut causes = Vec::new();
+    let mut next = error.source();
+    while let Some(cause) = next {
+        if let Some(resolve) = cause.downcast_ref::<ResolveError>() {
+            let reason = match resolve {
+                ResolveError::Blocked(..) => FailureReason::BlockedAddress,
+                ResolveError::Lookup(..) | ResolveError::NoAddress(_) => FailureReason::DnsError,
+            };
+            return Outcome::failed(reason, resolve.to_string());
+        }
+        if let Some(tls) = tls_error(cause) {
+            return Outcome::failed(FailureReason::TlsError, format!("no TLS session: {tls}"));
+        }
+        causes.push(cause.to_string());
+        next = cause.source();
+    }
+    let origin = target.origin();
+    if error.is_timeout() {
+        return Outcome::failed(FailureReason::Timeout, format!("no connection to {origin} in time"));
+    }
+    let cause = causes.pop().unwrap_or_else(|| "unknown cause".to_owned());
+    let detail = if error.is_connect() {
+        format!("no connection to {origin}: {cause}")
+    } else {
+        format!("the connection to {origin} failed before a complete response: {cause}")
+    };
+    Outcome::failed(FailureReason::ConnectionError, detail)
+}
+
+/// rustls' error, which travels inside an `io::Error` and is not one of its sources.
+fn tls_error<'e>(cause: &'e (dyn std::error::Error + 'static)) -> Option<&'e rustls::Error> {
+    let inside = cause.downcast_ref::<std::io::Error>().and_then(std::io::Error::get_ref);
+    inside.and_then(|inside| inside.downcast_ref()).or_else(|| cause.downcast_ref())
+}
+
+fn humane(duration: Duration) -> String {
+    format!("{} s", duration.as_secs_f64())
+}

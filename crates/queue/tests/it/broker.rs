@@ -1,0 +1,269 @@
+use contracts::Job;
+use lapin::options::QueueDeclareOptions;
+use lapin::types::{AMQPValue, FieldTable};
+use queue::{Broker, Consumer, Message, Publisher};
+use tokio::io::AsyncReadExt;
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+
+use crate::support::{Proxy, Rabbit, connect, heard, job, soon, until};
+
+pub(crate) async fn a_rung_job_arrives(publisher: Publisher, mut consumer: Consumer) {
+    let rung = job();
+    publisher.ring(rung.clone());
+    let message = heard(&mut consumer).await;
+    assert_eq!(message.job, rung);
+    message.ack();
+    until(publisher.watch(), |stats| stats.published == 1).await;
+    assert!(publisher.stats().connected && consumer.stats().connected);
+    assert_eq!((publisher.stats().dropped, publisher.stats().refused), (0, 0));
+}
+
+#[tokio::test]
+async fn a_job_rung_arrives_unchanged() {
+    let rabbit = Rabbit::new().await;
+    a_rung_job_arrives(rabbit.publisher().await, rabbit.consumer(8).await).await;
+}
+
+#[tokio::test]
+async fn a_job_rung_before_the_broker_is_reached_arrives() {
+    let rabbit = Rabbit::new().await;
+    a_rung_job_arrives(rabbit.broker().publisher(rabbit.shutdown.clone()), rabbit.consumer(8).await).await;
+}
+
+#[tokio::test]
+async fn many_doorbells_arrive_once_each() {
+    let rabbit = Rabbit::new().await;
+    let (publisher, mut consumer) = (rabbit.publisher().await, rabbit.consumer(100).await);
+    let mut rung: Vec<Job> = (0..3000).map(|_| job()).collect();
+    rung.iter().for_each(|job| publisher.ring(job.clone()));
+    let mut jobs = Vec::new();
+    while jobs.len() < rung.len() {
+        let message = heard(&mut consumer).await;
+        jobs.push(message.job.clone());
+        message.ack();
+    }
+    let id = |job: &Job| job.delivery_id;
+    jobs.sort_by_key(id);
+    rung.sort_by_key(id);
+    assert_eq!(jobs, rung);
+    until(publisher.watch(), |stats| stats.published == 3000).await;
+}
+
+#[tokio::test]
+async fn the_queues_are_declared_as_documented() {
+    let rabbit = Rabbit::new().await;
+    rabbit.publisher().await;
+    rabbit.consumer(1).await;
+
+    let text = |text: &str| AMQPValue::LongString(text.into());
+    let arguments = |changed: &str| {
+        let mut table = FieldTable::default();
+        for (key, value, other) in [
+            ("x-queue-type", text("quorum"), text("classic")),
+            ("x-max-length", AMQPValue::LongInt(10_000), AMQPValue::LongInt(9_999)),
+            ("x-overflow", text("reject-publish"), text("drop-head")),
+            ("x-delivery-limit", AMQPValue::LongInt(20), AMQPValue::LongInt(21)),
+            ("x-dead-letter-exchange", text(""), text("amq.direct")),
+            ("x-dead-letter-routing-key", text(&format!("{}.parked", rabbit.queue)), text("elsewhere")),
+            ("x-dead-letter-strategy", text("at-least-once"), text("at-most-once")),
+        ] {
+            table.insert(key.into(), if key == changed { other } else { value });
+        }
+        table
+    };
+    let durable = QueueDeclareOptions { durable: true, ..QueueDeclareOptions::default() };
+    let connection = connect().await;
+    // A refused declaration closes its channel.
+    let declare = async |queue: &str, arguments| {
+        let channel = connection.create_channel().await.unwrap();
+        channel.queue_declare(queue.into(), durable, arguments).await
+    };
+    declare(&rabbit.queue, arguments("none")).await.expect("the same arguments");
+    for key in arguments("none").inner().keys() {
+        declare(&rabbit.queue, arguments(key.as_str())).await.expect_err(key.as_str());
+    }
+
+    let parked = format!("{}.parked", rabbit.queue);
+    declare(&parked, FieldTable::default()).await.expect_err("a classic queue");
+    let mut quorum = FieldTable::default();
+    quorum.insert("x-queue-type".into(), text("quorum"));
+    declare(&parked, quorum).await.expect("a quorum queue");
+}
+
+#[tokio::test]
+async fn messages_not_acknowledged_come_back_when_the_consumer_is_dropped() {
+    let rabbit = Rabbit::new().await;
+    let (publisher, mut first) = (rabbit.publisher().await, rabbit.consumer(2).await);
+    let rung = job();
+    publisher.ring(rung.clone());
+    let held = heard(&mut first).await;
+    drop(first);
+
+    let mut second = rabbit.consumer(2).await;
+    let again = heard(&mut second).await;
+    assert_eq!(again.job, rung);
+    held.ack();
+    again.ack();
+}
+
+#[tokio::test]
+async fn acknowledged_messages_do_not_come_back() {
+    let rabbit = Rabbit::new().await;
+    let (publisher, mut first) = (rabbit.publisher().await, rabbit.consumer(1).await);
+    let jobs = [job(), job(), job()];
+    jobs.iter().for_each(|job| publisher.ring(job.clone()));
+    // With a prefetch of one, each message proves that the one before it was acknowledged.
+    heard(&mut first).await.ack();
+    heard(&mut first).await.ack();
+    let last = heard(&mut first).await;
+    drop(first);
+    let mut second = rabbit.consumer(3).await;
+    assert_eq!(heard(&mut second).await.job, last.job);
+    assert_eq!(rabbit.waiting().await, 0);
+}
+
+#[tokio::test]
+async fn what_is_no_job_is_counted_and_forgotten() {
+    let rabbit = Rabbit::new().await;
+    let (publisher, mut consumer) = (rabbit.publisher().await, rabbit.consumer(1).await);
+    for body in [&b"\xff garbage"[..], br#"{"version": 2}"#, br#"{"version": 1}"#, b""] {
+        rabbit.put(body).await;
+    }
+    let rung = job();
+    publisher.ring(rung.clone());
+    // With a prefetch of one this proves that the others were acknowledged.
+    let message = heard(&mut consumer).await;
+    assert_eq!(message.job, rung);
+    assert_eq!(consumer.stats().undecodable, 4);
+    assert_eq!(rabbit.waiting().await, 0);
+    message.ack();
+}
+
+#[tokio::test]
+async fn a_deleted_queue_is_declared_again_by_the_consumer() {
+    let rabbit = Rabbit::new().await;
+    let (publisher, mut consumer) = (rabbit.publisher().await, rabbit.consumer(1).await);
+    rabbit.delete().await;
+    until(consumer.watch(), |stats| stats.connects == 2).await;
+    publisher.ring(job());
+    heard(&mut consumer).await.ack();
+}
+
+#[tokio::test]
+async fn a_deleted_queue_is_declared_again_by_the_publisher() {
+    let rabbit = Rabbit::new().await;
+    let publisher = rabbit.publisher().await;
+    rabbit.delete().await;
+    publisher.ring(job());
+    until(publisher.watch(), |stats| stats.connects == 2).await;
+    publisher.ring(job());
+    until(publisher.watch(), |stats| stats.published == 1).await;
+    assert_eq!(publisher.stats().refused, 1);
+}
+
+#[tokio::test]
+async fn a_full_queue_refuses_and_the_caller_does_not_notice() {
+    let rabbit = Rabbit::new().await;
+    let publisher = rabbit.publisher().await;
+    // A quorum queue may take a little more than its limit before it refuses.
+    let mut full = false;
+    while !full {
+        let mut batch = Vec::new();
+        for _ in 0..1000 {
+            batch.push(rabbit.publish(b"{}").await);
+        }
+        for confirm in batch {
+            full |= soon(confirm).await.unwrap().is_nack();
+        }
+    }
+    assert!(rabbit.waiting().await >= 10_000);
+    publisher.ring(job());
+    until(publisher.watch(), |stats| stats.refused == 1).await;
+    assert_eq!((publisher.stats().published, publisher.stats().connects), (0, 1));
+}
+
+#[tokio::test]
+async fn without_a_broker_ringing_goes_on_and_drops_what_exceeds_the_buffer() {
+    let nobody = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
+    let broker = Broker::parse(&format!("amqp://{nobody}"), "test").unwrap();
+    let publisher = broker.publisher(CancellationToken::new());
+    for _ in 0..5000 {
+        publisher.ring(job());
+    }
+    let stats = publisher.stats();
+    assert_eq!((stats.connected, stats.published, stats.dropped), (false, 0, 5000 - 4096));
+}
+
+#[tokio::test]
+async fn a_lost_connection_is_replaced_and_keeps_the_prefetch() {
+    let rabbit = Rabbit::new().await;
+    let proxy = Proxy::new().await;
+    let broker = Broker::parse(&proxy.url(), &rabbit.queue).unwrap();
+    let publisher = broker.publisher(rabbit.shutdown.clone());
+    let mut consumer = broker.consumer(2, rabbit.shutdown.clone());
+    for _ in 0..5 {
+        publisher.ring(job());
+    }
+    let held = [heard(&mut consumer).await, heard(&mut consumer).await];
+    until(publisher.watch(), |stats| stats.published == 5).await;
+    assert_eq!(rabbit.waiting().await, 3);
+
+    proxy.cut();
+    until(consumer.watch(), |stats| stats.connects == 2).await;
+    until(publisher.watch(), |stats| stats.connects == 2).await;
+    // Their connection is gone: this does nothing, and does no harm.
+    held.into_iter().for_each(Message::ack);
+    let held = [heard(&mut consumer).await, heard(&mut consumer).await];
+    assert_eq!(rabbit.waiting().await, 3);
+    assert!(consumer.try_next().is_none());
+
+    held.into_iter().for_each(Message::ack);
+    for _ in 0..3 {
+        heard(&mut consumer).await.ack();
+    }
+    publisher.ring(job());
+    heard(&mut consumer).await.ack();
+}
+
+#[tokio::test]
+async fn shutting_down_publishes_what_was_rung_and_returns_what_was_not_acknowledged() {
+    let rabbit = Rabbit::new().await;
+    let (publishing, consuming) = (CancellationToken::new(), CancellationToken::new());
+    let publisher = rabbit.broker().publisher(publishing.clone());
+    let mut consumer = rabbit.broker().consumer(2, consuming.clone());
+    until(publisher.watch(), |stats| stats.connected).await;
+    until(consumer.watch(), |stats| stats.connected).await;
+
+    for _ in 0..1000 {
+        publisher.ring(job());
+    }
+    publishing.cancel();
+    soon(publisher.closed()).await;
+    assert_eq!(publisher.stats().published, 1000);
+    assert!(!publisher.stats().connected);
+
+    let held = heard(&mut consumer).await;
+    consuming.cancel();
+    assert!(consumer.try_next().is_none());
+    assert!(soon(consumer.next()).await.is_none());
+    held.ack();
+    let mut another = rabbit.consumer(1000).await;
+    for _ in 0..1000 {
+        heard(&mut another).await.ack();
+    }
+}
+
+#[tokio::test]
+async fn a_broker_that_says_nothing_is_let_go_of() {
+    let mute = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let broker = Broker::parse(&format!("amqp://{}", mute.local_addr().unwrap()), "test").unwrap();
+    let mut consumer = broker.consumer(1, CancellationToken::new());
+    let (mut connection, _) = soon(mute.accept()).await.unwrap();
+    let mut greeting = [0; 8];
+    soon(connection.read_exact(&mut greeting)).await.unwrap();
+    assert_eq!(&greeting[..4], b"AMQP");
+    assert!(consumer.try_next().is_none());
+    drop(consumer);
+    assert_eq!(soon(connection.read(&mut greeting)).await.unwrap(), 0);
+}
