@@ -1,1 +1,89 @@
-//! placeholder
+//! The HTTP API (contract section 3), on actix-web.
+//!
+//! `routes` has the one table of calls, each with the scope it needs. A call's guards come in one order: token,
+//! organization header, scope (all in `auth`), then path, query and body, then the run. Its handler is one screen:
+//! extract, one transaction, ring, answer. Every answer but a 2xx is an `error::ApiError`.
+
+mod access_log;
+mod auth;
+mod body;
+mod call;
+mod doorbell;
+mod error;
+mod params;
+mod request_id;
+mod routes;
+
+use std::io;
+use std::net::TcpListener;
+use std::time::Duration;
+
+use actix_web::middleware::from_fn;
+use actix_web::web::Data;
+use actix_web::{App, HttpServer};
+use egress::Policy;
+use queue::Publisher;
+use store::{AcceptPolicy, Keyring, Store};
+use tokio_util::sync::CancellationToken;
+
+use crate::auth::KnownTokens;
+
+pub use routes::runs::parse_run;
+
+/// How long a client may take to send a request's head: bounds what a dripping client ties up.
+const HEAD_TIME: Duration = Duration::from_secs(5);
+/// Longer than the 60 s after which common load balancers drop an idle connection, so that the side that reuses
+/// connections is the one that closes them.
+const KEEP_ALIVE: Duration = Duration::from_secs(75);
+/// After a stop, how long requests in flight may still take: within the 10 s that Docker leaves between SIGTERM
+/// and SIGKILL.
+const GRACE_SECONDS: u64 = 5;
+/// A worker's connections: idle ones cost some 10 KiB each, so a full worker stays below 100 MiB.
+const MAX_CONNECTIONS_PER_WORKER: usize = 8_192;
+
+/// What the calls work with.
+#[derive(Clone)]
+pub struct Api {
+    /// Where everything is kept.
+    pub store: Store,
+    /// Rings for what was accepted.
+    pub publisher: Publisher,
+    /// Which callback URLs are taken.
+    pub egress: Policy,
+    /// Seals new signing secrets.
+    pub keyring: Keyring,
+    /// What is fixed on a delivery when it is accepted.
+    pub accept: AcceptPolicy,
+    /// The longest request body, in bytes.
+    pub max_body: usize,
+}
+
+/// Serves the API on `listener` with that many worker threads until `shutdown`. Then it takes no more connections,
+/// closes idle ones, and returns when the requests in flight are answered, or cut off after five seconds.
+pub async fn run(
+    listener: TcpListener,
+    api: Api,
+    workers: usize,
+    shutdown: CancellationToken,
+) -> io::Result<()> {
+    let api = Data::new(api);
+    let tokens = Data::new(KnownTokens::default());
+    let app = move || {
+        App::new()
+            .app_data(api.clone())
+            .app_data(tokens.clone())
+            .configure(routes::configure)
+            .wrap(from_fn(access_log::layer))
+            .wrap(from_fn(request_id::layer)) // the last one is the outermost
+    };
+    let server = HttpServer::new(app)
+        .workers(workers)
+        .max_connections(MAX_CONNECTIONS_PER_WORKER)
+        .client_request_timeout(HEAD_TIME)
+        .keep_alive(KEEP_ALIVE)
+        .shutdown_timeout(GRACE_SECONDS)
+        .shutdown_signal(shutdown.cancelled_owned())
+        .listen(listener)?
+        .run();
+    server.await
+}

@@ -148,10 +148,9 @@ fn failed(error: reqwest::Error, target: &TargetUrl) -> Outcome {
     Outcome::failed(FailureReason::ConnectionError, detail)
 }
 
-/// rustls' error, which travels inside an `io::Error` and is not one of its sources.
+/// rustls' error, which travels inside one or more `io::Error`s and is not among their sources.
 fn tls_error<'e>(cause: &'e (dyn std::error::Error + 'static)) -> Option<&'e rustls::Error> {
-    let inside = cause.downcast_ref::<std::io::Error>().and_then(std::io::Error::get_ref);
-    inside.and_then(|inside| inside.downcast_ref()).or_else(|| cause.downcast_ref())
+    cause.downcast_ref().or_else(|| tls_error(cause.downcast_ref::<std::io::Error>()?.get_ref()?))
 }
 
 fn humane(duration: Duration) -> String {

@@ -17,6 +17,7 @@ mod session;
 pub use broker::{Broker, BrokerError};
 pub use consumer::{Consumer, ConsumerStats, Message};
 pub use publisher::{Publisher, PublisherStats};
+pub use session::Lost;
 
 use tokio_util::sync::CancellationToken;
 
@@ -49,5 +50,14 @@ impl Broker {
         let (consumer, messages, stats) = Consumer::forwarded(prefetch, shutdown.clone());
         tokio::spawn(consuming::run(self.clone(), prefetch, messages, stats, shutdown));
         consumer
+    }
+
+    /// Deletes the queue and its parked queue with all that is in them: for queues made for one occasion, such
+    /// as a load test. Doorbells lost this way are served by the relay.
+    pub async fn delete_queues(&self) -> Result<(), Lost> {
+        let session = session::Session::open(self, "redial").await?;
+        let deleted = session.delete_queues(self).await;
+        session.close().await;
+        deleted
     }
 }

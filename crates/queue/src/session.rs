@@ -6,7 +6,7 @@ use std::os::fd::AsFd;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use lapin::options::QueueDeclareOptions;
+use lapin::options::{QueueDeclareOptions, QueueDeleteOptions};
 use lapin::tcp::{AsyncTcpStream, TLSConfig};
 use lapin::types::{AMQPValue, FieldTable};
 use lapin::uri::{AMQPAuthority, AMQPScheme};
@@ -22,7 +22,8 @@ pub(crate) const PATIENCE: Duration = Duration::from_secs(5);
 
 /// Why a session ended.
 #[derive(Debug, Error)]
-pub(crate) enum Lost {
+#[allow(missing_docs)]
+pub enum Lost {
     #[error("{0}")]
     Broker(#[from] lapin::Error),
     #[error("no answer in time")]
@@ -53,6 +54,15 @@ impl Session {
         })
         .await??;
         Ok(Session { connection, channel, _socket: socket })
+    }
+
+    /// Deletes both queues with all that is in them.
+    pub(crate) async fn delete_queues(&self, broker: &Broker) -> Result<(), Lost> {
+        for queue in [&broker.queue, &broker.parked] {
+            let delete = self.channel.queue_delete(queue.as_str().into(), QueueDeleteOptions::default());
+            timeout(PATIENCE, delete).await??;
+        }
+        Ok(())
     }
 
     /// Closes the connection; whatever it held unacknowledged goes back at once.

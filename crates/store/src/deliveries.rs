@@ -1,5 +1,6 @@
 //! Accepting deliveries, and reading them with their history.
 
+use std::collections::HashMap;
 use std::time::Duration;
 
 use contracts::{
@@ -228,6 +229,23 @@ pub fn find_delivery(
         .select(DeliveryRow::as_select())
         .load(tx)?;
     Ok(with_attempts(tx, rows)?.pop())
+}
+
+/// How many deliveries the organization has of each status.
+pub fn count_deliveries(
+    tx: &mut AnyConnection,
+    org: OrgId,
+) -> Result<HashMap<DeliveryStatus, i64>, StoreError> {
+    let rows: Vec<(String, i64)> = deliveries::table
+        .filter(deliveries::org_id.eq(Key::from(org)))
+        .group_by(deliveries::status_code)
+        .select((deliveries::status_code, diesel::dsl::count_star()))
+        .load(tx)?;
+    let counted = |(status, count): (String, i64)| match status.parse() {
+        Ok(status) => Ok((status, count)),
+        Err(_) => Err(StoreError::corrupt("a delivery's status_code", status)),
+    };
+    rows.into_iter().map(counted).collect()
 }
 
 fn with_attempts(tx: &mut AnyConnection, rows: Vec<DeliveryRow>) -> Result<Vec<Delivery>, StoreError> {

@@ -1,0 +1,57 @@
+//! Request bodies: size, time, content type, and the small ones that are just an object.
+
+use std::time::Duration;
+
+use actix_web::http::header;
+use actix_web::web::{Bytes, Payload};
+use actix_web::{HttpMessage, HttpRequest};
+use contracts::{BODY_DEPTH, ErrorCode, FieldError, Json, Loc, Object};
+
+use crate::error::ApiError;
+
+/// How long a body may take: enough for the largest one over a poor line, and the end of one that drips.
+const BODY_TIME: Duration = Duration::from_secs(30);
+
+/// Reads a body of at most `limit` bytes. One that is announced as longer is refused without reading it.
+pub(crate) async fn read(request: &HttpRequest, payload: Payload, limit: usize) -> Result<Bytes, ApiError> {
+    let announced = request.headers().get(header::CONTENT_LENGTH).and_then(|length| length.to_str().ok());
+    if announced.and_then(|length| length.parse().ok()).is_some_and(|length: usize| length > limit) {
+        return Err(ErrorCode::PayloadTooLarge.into());
+    }
+    match tokio::time::timeout(BODY_TIME, payload.to_bytes_limited(limit)).await {
+        Ok(Ok(Ok(body))) => Ok(body),
+        Ok(Err(_too_large)) => Err(ErrorCode::PayloadTooLarge.into()),
+        Ok(Ok(Err(_))) | Err(_) => {
+            Err(FieldError::new(&["body"], "body_incomplete", "the body did not arrive in full").into())
+        }
+    }
+}
+
+/// Refuses a content type other than `application/json`; parameters don't matter.
+pub(crate) fn require_json(request: &HttpRequest) -> Result<(), ApiError> {
+    match request.mime_type() {
+        Ok(Some(mime)) if mime.essence_str() == "application/json" => Ok(()),
+        _ => Err(ErrorCode::UnsupportedMediaType.into()),
+    }
+}
+
+/// Reads an object. A body of nothing but JSON whitespace stands for `{}`.
+pub(crate) fn object(body: &[u8]) -> Result<Object, ApiError> {
+    if body.iter().all(|byte| b" \t\r\n".contains(byte)) {
+        return Ok(Object::new());
+    }
+    match Json::parse(body, BODY_DEPTH) {
+        Ok(Json::Object(object)) => Ok(object),
+        Ok(_) => Err(FieldError::new(&["body"], "object_type", "expected an object").into()),
+        Err(error) => {
+            let mut invalid = FieldError::new(&["body"], "json_invalid", error.to_string());
+            invalid.loc.push(Loc::Index(error.offset));
+            Err(invalid.into())
+        }
+    }
+}
+
+/// What is wrong with an object whose known members have been taken out: each one left.
+pub(crate) fn unknown_fields(rest: &Object) -> impl Iterator<Item = FieldError> {
+    rest.keys().map(|key| FieldError::new(&["body", key], "extra_forbidden", "unknown field"))
+}

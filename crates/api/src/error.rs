@@ -1,0 +1,96 @@
+//! From what went wrong to the error envelope (contract section 3, "Errors").
+
+use actix_web::http::{StatusCode, header};
+use actix_web::{HttpResponse, ResponseError};
+use contracts::{ErrorBody, ErrorCode, FieldError};
+use store::StoreError;
+use thiserror::Error;
+
+/// Seconds after which a client may ask again when the database is away: about what a failover of a connection
+/// takes, and short enough that nobody waits for long without need.
+const RETRY_AFTER: &str = "2";
+
+/// Why a call is not answered with a 2xx. `Display` is for our logs and may name internals; the client reads
+/// [`ErrorBody`] alone.
+#[derive(Debug, Error)]
+pub(crate) enum ApiError {
+    /// The code says it all.
+    #[error("{}", .0.message())]
+    Plain(ErrorCode),
+    /// Something in the request is wrong.
+    #[error("{}", ErrorCode::ValidationError.message())]
+    Invalid(Vec<FieldError>),
+    /// The path knows only the methods named, separated by commas.
+    #[error("{}", ErrorCode::MethodNotAllowed.message())]
+    MethodNotAllowed(String),
+    /// The current state forbids it, for a reason the client may read.
+    #[error("{0}")]
+    Conflict(String),
+    /// The transaction failed.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// What we would answer is no JSON: the database holds a payload that isn't.
+    #[error("an answer can't be written: {0}")]
+    Unwritable(#[from] serde_json::Error),
+}
+
+impl From<FieldError> for ApiError {
+    fn from(error: FieldError) -> ApiError {
+        ApiError::Invalid(vec![error])
+    }
+}
+
+impl From<Vec<FieldError>> for ApiError {
+    fn from(errors: Vec<FieldError>) -> ApiError {
+        ApiError::Invalid(errors)
+    }
+}
+
+impl From<ErrorCode> for ApiError {
+    fn from(code: ErrorCode) -> ApiError {
+        ApiError::Plain(code)
+    }
+}
+
+impl ApiError {
+    fn code(&self) -> ErrorCode {
+        match self {
+            ApiError::Plain(code) => *code,
+            ApiError::Invalid(_) => ErrorCode::ValidationError,
+            ApiError::MethodNotAllowed(_) => ErrorCode::MethodNotAllowed,
+            ApiError::Conflict(_) => ErrorCode::Conflict,
+            ApiError::Store(error) if error.is_outage() => ErrorCode::ServiceUnavailable,
+            ApiError::Store(_) | ApiError::Unwritable(_) => ErrorCode::InternalError,
+        }
+    }
+}
+
+impl ResponseError for ApiError {
+    fn status_code(&self) -> StatusCode {
+        StatusCode::from_u16(self.code().status()).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR)
+    }
+
+    fn error_response(&self) -> HttpResponse {
+        let mut response = HttpResponse::build(self.status_code());
+        let code = self.code();
+        match code {
+            ErrorCode::Unauthorized => {
+                response.insert_header((header::WWW_AUTHENTICATE, "Bearer"));
+            }
+            ErrorCode::ServiceUnavailable => {
+                response.insert_header((header::RETRY_AFTER, RETRY_AFTER));
+            }
+            _ => {}
+        }
+        let (mut message, mut errors) = (code.message(), None);
+        match self {
+            ApiError::MethodNotAllowed(allow) => {
+                response.insert_header((header::ALLOW, allow.as_str()));
+            }
+            ApiError::Conflict(reason) => message = reason,
+            ApiError::Invalid(invalid) => errors = Some(invalid.clone()),
+            _ => {}
+        }
+        response.json(ErrorBody { code, message: message.to_owned(), errors })
+    }
+}

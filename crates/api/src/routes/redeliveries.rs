@@ -1,0 +1,39 @@
+//! Sending a run's callback again.
+
+use actix_web::http::StatusCode;
+use contracts::{ErrorCode, FieldError, RunId};
+use store::{Redelivery, redeliver};
+
+use crate::body::unknown_fields;
+use crate::call::{Answer, Call, json};
+
+/// `POST /v1/runs/{run_id}/callback-redeliveries`: accepts a new delivery of the run's current state.
+pub(crate) async fn create(call: Call) -> Answer {
+    let run = RunId(call.path_id("run_id")?);
+    call.no_query()?;
+    let unknown: Vec<FieldError> = unknown_fields(&call.optional_object()?).collect();
+    if !unknown.is_empty() {
+        return Err(unknown.into());
+    }
+    let Call { api, org, request_id, .. } = call;
+    let (policy, asked_by) = (api.accept, request_id.clone());
+    let redelivery = api.store.write(move |tx, now| redeliver(tx, now, &policy, org, run, &asked_by));
+    let refused = |kind, msg: &str| FieldError::new(&["path", "run_id"], kind, msg);
+    Err(match redelivery.await? {
+        Redelivery::Accepted(accepted) => {
+            api.ring(&accepted, request_id);
+            return json(StatusCode::CREATED, &accepted.delivery);
+        }
+        Redelivery::RunNotFound => ErrorCode::RunNotFound.into(),
+        Redelivery::RunNotTerminal(status) => {
+            refused("run_not_terminal", &format!("the run has not ended, it is {status}")).into()
+        }
+        Redelivery::CallbackUrlMissing => {
+            refused("callback_url_missing", "the run has no callback_url").into()
+        }
+        Redelivery::InFlight(in_flight) => {
+            let conflict = refused("conflict", "another delivery of the run is still in flight");
+            FieldError { in_flight: Some(in_flight), ..conflict }.into()
+        }
+    })
+}

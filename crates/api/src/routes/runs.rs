@@ -1,0 +1,53 @@
+//! Runs, as the run engine tells of them.
+
+use actix_web::http::StatusCode;
+use contracts::{ErrorCode, FieldError, RunId, RunUpdate};
+use egress::{Policy, TargetUrl};
+use store::{Deliver, RecordedRun, find_run, record_run};
+
+use crate::call::{Answer, Call, json};
+use crate::error::ApiError;
+
+/// `GET /v1/runs/{run_id}`
+pub(crate) async fn show(call: Call) -> Answer {
+    let run = RunId(call.path_id("run_id")?);
+    call.no_query()?;
+    let org = call.org;
+    let run = call.api.store.read(move |tx| find_run(tx, org, run)).await?;
+    json(StatusCode::OK, &run.ok_or(ErrorCode::RunNotFound)?)
+}
+
+/// `PUT /v1/runs/{run_id}`: records a run, and accepts its automatic delivery when it has ended.
+pub(crate) async fn record(call: Call) -> Answer {
+    let id = RunId(call.path_id("run_id")?);
+    call.no_query()?;
+    let update = parse_run(call.json()?, &call.api.egress)?;
+    let Call { api, org, request_id, .. } = call;
+    let (policy, asked_by) = (api.accept, request_id.clone());
+    let recorded = api.store.write(move |tx, now| {
+        record_run(tx, now, &policy, Deliver::Automatically, (org, id), &update, &asked_by)
+    });
+    let (status, run, accepted) = match recorded.await? {
+        RecordedRun::Created(run, accepted) => (StatusCode::CREATED, run, accepted),
+        RecordedRun::Updated(run, accepted) => (StatusCode::OK, run, accepted),
+        RecordedRun::StatusConflict(status) => {
+            return Err(ApiError::Conflict(format!("the run has ended as {status}, which never changes")));
+        }
+    };
+    if let Some(accepted) = accepted {
+        api.ring(&accepted, request_id);
+    }
+    json(status, &run)
+}
+
+/// Reads what a run engine tells of a run, and judges its `callback_url`: `url_invalid` when it can't be called,
+/// `url_blocked` when it may not be. Tells everything that is wrong. The same rules hold for imported runs.
+pub fn parse_run(body: &[u8], policy: &Policy) -> Result<RunUpdate, Vec<FieldError>> {
+    let update = RunUpdate::parse(body)?;
+    if let Some(url) = &update.callback_url {
+        let refuse = |kind, msg| vec![FieldError::new(&["body", "callback_url"], kind, msg)];
+        let target = TargetUrl::parse(url).map_err(|error| refuse("url_invalid", error.to_string()))?;
+        policy.judge_url(&target).map_err(|error| refuse("url_blocked", error.to_string()))?;
+    }
+    Ok(update)
+}

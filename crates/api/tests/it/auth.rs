@@ -1,0 +1,96 @@
+//! Tokens, the organization header, scopes, and their order.
+
+use std::time::Duration;
+
+use contracts::{Scope, Scopes};
+use reqwest::Method;
+use testkit::Engine;
+
+use crate::harness::{Reply, TestApi, on_both_engines, redeliveries, send};
+
+on_both_engines!(
+    a_request_without_a_good_token_is_unauthorized,
+    the_organization_header_must_name_the_tokens_organization,
+    each_call_needs_its_scope,
+    guards_come_in_the_contracts_order,
+);
+
+async fn a_request_without_a_good_token_is_unauthorized(api: TestApi) {
+    let unknown = format!("Bearer rf_live_{}", "0".repeat(64));
+    let basic = format!("Basic {}", api.token);
+    let cut = format!("Bearer {}", &api.token[..71]);
+    let request = || api.bare(Method::GET, "/v1/runs/x");
+    let with = |value: &str| request().header("authorization", value);
+    for refused in
+        [request(), with(""), with("Bearer"), with("Bearer "), with(&unknown), with(&basic), with(&cut)]
+    {
+        let reply = send(refused).await;
+        assert_eq!(reply.error(), (401, "UNAUTHORIZED".into()));
+        assert_eq!(reply.header("www-authenticate"), "Bearer");
+    }
+    let lower_case = format!("bearer  {}", api.token);
+    assert_eq!(send(with(&lower_case)).await.invalid(), ["path.run_id uuid_parsing"]);
+}
+
+async fn the_organization_header_must_name_the_tokens_organization(api: TestApi) {
+    let (foreign, _) = api.another_organization().await;
+    let get = |org: &str| api.request(Method::GET, "/v1/runs/x").header("X-Organization-Id", org);
+    assert_eq!(send(get("acme")).await.invalid(), ["header.x-organization-id uuid_parsing"]);
+    let refused = send(get(&foreign.to_string()).header("X-Organization-Id", api.org.to_string())).await;
+    assert_eq!(refused.error(), (403, "ORGANIZATION_MEMBERSHIP_REQUIRED".into()));
+    let own = send(get(&api.org.to_string().to_uppercase())).await;
+    assert_eq!(own.invalid(), ["path.run_id uuid_parsing"]);
+}
+
+async fn each_call_needs_its_scope(api: TestApi) {
+    use Scope::{CallbackSecretsCreate, RunsCreate, RunsExecute, RunsRead};
+    for (method, path, scope) in [
+        (Method::GET, "/v1/runs/x", RunsRead),
+        (Method::PUT, "/v1/runs/x", RunsCreate),
+        (Method::GET, "/v1/runs/x/callback", RunsRead),
+        (Method::POST, "/v1/runs/x/callback-redeliveries", RunsExecute),
+        (Method::GET, "/v1/callback-deliveries/x", RunsRead),
+        (Method::POST, "/v1/callback-secrets?x", CallbackSecretsCreate),
+    ] {
+        let all_but_it: Vec<Scope> = [RunsRead, RunsCreate, RunsExecute, CallbackSecretsCreate]
+            .into_iter()
+            .filter(|s| *s != scope)
+            .collect();
+        let call = async |scopes: Vec<Scope>| {
+            let token = api.token(Scopes::Named(scopes)).await;
+            send(api.bare(method.clone(), path).bearer_auth(token)).await
+        };
+        assert_eq!(call(all_but_it).await.error(), (403, "PERMISSION_DENIED".into()), "{method} {path}");
+        assert_eq!(call(vec![scope]).await.invalid().len(), 1, "{method} {path}"); // x is no id
+    }
+}
+
+/// A request with everything wrong is refused for the first thing; with that mended, for the next one.
+async fn guards_come_in_the_contracts_order(api: TestApi) {
+    let (foreign, own) = (uuid::Uuid::from_u128(1).to_string(), api.org.to_string());
+    let weak = api.token(Scopes::Named(vec![])).await;
+    let unknown_run = redeliveries(uuid::Uuid::from_u128(2));
+    let call = async |token: &str, org: &str, path: &str, body: &'static str| -> Reply {
+        let request = api.bare(Method::POST, path).bearer_auth(token).header("x-organization-id", org);
+        send(request.header("content-type", "application/json").body(body)).await
+    };
+    let bad_path = redeliveries("x");
+    assert_eq!(call("no-token", &foreign, &bad_path, "[").await.error().1, "UNAUTHORIZED");
+    assert_eq!(call(&weak, &foreign, &bad_path, "[").await.error().1, "ORGANIZATION_MEMBERSHIP_REQUIRED");
+    assert_eq!(call(&weak, &own, &bad_path, "[").await.error().1, "PERMISSION_DENIED");
+    assert_eq!(call(&api.token, &own, &bad_path, "[").await.invalid(), ["path.run_id uuid_parsing"]);
+    assert_eq!(call(&api.token, &own, &unknown_run, "[").await.invalid(), ["body.1 json_invalid"]);
+    assert_eq!(call(&api.token, &own, &unknown_run, "{}").await.error().1, "RUN_NOT_FOUND");
+}
+
+/// Without its database the server still knows a token it has just seen, and after five seconds no more.
+#[tokio::test]
+async fn a_known_token_is_not_looked_up_again_for_five_seconds() {
+    let mut api = TestApi::start(Engine::Postgres).await;
+    assert_eq!(api.get("/v1/runs/x").await.status, 422);
+    api.lose_database();
+    api.clock.advance(Duration::from_millis(4_999));
+    assert_eq!(api.get("/v1/runs/x").await.status, 422);
+    api.clock.advance(Duration::from_millis(1));
+    assert_eq!(api.get("/v1/runs/x").await.status, 503);
+}

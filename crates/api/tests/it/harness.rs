@@ -1,0 +1,281 @@
+//! A server on a database of its own, with an organization, a token, and the hearing end of its queue.
+
+use std::net::{SocketAddr, TcpListener};
+use std::time::Duration;
+
+use api::Api;
+use contracts::{
+    AttemptId, ClaimId, DeliveryId, FailureReason, Job, OrgId, PayloadFormat, RunId, Scopes, Timestamp,
+};
+use queue::Consumer;
+use reqwest::header::{CONTENT_TYPE, HeaderMap};
+use reqwest::{Method, RequestBuilder};
+use serde_json::Value;
+use store::{AcceptPolicy, AttemptRecord, Clock, Failure, Finished, Settlement, Store};
+use testkit::{Engine, TestDatabase};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
+
+/// Makes a test of each async function, on PostgreSQL and on SQLite.
+macro_rules! on_both_engines {
+    ($($test:ident),* $(,)?) => {$(
+        mod $test {
+            use crate::harness::TestApi;
+
+            #[tokio::test]
+            async fn postgres() {
+                super::$test(TestApi::start(testkit::Engine::Postgres).await).await;
+            }
+
+            #[tokio::test]
+            async fn sqlite() {
+                super::$test(TestApi::start(testkit::Engine::Sqlite).await).await;
+            }
+        }
+    )*};
+}
+pub(crate) use on_both_engines;
+
+pub(crate) const MAX_BODY: usize = 64 * 1024;
+pub(crate) const RUN: &str = "3c90c3cc-0d44-4b50-8888-8dd25736052a";
+/// A run that has succeeded, as the run engine tells of it.
+pub(crate) const SUCCEEDED: &str = r#"{"status_code": "succeeded", "output": {"images": []}, "duration_ms": 123,
+    "created_at": "2023-11-07T05:31:56Z", "completed_at": "2023-11-07T05:31:57Z",
+    "callback_url": "https://Example.com/hook", "metadata": {"order": 17}}"#;
+
+/// When it drops, no doorbell may be left that the test did not expect.
+pub(crate) struct TestApi {
+    pub(crate) addr: SocketAddr,
+    pub(crate) store: Store,
+    pub(crate) clock: Clock,
+    pub(crate) queue: Consumer,
+    pub(crate) org: OrgId,
+    pub(crate) token: String,
+    pub(crate) client: reqwest::Client,
+    pub(crate) shutdown: CancellationToken,
+    pub(crate) server: JoinHandle<std::io::Result<()>>,
+    pub(crate) database: Option<TestDatabase>,
+}
+
+/// An answer that keeps the rules of every answer.
+#[derive(Debug, PartialEq)]
+pub(crate) struct Reply {
+    pub(crate) status: u16,
+    pub(crate) headers: HeaderMap,
+    pub(crate) text: String,
+}
+
+impl TestApi {
+    pub(crate) async fn start(engine: Engine) -> TestApi {
+        _ = rustls::crypto::ring::default_provider().install_default();
+        let database = TestDatabase::new(engine);
+        let clock = Clock::manual(Timestamp::parse("2026-01-02T03:04:05.678Z").unwrap());
+        let store = database.store_with_clock(clock.clone()).await;
+        let (publisher, queue) = queue::in_process(100);
+        let api = Api {
+            store: store.clone(),
+            publisher,
+            egress: egress::Policy::default(),
+            keyring: testkit::keyring(),
+            accept: AcceptPolicy { max_attempts: 8, payload_format: PayloadFormat::Python },
+            max_body: MAX_BODY,
+        };
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let addr = listener.local_addr().unwrap();
+        let shutdown = CancellationToken::new();
+        let server = tokio::spawn(api::run(listener, api, 2, shutdown.clone()));
+        let client = reqwest::Client::builder().no_proxy().build().unwrap();
+        let (org, token) = organization(&store, Scopes::All).await;
+        let database = Some(database);
+        TestApi { addr, store, clock, queue, org, token, client, shutdown, server, database }
+    }
+
+    /// Another organization and a token of its own.
+    pub(crate) async fn another_organization(&self) -> (OrgId, String) {
+        organization(&self.store, Scopes::All).await
+    }
+
+    /// Another token of this organization.
+    pub(crate) async fn token(&self, scopes: Scopes) -> String {
+        token(&self.store, self.org, scopes).await
+    }
+
+    /// A request without a token.
+    pub(crate) fn bare(&self, method: Method, path: &str) -> RequestBuilder {
+        self.client.request(method, format!("http://{}{path}", self.addr))
+    }
+
+    pub(crate) fn request(&self, method: Method, path: &str) -> RequestBuilder {
+        self.bare(method, path).bearer_auth(&self.token)
+    }
+
+    pub(crate) async fn get(&self, path: &str) -> Reply {
+        send(self.request(Method::GET, path)).await
+    }
+
+    pub(crate) async fn post(&self, path: &str, body: &'static str) -> Reply {
+        send(self.request(Method::POST, path).header(CONTENT_TYPE, "application/json").body(body)).await
+    }
+
+    pub(crate) fn put(&self, path: &str, body: impl Into<reqwest::Body>) -> RequestBuilder {
+        self.request(Method::PUT, path).header(CONTENT_TYPE, "application/json").body(body)
+    }
+
+    /// Tells of the run [`RUN`].
+    pub(crate) async fn put_run(&self, body: &'static str) -> Reply {
+        send(self.put(&format!("/v1/runs/{RUN}"), body)).await
+    }
+
+    pub(crate) async fn redeliver(&self) -> Reply {
+        send(self.request(Method::POST, &redeliveries(RUN))).await
+    }
+
+    /// Tells of the succeeded run and lets its automatic delivery be answered 204.
+    pub(crate) async fn delivered_run(&mut self) {
+        assert_eq!(self.put_run(SUCCEEDED).await.status, 201);
+        let job = self.doorbell().await;
+        self.claim(&job).await;
+        self.finish(&job, None, Settlement::Succeeded).await;
+    }
+
+    /// The next doorbell. It waits for it: a doorbell is not part of the answer.
+    pub(crate) async fn doorbell(&mut self) -> Job {
+        let next = tokio::time::timeout(Duration::from_secs(10), self.queue.next());
+        next.await.expect("a doorbell within 10 s").unwrap().job
+    }
+
+    /// What a dispatcher does when it hears the doorbell.
+    pub(crate) async fn claim(&self, job: &Job) {
+        let job = job.clone();
+        let claim = move |tx: &mut _, now| store::claim_jobs(tx, now, Duration::from_secs(60), CLAIM, &[job]);
+        assert_eq!(self.store.write(claim).await.unwrap().len(), 1);
+    }
+
+    /// What a dispatcher does when the attempt has been made.
+    pub(crate) async fn finish(&self, job: &Job, failed: Option<u16>, settlement: Settlement) {
+        let finished = |now| Finished {
+            delivery_id: job.delivery_id,
+            claim_id: CLAIM,
+            record: AttemptRecord {
+                id: AttemptId::new(now),
+                number: job.attempt,
+                failure: failed.map(|status| Failure {
+                    reason: FailureReason::HttpError,
+                    detail: format!("the receiver answered {status}"),
+                }),
+                status_code: Some(failed.unwrap_or(204).into()),
+                response_body: Some("thanks".into()),
+                response_time_ms: Some(12),
+                claimed_at: now,
+            },
+            settlement,
+        };
+        let finished = finished(self.clock.now());
+        self.store.write(move |tx, now| store::finish(tx, now, &[finished])).await.unwrap();
+    }
+
+    /// Drops the database under the running server.
+    pub(crate) fn lose_database(&mut self) {
+        self.database = None;
+    }
+
+    /// Everything on record of the run [`RUN`], to see that nothing has changed.
+    pub(crate) async fn record(&self) -> (Reply, Vec<contracts::Delivery>) {
+        let (org, run) = (self.org, RUN.parse::<RunId>().unwrap());
+        let mut reply = self.get(&format!("/v1/runs/{RUN}")).await;
+        reply.headers.clear();
+        let deliveries = self.store.read(move |tx| store::deliveries_of_run(tx, org, run)).await.unwrap();
+        (reply, deliveries.unwrap_or_default())
+    }
+
+    /// Sends bytes over a connection of its own and reads the answer to its end.
+    pub(crate) async fn raw(&self, request: &str) -> String {
+        let mut stream = TcpStream::connect(self.addr).await.unwrap();
+        stream.write_all(request.as_bytes()).await.unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).await.unwrap();
+        answer
+    }
+}
+
+impl Drop for TestApi {
+    fn drop(&mut self) {
+        self.shutdown.cancel();
+        if !std::thread::panicking() {
+            assert_eq!(self.queue.try_next().map(|message| message.job), None, "an unexpected doorbell");
+        }
+    }
+}
+
+const CLAIM: ClaimId = ClaimId(Uuid::from_u128(77));
+
+async fn organization(store: &Store, scopes: Scopes) -> (OrgId, String) {
+    let made = store.write(|tx, now| store::create_organization(tx, now, "acme")).await.unwrap();
+    (made.id, token(store, made.id, scopes).await)
+}
+
+async fn token(store: &Store, org: OrgId, scopes: Scopes) -> String {
+    let made = store.write(move |tx, now| store::create_token(tx, now, org, scopes, None)).await.unwrap();
+    made.token.to_string()
+}
+
+pub(crate) fn redeliveries(run: impl std::fmt::Display) -> String {
+    format!("/v1/runs/{run}/callback-redeliveries")
+}
+
+/// Sends a request and sees to what holds of every answer: a request id, JSON, and the error envelope around
+/// whatever is not a 2xx.
+pub(crate) async fn send(request: RequestBuilder) -> Reply {
+    let response = request.send().await.unwrap();
+    let (status, headers) = (response.status(), response.headers().clone());
+    let reply = Reply { status: status.as_u16(), headers, text: response.text().await.unwrap() };
+    assert!(!reply.header("x-request-id").is_empty());
+    assert_eq!(reply.header("content-type"), "application/json");
+    if !status.is_success() {
+        let Value::Object(envelope) = reply.json() else { panic!("no envelope: {}", reply.text) };
+        assert!(reply.text.starts_with(r#"{"code":""#), "{}", reply.text);
+        let keys: Vec<&str> = envelope.keys().map(String::as_str).collect();
+        assert_eq!(keys, ["code", "errors", "message"]);
+        assert!(envelope["message"].is_string());
+    }
+    reply
+}
+
+impl Reply {
+    pub(crate) fn header(&self, name: &str) -> &str {
+        self.headers.get(name).map_or("", |value| value.to_str().unwrap())
+    }
+
+    pub(crate) fn json(&self) -> Value {
+        serde_json::from_str(&self.text).unwrap()
+    }
+
+    pub(crate) fn id(&self) -> DeliveryId {
+        self.json()["id"].as_str().unwrap().parse().unwrap()
+    }
+
+    /// Status and code.
+    pub(crate) fn error(&self) -> (u16, String) {
+        (self.status, self.json()["code"].as_str().unwrap_or_default().to_owned())
+    }
+
+    /// Of a 422: what is wrong where, such as `body.status_code missing`.
+    pub(crate) fn invalid(&self) -> Vec<String> {
+        assert_eq!(self.error(), (422, "VALIDATION_ERROR".into()), "{}", self.text);
+        let errors = self.json()["errors"].as_array().unwrap().clone();
+        let loc = |error: &Value| {
+            let steps = error["loc"].as_array().unwrap();
+            steps.iter().map(|step| step.to_string().replace('"', "")).collect::<Vec<_>>().join(".")
+        };
+        errors.iter().map(|error| format!("{} {}", loc(error), error["type"].as_str().unwrap())).collect()
+    }
+
+    /// The text with a member a line and without what differs from run to run.
+    pub(crate) fn shown(&self, hide: &[(&str, &dyn std::fmt::Display)]) -> String {
+        let text = self.text.replace(",\"", ",\n\"");
+        hide.iter().fold(text, |text, (name, value)| text.replace(&value.to_string(), &format!("<{name}>")))
+    }
+}

@@ -1,0 +1,14 @@
+//! The API from outside, over HTTP, on both engines.
+#![allow(clippy::unwrap_used)] // the configured exemption covers test functions only, not their helpers
+
+mod auth;
+mod harness;
+mod health;
+mod logs;
+mod outages;
+mod reading;
+mod redeliveries;
+mod requests;
+mod runs;
+mod secrets;
+mod stopping;

@@ -1,0 +1,156 @@
+//! What the run engine tells, and what follows from it.
+
+use contracts::{Destination, Job, RunId};
+use futures_util::future::join_all;
+use reqwest::Method;
+
+use crate::harness::{RUN, SUCCEEDED, TestApi, on_both_engines, send};
+
+on_both_engines!(
+    a_run_is_created_then_replaced_until_it_ends,
+    a_run_that_ends_gets_one_automatic_delivery_rung_for_after_the_commit,
+    of_a_run_that_has_ended_only_output_is_taken,
+    an_ended_runs_status_never_changes,
+    a_run_without_url_gets_no_delivery,
+    many_reports_of_the_same_end_make_one_delivery,
+    a_runs_body_is_judged_in_full_and_refused_without_a_trace,
+    a_callback_url_must_be_callable_and_allowed,
+    the_same_id_in_two_organizations_is_two_runs,
+);
+
+async fn a_run_is_created_then_replaced_until_it_ends(api: TestApi) {
+    let created = api.put_run(r#"{"status_code": "running", "metadata": {"a": 1.0}}"#).await;
+    assert_eq!(created.status, 201);
+    insta::assert_snapshot!("run_created", created.shown(&[("org", &api.org)]));
+    api.clock.advance(std::time::Duration::from_secs(1));
+    let replaced =
+        api.put_run(r#"{"status_code": "running", "started_at": "2026-01-02T05:00:00+02:00"}"#).await;
+    assert_eq!(replaced.status, 200);
+    insta::assert_snapshot!("run_replaced", replaced.shown(&[("org", &api.org)]));
+    assert_eq!(api.get(&format!("/v1/runs/{RUN}")).await.text, replaced.text);
+}
+
+async fn a_run_that_ends_gets_one_automatic_delivery_rung_for_after_the_commit(mut api: TestApi) {
+    assert_eq!(api.put_run(r#"{"status_code": "queued"}"#).await.status, 201);
+    let request = api.put(&format!("/v1/runs/{RUN}"), SUCCEEDED).header("x-request-id", "engine-7");
+    let (store, org) = (api.store.clone(), api.org);
+    let (put, (job, committed)) = tokio::join!(send(request), async {
+        let job = api.doorbell().await;
+        let id = job.delivery_id;
+        (job, store.read(move |tx| store::find_delivery(tx, org, id)).await.unwrap())
+    });
+    assert_eq!(put.status, 200);
+    let delivery = committed.expect("what is rung for has been committed");
+    assert!(delivery.is_automatic);
+    let destination = Destination::of_origin("https://example.com:443");
+    let request_id = "engine-7".to_owned();
+    let expected =
+        Job { version: 1, delivery_id: delivery.id, attempt: 1, destination, org_id: org, request_id };
+    assert_eq!(job, expected);
+    assert_eq!(api.put_run(SUCCEEDED).await.status, 200);
+    assert_eq!(api.record().await.1, [delivery]);
+}
+
+async fn of_a_run_that_has_ended_only_output_is_taken(mut api: TestApi) {
+    let first = api.put_run(SUCCEEDED).await;
+    api.doorbell().await;
+    api.clock.advance(std::time::Duration::from_secs(60));
+    let body = r#"{"status_code": "succeeded", "output": ["fresh"], "duration_ms": 9,
+        "callback_url": "https://other.example/", "metadata": null}"#;
+    let again = api.put_run(body).await;
+    assert_eq!(again.status, 200);
+    let expected = first.text.replace(r#"{"images":[]}"#, r#"["fresh"]"#);
+    let expected =
+        expected.replace(r#""updated_at":"2026-01-02T03:04:"#, r#""updated_at":"2026-01-02T03:05:"#);
+    assert_eq!(again.text, expected);
+}
+
+async fn an_ended_runs_status_never_changes(mut api: TestApi) {
+    api.put_run(SUCCEEDED).await;
+    api.doorbell().await;
+    let before = api.record().await;
+    for status in ["failed", "running"] {
+        let body = format!(r#"{{"status_code": "{status}", "output": 1}}"#);
+        let reply = send(api.put(&format!("/v1/runs/{RUN}"), body)).await;
+        assert_eq!(reply.error(), (409, "CONFLICT".into()));
+        assert_eq!(reply.json()["message"], "the run has ended as succeeded, which never changes");
+    }
+    assert_eq!(api.record().await, before);
+}
+
+async fn a_run_without_url_gets_no_delivery(api: TestApi) {
+    assert_eq!(api.put_run(r#"{"status_code": "canceled", "callback_url": null}"#).await.status, 201);
+    let deliveries = api.get(&format!("/v1/runs/{RUN}/callback")).await;
+    assert_eq!((deliveries.status, &*deliveries.text), (200, "[]"));
+}
+
+async fn many_reports_of_the_same_end_make_one_delivery(mut api: TestApi) {
+    let puts = join_all((0..16).map(|_| api.put_run(SUCCEEDED))).await;
+    let mut statuses: Vec<u16> = puts.iter().map(|reply| reply.status).collect();
+    statuses.sort_unstable();
+    assert_eq!((statuses[..15].to_vec(), statuses[15]), (vec![200; 15], 201));
+    let job = api.doorbell().await;
+    let deliveries = api.record().await.1;
+    assert_eq!(deliveries.iter().map(|delivery| delivery.id).collect::<Vec<_>>(), [job.delivery_id]);
+}
+
+async fn a_runs_body_is_judged_in_full_and_refused_without_a_trace(api: TestApi) {
+    for (body, expected) in [
+        ("", &["body.0 json_invalid"][..]),
+        ("[]", &["body object_type"]),
+        (r#"{"status_code": "queued""#, &["body.24 json_invalid"]),
+        (r#"{"status_code": "queued", "output": NaN}"#, &["body.36 json_invalid"]),
+        (r#"{"output": "\ud800"}"#, &["body.12 json_invalid"]),
+        ("{}", &["body.status_code missing"]),
+        (
+            r#"{"status_code": "done", "duration_ms": "1", "created_at": "2026-01-02T03:04:05", "metadata": [],
+                "failure_code": "a\u0000", "callback_url": 1, "id": 1}"#,
+            &[
+                "body.status_code enum",
+                "body.duration_ms int_type",
+                "body.created_at datetime_invalid",
+                "body.callback_url string_type",
+                "body.metadata object_type",
+                "body.failure_code null_character",
+                "body.id extra_forbidden",
+            ],
+        ),
+    ] {
+        assert_eq!(api.put_run(body).await.invalid(), expected, "{body}");
+    }
+    assert_eq!(api.get(&format!("/v1/runs/{RUN}")).await.error(), (404, "RUN_NOT_FOUND".into()));
+}
+
+async fn a_callback_url_must_be_callable_and_allowed(api: TestApi) {
+    let long = format!("https://example.com/{}", "a".repeat(2_029));
+    for (url, expected) in [
+        ("", "url_invalid"),
+        ("example.com/hook", "url_invalid"),
+        ("ftp://example.com/", "url_invalid"),
+        ("https://user@example.com/", "url_invalid"),
+        ("https://example.com/#top", "url_invalid"),
+        ("http://127.0.0.1/", "url_blocked"),
+        ("http://2130706433/", "url_blocked"),
+        ("http://[::ffff:10.0.0.1]/", "url_blocked"),
+        ("http://localhost:8080/", "url_blocked"),
+        (&long, "string_too_long"),
+    ] {
+        let body = format!(r#"{{"status_code": "succeeded", "callback_url": "{url}"}}"#);
+        let reply = send(api.put(&format!("/v1/runs/{RUN}"), body)).await;
+        assert_eq!(reply.invalid(), [format!("body.callback_url {expected}")], "{url}");
+    }
+    assert_eq!(api.get(&format!("/v1/runs/{RUN}")).await.status, 404);
+}
+
+async fn the_same_id_in_two_organizations_is_two_runs(api: TestApi) {
+    let (other, token) = api.another_organization().await;
+    assert_eq!(api.put_run(r#"{"status_code": "queued"}"#).await.status, 201);
+    let path = format!("/v1/runs/{RUN}");
+    let theirs = api.bare(Method::PUT, &path).bearer_auth(token).header("content-type", "application/json");
+    let theirs = send(theirs.body(r#"{"status_code": "running"}"#)).await;
+    assert_eq!((theirs.status, &theirs.json()["org_id"]), (201, &other.to_string().into()));
+    let id: RunId = RUN.parse().unwrap();
+    let ours = api.org;
+    let ours = api.store.read(move |tx| store::find_run(tx, ours, id)).await.unwrap().unwrap();
+    assert_eq!(ours.status_code.to_string(), "queued");
+}

@@ -1,0 +1,158 @@
+//! A dispatcher with its database, its queue and a receiver, all of the test's own.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use contracts::{Delivery, DeliveryId, Destination, Job, OrgId, RunId, SigningSecret};
+use dispatcher::{Dispatcher, DispatcherError, RetryPolicy, Settings};
+use queue::Publisher;
+use receiver::{Received, Receiver};
+use store::{AcceptPolicy, Accepted, Deliver, Keyring, RecordedRun, Redelivery, Store, StoreError};
+use testkit::{Engine, TestDatabase};
+use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
+use tokio::task::JoinHandle;
+use tokio::time::{Instant, timeout};
+use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
+
+/// Longer than anything here takes; only a failing test waits for it.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
+
+pub(crate) struct Harness {
+    pub(crate) store: Store,
+    pub(crate) keyring: Keyring,
+    pub(crate) org: OrgId,
+    pub(crate) secret: SigningSecret,
+    pub(crate) receiver: Receiver,
+    pub(crate) arrivals: UnboundedReceiver<Received>,
+    pub(crate) accept: AcceptPolicy,
+    _database: TestDatabase,
+}
+
+/// A dispatcher at work.
+pub(crate) struct Running {
+    pub(crate) publisher: Publisher,
+    pub(crate) shutdown: CancellationToken,
+    pub(crate) task: JoinHandle<Result<(), DispatcherError>>,
+}
+
+/// Short waits, and otherwise what production has.
+pub(crate) fn settings() -> Settings {
+    let schedule = vec![Duration::from_millis(300), Duration::from_millis(600)];
+    Settings {
+        max_in_flight: 64,
+        lease: Duration::from_secs(60),
+        timeout: Duration::from_secs(10),
+        connect_timeout: Duration::from_secs(5),
+        retry: RetryPolicy { schedule, jitter: 0.1, stop_on_gone: false },
+    }
+}
+
+pub(crate) fn loopback() -> egress::Policy {
+    egress::Policy::new(vec!["127.0.0.0/8".parse().unwrap(), "::1/128".parse().unwrap()])
+}
+
+impl Harness {
+    pub(crate) async fn new(engine: Engine) -> Harness {
+        let database = TestDatabase::new(engine);
+        let store = database.store().await;
+        let keyring = testkit::keyring();
+        let sealing = keyring.clone();
+        let (org, secret) = store
+            .write(move |tx, now| {
+                let org = store::create_organization(tx, now, "test")?.id;
+                let secret = store::create_secret(tx, now, &sealing, org, None)?;
+                Ok::<_, StoreError>((org, secret.plain_secret))
+            })
+            .await
+            .unwrap();
+        let (sink, arrivals) = unbounded_channel();
+        let options = receiver::Options { secrets: vec![secret.clone()], sink: Some(sink), ..Default::default() };
+        let receiver = Receiver::bind(SocketAddr::from(([127, 0, 0, 1], 0)), options).unwrap();
+        let accept = AcceptPolicy { max_attempts: 3, payload_format: contracts::PayloadFormat::Python };
+        Harness { store, keyring, org, secret, receiver, arrivals, accept, _database: database }
+    }
+
+    /// Starts a dispatcher that may call loopback addresses.
+    pub(crate) fn dispatch(&self, settings: Settings) -> Running {
+        self.dispatch_under(settings, loopback())
+    }
+
+    pub(crate) fn dispatch_under(&self, settings: Settings, egress: egress::Policy) -> Running {
+        let (publisher, consumer) = queue::in_process(64);
+        let shutdown = CancellationToken::new();
+        let dispatcher =
+            Dispatcher { store: self.store.clone(), keyring: self.keyring.clone(), egress, settings };
+        let task = tokio::spawn(dispatcher.run(consumer, shutdown.clone()));
+        Running { publisher, shutdown, task }
+    }
+
+    /// Records a run that has ended and accepts a redelivery of it.
+    pub(crate) async fn accept(&self, url: &str) -> Delivery {
+        let (org, accept) = (self.org, self.accept);
+        let update = testkit::terminal_run(url);
+        let accepted = self.store.write(move |tx, now| {
+            let run = RunId(Uuid::new_v4());
+            let recorded = store::record_run(tx, now, &accept, Deliver::Never, (org, run), &update, "test")?;
+            assert!(matches!(recorded, RecordedRun::Created(_, None)));
+            match store::redeliver(tx, now, &accept, org, run, "req-1")? {
+                Redelivery::Accepted(Accepted { delivery, .. }) => Ok::<_, StoreError>(delivery),
+                refused => panic!("{refused:?}"),
+            }
+        });
+        accepted.await.unwrap()
+    }
+
+    /// The doorbell for an attempt.
+    pub(crate) fn job(&self, delivery: DeliveryId, attempt: i32) -> Job {
+        Job {
+            version: Job::VERSION,
+            delivery_id: delivery,
+            attempt,
+            destination: Destination::of_origin("http://test:80"),
+            org_id: self.org,
+            request_id: "req-1".to_owned(),
+        }
+    }
+
+    pub(crate) async fn arrival(&mut self) -> Received {
+        timeout(PATIENCE, self.arrivals.recv()).await.expect("a callback arrives in time").unwrap()
+    }
+
+    pub(crate) async fn delivery(&self, id: DeliveryId) -> Delivery {
+        let org = self.org;
+        self.store.read(move |tx| store::find_delivery(tx, org, id)).await.unwrap().unwrap()
+    }
+
+    /// The delivery as soon as `is_there`: there is no event to wait for but the row itself.
+    pub(crate) async fn delivery_when(&self, id: DeliveryId, is_there: impl Fn(&Delivery) -> bool) -> Delivery {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let delivery = self.delivery(id).await;
+            if is_there(&delivery) {
+                return delivery;
+            }
+            assert!(Instant::now() < deadline, "not in time: {delivery:#?}");
+            tokio::task::yield_now().await;
+        }
+    }
+
+    pub(crate) async fn settled(&self, id: DeliveryId) -> Delivery {
+        self.delivery_when(id, |delivery| delivery.completed_at.is_some()).await
+    }
+
+    /// Sends one attempt to `url` and answers the delivery with that attempt on record.
+    pub(crate) async fn after_first_attempt(&self, running: &Running, url: &str) -> Delivery {
+        let delivery = self.accept(url).await;
+        running.publisher.ring(self.job(delivery.id, 1));
+        self.delivery_when(delivery.id, |delivery| !delivery.attempts.is_empty()).await
+    }
+}
+
+impl Running {
+    /// Stops the dispatcher and waits for it.
+    pub(crate) async fn stop(self) {
+        self.shutdown.cancel();
+        timeout(PATIENCE, self.task).await.expect("the dispatcher stops in time").unwrap().unwrap();
+    }
+}

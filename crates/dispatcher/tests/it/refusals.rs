@@ -1,0 +1,135 @@
+//! Receivers that are down, slow, hostile or wrong, and addresses that are never called.
+
+use std::time::Duration;
+
+use contracts::{Delivery, DeliveryStatus, FailureReason};
+use testkit::Engine;
+
+use crate::harness::{Harness, settings};
+use crate::on_both_engines;
+
+/// One attempt under a short budget; answers what is on record.
+async fn attempted(harness: &Harness, url: &str) -> Delivery {
+    let hasty = dispatcher::Settings { timeout: Duration::from_millis(500), ..settings() };
+    let running = harness.dispatch(hasty);
+    let delivery = harness.after_first_attempt(&running, url).await;
+    running.stop().await;
+    delivery
+}
+
+fn assert_failed(delivery: &Delivery, reason: FailureReason, sentence: &str) {
+    assert_eq!(delivery.failure_reason_code, Some(reason), "{delivery:#?}");
+    let detail = delivery.failure_detail.as_deref().unwrap();
+    assert!(detail.contains(sentence), "{detail}");
+    let message = delivery.attempts[0].error_message.as_deref();
+    assert_eq!(message, Some(format!("{reason}: {detail}").as_str()));
+}
+
+async fn a_redirect_is_a_failure_and_is_not_followed(engine: Engine) {
+    let harness = Harness::new(engine).await;
+    let delivery = attempted(&harness, &harness.receiver.url("/redirect")).await;
+    assert_failed(&delivery, FailureReason::HttpError, "302");
+    assert_eq!(harness.receiver.posts(), 1);
+}
+
+async fn a_receiver_that_hangs_times_out(engine: Engine) {
+    let harness = Harness::new(engine).await;
+    let delivery = attempted(&harness, &harness.receiver.url("/hang/60")).await;
+    assert_failed(&delivery, FailureReason::Timeout, "no complete response within 0.5 s");
+    assert_eq!(delivery.attempts[0].status_code, None);
+    assert_eq!(delivery.attempts[0].response_body, None);
+}
+
+async fn a_2xx_head_is_success_even_when_its_body_never_ends(engine: Engine) {
+    let harness = Harness::new(engine).await;
+    let delivery = attempted(&harness, &harness.receiver.url("/drip/60")).await;
+    assert_eq!(delivery.status_code, DeliveryStatus::Succeeded);
+    let time = delivery.attempts[0].response_time_ms.unwrap();
+    assert!(time < 5_000, "the budget includes the body, but it took {time} ms");
+}
+
+async fn only_8_kib_of_a_large_body_are_kept(engine: Engine) {
+    let harness = Harness::new(engine).await;
+    let delivery = attempted(&harness, &harness.receiver.url("/large/10000000")).await;
+    assert_eq!(delivery.status_code, DeliveryStatus::Succeeded);
+    assert_eq!(delivery.attempts[0].response_body.as_ref().unwrap().len(), 8 * 1024);
+}
+
+async fn a_connection_cut_without_an_answer_is_a_connection_error(engine: Engine) {
+    let harness = Harness::new(engine).await;
+    let delivery = attempted(&harness, &harness.receiver.url("/reset")).await;
+    assert_failed(&delivery, FailureReason::ConnectionError, "before a complete response");
+    assert_eq!(harness.receiver.posts(), 1, "nothing is sent again on its own");
+}
+
+async fn a_closed_port_is_a_connection_error(engine: Engine) {
+    let harness = Harness::new(engine).await;
+    let closed = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let delivery = attempted(&harness, &format!("http://{closed}/callbacks?token=hush")).await;
+    assert_failed(&delivery, FailureReason::ConnectionError, "no connection to http://127.0.0.1");
+    assert!(!delivery.failure_detail.unwrap().contains("hush"), "a URL's query may hold secrets");
+}
+
+async fn a_name_that_does_not_exist_is_a_dns_error(engine: Engine) {
+    let harness = Harness::new(engine).await;
+    let delivery = attempted(&harness, "http://no-such-host.invalid/").await;
+    assert_failed(&delivery, FailureReason::DnsError, "no-such-host.invalid");
+}
+
+async fn a_receiver_that_does_not_speak_tls_is_a_tls_error(engine: Engine) {
+    let harness = Harness::new(engine).await;
+    let url = harness.receiver.url("/ok").replace("http:", "https:");
+    let delivery = attempted(&harness, &url).await;
+    assert_failed(&delivery, FailureReason::TlsError, "no TLS session");
+    assert_eq!(harness.receiver.posts(), 0);
+}
+
+async fn internal_addresses_are_never_called_however_they_are_written(engine: Engine) {
+    let harness = Harness::new(engine).await;
+    let port = harness.receiver.addr().port();
+    let running = harness.dispatch_under(settings(), egress::Policy::default());
+    for host in ["127.0.0.1", "2130706433", "0x7f.1", "[::ffff:127.0.0.1]", "localhost", "169.254.169.254"] {
+        let delivery = harness.after_first_attempt(&running, &format!("http://{host}:{port}/ok")).await;
+        assert_failed(&delivery, FailureReason::BlockedAddress, "refused");
+        assert_eq!(delivery.status_code, DeliveryStatus::Pending, "retried like any failure");
+    }
+    running.stop().await;
+    assert_eq!(harness.receiver.posts(), 0);
+}
+
+async fn a_name_that_resolves_to_an_internal_address_is_blocked_when_connecting(engine: Engine) {
+    let harness = Harness::new(engine).await;
+    // This machine's own name, which no policy knows; its address is loopback or private.
+    let name = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap();
+    let running = harness.dispatch_under(settings(), egress::Policy::default());
+    let url = format!("http://{}:{}/ok", name.trim().to_lowercase(), harness.receiver.addr().port());
+    let delivery = harness.after_first_attempt(&running, &url).await;
+    assert_failed(&delivery, FailureReason::BlockedAddress, "no address that may be called");
+    running.stop().await;
+    assert_eq!(harness.receiver.posts(), 0);
+}
+
+async fn a_secret_that_cannot_be_opened_fails_the_attempt_and_nothing_is_sent(engine: Engine) {
+    let mut harness = Harness::new(engine).await;
+    harness.keyring = testkit::keyring();
+    let running = harness.dispatch(settings());
+    let delivery = harness.after_first_attempt(&running, &harness.receiver.url("/ok")).await;
+    assert_failed(&delivery, FailureReason::SigningUnavailable, "could not be opened");
+    assert_eq!(delivery.status_code, DeliveryStatus::Pending);
+    running.stop().await;
+    assert_eq!(harness.receiver.posts(), 0);
+}
+
+on_both_engines! {
+    a_redirect_is_a_failure_and_is_not_followed,
+    a_receiver_that_hangs_times_out,
+    a_2xx_head_is_success_even_when_its_body_never_ends,
+    only_8_kib_of_a_large_body_are_kept,
+    a_connection_cut_without_an_answer_is_a_connection_error,
+    a_closed_port_is_a_connection_error,
+    a_name_that_does_not_exist_is_a_dns_error,
+    a_receiver_that_does_not_speak_tls_is_a_tls_error,
+    internal_addresses_are_never_called_however_they_are_written,
+    a_name_that_resolves_to_an_internal_address_is_blocked_when_connecting,
+    a_secret_that_cannot_be_opened_fails_the_attempt_and_nothing_is_sent,
+}

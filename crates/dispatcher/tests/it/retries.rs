@@ -1,0 +1,98 @@
+//! What follows a failed attempt (contract section 2, "Success is …").
+
+use contracts::{DeliveryStatus, FailureReason};
+use dispatcher::RetryPolicy;
+use testkit::Engine;
+
+use crate::harness::{Harness, settings};
+use crate::on_both_engines;
+
+async fn a_receiver_that_fails_twice_gets_three_attempts_at_the_configured_waits(engine: Engine) {
+    let mut harness = Harness::new(engine).await;
+    let running = harness.dispatch(settings());
+    let delivery = harness.accept(&harness.receiver.url("/fail-first/2")).await;
+    running.publisher.ring(harness.job(delivery.id, 1));
+    for attempt in ["1", "2", "3"] {
+        let received = harness.arrival().await;
+        assert_eq!(received.header("redial-attempt"), Some(attempt));
+        assert_eq!(received.body, delivery.payload_bytes.as_bytes());
+        assert_eq!(received.header("webhook-id"), Some(delivery.id.to_string().as_str()));
+    }
+    let settled = harness.settled(delivery.id).await;
+    assert_eq!(settled.status_code, DeliveryStatus::Succeeded);
+    assert_eq!(settled.failure_reason_code, None);
+    let statuses: Vec<_> = settled.attempts.iter().map(|attempt| attempt.status_code).collect();
+    assert_eq!(statuses, [Some(503), Some(503), Some(200)]);
+    let schedule = settings().retry.schedule;
+    let waits = settled.attempts.windows(2).zip(&schedule);
+    for (pair, planned) in waits {
+        let waited = pair[1].created_at.since(pair[0].created_at).as_secs_f64();
+        let planned = planned.as_secs_f64();
+        assert!((0.9 * planned..=1.1 * planned + 1.0).contains(&waited), "{waited} s instead of {planned} s");
+    }
+    running.stop().await;
+}
+
+async fn a_receiver_that_always_fails_ends_the_delivery_after_max_attempts(engine: Engine) {
+    let harness = Harness::new(engine).await;
+    let running = harness.dispatch(settings());
+    let delivery = harness.accept(&harness.receiver.url("/status/500")).await;
+    running.publisher.ring(harness.job(delivery.id, 1));
+    let settled = harness.settled(delivery.id).await;
+    assert_eq!(settled.status_code, DeliveryStatus::Failed);
+    assert_eq!(settled.failure_reason_code, Some(FailureReason::HttpError));
+    assert_eq!((settled.attempt_count, settled.next_attempt_at), (3, None));
+    let numbers: Vec<_> = settled.attempts.iter().map(|attempt| attempt.attempt_number).collect();
+    assert_eq!(numbers, [1, 2, 3]);
+    for attempt in &settled.attempts {
+        assert_eq!(attempt.status_code, Some(500));
+        let message = "http_error: the receiver answered 500 Internal Server Error";
+        assert_eq!(attempt.error_message.as_deref(), Some(message));
+    }
+    running.stop().await;
+    assert_eq!(harness.receiver.posts(), 3);
+}
+
+async fn a_waiting_delivery_shows_when_it_is_tried_next(engine: Engine) {
+    let harness = Harness::new(engine).await;
+    let mut patient = settings();
+    patient.retry.schedule = vec![std::time::Duration::from_secs(600)];
+    let running = harness.dispatch(patient);
+    let waiting = harness.after_first_attempt(&running, &harness.receiver.url("/status/503")).await;
+    assert_eq!(waiting.status_code, DeliveryStatus::Pending);
+    let wait = waiting.next_attempt_at.unwrap().since(waiting.attempts[0].created_at).as_secs();
+    assert!((540..=662).contains(&wait), "{wait}");
+    running.stop().await;
+}
+
+async fn a_retry_after_header_lengthens_the_wait(engine: Engine) {
+    let harness = Harness::new(engine).await;
+    let running = harness.dispatch(settings());
+    let waiting = harness.after_first_attempt(&running, &harness.receiver.url("/retry-after/900")).await;
+    let wait = waiting.next_attempt_at.unwrap().since(waiting.attempts[0].created_at).as_secs();
+    assert!((900..=902).contains(&wait), "{wait}");
+    running.stop().await;
+}
+
+async fn a_410_ends_the_delivery_only_where_that_is_set(engine: Engine) {
+    let harness = Harness::new(engine).await;
+    let running = harness.dispatch(settings());
+    let retried = harness.after_first_attempt(&running, &harness.receiver.url("/gone")).await;
+    assert_eq!(retried.status_code, DeliveryStatus::Pending);
+    running.stop().await;
+
+    let retry = RetryPolicy { stop_on_gone: true, ..settings().retry };
+    let running = harness.dispatch(dispatcher::Settings { retry, ..settings() });
+    let ended = harness.after_first_attempt(&running, &harness.receiver.url("/gone")).await;
+    assert_eq!(ended.status_code, DeliveryStatus::Failed);
+    assert_eq!(ended.failure_reason_code, Some(FailureReason::Gone));
+    running.stop().await;
+}
+
+on_both_engines! {
+    a_receiver_that_fails_twice_gets_three_attempts_at_the_configured_waits,
+    a_receiver_that_always_fails_ends_the_delivery_after_max_attempts,
+    a_waiting_delivery_shows_when_it_is_tried_next,
+    a_retry_after_header_lengthens_the_wait,
+    a_410_ends_the_delivery_only_where_that_is_set,
+}

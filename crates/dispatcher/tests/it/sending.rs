@@ -1,0 +1,119 @@
+//! What a receiver gets (contract section 2).
+
+use contracts::{DeliveryStatus, sign};
+use receiver::Verdict;
+use testkit::Engine;
+
+use crate::harness::{Harness, settings};
+use crate::on_both_engines;
+
+async fn the_request_has_the_contracts_headers_and_the_frozen_bytes(engine: Engine) {
+    let mut harness = Harness::new(engine).await;
+    let running = harness.dispatch(settings());
+    let delivery = harness.accept(&harness.receiver.url("/ok?token=x")).await;
+    running.publisher.ring(harness.job(delivery.id, 1));
+    let received = harness.arrival().await;
+
+    assert_eq!(received.path, "/ok?token=x");
+    assert_eq!(received.body, delivery.payload_bytes.as_bytes());
+    assert_eq!(received.verdict, Verdict::Valid);
+    let header = |name| received.header(name).unwrap_or_else(|| panic!("{name} is sent"));
+    let id = delivery.id.to_string();
+    let timestamp = header("webhook-timestamp").parse().unwrap();
+    let signed = sign(&harness.secret, &id, timestamp, &received.body);
+    assert_eq!(header("runflow-signature"), signed.runflow_signature);
+    assert_eq!(header("webhook-signature"), signed.webhook_signature);
+    assert_eq!(header("webhook-id"), id);
+    assert_eq!(header("content-type"), "application/json");
+    assert_eq!(header("user-agent"), concat!("Redial/", env!("CARGO_PKG_VERSION")));
+    assert_eq!(header("redial-attempt"), "1");
+    assert!(header("runflow-request-id").parse::<uuid::Uuid>().is_ok());
+
+    let settled = harness.settled(delivery.id).await;
+    assert_eq!(settled.status_code, DeliveryStatus::Succeeded);
+    assert_eq!((settled.attempt_count, settled.next_attempt_at, settled.failure_reason_code), (1, None, None));
+    let attempt = &settled.attempts[0];
+    assert_eq!((attempt.attempt_number, attempt.status_code, &attempt.error_message), (1, Some(200), &None));
+    assert!(attempt.response_time_ms.is_some() && attempt.response_body.is_some());
+    running.stop().await;
+    assert!(harness.arrivals.try_recv().is_err(), "nothing more is sent");
+}
+
+async fn a_delivery_without_a_secret_is_sent_without_signatures(engine: Engine) {
+    let mut harness = Harness::new(engine).await;
+    let elsewhere = harness
+        .store
+        .write(|tx, now| Ok::<_, store::StoreError>(store::create_organization(tx, now, "no secret")?.id))
+        .await
+        .unwrap();
+    harness.org = elsewhere;
+    let running = harness.dispatch(settings());
+    let delivery = harness.accept(&harness.receiver.url("/ok")).await;
+    running.publisher.ring(harness.job(delivery.id, 1));
+    let received = harness.arrival().await;
+    assert_eq!(received.verdict, Verdict::Unsigned);
+    assert_eq!(received.header("runflow-signature"), None);
+    assert_eq!(received.header("webhook-signature"), None);
+    assert!(received.header("webhook-id").is_some());
+    running.stop().await;
+}
+
+async fn a_repeated_doorbell_sends_nothing_twice(engine: Engine) {
+    let mut harness = Harness::new(engine).await;
+    let running = harness.dispatch(settings());
+    let delivery = harness.accept(&harness.receiver.url("/ok")).await;
+    for _ in 0..5 {
+        running.publisher.ring(harness.job(delivery.id, 1));
+    }
+    harness.arrival().await;
+    harness.settled(delivery.id).await;
+    running.publisher.ring(harness.job(delivery.id, 1));
+    running.publisher.ring(harness.job(delivery.id, 2));
+    // A doorbell behind them is served last, so those before it were.
+    let last = harness.accept(&harness.receiver.url("/ok")).await;
+    running.publisher.ring(harness.job(last.id, 1));
+    assert_eq!(harness.arrival().await.header("webhook-id"), Some(last.id.to_string().as_str()));
+    running.stop().await;
+    assert!(harness.arrivals.try_recv().is_err(), "nothing more is sent");
+}
+
+async fn a_delivery_no_doorbell_announced_is_served_by_the_relay(engine: Engine) {
+    let mut harness = Harness::new(engine).await;
+    let running = harness.dispatch(settings());
+    let delivery = harness.accept(&harness.receiver.url("/ok")).await;
+    assert_eq!(harness.arrival().await.verdict, Verdict::Valid);
+    let settled = harness.settled(delivery.id).await;
+    let waited = settled.attempts[0].created_at.since(delivery.created_at);
+    assert!(waited.as_secs() >= 2, "left to its doorbell for two seconds, but claimed after {waited:?}");
+    running.stop().await;
+}
+
+async fn many_deliveries_are_each_sent_once(engine: Engine) {
+    let mut harness = Harness::new(engine).await;
+    let running = harness.dispatch(settings());
+    let mut deliveries = Vec::new();
+    for _ in 0..200 {
+        let delivery = harness.accept(&harness.receiver.url("/ok")).await;
+        running.publisher.ring(harness.job(delivery.id, 1));
+        deliveries.push(delivery.id);
+    }
+    let mut arrived: Vec<contracts::DeliveryId> = Vec::new();
+    while arrived.len() < deliveries.len() {
+        arrived.push(harness.arrival().await.header("webhook-id").unwrap().parse().unwrap());
+    }
+    arrived.sort_unstable();
+    deliveries.sort_unstable();
+    assert_eq!(arrived, deliveries);
+    running.stop().await;
+    for id in deliveries {
+        assert_eq!(harness.delivery(id).await.status_code, DeliveryStatus::Succeeded);
+    }
+}
+
+on_both_engines! {
+    the_request_has_the_contracts_headers_and_the_frozen_bytes,
+    a_delivery_without_a_secret_is_sent_without_signatures,
+    a_repeated_doorbell_sends_nothing_twice,
+    a_delivery_no_doorbell_announced_is_served_by_the_relay,
+    many_deliveries_are_each_sent_once,
+}

@@ -1,0 +1,74 @@
+//! A client of our own API, for `demo` and `bench`.
+
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use contracts::RunId;
+use serde_json::Value;
+use tokio::time::{Instant, sleep};
+
+/// Talks to one API with one token.
+#[derive(Clone)]
+pub(crate) struct Client {
+    http: reqwest::Client,
+    base_url: String,
+    authorization: String,
+}
+
+/// How long a delivery may take to be recorded once it has arrived.
+const PATIENCE: Duration = Duration::from_secs(10);
+const PAUSE: Duration = Duration::from_millis(10);
+
+impl Client {
+    pub(crate) fn new(base_url: &str, token: &str) -> Client {
+        // Fails only when a provider was chosen before, which serves as well.
+        let _ = rustls::crypto::ring::default_provider().install_default();
+        let http = reqwest::Client::builder().no_proxy().build().expect("the client's set-up is constant");
+        Client { http, base_url: base_url.to_owned(), authorization: format!("Bearer {token}") }
+    }
+
+    pub(crate) fn base_url(&self) -> &str {
+        &self.base_url
+    }
+
+    pub(crate) async fn put(&self, path: &str, body: &str) -> Result<(u16, String)> {
+        let request = self.http.put(format!("{}{path}", self.base_url));
+        self.send(request.header("content-type", "application/json").body(body.to_owned())).await
+    }
+
+    pub(crate) async fn post(&self, path: &str) -> Result<(u16, String)> {
+        self.send(self.http.post(format!("{}{path}", self.base_url))).await
+    }
+
+    pub(crate) async fn get(&self, path: &str) -> Result<(u16, String)> {
+        self.send(self.http.get(format!("{}{path}", self.base_url))).await
+    }
+
+    /// A run's deliveries, newest first, as soon as all of them have ended.
+    pub(crate) async fn settled_history(&self, run: RunId) -> Result<Vec<Value>> {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let (status, body) = self.get(&format!("/v1/runs/{run}/callback")).await?;
+            if status != 200 {
+                bail!("GET /v1/runs/{run}/callback: {status} {body}");
+            }
+            let deliveries: Vec<Value> = serde_json::from_str(&body)?;
+            if deliveries.iter().all(|delivery| !delivery["completed_at"].is_null()) {
+                return Ok(deliveries);
+            }
+            if Instant::now() > deadline {
+                bail!("a delivery of run {run} is still open after {PATIENCE:?}");
+            }
+            sleep(PAUSE).await;
+        }
+    }
+
+    async fn send(&self, request: reqwest::RequestBuilder) -> Result<(u16, String)> {
+        let response = request
+            .header("authorization", &self.authorization)
+            .send()
+            .await
+            .with_context(|| format!("the API at {} does not answer", self.base_url))?;
+        Ok((response.status().as_u16(), response.text().await?))
+    }
+}

@@ -1,0 +1,187 @@
+//! `redial dev`: the whole stack in one process, staying up, for developing a receiver or trying the API.
+
+use std::fs::{File, OpenOptions};
+use std::io::{self, Write};
+use std::net::{SocketAddr, TcpListener};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, bail};
+use contracts::{OrgId, RunId, SigningSecret};
+use receiver::{Receiver, pretty};
+use serde::{Deserialize, Serialize};
+use store::{AcceptPolicy, Deliver, Keyring, Store, StoreError, TokenText, authenticate, record_run};
+use tokio::sync::mpsc::unbounded_channel;
+use uuid::Uuid;
+
+use crate::examples;
+use crate::settings::Settings;
+use crate::signals;
+use crate::stack::{Options, Stack, Tenant, make_tenant, open_store};
+
+/// The whole stack in one process, staying up.
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    /// Where the API listens.
+    #[arg(long, default_value = "127.0.0.1:8080")]
+    listen: SocketAddr,
+    /// Where the sample receiver listens.
+    #[arg(long, default_value = "127.0.0.1:9090")]
+    receiver: SocketAddr,
+    /// Where state is kept across restarts.
+    #[arg(long, default_value = ".redial")]
+    data_dir: PathBuf,
+}
+
+/// What a program needs to use a running `dev`: the contents of `<data-dir>/dev.json`.
+#[derive(Serialize, Deserialize)]
+struct Dev {
+    base_url: String,
+    token: String,
+    organization_id: OrgId,
+    /// Runs that can be redelivered.
+    run_ids: Vec<RunId>,
+    receiver_url: String,
+    signing_secret: String,
+}
+
+pub(crate) async fn run(settings: &Settings, args: Args) -> Result<()> {
+    let stopped = signals::stop();
+    std::fs::create_dir_all(&args.data_dir)
+        .with_context(|| format!("cannot make the data directory {}", args.data_dir.display()))?;
+    let lock = File::create(args.data_dir.join("lock"))?;
+    if lock.try_lock().is_err() {
+        bail!("another `redial dev` is using {}: stop it, or give --data-dir", args.data_dir.display());
+    }
+    let listener = TcpListener::bind(args.listen)
+        .with_context(|| format!("cannot listen on {}: stop what does, or give --listen", args.listen))?;
+    let (sink, mut arrivals) = unbounded_channel();
+    let receiver = Receiver::bind(args.receiver, receiver::Options { sink: Some(sink), ..Default::default() })
+        .with_context(|| format!("cannot listen on {}: stop what does, or give --receiver", args.receiver))?;
+
+    let keyring = own_keyring(&args.data_dir.join("secrets.key"))?;
+    let store = open_store(&args.data_dir).await?;
+    let dev_json = args.data_dir.join("dev.json");
+    let known: Option<Dev> = std::fs::read(&dev_json).ok().and_then(|json| serde_json::from_slice(&json).ok());
+    let tenant = match &known {
+        Some(dev) => known_tenant(&store, dev).await?,
+        None => None,
+    };
+    let tenant = match tenant {
+        Some(tenant) => tenant,
+        None => make_tenant(&store, &keyring, "dev").await?,
+    };
+    receiver.add_secret(tenant.secret.clone());
+    // A run's URL never changes once it has ended: another receiver needs runs of its own.
+    let run_ids = match known {
+        Some(dev) if dev.receiver_url == receiver.url("") && dev.organization_id == tenant.org => dev.run_ids,
+        _ => record_examples(&store, settings.accept_policy(), tenant.org, &receiver).await?,
+    };
+
+    let stack = Stack::start(
+        listener,
+        Options {
+            store,
+            keyring,
+            accept: settings.accept_policy(),
+            egress: egress::Policy::new(
+                settings.egress.allow.iter().copied().chain(["127.0.0.0/8".parse()?, "::1/128".parse()?]).collect(),
+            ),
+            dispatcher: settings.dispatcher_settings(),
+            max_body: settings.api.max_body,
+        },
+    )?;
+    let dev = Dev {
+        base_url: format!("http://{}", stack.addr),
+        token: tenant.token,
+        organization_id: tenant.org,
+        run_ids,
+        receiver_url: receiver.url(""),
+        signing_secret: tenant.secret.plain().to_owned(),
+    };
+    write_private(&dev_json, &serde_json::to_vec_pretty(&dev)?)?;
+    greet(&dev, &args.data_dir)?;
+
+    let print = async {
+        while let Some(received) = arrivals.recv().await {
+            writeln!(io::stdout(), "{}", pretty(&received))?;
+        }
+        io::Result::Ok(())
+    };
+    tokio::select! {
+        printed = print => printed?,
+        _ = stopped => {}
+    }
+    stack.stop().await?;
+    receiver.stop().await;
+    Ok(())
+}
+
+fn greet(dev: &Dev, data_dir: &Path) -> io::Result<()> {
+    let mut out = io::stdout().lock();
+    writeln!(out, "API       {}", dev.base_url)?;
+    writeln!(out, "token     {}", dev.token)?;
+    writeln!(out, "receiver  {} (prints what arrives)", dev.receiver_url)?;
+    writeln!(out, "state     {} (all of this is in dev.json)", data_dir.display())?;
+    if let Some(run) = dev.run_ids.first() {
+        writeln!(out, "\nAsk for a redelivery:\n")?;
+        writeln!(out, "  curl -X POST -H 'Authorization: Bearer {}' \\", dev.token)?;
+        writeln!(out, "    {}/v1/runs/{run}/callback-redeliveries\n", dev.base_url)?;
+    }
+    out.flush()
+}
+
+/// The key in that file, made on first use, readable by its owner only.
+fn own_keyring(path: &Path) -> Result<Keyring> {
+    if !path.exists() {
+        write_private(path, Keyring::generate("dev").as_bytes())?;
+    }
+    let key = std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
+    Keyring::parse(&[key.trim()]).with_context(|| format!("{} does not hold a key", path.display()))
+}
+
+/// Replaces a file in one step by one that only its owner can read.
+fn write_private(path: &Path, contents: &[u8]) -> Result<()> {
+    let draft = path.with_extension("draft");
+    let write = || -> io::Result<()> {
+        let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&draft)?;
+        file.write_all(contents)?;
+        file.sync_all()?;
+        std::fs::rename(&draft, path)
+    };
+    write().with_context(|| format!("cannot write {}", path.display()))
+}
+
+/// The tenant of an earlier start, if its token still opens this database.
+async fn known_tenant(store: &Store, dev: &Dev) -> Result<Option<Tenant>> {
+    let (Some(token), Ok(secret)) = (TokenText::parse(&dev.token), SigningSecret::parse(&dev.signing_secret)) else {
+        return Ok(None);
+    };
+    let principal = store.read(move |tx| authenticate(tx, token)).await?;
+    let is_ours = principal.is_some_and(|principal| principal.org_id == dev.organization_id);
+    Ok(is_ours.then(|| Tenant { org: dev.organization_id, token: dev.token.clone(), secret }))
+}
+
+/// Records the example runs under fresh ids, without announcing them, and answers which can be redelivered.
+async fn record_examples(
+    store: &Store,
+    policy: AcceptPolicy,
+    org: OrgId,
+    receiver: &Receiver,
+) -> Result<Vec<RunId>> {
+    let mut updates = Vec::new();
+    for run in examples::runs(|_| receiver.url("/ok"))? {
+        let update = contracts::RunUpdate::parse(run.body.as_bytes());
+        let update = update.map_err(|errors| anyhow::anyhow!("example run {}: {errors:?}", run.id))?;
+        updates.push((RunId(Uuid::new_v4()), update, run.is_redeliverable));
+    }
+    let recorded = store.write(move |tx, now| {
+        let mut redeliverable = Vec::new();
+        for (id, update, is_redeliverable) in updates {
+            record_run(tx, now, &policy, Deliver::Never, (org, id), &update, "dev")?;
+            redeliverable.extend(is_redeliverable.then_some(id));
+        }
+        Ok::<_, StoreError>(redeliverable)
+    });
+    Ok(recorded.await?)
+}

@@ -1,0 +1,104 @@
+//! The embedded mode: api, dispatcher and queue in one process, on one SQLite file.
+
+use std::net::{SocketAddr, TcpListener};
+use std::path::Path;
+
+use anyhow::{Context, Result};
+use contracts::{OrgId, Scopes, SigningSecret};
+use dispatcher::Dispatcher;
+use store::{AcceptPolicy, DatabaseUrl, Keyring, Store};
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+
+/// Doorbells that may wait in process; the relay serves what exceeds this.
+const QUEUE_CAPACITY: usize = 1024;
+/// Readers beside SQLite's one writer.
+const CONNECTIONS: u32 = 4;
+
+/// Opens the data directory's database, making and migrating it when needed.
+pub(crate) async fn open_store(data_dir: &Path) -> Result<Store> {
+    let path = data_dir.join("redial.db");
+    let path = path.to_str().context("the data directory's path is not UTF-8")?;
+    let url = DatabaseUrl::Sqlite(path.to_owned());
+    let to_migrate = url.clone();
+    tokio::task::spawn_blocking(move || -> Result<usize> { Ok(store::migrate(&mut to_migrate.connect()?)?) })
+        .await?
+        .with_context(|| format!("cannot set up {url}"))?;
+    Ok(Store::open(&url, CONNECTIONS).await?)
+}
+
+/// How an embedded stack is set up.
+pub(crate) struct Options {
+    pub(crate) store: Store,
+    pub(crate) keyring: Keyring,
+    pub(crate) accept: AcceptPolicy,
+    pub(crate) egress: egress::Policy,
+    pub(crate) dispatcher: dispatcher::Settings,
+    pub(crate) max_body: usize,
+}
+
+/// A running stack.
+pub(crate) struct Stack {
+    /// Where the API listens.
+    pub(crate) addr: SocketAddr,
+    shutdown: CancellationToken,
+    api: JoinHandle<std::io::Result<()>>,
+    dispatcher: JoinHandle<Result<(), dispatcher::DispatcherError>>,
+}
+
+impl Stack {
+    /// Starts api and dispatcher on `listener`.
+    pub(crate) fn start(listener: TcpListener, options: Options) -> Result<Stack> {
+        let addr = listener.local_addr()?;
+        let shutdown = CancellationToken::new();
+        let (publisher, consumer) = queue::in_process(QUEUE_CAPACITY);
+        let api = api::Api {
+            store: options.store.clone(),
+            publisher,
+            egress: options.egress.clone(),
+            keyring: options.keyring.clone(),
+            accept: options.accept,
+            max_body: options.max_body,
+        };
+        let dispatcher = Dispatcher {
+            store: options.store,
+            keyring: options.keyring,
+            egress: options.egress,
+            settings: options.dispatcher,
+        };
+        Ok(Stack {
+            addr,
+            api: tokio::spawn(api::run(listener, api, shutdown.clone())),
+            dispatcher: tokio::spawn(dispatcher.run(consumer, shutdown.clone())),
+            shutdown,
+        })
+    }
+
+    /// Stops both: nothing new is taken, what is in flight is finished.
+    pub(crate) async fn stop(self) -> Result<()> {
+        self.shutdown.cancel();
+        self.api.await??;
+        self.dispatcher.await??;
+        Ok(())
+    }
+}
+
+/// An organization to work with, and what opens its doors.
+pub(crate) struct Tenant {
+    pub(crate) org: OrgId,
+    pub(crate) token: String,
+    pub(crate) secret: SigningSecret,
+}
+
+/// Makes an organization with a token for everything and a signing secret.
+pub(crate) async fn make_tenant(store: &Store, keyring: &Keyring, name: &'static str) -> Result<Tenant> {
+    let keyring = keyring.clone();
+    let made = store.write(move |tx, now| {
+        let org = store::create_organization(tx, now, name)?.id;
+        let token = store::create_token(tx, now, org, Scopes::All, Some(name.to_owned()))?;
+        let secret = store::create_secret(tx, now, &keyring, org, Some(name.to_owned()))?;
+        let token = token.token.to_string();
+        Ok::<_, store::StoreError>(Tenant { org, token, secret: secret.plain_secret })
+    });
+    Ok(made.await?)
+}
