@@ -87,3 +87,11 @@ pub async fn run(
         .run();
     server.await
 }
+
+/// Serves only `GET /v1/health` on `listener` until `shutdown`: for a dispatcher, which has no other HTTP.
+pub async fn run_health(listener: TcpListener, shutdown: CancellationToken) -> io::Result<()> {
+    let app = || App::new().configure(routes::configure_health).wrap(from_fn(request_id::layer));
+    let server =
+        HttpServer::new(app).workers(1).shutdown_signal(shutdown.cancelled_owned()).listen(listener)?;
+    server.run().await
+}

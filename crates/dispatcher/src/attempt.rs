@@ -117,7 +117,8 @@ impl Attempts {
                 failure,
                 status_code: answer.as_ref().map(|answer| i32::from(answer.status)),
                 response_body: answer.map(|answer| answer.body),
-                response_time_ms: elapsed.map(|elapsed| i64::try_from(elapsed.as_millis()).unwrap_or(i64::MAX)),
+                response_time_ms: elapsed
+                    .map(|elapsed| i64::try_from(elapsed.as_millis()).unwrap_or(i64::MAX)),
                 claimed_at: claimed.claimed_at,
             },
             settlement,

@@ -6,7 +6,10 @@ use std::time::Duration;
 
 use contracts::{ClaimId, Job, Timestamp};
 use queue::{Consumer, Message};
-use store::{AnyConnection, Claimed, ExpiredLease, Store, StoreError, claim_due, claim_jobs, claimed_under, expired_leases};
+use store::{
+    AnyConnection, Claimed, ExpiredLease, Store, StoreError, claim_due, claim_jobs, claimed_under,
+    expired_leases,
+};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{Instant, sleep, sleep_until};
 use tokio_util::sync::CancellationToken;
@@ -87,7 +90,8 @@ impl Intake {
                             Ok(Batch { claimed: claim_due(tx, now, lease, claim_id, room)?, expired })
                         })
                         .await;
-                    let more = batch.as_ref().is_some_and(|b| b.claimed.len() == room || b.expired.len() == BATCH);
+                    let more =
+                        batch.as_ref().is_some_and(|b| b.claimed.len() == room || b.expired.len() == BATCH);
                     look_at = Instant::now() + if more { Duration::ZERO } else { RELAY_PERIOD };
                     batch
                 }

@@ -84,7 +84,8 @@ impl Sender {
             }
         };
         let status = response.status().as_u16();
-        let retry_after = response.headers().get(RETRY_AFTER).and_then(|value| value.to_str().ok()).map(str::to_owned);
+        let retry_after =
+            response.headers().get(RETRY_AFTER).and_then(|value| value.to_str().ok()).map(str::to_owned);
         // The head has decided. The body is for the record, as far as it comes in time.
         let mut body = Vec::new();
         let mut read = 0;
@@ -100,7 +101,8 @@ impl Sender {
 }
 
 fn headers(claimed: &Claimed, secret: Option<&SigningSecret>, now: Timestamp, request_id: Uuid) -> HeaderMap {
-    let value = |text: String| HeaderValue::try_from(text).expect("ids, numbers, hex and base64 are header text");
+    let value =
+        |text: String| HeaderValue::try_from(text).expect("ids, numbers, hex and base64 are header text");
     let webhook_id = claimed.delivery_id.to_string();
     let mut headers = HeaderMap::with_capacity(7);
     headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));

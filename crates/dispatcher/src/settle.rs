@@ -108,7 +108,10 @@ mod tests {
     #[test]
     fn any_2xx_succeeds_and_anything_else_is_retried() {
         for status in [200, 201, 204, 299] {
-            assert_eq!(settle(&answered(status, None), 1, 8, &policy(), now(), 0.0), (None, Settlement::Succeeded));
+            assert_eq!(
+                settle(&answered(status, None), 1, 8, &policy(), now(), 0.0),
+                (None, Settlement::Succeeded)
+            );
         }
         for status in [100, 301, 302, 400, 404, 410, 429, 500, 503] {
             assert_eq!(wait_after(&answered(status, None), 1), Some(Duration::from_secs(10)), "{status}");

@@ -6,7 +6,7 @@ use std::time::Instant;
 use crate::Verdict;
 
 /// How much of a body [`pretty`] shows: enough for an ordinary payload.
-const SHOWN_BODY_BYTES: usize = 400;
+const SHOWN_BODY_BYTES: usize = 1000;
 
 /// One POST.
 #[derive(Clone, Debug)]

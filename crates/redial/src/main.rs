@@ -1,1 +1,99 @@
-fn main() {}
+//! Redial: signed HTTP callbacks, delivered, retried, kept on record, and sent again on request.
+
+mod client;
+mod commands;
+mod examples;
+mod logging;
+mod settings;
+mod signals;
+mod stack;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+use crate::commands::{api, bench, config, demo, dev, dispatcher, healthcheck, listen, migrate, org, runs, secret, token};
+use crate::settings::{Settings, SettingsError};
+
+/// Delivers signed HTTP callbacks: retried, kept on record, and sent again on request.
+#[derive(Parser)]
+#[command(version, max_term_width = 100)]
+struct Cli {
+    /// A TOML file; without this, redial.toml of the working directory, if it is there.
+    #[arg(long, global = true, value_name = "FILE")]
+    config: Option<PathBuf>,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Show the main job in one go: callbacks delivered, retried and sent again, everything checked.
+    Demo,
+    Dev(dev::Args),
+    /// Serve the HTTP API (PostgreSQL and RabbitMQ).
+    Api,
+    /// Deliver callbacks (PostgreSQL and RabbitMQ).
+    Dispatcher,
+    Listen(listen::Args),
+    Bench(bench::Args),
+    Healthcheck(healthcheck::Args),
+    /// Bring the database up to date.
+    Migrate,
+    #[command(subcommand)]
+    Org(org::Command),
+    #[command(subcommand)]
+    Token(token::Command),
+    #[command(subcommand)]
+    Secret(secret::Command),
+    #[command(subcommand)]
+    Runs(runs::Command),
+    /// Print the effective configuration, secrets masked.
+    Config,
+}
+
+/// Bad usage or configuration; clap uses the same.
+const USAGE: u8 = 2;
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
+    let result = runtime.map_err(Into::into).and_then(|runtime| runtime.block_on(run(cli)));
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            // The last words, whatever becomes of them.
+            let _ = std::io::Write::write_fmt(&mut std::io::stderr(), format_args!("redial: {error:#}\n"));
+            let is_usage = error.downcast_ref::<SettingsError>().is_some();
+            if is_usage { ExitCode::from(USAGE) } else { ExitCode::FAILURE }
+        }
+    }
+}
+
+async fn run(cli: Cli) -> anyhow::Result<()> {
+    let settings = Settings::load(cli.config.as_deref(), std::env::vars().collect())?;
+    let filter = match cli.command {
+        // These tell their story on standard output.
+        Command::Demo | Command::Bench(_) if settings.log.filter == "info" => "error",
+        Command::Dev(_) | Command::Listen(_) if settings.log.filter == "info" => "warn",
+        _ => &settings.log.filter,
+    };
+    logging::start(filter, settings.log.format)
+        .map_err(|error| SettingsError::Value { key: "log.filter", problem: error.to_string() })?;
+    match cli.command {
+        Command::Demo => demo::run(&settings).await,
+        Command::Dev(args) => dev::run(&settings, args).await,
+        Command::Api => api::run(&settings).await,
+        Command::Dispatcher => dispatcher::run(&settings).await,
+        Command::Listen(args) => listen::run(args).await,
+        Command::Bench(args) => bench::run(&settings, args).await,
+        Command::Healthcheck(args) => healthcheck::run(args).await,
+        Command::Migrate => migrate::run(&settings).await,
+        Command::Org(command) => org::run(&settings, command).await,
+        Command::Token(command) => token::run(&settings, command).await,
+        Command::Secret(command) => secret::run(&settings, command).await,
+        Command::Runs(command) => runs::run(&settings, command).await,
+        Command::Config => config::run(&settings),
+    }
+}

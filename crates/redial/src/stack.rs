@@ -15,6 +15,9 @@ const QUEUE_CAPACITY: usize = 1024;
 /// Readers beside SQLite's one writer.
 const CONNECTIONS: u32 = 4;
 
+/// The API's threads: enough for one person's requests.
+const WORKERS: usize = 2;
+
 /// Opens the data directory's database, making and migrating it when needed.
 pub(crate) async fn open_store(data_dir: &Path) -> Result<Store> {
     let path = data_dir.join("redial.db");
@@ -68,7 +71,7 @@ impl Stack {
         };
         Ok(Stack {
             addr,
-            api: tokio::spawn(api::run(listener, api, shutdown.clone())),
+            api: tokio::spawn(api::run(listener, api, WORKERS, shutdown.clone())),
             dispatcher: tokio::spawn(dispatcher.run(consumer, shutdown.clone())),
             shutdown,
         })

@@ -37,7 +37,9 @@ pub enum DatabaseUrlError {
     #[error("a sqlite: URL needs the path of a file, such as sqlite:redial.db")]
     Path,
     /// Asks for TLS of a build that has none, which would otherwise fall back to clear text or fail obscurely.
-    #[error("sslmode={0} asks for TLS, and this program was built without it: build with --features postgres-tls")]
+    #[error(
+        "sslmode={0} asks for TLS, and this program was built without it: build with --features postgres-tls"
+    )]
     Tls(String),
 }
 
@@ -177,7 +179,8 @@ mod tests {
 
     #[test]
     fn a_password_is_never_shown() {
-        let url: DatabaseUrl = "postgres://me:p@ss/w@db.example:5432/redial?password=hunter2".parse().unwrap();
+        let url: DatabaseUrl =
+            "postgres://me:p@ss/w@db.example:5432/redial?password=hunter2".parse().unwrap();
         assert!(!format!("{url:?}").contains("hunter2"));
         let url: DatabaseUrl = "postgres://me:secret@db.example:5432/redial".parse().unwrap();
         assert_eq!(url.to_string(), "postgres://db.example:5432/redial");

@@ -260,7 +260,8 @@ fn with_attempts(tx: &mut AnyConnection, rows: Vec<DeliveryRow>) -> Result<Vec<D
             .load(tx)?;
         for attempt in found {
             let attempt = Attempt::from(attempt);
-            if let Some(delivery) = deliveries.iter_mut().find(|delivery| delivery.id == attempt.delivery_id) {
+            if let Some(delivery) = deliveries.iter_mut().find(|delivery| delivery.id == attempt.delivery_id)
+            {
                 delivery.attempts.push(attempt);
             }
         }

@@ -39,11 +39,14 @@ impl StoreError {
                 | DatabaseErrorKind::SerializationFailure
                 | DatabaseErrorKind::UnableToSendCommand => true,
                 // The server's own notices of going away carry no kind of their own.
-                DatabaseErrorKind::Unknown => {
-                    ["terminating connection", "the database system is", "deadlock detected", "database is locked"]
-                        .iter()
-                        .any(|notice| info.message().contains(notice))
-                }
+                DatabaseErrorKind::Unknown => [
+                    "terminating connection",
+                    "the database system is",
+                    "deadlock detected",
+                    "database is locked",
+                ]
+                .iter()
+                .any(|notice| info.message().contains(notice)),
                 _ => false,
             },
             StoreError::Query(Error::BrokenTransactionManager) => true,

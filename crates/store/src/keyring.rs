@@ -21,10 +21,14 @@ pub struct Keyring(Vec<(String, XChaCha20Poly1305)>);
 #[derive(Debug, Error, PartialEq, Eq)]
 pub enum KeyringError {
     /// No key at all.
-    #[error("secrets.keys is empty: give at least one \"kid:base64\" key of 32 bytes (`openssl rand -base64 32`)")]
+    #[error(
+        "secrets.keys is empty: give at least one \"kid:base64\" key of 32 bytes (`openssl rand -base64 32`)"
+    )]
     Empty,
     /// Not `kid:base64`, or not 32 bytes.
-    #[error("secrets.keys: key number {0} is not \"kid:base64\" with 32 bytes of base64 (`openssl rand -base64 32`)")]
+    #[error(
+        "secrets.keys: key number {0} is not \"kid:base64\" with 32 bytes of base64 (`openssl rand -base64 32`)"
+    )]
     Malformed(usize),
     /// Two keys of one name.
     #[error("secrets.keys: two keys are called {0:?}")]
@@ -79,7 +83,12 @@ impl Keyring {
         Sealed { key_id: key_id.clone(), bytes: [&nonce[..], &sealed].concat() }
     }
 
-    pub(crate) fn open(&self, org: OrgId, id: SecretId, sealed: &Sealed) -> Result<SigningSecret, KeyringError> {
+    pub(crate) fn open(
+        &self,
+        org: OrgId,
+        id: SecretId,
+        sealed: &Sealed,
+    ) -> Result<SigningSecret, KeyringError> {
         let unknown = || KeyringError::UnknownKey(sealed.key_id.clone());
         let does_not_open = || KeyringError::DoesNotOpen(sealed.key_id.clone());
         let (_, cipher) = self.0.iter().find(|(kid, _)| *kid == sealed.key_id).ok_or_else(unknown)?;

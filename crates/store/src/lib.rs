@@ -23,7 +23,8 @@ mod tokens;
 pub use clock::Clock;
 pub use connect::{AnyConnection, DatabaseUrl, DatabaseUrlError};
 pub use deliveries::{
-    AcceptPolicy, Accepted, Redelivery, count_deliveries, deliveries_of_run, find_delivery, insert_delivery, redeliver,
+    AcceptPolicy, Accepted, Redelivery, count_deliveries, deliveries_of_run, find_delivery, insert_delivery,
+    redeliver,
 };
 pub use engine::claim::{Claimed, ExpiredLease, claim_due, claim_jobs, claimed_under, expired_leases};
 pub use engine::finish::{AttemptRecord, Effect, Failure, Finished, Settlement, finish};

@@ -37,9 +37,12 @@ fn apply(conn: &mut AnyConnection) -> Result<usize, StoreError> {
         conn.batch_execute("SELECT pg_advisory_xact_lock(7351246807413)")?;
     }
     if schema_state(conn)? == SchemaState::Newer {
-        return Err(StoreError::Schema("the database's schema is newer than this program: update redial".into()));
+        return Err(StoreError::Schema(
+            "the database's schema is newer than this program: update redial".into(),
+        ));
     }
-    let applied = conn.run_pending_migrations(MIGRATIONS).map_err(|error| StoreError::Schema(error.to_string()))?.len();
+    let applied =
+        conn.run_pending_migrations(MIGRATIONS).map_err(|error| StoreError::Schema(error.to_string()))?.len();
     if matches!(conn, AnyConnection::Postgres(_)) {
         conn.batch_execute(POSTGRES_STORAGE)?;
     }

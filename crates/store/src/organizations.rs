@@ -18,7 +18,11 @@ pub struct Organization {
 }
 
 /// Makes an organization.
-pub fn create_organization(tx: &mut AnyConnection, now: Timestamp, name: &str) -> Result<Organization, StoreError> {
+pub fn create_organization(
+    tx: &mut AnyConnection,
+    now: Timestamp,
+    name: &str,
+) -> Result<Organization, StoreError> {
     let organization = Organization { id: OrgId::new(now), name: name.to_owned(), created_at: now };
     diesel::insert_into(organizations::table)
         .values((

@@ -77,11 +77,8 @@ impl TryFrom<RunRow> for Run {
 
 /// The organization's run of that id.
 pub fn find_run(tx: &mut AnyConnection, org: OrgId, id: RunId) -> Result<Option<Run>, StoreError> {
-    let row: Option<RunRow> = runs::table
-        .find((Key::from(org), Key::from(id)))
-        .select(RunRow::as_select())
-        .first(tx)
-        .optional()?;
+    let row: Option<RunRow> =
+        runs::table.find((Key::from(org), Key::from(id))).select(RunRow::as_select()).first(tx).optional()?;
     row.map(Run::try_from).transpose()
 }
 
@@ -122,8 +119,8 @@ pub fn record_run(
     loop {
         let Some(known) = find_run(tx, org, id)? else {
             let run = update.clone().into_run(org, id, now);
-            let inserted = tx
-                .transaction(|tx| diesel::insert_into(runs::table).values(RunRow::from(&run)).execute(tx));
+            let inserted =
+                tx.transaction(|tx| diesel::insert_into(runs::table).values(RunRow::from(&run)).execute(tx));
             match inserted {
                 Err(Error::DatabaseError(DatabaseErrorKind::UniqueViolation, _)) => continue,
                 other => other?,

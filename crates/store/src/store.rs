@@ -90,8 +90,10 @@ impl Store {
 
     /// Answers whether the database answers.
     pub async fn ping(&self) -> Result<(), StoreError> {
-        self.read(|conn| Ok(diesel::select(1.into_sql::<diesel::sql_types::Integer>()).execute(conn).map(drop)?))
-            .await
+        self.read(|conn| {
+            Ok(diesel::select(1.into_sql::<diesel::sql_types::Integer>()).execute(conn).map(drop)?)
+        })
+        .await
     }
 
     /// Keeps the clock aligned with the database's until `shutdown`.

@@ -67,7 +67,8 @@ impl Harness {
             .await
             .unwrap();
         let (sink, arrivals) = unbounded_channel();
-        let options = receiver::Options { secrets: vec![secret.clone()], sink: Some(sink), ..Default::default() };
+        let options =
+            receiver::Options { secrets: vec![secret.clone()], sink: Some(sink), ..Default::default() };
         let receiver = Receiver::bind(SocketAddr::from(([127, 0, 0, 1], 0)), options).unwrap();
         let accept = AcceptPolicy { max_attempts: 3, payload_format: contracts::PayloadFormat::Python };
         Harness { store, keyring, org, secret, receiver, arrivals, accept, _database: database }
@@ -125,7 +126,11 @@ impl Harness {
     }
 
     /// The delivery as soon as `is_there`: there is no event to wait for but the row itself.
-    pub(crate) async fn delivery_when(&self, id: DeliveryId, is_there: impl Fn(&Delivery) -> bool) -> Delivery {
+    pub(crate) async fn delivery_when(
+        &self,
+        id: DeliveryId,
+        is_there: impl Fn(&Delivery) -> bool,
+    ) -> Delivery {
         let deadline = Instant::now() + PATIENCE;
         loop {
             let delivery = self.delivery(id).await;

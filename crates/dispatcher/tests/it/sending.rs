@@ -31,7 +31,10 @@ async fn the_request_has_the_contracts_headers_and_the_frozen_bytes(engine: Engi
 
     let settled = harness.settled(delivery.id).await;
     assert_eq!(settled.status_code, DeliveryStatus::Succeeded);
-    assert_eq!((settled.attempt_count, settled.next_attempt_at, settled.failure_reason_code), (1, None, None));
+    assert_eq!(
+        (settled.attempt_count, settled.next_attempt_at, settled.failure_reason_code),
+        (1, None, None)
+    );
     let attempt = &settled.attempts[0];
     assert_eq!((attempt.attempt_number, attempt.status_code, &attempt.error_message), (1, Some(200), &None));
     assert!(attempt.response_time_ms.is_some() && attempt.response_body.is_some());

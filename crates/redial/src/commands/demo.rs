@@ -106,7 +106,7 @@ async fn show(settings: &Settings, home: &Path) -> Result<()> {
         ensure!(status == 201, "PUT /v1/runs/{}: {status} {body}", run.id);
     }
     let ended: Vec<RunId> = runs.iter().filter(|run| run.is_redeliverable).map(|run| run.id).collect();
-    let stubborn = *ended.first().context("no example run has ended with a callback_url")?;
+    let [stubborn, again, ..] = ended[..] else { bail!("fewer than two example runs have ended with a callback_url") };
     writeln!(out, "   {} runs recorded; {} of them have ended and name a callback_url.", runs.len(), ended.len())?;
     // The stubborn one takes three attempts.
     let arrived = gather(&mut arrivals, ended.len() + 2).await?;
@@ -136,23 +136,25 @@ async fn show(settings: &Settings, home: &Path) -> Result<()> {
         writeln!(out, "   Attempt {number} followed: {}; answered: {answered}", attempt.verdict)?;
     }
 
-    writeln!(out, "\n3. The same callback is sent again on request\n")?;
-    let path = format!("/v1/runs/{stubborn}/callback-redeliveries");
+    writeln!(out, "\n3. A client asks for another run's callback to be sent again\n")?;
+    let path = format!("/v1/runs/{again}/callback-redeliveries");
     let (status, answer) = client.post(&path).await?;
     writeln!(out, "   POST {path} -> {status}\n")?;
     ensure!(status == 201, "the redelivery was refused: {answer}");
-    let again = gather(&mut arrivals, 1).await?;
-    write_indented(&mut out, &pretty(&again[0]))?;
-    ensure!(again[0].verdict == Verdict::Valid, "the redelivery's signature is {}", again[0].verdict);
-    let redelivered = again[0].header("webhook-id").context("a callback without webhook-id")?;
+    let resent = gather(&mut arrivals, 1).await?;
+    write_indented(&mut out, &pretty(&resent[0]))?;
+    ensure!(resent[0].verdict == Verdict::Valid, "the redelivery: {}", resent[0].verdict);
+    let redelivered = resent[0].header("webhook-id").context("a callback without webhook-id")?;
     ensure!(!by_delivery.contains_key(redelivered), "the redelivery reused a webhook-id");
 
-    writeln!(out, "4. The history, GET /v1/runs/{stubborn}/callback\n")?;
-    let history = client.settled_history(stubborn).await?;
-    ensure!(history.len() == 2, "{} deliveries in the history instead of two", history.len());
-    check(&history[0], &HashMap::from([(redelivered, again.iter().collect())]))?;
-    for delivery in &history {
-        write_history(&mut out, delivery)?;
+    writeln!(out, "4. Every attempt is on record\n")?;
+    let redeliveries = client.settled_history(again).await?;
+    ensure!(redeliveries.len() == 2, "{} deliveries in the history instead of two", redeliveries.len());
+    check(&redeliveries[0], &HashMap::from([(redelivered, resent.iter().collect())]))?;
+    for (run, history) in [(stubborn, history), (again, redeliveries)] {
+        writeln!(out, "   GET /v1/runs/{run}/callback")?;
+        history.iter().try_for_each(|delivery| write_history(&mut out, delivery))?;
+        writeln!(out)?;
     }
 
     stack.stop().await?;
@@ -193,11 +195,11 @@ fn text<'v>(object: &'v Value, key: &str) -> Result<&'v str> {
 
 fn write_history(out: &mut impl Write, delivery: &Value) -> Result<()> {
     let kind = if delivery["is_automatic"] == true { "automatic delivery" } else { "redelivery" };
-    writeln!(out, "   {kind} {}: {}", text(delivery, "id")?, text(delivery, "status_code")?)?;
+    writeln!(out, "     {kind} {}: {}", text(delivery, "id")?, text(delivery, "status_code")?)?;
     for attempt in delivery["attempts"].as_array().into_iter().flatten() {
         writeln!(
             out,
-            "     {}. {}  {}  {} ms  {}",
+            "       {}. {}  {}  {} ms  {}",
             attempt["attempt_number"],
             text(attempt, "created_at")?,
             attempt["status_code"],
@@ -205,7 +207,6 @@ fn write_history(out: &mut impl Write, delivery: &Value) -> Result<()> {
             attempt["error_message"].as_str().unwrap_or("delivered"),
         )?;
     }
-    writeln!(out)?;
     Ok(())
 }
 

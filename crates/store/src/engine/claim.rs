@@ -227,7 +227,16 @@ pub fn expired_leases(
             deliveries::claimed_at.assume_not_null(),
         ))
         .load(tx)?;
-    let expired = |(id, org, run, attempt, max_attempts, request_id, claim, at): (Key, Key, Key, _, _, _, Key, Time)| {
+    let expired = |(id, org, run, attempt, max_attempts, request_id, claim, at): (
+        Key,
+        Key,
+        Key,
+        _,
+        _,
+        _,
+        Key,
+        Time,
+    )| {
         ExpiredLease {
             delivery_id: id.into(),
             org_id: org.into(),

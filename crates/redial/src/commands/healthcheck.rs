@@ -1,0 +1,23 @@
+//! `redial healthcheck`, for containers without curl.
+
+use std::time::Duration;
+
+use anyhow::{Context, ensure};
+
+/// Ask a health endpoint; exit status 0 when it answers 2xx, else 1.
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    /// Such as http://127.0.0.1:8080/v1/health.
+    url: String,
+}
+
+/// Within the interval at which containers are checked.
+const PATIENCE: Duration = Duration::from_secs(3);
+
+pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    let client = reqwest::Client::builder().no_proxy().timeout(PATIENCE).build()?;
+    let response = client.get(&args.url).send().await.with_context(|| format!("{} does not answer", args.url))?;
+    ensure!(response.status().is_success(), "{} answers {}", args.url, response.status());
+    Ok(())
+}

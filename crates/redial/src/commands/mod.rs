@@ -1,0 +1,46 @@
+//! One file per command.
+
+pub(crate) mod api;
+pub(crate) mod bench;
+pub(crate) mod config;
+pub(crate) mod demo;
+pub(crate) mod dev;
+pub(crate) mod dispatcher;
+pub(crate) mod healthcheck;
+pub(crate) mod listen;
+pub(crate) mod migrate;
+pub(crate) mod org;
+pub(crate) mod runs;
+pub(crate) mod secret;
+pub(crate) mod token;
+
+use std::io::{self, Write};
+
+use contracts::OrgId;
+use serde::Serialize;
+use store::{AnyConnection, Store, find_organization};
+
+use crate::settings::Settings;
+
+/// Connections of a command that does one thing.
+const CONNECTIONS: u32 = 1;
+
+/// The configured database, of either engine.
+async fn open_store(settings: &Settings) -> anyhow::Result<Store> {
+    Ok(Store::open(&settings.database_url()?, CONNECTIONS).await?)
+}
+
+/// Refuses an organization that does not exist, with words rather than a violated constraint.
+fn require_organization(tx: &mut AnyConnection, org: OrgId) -> anyhow::Result<()> {
+    find_organization(tx, org)?.map(drop).ok_or_else(|| anyhow::anyhow!("there is no organization {org}"))
+}
+
+/// Prints what a command made: just `brief`, or all of it as JSON.
+fn print_made(made: &impl Serialize, brief: &str, json: bool) -> anyhow::Result<()> {
+    let mut out = io::stdout().lock();
+    match json {
+        true => writeln!(out, "{}", serde_json::to_string_pretty(made)?)?,
+        false => writeln!(out, "{brief}")?,
+    }
+    Ok(())
+}

@@ -1,0 +1,26 @@
+//! `redial org …`: organizations.
+
+use store::create_organization;
+
+use crate::commands::{open_store, print_made};
+use crate::settings::Settings;
+
+/// Organizations.
+#[derive(clap::Subcommand)]
+pub(crate) enum Command {
+    /// Make an organization and print its id.
+    Create {
+        /// What to call it.
+        name: String,
+        /// Print all fields as JSON.
+        #[arg(long)]
+        json: bool,
+    },
+}
+
+pub(crate) async fn run(settings: &Settings, command: Command) -> anyhow::Result<()> {
+    let Command::Create { name, json } = command;
+    let store = open_store(settings).await?;
+    let organization = store.write(move |tx, now| create_organization(tx, now, &name)).await?;
+    print_made(&organization, &organization.id.to_string(), json)
+}

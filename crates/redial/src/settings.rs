@@ -1,0 +1,316 @@
+//! Configuration: the defaults of `settings/defaults.toml`, then `redial.toml`, then the environment.
+//!
+//! All of it is checked when it is loaded, except what only some commands need: [`Settings::database_url`],
+//! [`Settings::broker`], [`Settings::keyring`]. Every error names the key.
+
+mod shown;
+mod source;
+#[cfg(test)]
+mod tests;
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+use std::time::Duration;
+use std::{fmt, io};
+
+use contracts::{AttemptNumber, PayloadFormat};
+use dispatcher::RetryPolicy;
+use ipnet::IpNet;
+use queue::{Broker, BrokerError};
+use serde::Serialize;
+use store::{AcceptPolicy, DatabaseUrl, Keyring, KeyringError};
+use thiserror::Error;
+use tracing_subscriber::EnvFilter;
+
+use self::source::{Source, Variables};
+
+/// The file that is read from the working directory if it is there.
+const FILE: &str = "redial.toml";
+/// Shorter than any exchange takes.
+const SHORTEST: Duration = Duration::from_millis(1);
+/// Beyond any use, and far from where sums of moments overflow.
+const LONGEST: Duration = Duration::from_secs(28 * 24 * 3600);
+/// More slots than this would need more than the 16-bit prefetch of AMQP and more sockets than systems give.
+const MOST_IN_FLIGHT: u16 = 10_000;
+/// Each attempt is a row that a delivery's answer shows.
+const MOST_ATTEMPTS: AttemptNumber = 100;
+/// A body is held in memory, several times over while it becomes a payload.
+const LARGEST_BODY: Size = Size(64 << 20);
+
+/// The effective configuration. Serializes with secrets masked.
+#[derive(Clone, Serialize)]
+pub(crate) struct Settings {
+    pub(crate) database: DatabaseSettings,
+    pub(crate) broker: BrokerSettings,
+    pub(crate) api: ApiSettings,
+    pub(crate) dispatcher: DispatcherSettings,
+    pub(crate) delivery: DeliverySettings,
+    pub(crate) egress: EgressSettings,
+    pub(crate) secrets: SecretsSettings,
+    pub(crate) log: LogSettings,
+}
+
+#[derive(Clone, Serialize)]
+pub(crate) struct DatabaseSettings {
+    #[serde(serialize_with = "shown::url")]
+    url: Option<String>,
+}
+
+#[derive(Clone, Serialize)]
+pub(crate) struct BrokerSettings {
+    #[serde(serialize_with = "shown::url")]
+    pub(crate) url: Option<String>,
+    pub(crate) queue: String,
+}
+
+#[derive(Clone, Serialize)]
+pub(crate) struct ApiSettings {
+    pub(crate) listen: SocketAddr,
+    /// In bytes.
+    pub(crate) max_body: usize,
+}
+
+#[derive(Clone, Serialize)]
+pub(crate) struct DispatcherSettings {
+    /// The health endpoint.
+    pub(crate) listen: Option<SocketAddr>,
+    pub(crate) max_in_flight: u16,
+}
+
+#[derive(Clone, Serialize)]
+pub(crate) struct DeliverySettings {
+    #[serde(serialize_with = "shown::duration")]
+    pub(crate) timeout: Duration,
+    #[serde(serialize_with = "shown::duration")]
+    pub(crate) connect_timeout: Duration,
+    #[serde(serialize_with = "shown::durations")]
+    pub(crate) schedule: Vec<Duration>,
+    pub(crate) jitter: f64,
+    pub(crate) max_attempts: AttemptNumber,
+    #[serde(serialize_with = "shown::duration")]
+    pub(crate) lease: Duration,
+    pub(crate) payload_format: PayloadFormat,
+    pub(crate) stop_on_gone: bool,
+}
+
+#[derive(Clone, Serialize)]
+pub(crate) struct EgressSettings {
+    #[serde(serialize_with = "shown::ranges")]
+    pub(crate) allow: Vec<IpNet>,
+}
+
+#[derive(Clone, Serialize)]
+pub(crate) struct SecretsSettings {
+    #[serde(serialize_with = "shown::keys")]
+    keys: Vec<String>,
+}
+
+#[derive(Clone, Serialize)]
+pub(crate) struct LogSettings {
+    pub(crate) filter: Option<String>,
+    pub(crate) format: LogFormat,
+}
+
+#[derive(Clone, Copy, Serialize, strum::EnumString)]
+#[serde(rename_all = "snake_case")]
+#[strum(serialize_all = "snake_case")]
+pub(crate) enum LogFormat {
+    Text,
+    Json,
+}
+
+/// Why the configuration can't be used.
+#[derive(Debug, Error)]
+pub(crate) enum SettingsError {
+    #[error("cannot read {}: {error}", path.display())]
+    File { path: PathBuf, error: io::Error },
+    #[error("{file}, line {line}: {problem}")]
+    Syntax { file: String, line: usize, problem: String },
+    #[error("unknown key {key} in {place}")]
+    UnknownKey { key: String, place: String },
+    #[error("{key}: {problem}")]
+    Value { key: String, problem: String },
+    #[error(transparent)]
+    Keyring(#[from] KeyringError),
+    #[error(transparent)]
+    Layers(#[from] config::ConfigError),
+}
+
+impl SettingsError {
+    fn value(key: &str, problem: impl Into<String>) -> SettingsError {
+        SettingsError::Value { key: key.to_owned(), problem: problem.into() }
+    }
+}
+
+impl Settings {
+    /// Loads the configuration. A file that is named must be there; `redial.toml` may be.
+    pub(crate) fn load(config_file: Option<&Path>) -> Result<Settings, SettingsError> {
+        let path = config_file.unwrap_or(Path::new(FILE));
+        let text = match std::fs::read_to_string(path) {
+            Ok(text) => Some(text),
+            Err(error) if config_file.is_none() && error.kind() == io::ErrorKind::NotFound => None,
+            Err(error) => return Err(SettingsError::File { path: path.to_owned(), error }),
+        };
+        let name = path.to_string_lossy();
+        // A variable that is not UTF-8 shows its flaw in what is wrong with its value.
+        let lossy = |text: std::ffi::OsString| text.to_string_lossy().into_owned();
+        let variables = std::env::vars_os().map(|(name, value)| (lossy(name), lossy(value))).collect();
+        Settings::read(text.as_deref().map(|text| (&*name, text)), &variables)
+    }
+
+    fn read(file: Option<(&str, &str)>, variables: &Variables) -> Result<Settings, SettingsError> {
+        let source = Source::new(file, variables)?;
+        let (own_database, own_broker) = (source.optional("database.url")?, source.optional("broker.url")?);
+        let given = |name: &str| variables.get(name).filter(|value| !value.is_empty()).cloned();
+        let settings = Settings {
+            database: DatabaseSettings { url: own_database.clone().or_else(|| given("DATABASE_URL")) },
+            broker: BrokerSettings {
+                url: own_broker.clone().or_else(|| given("AMQP_URL")),
+                queue: source.text("broker.queue")?,
+            },
+            api: ApiSettings {
+                listen: source.parse("api.listen")?,
+                max_body: source.within("api.max_body", Size(1024)..=LARGEST_BODY)?.0,
+            },
+            dispatcher: DispatcherSettings {
+                listen: source.parse_optional("dispatcher.listen")?,
+                max_in_flight: source.within("dispatcher.max_in_flight", 1..=MOST_IN_FLIGHT)?,
+            },
+            delivery: DeliverySettings {
+                timeout: source.duration("delivery.timeout", SHORTEST..=LONGEST)?,
+                connect_timeout: source.duration("delivery.connect_timeout", SHORTEST..=LONGEST)?,
+                schedule: source.durations("delivery.schedule", Duration::ZERO..=LONGEST)?,
+                jitter: source.within("delivery.jitter", 0.0..=1.0)?,
+                max_attempts: source.within("delivery.max_attempts", 1..=MOST_ATTEMPTS)?,
+                lease: source.duration("delivery.lease", SHORTEST..=LONGEST)?,
+                payload_format: one_of(&source, "delivery.payload_format", "python or compact")?,
+                stop_on_gone: one_of(&source, "delivery.stop_on_gone", "true or false")?,
+            },
+            egress: EgressSettings { allow: source.parse_list("egress.allow")? },
+            secrets: SecretsSettings { keys: source.list("secrets.keys")? },
+            log: LogSettings {
+                filter: source.optional("log.filter")?,
+                format: one_of(&source, "log.format", "text or json")?,
+            },
+        };
+        settings.delivery.check()?;
+        if let Some(filter) = &settings.log.filter {
+            EnvFilter::try_new(filter).map_err(|error| SettingsError::value("log.filter", error.to_string()))?;
+        }
+        // DATABASE_URL and AMQP_URL may be there for other programs: they are judged by the commands that use them.
+        own_database.map(|_| settings.database_url()).transpose()?;
+        own_broker.map(|_| settings.broker()).transpose()?;
+        Ok(settings)
+    }
+
+    /// The database, on either engine.
+    pub(crate) fn database_url(&self) -> Result<DatabaseUrl, SettingsError> {
+        const KEY: &str = "database.url (or DATABASE_URL)";
+        let unset = "not set: give one such as postgres://user:password@host:5432/redial";
+        let url = self.database.url.as_ref().ok_or_else(|| SettingsError::value(KEY, unset))?;
+        url.parse().map_err(|error: store::DatabaseUrlError| SettingsError::value(KEY, error.to_string()))
+    }
+
+    /// The database of a service, which is PostgreSQL.
+    pub(crate) fn postgres_url(&self) -> Result<DatabaseUrl, SettingsError> {
+        match self.database_url()? {
+            url @ DatabaseUrl::Postgres(_) => Ok(url),
+            DatabaseUrl::Sqlite(_) => {
+                let problem = "a service needs PostgreSQL, postgres://…; `redial dev` is the one that runs on SQLite";
+                Err(SettingsError::value("database.url (or DATABASE_URL)", problem))
+            }
+        }
+    }
+
+    /// The broker of a service.
+    pub(crate) fn broker(&self) -> Result<Broker, SettingsError> {
+        const KEY: &str = "broker.url (or AMQP_URL)";
+        let unset = "not set: give one such as amqp://user:password@host:5672";
+        let url = self.broker.url.as_ref().ok_or_else(|| SettingsError::value(KEY, unset))?;
+        Broker::parse(url, &self.broker.queue).map_err(|error| {
+            let key = if matches!(error, BrokerError::Queue) { "broker.queue" } else { KEY };
+            SettingsError::value(key, error.to_string())
+        })
+    }
+
+    /// What signing secrets are encrypted with.
+    pub(crate) fn keyring(&self) -> Result<Keyring, SettingsError> {
+        Ok(Keyring::parse(&self.secrets.keys)?)
+    }
+
+    pub(crate) fn egress_policy(&self) -> egress::Policy {
+        egress::Policy::new(self.egress.allow.clone())
+    }
+
+    pub(crate) fn accept_policy(&self) -> AcceptPolicy {
+        let DeliverySettings { max_attempts, payload_format, .. } = self.delivery;
+        AcceptPolicy { max_attempts, payload_format }
+    }
+
+    pub(crate) fn dispatcher_settings(&self) -> dispatcher::Settings {
+        let delivery = &self.delivery;
+        dispatcher::Settings {
+            max_in_flight: self.dispatcher.max_in_flight.into(),
+            lease: delivery.lease,
+            timeout: delivery.timeout,
+            connect_timeout: delivery.connect_timeout,
+            retry: RetryPolicy {
+                schedule: delivery.schedule.clone(),
+                jitter: delivery.jitter,
+                stop_on_gone: delivery.stop_on_gone,
+            },
+        }
+    }
+}
+
+impl DeliverySettings {
+    fn check(&self) -> Result<(), SettingsError> {
+        let DeliverySettings { timeout, connect_timeout, lease, .. } = *self;
+        if lease <= timeout {
+            // A second attempt could begin while the first is still being sent.
+            let problem = format!("must be longer than delivery.timeout: {lease:?} is not longer than {timeout:?}");
+            return Err(SettingsError::value("delivery.lease", problem));
+        }
+        if connect_timeout > timeout {
+            let problem = format!("is part of delivery.timeout: {connect_timeout:?} is longer than {timeout:?}");
+            return Err(SettingsError::value("delivery.connect_timeout", problem));
+        }
+        if self.schedule.is_empty() {
+            return Err(SettingsError::value("delivery.schedule", "expected at least one wait"));
+        }
+        Ok(())
+    }
+}
+
+fn one_of<T: FromStr>(source: &Source, key: &str, choices: &str) -> Result<T, SettingsError> {
+    let text = source.text(key)?;
+    text.parse().map_err(|_| SettingsError::value(key, format!("expected {choices}, not {text:?}")))
+}
+
+/// A number of bytes, written as such or in KiB or MiB.
+#[derive(PartialEq, PartialOrd)]
+struct Size(usize);
+
+impl FromStr for Size {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> Result<Size, Self::Err> {
+        let end = text.find(|char: char| !char.is_ascii_digit()).unwrap_or(text.len());
+        let (digits, unit) = text.split_at(end);
+        let unit = match unit.trim() {
+            "" => Some(1),
+            "KiB" => Some(1 << 10),
+            "MiB" => Some(1 << 20),
+            _ => None,
+        };
+        let bytes = digits.parse().ok().zip(unit).and_then(|(count, unit): (usize, usize)| count.checked_mul(unit));
+        bytes.map(Size).ok_or("expected a number of bytes, such as 2097152, 512KiB or 2MiB")
+    }
+}
+
+impl fmt::Display for Size {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} bytes", self.0)
+    }
+}

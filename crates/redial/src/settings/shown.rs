@@ -1,0 +1,72 @@
+//! How `redial config` shows what is not shown as it is.
+
+use std::time::Duration;
+
+use serde::{Serialize, Serializer};
+use url::Url;
+
+const MASK: &str = "****";
+
+/// A URL without its passwords: the authority's, and those among the parameters, as libpq takes them.
+pub(super) fn url<S: Serializer>(url: &Option<String>, serializer: S) -> Result<S::Ok, S::Error> {
+    url.as_deref().map(masked).serialize(serializer)
+}
+
+pub(super) fn keys<S: Serializer>(keys: &[String], serializer: S) -> Result<S::Ok, S::Error> {
+    let kids = keys.iter().map(|key| match key.split_once(':') {
+        Some((kid, _)) => format!("{kid}:{MASK}"),
+        None => MASK.to_owned(),
+    });
+    serializer.collect_seq(kids)
+}
+
+pub(super) fn duration<S: Serializer>(duration: &Duration, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_str(&humantime::format_duration(*duration))
+}
+
+pub(super) fn durations<S: Serializer>(durations: &[Duration], serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_seq(durations.iter().map(|duration| humantime::format_duration(*duration).to_string()))
+}
+
+fn masked(text: &str) -> String {
+    if text.starts_with("sqlite:") {
+        return text.to_owned();
+    }
+    // Several hosts, which libpq takes, are no URL: nothing of that is shown.
+    let Ok(mut url) = Url::parse(text) else { return MASK.to_owned() };
+    if url.cannot_be_a_base() {
+        return MASK.to_owned();
+    }
+    if url.password().is_some() {
+        _ = url.set_password(Some(MASK));
+    }
+    if url.query().is_some() {
+        let pairs: Vec<(String, String)> = url.query_pairs().into_owned().collect();
+        let shown = pairs.iter().map(|(key, value)| {
+            (key, if key.to_lowercase().contains("password") { MASK } else { value })
+        });
+        url.query_pairs_mut().clear().extend_pairs(shown);
+    }
+    url.into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::masked;
+
+    #[test]
+    fn no_password_of_a_url_is_shown() {
+        for (url, shown) in [
+            ("postgres://me:hunter2@db:5432/redial", "postgres://me:****@db:5432/redial"),
+            ("amqp://me:hunter2@rabbit/%2f", "amqp://me:****@rabbit/%2f"),
+            ("postgres://db/redial?password=hunter2&sslmode=prefer", "postgres://db/redial?password=****&sslmode=prefer"),
+            ("postgres://db/redial?sslPassword=hunter2", "postgres://db/redial?sslPassword=****"),
+            ("postgres://me@db/redial", "postgres://me@db/redial"),
+            ("postgres://me:hunter2@db1:1,db2:2/redial", "****"),
+            ("me:hunter2@db", "****"),
+            ("sqlite:redial.db", "sqlite:redial.db"),
+        ] {
+            assert_eq!(masked(url), shown);
+        }
+    }
+}

@@ -1,0 +1,18 @@
+//! The store's conformance suite: one body of tests, run on PostgreSQL (`DATABASE_URL`, or the one on this machine)
+//! and on SQLite.
+
+// Clippy takes only the tests themselves for tests, not their helpers.
+#![allow(clippy::unwrap_used)]
+
+mod claims;
+mod constraints;
+mod finishing;
+mod invariants;
+mod migrations;
+mod redeliveries;
+mod round_trips;
+mod runs;
+mod secrets;
+mod stage;
+mod store;
+mod tokens;

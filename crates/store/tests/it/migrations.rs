@@ -1,0 +1,55 @@
+//! Bringing the schema up to date, and refusing to work on another one.
+
+use ::store::{Store, StoreError, migrate};
+use testkit::{Engine, TestDatabase};
+
+use crate::stage::{Stage, on_both_engines};
+
+on_both_engines!(
+    a_fresh_database_is_migrated_and_a_second_time_changes_nothing,
+    several_that_migrate_a_fresh_database_at_once_all_succeed,
+    a_newer_schema_is_refused,
+    an_older_schema_is_refused_with_advice_and_can_then_be_migrated,
+);
+
+async fn a_fresh_database_is_migrated_and_a_second_time_changes_nothing(engine: Engine) {
+    let database = TestDatabase::empty(engine);
+    let mut conn = database.url().connect().unwrap();
+    assert_eq!(migrate(&mut conn).unwrap(), 1);
+    assert_eq!(migrate(&mut conn).unwrap(), 0);
+    database.store().await.ping().await.unwrap();
+}
+
+async fn several_that_migrate_a_fresh_database_at_once_all_succeed(engine: Engine) {
+    let database = TestDatabase::empty(engine);
+    let together = std::sync::Barrier::new(4);
+    let connect_and_migrate = || {
+        together.wait();
+        migrate(&mut database.url().connect().expect("connected")).expect("migrated")
+    };
+    let applied: usize = std::thread::scope(|scope| {
+        let threads: Vec<_> = (0..4).map(|_| scope.spawn(connect_and_migrate)).collect();
+        threads.into_iter().map(|thread| thread.join().unwrap()).sum()
+    });
+    assert_eq!(applied, 1);
+}
+
+async fn a_newer_schema_is_refused(engine: Engine) {
+    let mut stage = Stage::new(engine);
+    stage.sql("INSERT INTO __diesel_schema_migrations (version) VALUES ('99990101000000')").unwrap();
+    let refusals =
+        [migrate(&mut stage.conn).map(drop), Store::open(stage.database.url(), 2).await.map(drop)];
+    for refusal in refusals {
+        let StoreError::Schema(advice) = refusal.unwrap_err() else { panic!("refused for its schema") };
+        assert!(advice.contains("newer") && advice.contains("update redial"), "{advice}");
+    }
+}
+
+async fn an_older_schema_is_refused_with_advice_and_can_then_be_migrated(engine: Engine) {
+    let database = TestDatabase::empty(engine);
+    let refusal = Store::open(database.url(), 2).await.map(drop).unwrap_err();
+    let StoreError::Schema(advice) = refusal else { panic!("refused for its schema") };
+    assert!(advice.contains("`redial migrate`"), "{advice}");
+    assert_eq!(migrate(&mut database.url().connect().unwrap()).unwrap(), 1);
+    Store::open(database.url(), 2).await.map(drop).unwrap();
+}

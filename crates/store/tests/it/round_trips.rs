@@ -1,0 +1,138 @@
+//! What goes in comes out: moments to the microsecond, ids, JSON texts, payload bytes.
+
+use ::store::{Deliver, Settlement, claimed_under, create_organization, create_secret, create_token, find_organization, record_run};
+use contracts::{ClaimId, FailureReason, JsonText, OrgId, RunId, Scopes, Timestamp};
+use testkit::{Engine, keyring, terminal_run};
+use uuid::Uuid;
+
+use crate::stage::{GRACE, LEASE, POLICY, Stage, URL, finished, new_run, on_both_engines, retried, succeeded, update};
+
+on_both_engines!(
+    every_moment_of_a_run_keeps_its_microseconds_over_all_years,
+    every_moment_of_a_delivery_keeps_its_microseconds,
+    moments_of_organizations_tokens_and_secrets_keep_their_microseconds,
+    ids_keep_all_their_bits,
+    json_texts_come_back_as_they_were_normalised,
+    a_payload_keeps_any_bytes,
+);
+
+async fn every_moment_of_a_run_keeps_its_microseconds_over_all_years(engine: Engine) {
+    let mut stage = Stage::new(engine);
+    for moment in [
+        "0001-01-01T00:00:00Z",
+        "0099-12-31T23:59:59.999999Z",
+        "1969-12-31T23:59:59.999999Z",
+        "1970-01-01T00:00:00Z",
+        "1999-12-31T23:59:59.999999Z",
+        "2026-03-01T12:00:00.000001Z",
+        "9999-12-31T23:59:59.999999Z",
+    ] {
+        let moment = Timestamp::parse(moment).unwrap();
+        let mut update = terminal_run(URL);
+        update.created_at = Some(moment);
+        update.started_at = Some(moment);
+        update.completed_at = Some(moment);
+        let run = new_run();
+        record_run(&mut stage.conn, moment, &POLICY, Deliver::Never, (stage.org, run), &update, "req").unwrap();
+        let run = stage.stored_run(run);
+        assert_eq!([run.created_at, run.updated_at], [moment; 2]);
+        assert_eq!([run.started_at, run.completed_at], [Some(moment); 2]);
+    }
+}
+
+async fn every_moment_of_a_delivery_keeps_its_microseconds(engine: Engine) {
+    let mut stage = Stage::new(engine);
+    let accepted_at = stage.now;
+    let delivery = stage.accept();
+    assert_eq!(delivery, stage.delivery(delivery.id));
+    assert_eq!(
+        (delivery.created_at, delivery.updated_at, delivery.next_attempt_at, delivery.completed_at),
+        (accepted_at, accepted_at, Some(accepted_at), None)
+    );
+    assert_eq!(stage.micros("deliveries", "wake_at"), (accepted_at + GRACE).as_micros());
+
+    stage.advance(std::time::Duration::from_micros(1_000_001));
+    let (claimed_at, claimed) = (stage.now, stage.claim_one(delivery.id, 1));
+    assert_eq!(claimed.claimed_at, claimed_at);
+    assert_eq!(stage.micros("deliveries", "claimed_at"), claimed_at.as_micros());
+    assert_eq!(stage.micros("deliveries", "wake_at"), (claimed_at + LEASE).as_micros());
+    assert_eq!(stage.delivery(delivery.id).updated_at, claimed_at);
+
+    let retry_at = stage.now + std::time::Duration::from_micros(10_000_003);
+    stage.advance(std::time::Duration::from_micros(7));
+    stage.finish_one(retried(&claimed, retry_at));
+    let waiting = stage.delivery(delivery.id);
+    assert_eq!((waiting.next_attempt_at, waiting.updated_at), (Some(retry_at), stage.now));
+    assert_eq!(waiting.attempts[0].created_at, claimed_at);
+    assert_eq!(stage.micros("deliveries", "wake_at"), retry_at.as_micros());
+
+    stage.now = retry_at;
+    let claimed = stage.claim_one(delivery.id, 2);
+    stage.finish_one(succeeded(&claimed));
+    let done = stage.delivery(delivery.id);
+    assert_eq!((done.completed_at, done.updated_at), (Some(retry_at), retry_at));
+}
+
+async fn moments_of_organizations_tokens_and_secrets_keep_their_microseconds(engine: Engine) {
+    let mut stage = Stage::new(engine);
+    let (org, now) = (stage.org, stage.now);
+    assert_eq!(find_organization(&mut stage.conn, org).unwrap().unwrap().created_at, now);
+    create_token(&mut stage.conn, now, org, Scopes::All, None).unwrap();
+    assert_eq!(stage.micros("api_tokens", "created_at"), now.as_micros());
+    create_secret(&mut stage.conn, now, &keyring(), org, None).unwrap();
+    assert_eq!(stage.micros("signing_secrets", "created_at"), now.as_micros());
+    assert_eq!(stage.micros("signing_secrets", "updated_at"), now.as_micros());
+}
+
+async fn ids_keep_all_their_bits(engine: Engine) {
+    let mut stage = Stage::new(engine);
+    let made = create_organization(&mut stage.conn, stage.now, "Ünïcode & söns 株式会社").unwrap();
+    assert_eq!(find_organization(&mut stage.conn, made.id).unwrap(), Some(made));
+    assert_eq!(find_organization(&mut stage.conn, OrgId(Uuid::max())).unwrap(), None);
+    for bits in [0, u128::MAX, 1, 1 << 127, 0x00ff_0000_0000_0000_ff00_0000_0000_0027] {
+        let run = RunId(Uuid::from_u128(bits));
+        stage.record(run, &update(r#"{"status_code": "queued"}"#));
+        assert_eq!(stage.stored_run(run).id, run);
+    }
+    let delivery = stage.accept();
+    let under = ClaimId(Uuid::from_u128(u128::MAX - 1));
+    let jobs = [crate::stage::job(delivery.id, 1)];
+    let claimed = ::store::claim_jobs(&mut stage.conn, stage.now, LEASE, under, &jobs).unwrap();
+    assert_eq!((claimed[0].claim_id, claimed[0].delivery_id, claimed[0].org_id), (under, delivery.id, stage.org));
+    let unknown = finished(&claimed[0], Some(FailureReason::Timeout), Settlement::Failed);
+    let attempt = unknown.record.id;
+    stage.finish_one(unknown);
+    assert_eq!(stage.delivery(delivery.id).attempts[0].id, attempt);
+}
+
+async fn json_texts_come_back_as_they_were_normalised(engine: Engine) {
+    let mut stage = Stage::new(engine);
+    let output = r#"{"nul": "a\u0000b", "b": 1, "a": [1.0, 1e400, -0, 123456789012345678901234567890], "é": "\ud83e\udd80\u2028"}"#;
+    let output = output.replace("1e400", "1e16");
+    let body = format!(r#"{{"status_code": "succeeded", "output": {output}, "metadata": {{"z": null, "a": "\u007f\\"}}, "callback_url": "{URL}"}}"#);
+    let update = update(&body);
+    let run = new_run();
+    stage.record(run, &update);
+    let stored = stage.stored_run(run);
+    assert_eq!((&stored.output, &stored.metadata), (&update.output, &update.metadata));
+    let text = stored.output.as_ref().map(JsonText::as_str).unwrap();
+    assert!(!text.contains('\0') && text.contains(r"a\u0000b"), "{text}");
+    assert!(text.contains("123456789012345678901234567890") && text.find("\"b\"") < text.find("\"a\""), "{text}");
+}
+
+async fn a_payload_keeps_any_bytes(engine: Engine) {
+    let mut stage = Stage::new(engine);
+    stage.accept();
+    let every_byte: Vec<u8> = (0..=255).collect();
+    let hex = hex::encode(&every_byte);
+    stage
+        .sql(&match engine {
+            Engine::Postgres => format!(r"UPDATE deliveries SET payload = '\x{hex}'"),
+            Engine::Sqlite => format!("UPDATE deliveries SET payload = X'{hex}'"),
+        })
+        .unwrap();
+    stage.advance(GRACE);
+    let claimed = stage.claim_due(1);
+    assert_eq!(claimed[0].payload, every_byte);
+    assert_eq!(claimed_under(&mut stage.conn, claimed[0].claim_id).unwrap(), claimed);
+}

@@ -1,0 +1,273 @@
+//! What the tests share: a database with one organization, a clock that stands still, and the steps of a
+//! delivery's life by short names.
+
+use std::time::Duration;
+
+use ::store::{
+    AcceptPolicy, AnyConnection, AttemptRecord, Claimed, Clock, DatabaseUrl, Deliver, Effect, ExpiredLease, Failure, Finished,
+    RecordedRun, Redelivery, Settlement, Store, StoreError, claim_due, claim_jobs, create_organization,
+    expired_leases, find_delivery, find_run, finish, record_run, redeliver,
+};
+use contracts::{
+    AttemptId, AttemptNumber, ClaimId, Delivery, DeliveryId, Destination, FailureReason, Job, OrgId, PayloadFormat,
+    Run, RunId, RunUpdate, Timestamp,
+};
+use diesel::prelude::*;
+use diesel::sql_types::BigInt;
+use testkit::{Engine, TestDatabase, terminal_run};
+use uuid::Uuid;
+
+/// Makes `postgres::name` and `sqlite::name` of each `async fn name(Engine)`.
+macro_rules! on_both_engines {
+    ($($name:ident),* $(,)?) => {
+        mod postgres {
+            $(#[tokio::test] async fn $name() { super::$name(testkit::Engine::Postgres).await; })*
+        }
+        mod sqlite {
+            $(#[tokio::test] async fn $name() { super::$name(testkit::Engine::Sqlite).await; })*
+        }
+    };
+}
+pub(crate) use on_both_engines;
+
+pub(crate) const LEASE: Duration = Duration::from_secs(60);
+/// How long a new delivery is left to its doorbell.
+pub(crate) const GRACE: Duration = Duration::from_secs(2);
+pub(crate) const MICROSECOND: Duration = Duration::from_micros(1);
+pub(crate) const URL: &str = "https://hooks.example.com/callbacks";
+pub(crate) const POLICY: AcceptPolicy = AcceptPolicy { max_attempts: 3, payload_format: PayloadFormat::Python };
+
+/// Where the clock stands at first; its microseconds are not whole milliseconds.
+pub(crate) fn start() -> Timestamp {
+    Timestamp::parse("2026-03-01T12:00:00.123457Z").unwrap()
+}
+
+pub(crate) struct Stage {
+    pub(crate) conn: AnyConnection,
+    pub(crate) now: Timestamp,
+    pub(crate) org: OrgId,
+    // The last to drop: the connection closes first.
+    pub(crate) database: TestDatabase,
+}
+
+impl Stage {
+    pub(crate) fn new(engine: Engine) -> Stage {
+        let database = TestDatabase::new(engine);
+        let mut conn = database.url().connect().unwrap();
+        let org = create_organization(&mut conn, start(), "Acme").unwrap().id;
+        Stage { conn, now: start(), org, database }
+    }
+
+    pub(crate) fn advance(&mut self, by: Duration) {
+        self.now = self.now + by;
+    }
+
+    /// A store on the same database, at this moment.
+    pub(crate) async fn store(&self) -> Store {
+        self.database.store_with_clock(Clock::manual(self.now)).await
+    }
+
+    pub(crate) fn other_org(&mut self) -> OrgId {
+        create_organization(&mut self.conn, self.now, "Other").unwrap().id
+    }
+
+    pub(crate) fn record(&mut self, run: RunId, update: &RunUpdate) -> RecordedRun {
+        record_run(&mut self.conn, self.now, &POLICY, Deliver::Automatically, (self.org, run), update, "req").unwrap()
+    }
+
+    /// A run that has succeeded, without a delivery.
+    pub(crate) fn run(&mut self) -> RunId {
+        let run = new_run();
+        let update = terminal_run(URL);
+        record_run(&mut self.conn, self.now, &POLICY, Deliver::Never, (self.org, run), &update, "req").unwrap();
+        run
+    }
+
+    pub(crate) fn stored_run(&mut self, run: RunId) -> Run {
+        find_run(&mut self.conn, self.org, run).unwrap().unwrap()
+    }
+
+    pub(crate) fn redeliver(&mut self, run: RunId) -> Redelivery {
+        redeliver(&mut self.conn, self.now, &POLICY, self.org, run, "req-redelivery").unwrap()
+    }
+
+    /// A new delivery of a new run.
+    pub(crate) fn accept(&mut self) -> Delivery {
+        let run = self.run();
+        accepted(self.redeliver(run))
+    }
+
+    /// That many of them.
+    pub(crate) fn accept_many(&mut self, count: usize) -> Vec<DeliveryId> {
+        (0..count).map(|_| self.accept().id).collect()
+    }
+
+    /// The wanted attempts, under a fresh claim id.
+    pub(crate) fn claim(&mut self, jobs: &[Job]) -> Vec<Claimed> {
+        claim_jobs(&mut self.conn, self.now, LEASE, ClaimId::new(self.now), jobs).unwrap()
+    }
+
+    /// One attempt that can be claimed.
+    pub(crate) fn claim_one(&mut self, delivery: DeliveryId, attempt: AttemptNumber) -> Claimed {
+        let mut claimed = self.claim(&[job(delivery, attempt)]);
+        assert_eq!(claimed.len(), 1, "attempt {attempt} can be claimed");
+        claimed.remove(0)
+    }
+
+    /// The first attempt of a new delivery, claimed.
+    pub(crate) fn claimed(&mut self) -> Claimed {
+        let delivery = self.accept();
+        self.claim_one(delivery.id, 1)
+    }
+
+    pub(crate) fn claim_due(&mut self, limit: usize) -> Vec<Claimed> {
+        claim_due(&mut self.conn, self.now, LEASE, ClaimId::new(self.now), limit).unwrap()
+    }
+
+    pub(crate) fn expired(&mut self) -> Vec<ExpiredLease> {
+        expired_leases(&mut self.conn, self.now, 100).unwrap()
+    }
+
+    pub(crate) fn finish(&mut self, batch: &[Finished]) -> Vec<Effect> {
+        let now = self.now;
+        self.conn.transaction(|tx| finish(tx, now, batch)).unwrap()
+    }
+
+    /// What becomes of one result.
+    pub(crate) fn finish_one(&mut self, finished: Finished) -> Effect {
+        self.finish(&[finished])[0]
+    }
+
+    /// Lets the lease end and records `outcome_unknown`, with another attempt right away.
+    pub(crate) fn lose(&mut self, claimed: &Claimed) {
+        self.advance(LEASE);
+        let lost = finished(claimed, Some(FailureReason::OutcomeUnknown), Settlement::RetryAt(self.now));
+        assert_eq!(self.finish_one(lost), Effect::Finished);
+    }
+
+    pub(crate) fn delivery(&mut self, id: DeliveryId) -> Delivery {
+        find_delivery(&mut self.conn, self.org, id).unwrap().expect("the delivery is kept")
+    }
+
+    pub(crate) fn sql(&mut self, statement: &str) -> QueryResult<usize> {
+        diesel::sql_query(statement).execute(&mut self.conn)
+    }
+
+    pub(crate) fn number(&mut self, query: &str) -> i64 {
+        number(&mut self.conn, query)
+    }
+
+    /// A column of the only row of a table, in microseconds since 1970, as the database holds it.
+    pub(crate) fn micros(&mut self, table: &str, column: &str) -> i64 {
+        match self.conn {
+            AnyConnection::Postgres(_) => {
+                self.number(&format!("SELECT (extract(epoch FROM {column}) * 1000000)::bigint FROM {table}"))
+            }
+            AnyConnection::Sqlite(_) => self.number(&format!("SELECT {column} FROM {table}")),
+        }
+    }
+
+    /// Whether these bytes stand anywhere in the database.
+    pub(crate) fn holds(&mut self, bytes: &[u8]) -> bool {
+        if let DatabaseUrl::Sqlite(path) = self.database.url() {
+            // What was committed is in the file or in its write-ahead log.
+            let files = [path.clone(), format!("{path}-wal")].map(|file| std::fs::read(file).unwrap_or_default());
+            return files.iter().any(|file| file.windows(bytes.len()).any(|window| window == bytes));
+        }
+        // A row as text shows its bytea columns in hex.
+        let (hex, text) = (hex::encode(bytes), String::from_utf8_lossy(bytes).replace(['\'', '\0'], ""));
+        TABLES.iter().any(|table| {
+            let found = format!("position('{hex}' IN t::text) > 0 OR position('{text}' IN t::text) > 0");
+            self.number(&format!("SELECT count(*) FROM {table} t WHERE {found}")) > 0
+        })
+    }
+}
+
+const TABLES: [&str; 6] = ["organizations", "api_tokens", "signing_secrets", "runs", "deliveries", "attempts"];
+
+pub(crate) fn number(conn: &mut AnyConnection, query: &str) -> i64 {
+    diesel::dsl::sql::<BigInt>(query).get_result(conn).unwrap()
+}
+
+pub(crate) fn new_run() -> RunId {
+    RunId(Uuid::new_v4())
+}
+
+pub(crate) fn update(body: &str) -> RunUpdate {
+    RunUpdate::parse(body.as_bytes()).unwrap()
+}
+
+pub(crate) fn accepted(redelivery: Redelivery) -> Delivery {
+    match redelivery {
+        Redelivery::Accepted(accepted) => accepted.delivery,
+        other => panic!("accepted, not {other:?}"),
+    }
+}
+
+/// A doorbell. Its organization is nobody's: what counts is the row's.
+pub(crate) fn job(delivery_id: DeliveryId, attempt: AttemptNumber) -> Job {
+    Job {
+        version: Job::VERSION,
+        delivery_id,
+        attempt,
+        destination: Destination::of_origin("https://hooks.example.com:443"),
+        org_id: OrgId(Uuid::nil()),
+        request_id: "req-of-the-doorbell".into(),
+    }
+}
+
+/// A result: a 200 without `reason`, otherwise that failure.
+pub(crate) fn finished(claimed: &Claimed, reason: Option<FailureReason>, settlement: Settlement) -> Finished {
+    let failure = reason.map(|reason| Failure { reason, detail: format!("{reason} it was") });
+    let status_code = match reason {
+        None => Some(200),
+        Some(FailureReason::HttpError) => Some(503),
+        Some(_) => None,
+    };
+    Finished {
+        delivery_id: claimed.delivery_id,
+        claim_id: claimed.claim_id,
+        record: AttemptRecord {
+            id: AttemptId::new(claimed.claimed_at),
+            number: claimed.attempt,
+            failure,
+            status_code,
+            response_body: status_code.map(|status| format!("answer {status}")),
+            response_time_ms: status_code.map(i64::from),
+            claimed_at: claimed.claimed_at,
+        },
+        settlement,
+    }
+}
+
+pub(crate) fn succeeded(claimed: &Claimed) -> Finished {
+    finished(claimed, None, Settlement::Succeeded)
+}
+
+pub(crate) fn retried(claimed: &Claimed, at: Timestamp) -> Finished {
+    finished(claimed, Some(FailureReason::HttpError), Settlement::RetryAt(at))
+}
+
+pub(crate) fn failed(claimed: &Claimed) -> Finished {
+    finished(claimed, Some(FailureReason::HttpError), Settlement::Failed)
+}
+
+pub(crate) fn ids(claimed: &[Claimed]) -> Vec<DeliveryId> {
+    let mut ids: Vec<_> = claimed.iter().map(|claimed| claimed.delivery_id).collect();
+    ids.sort_unstable();
+    ids
+}
+
+/// Starts `count` write transactions at once and gathers what they answer.
+pub(crate) async fn at_once<T: Send + 'static>(
+    store: &Store,
+    count: usize,
+    work: impl Fn(&mut AnyConnection, Timestamp) -> Result<T, StoreError> + Clone + Send + 'static,
+) -> Vec<T> {
+    let tasks = (0..count).map(|_| {
+        let (store, work) = (store.clone(), work.clone());
+        async move { store.write(move |tx, now| work(tx, now)).await }
+    });
+    let answers = tasks.collect::<tokio::task::JoinSet<_>>().join_all().await;
+    answers.into_iter().map(|answer| answer.expect("no transaction fails")).collect()
+}

@@ -1,0 +1,60 @@
+//! API tokens.
+
+use ::store::{TokenText, authenticate, create_token};
+use contracts::{Scope, Scopes};
+use testkit::Engine;
+
+use crate::stage::{Stage, on_both_engines};
+
+on_both_engines!(
+    a_token_is_its_bearers_organization_and_scopes,
+    an_unknown_token_is_nobodys,
+    a_scope_of_a_later_version_allows_nothing,
+    only_the_tokens_sha256_is_kept,
+);
+
+async fn a_token_is_its_bearers_organization_and_scopes(engine: Engine) {
+    let mut stage = Stage::new(engine);
+    let other = stage.other_org();
+    let few = Scopes::Named(vec![Scope::RunsRead, Scope::CallbackSecretsEdit]);
+    let cases = [(stage.org, Scopes::All), (stage.org, few), (other, Scopes::Named(vec![]))];
+    for (org, scopes) in cases {
+        let label = Some("ci".to_owned());
+        let made = create_token(&mut stage.conn, stage.now, org, scopes.clone(), label).unwrap();
+        assert!(made.token.starts_with("rf_live_") && made.token.len() == 8 + 64, "{}", *made.token);
+        let text = TokenText::parse(&made.token).expect("it looks like a token");
+        let principal = authenticate(&mut stage.conn, text).unwrap().expect("it is known");
+        assert_eq!((principal.token_id, principal.org_id, principal.scopes), (made.id, org, scopes));
+    }
+}
+
+async fn an_unknown_token_is_nobodys(engine: Engine) {
+    let mut stage = Stage::new(engine);
+    let made = create_token(&mut stage.conn, stage.now, stage.org, Scopes::All, None).unwrap();
+    let digits = made.token.strip_prefix("rf_live_").unwrap();
+    let unknown = [format!("rf_svc_{digits}"), format!("rf_live_{}", "0".repeat(64))];
+    for text in unknown {
+        assert_eq!(authenticate(&mut stage.conn, TokenText::parse(&text).unwrap()).unwrap(), None, "{text}");
+    }
+    for text in ["", "rf_live_", digits, &made.token[..71], &made.token.to_uppercase()] {
+        assert!(TokenText::parse(text).is_none(), "{text}");
+    }
+}
+
+async fn a_scope_of_a_later_version_allows_nothing(engine: Engine) {
+    let mut stage = Stage::new(engine);
+    let made = create_token(&mut stage.conn, stage.now, stage.org, Scopes::All, None).unwrap();
+    stage.sql("UPDATE api_tokens SET scopes = 'runs:fly runs:read'").unwrap();
+    let principal = authenticate(&mut stage.conn, TokenText::parse(&made.token).unwrap()).unwrap().unwrap();
+    assert_eq!(principal.scopes, Scopes::Named(vec![Scope::RunsRead]));
+}
+
+async fn only_the_tokens_sha256_is_kept(engine: Engine) {
+    let mut stage = Stage::new(engine);
+    let made = create_token(&mut stage.conn, stage.now, stage.org, Scopes::All, Some("label".into())).unwrap();
+    let digits = made.token.strip_prefix("rf_live_").unwrap();
+    assert!(stage.holds(b"label"), "the search finds what is there");
+    assert!(!stage.holds(digits.as_bytes()));
+    assert!(!stage.holds(&hex::decode(digits).unwrap()));
+    assert!(stage.holds(&<sha2::Sha256 as sha2::Digest>::digest(made.token.as_bytes())));
+}
