@@ -2,32 +2,21 @@
 
 use std::io;
 
-use serde::Serialize;
-use strum::{Display, EnumString};
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::filter::ParseError;
 
-/// How log lines are written: `log.format`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Display, EnumString)]
-#[serde(rename_all = "snake_case")]
-#[strum(serialize_all = "snake_case")]
-pub(crate) enum Format {
-    /// For a person.
-    Text,
-    /// One JSON object a line.
-    Json,
-}
+use crate::settings::LogFormat;
 
 /// What libraries say that we say ourselves, better or more quietly.
 const QUIET: &str = "lapin=off,actix_server=warn,actix_http=off,r2d2=off";
 
 /// Sends logs to standard error from now on. `filter` is `info`, `debug` or per-target directives.
-pub(crate) fn start(filter: &str, format: Format) -> Result<(), ParseError> {
+pub(crate) fn start(filter: &str, format: LogFormat) -> Result<(), ParseError> {
     let filter = EnvFilter::builder().parse(format!("{QUIET},{filter}"))?;
     let logs = tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr);
     match format {
-        Format::Text => logs.with_ansi(io::IsTerminal::is_terminal(&io::stderr())).init(),
-        Format::Json => logs.json().flatten_event(true).init(),
+        LogFormat::Text => logs.with_ansi(io::IsTerminal::is_terminal(&io::stderr())).init(),
+        LogFormat::Json => logs.json().flatten_event(true).init(),
     }
     Ok(())
 }

@@ -72,15 +72,14 @@ fn main() -> ExitCode {
 }
 
 async fn run(cli: Cli) -> anyhow::Result<()> {
-    let settings = Settings::load(cli.config.as_deref(), std::env::vars().collect())?;
-    let filter = match cli.command {
+    let settings = Settings::load(cli.config.as_deref())?;
+    let filter = settings.log.filter.as_deref().unwrap_or(match cli.command {
         // These tell their story on standard output.
-        Command::Demo | Command::Bench(_) if settings.log.filter == "info" => "error",
-        Command::Dev(_) | Command::Listen(_) if settings.log.filter == "info" => "warn",
-        _ => &settings.log.filter,
-    };
-    logging::start(filter, settings.log.format)
-        .map_err(|error| SettingsError::Value { key: "log.filter", problem: error.to_string() })?;
+        Command::Demo | Command::Bench(_) => "error",
+        Command::Dev(_) | Command::Listen(_) => "warn",
+        _ => "info",
+    });
+    logging::start(filter, settings.log.format)?;
     match cli.command {
         Command::Demo => demo::run(&settings).await,
         Command::Dev(args) => dev::run(&settings, args).await,

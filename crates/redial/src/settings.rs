@@ -96,7 +96,6 @@ pub(crate) struct DeliverySettings {
 
 #[derive(Clone, Serialize)]
 pub(crate) struct EgressSettings {
-    #[serde(serialize_with = "shown::ranges")]
     pub(crate) allow: Vec<IpNet>,
 }
 

@@ -191,13 +191,15 @@ impl TestApi {
         (reply, deliveries.unwrap_or_default())
     }
 
-    /// Sends bytes over a connection of its own and reads the answer to its end.
+    /// Sends bytes over a connection of its own and reads the answer, an object, to its last brace.
     pub(crate) async fn raw(&self, request: &str) -> String {
         let mut stream = TcpStream::connect(self.addr).await.unwrap();
         stream.write_all(request.as_bytes()).await.unwrap();
-        let mut answer = String::new();
-        stream.read_to_string(&mut answer).await.unwrap();
-        answer
+        let mut answer = Vec::new();
+        while !answer.ends_with(b"}") {
+            assert_ne!(stream.read_buf(&mut answer).await.unwrap(), 0, "the connection was closed");
+        }
+        String::from_utf8(answer).unwrap()
     }
 }
 

@@ -94,7 +94,7 @@ async fn a_body_over_the_limit_is_refused_whether_announced_or_not(api: TestApi)
     let head = |framing: &str| {
         let token = &api.token;
         format!(
-            "PUT {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\nAuthorization: Bearer {token}\r\n\
+            "PUT {path} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {token}\r\n\
             Content-Type: application/json\r\n{framing}\r\n\r\n"
         )
     };

@@ -14,7 +14,6 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 use contracts::{DeliveryStatus, OrgId, RunId, RunUpdate};
-use queue::Broker;
 use receiver::Receiver;
 use store::{Deliver, Keyring, Store, StoreError, count_deliveries, record_run};
 use tokio::process::{Child, Command};
@@ -58,7 +57,9 @@ const LOOK: Duration = Duration::from_millis(10);
 pub(crate) async fn run(settings: &Settings, args: Args) -> Result<()> {
     let store = Store::open(&settings.database_url()?, 4).await?;
     let queue_name = format!("redial.bench.{}", Uuid::new_v4().simple());
-    let broker = Broker::parse(settings.broker.url.as_deref().context("broker.url is not set")?, &queue_name)?;
+    let mut of_its_own = settings.clone();
+    of_its_own.broker.queue = queue_name.clone();
+    let broker = of_its_own.broker()?;
     let key = Keyring::generate("bench");
     let tenant = make_tenant(&store, &Keyring::parse(&[key.as_str()])?, "bench").await?;
     let (sink, mut arrivals) = unbounded_channel();

@@ -5,6 +5,6 @@ use std::io::{self, Write};
 use crate::settings::Settings;
 
 pub(crate) fn run(settings: &Settings) -> anyhow::Result<()> {
-    write!(io::stdout(), "{}", toml::to_string(&settings.masked())?)?;
+    write!(io::stdout(), "{}", toml::to_string(settings)?)?;
     Ok(())
 }

@@ -30,8 +30,7 @@ pub(crate) async fn run(settings: &Settings) -> anyhow::Result<()> {
         tokio::spawn(api::run_health(listener, shutdown.clone()));
     }
     // Unacknowledged messages are those of one batch being claimed and the next one gathering.
-    let prefetch = u16::try_from(settings.dispatcher.max_in_flight).unwrap_or(u16::MAX);
-    let consumer = broker.consumer(prefetch, shutdown.clone());
+    let consumer = broker.consumer(settings.dispatcher.max_in_flight, shutdown.clone());
     let dispatcher = Dispatcher {
         store,
         keyring,

@@ -12,6 +12,7 @@ use contracts::{
     AttemptId, AttemptNumber, ClaimId, Delivery, DeliveryId, Destination, FailureReason, Job, OrgId, PayloadFormat,
     Run, RunId, RunUpdate, Timestamp,
 };
+use diesel::connection::TransactionManager;
 use diesel::prelude::*;
 use diesel::sql_types::BigInt;
 use testkit::{Engine, TestDatabase, terminal_run};
@@ -165,6 +166,20 @@ impl Stage {
             }
             AnyConnection::Sqlite(_) => self.number(&format!("SELECT {column} FROM {table}")),
         }
+    }
+
+    /// An id in the engine's own SQL.
+    pub(crate) fn literal(&self, id: Uuid) -> String {
+        match self.conn {
+            AnyConnection::Postgres(_) => format!("'{id}'"),
+            AnyConnection::Sqlite(_) => format!("X'{}'", id.simple()),
+        }
+    }
+
+    /// Undoes what was done since `begin_test_transaction`.
+    pub(crate) fn roll_back(&mut self) {
+        type Transactions = <AnyConnection as Connection>::TransactionManager;
+        <Transactions as TransactionManager<AnyConnection>>::rollback_transaction(&mut self.conn).unwrap();
     }
 
     /// Whether these bytes stand anywhere in the database.

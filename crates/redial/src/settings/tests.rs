@@ -1,0 +1,198 @@
+//! Precedence of the layers, and that every error names its key.
+
+use std::time::Duration;
+
+use super::*;
+
+fn read(file: &str, variables: &[(&str, &str)]) -> Result<Settings, SettingsError> {
+    let variables = variables.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
+    Settings::read(Some(("redial.toml", file)), &variables)
+}
+
+fn refused(file: &str, variables: &[(&str, &str)]) -> String {
+    read(file, variables).err().unwrap_or_else(|| panic!("taken: {file} {variables:?}")).to_string()
+}
+
+#[test]
+fn without_file_and_environment_the_documented_defaults_hold() {
+    let settings = Settings::read(None, &Variables::new()).unwrap();
+    assert_eq!(settings.api.listen.to_string(), "127.0.0.1:8080");
+    assert_eq!(settings.api.max_body, 2 * 1024 * 1024);
+    assert_eq!(settings.broker.queue, Broker::DEFAULT_QUEUE);
+    assert_eq!((settings.dispatcher.listen, settings.dispatcher.max_in_flight), (None, 256));
+    let DeliverySettings { timeout, connect_timeout, schedule, jitter, max_attempts, lease, .. } = settings.delivery;
+    assert_eq!((timeout.as_secs(), connect_timeout.as_secs(), lease.as_secs()), (10, 5, 60));
+    assert_eq!(schedule.iter().map(Duration::as_secs).collect::<Vec<_>>(), [10, 60, 300, 1800, 7200, 18000, 36000]);
+    assert_eq!((jitter, max_attempts), (0.1, 8));
+    assert_eq!((settings.delivery.payload_format, settings.delivery.stop_on_gone), (PayloadFormat::Python, false));
+    assert_eq!((settings.egress.allow.len(), settings.secrets.keys.len()), (0, 0));
+}
+
+#[test]
+fn the_environment_goes_before_the_file_and_the_file_before_the_defaults() {
+    let file = "[delivery]\ntimeout = \"7s\"\nmax_attempts = 3\n[egress]\nallow = [\"10.0.0.0/8\"]";
+    let settings = read(file, &[("REDIAL_DELIVERY__TIMEOUT", "8s")]).unwrap();
+    assert_eq!(settings.delivery.timeout, Duration::from_secs(8));
+    assert_eq!(settings.delivery.max_attempts, 3);
+    assert_eq!(settings.delivery.connect_timeout, Duration::from_secs(5));
+    assert_eq!(settings.egress.allow, ["10.0.0.0/8".parse().unwrap()]);
+}
+
+#[test]
+fn database_url_and_amqp_url_count_when_the_own_keys_are_unset() {
+    let general = [("DATABASE_URL", "postgres://general/a"), ("AMQP_URL", "amqp://general")];
+    let settings = read("[database]\nurl = \"\"", &general).unwrap();
+    assert_eq!(settings.database_url().unwrap().to_string(), "postgres://general/a");
+    assert_eq!(settings.broker.url.as_deref(), Some("amqp://general"));
+
+    let file = "[database]\nurl = \"postgres://own/a\"\n[broker]\nurl = \"amqp://own\"";
+    let settings = read(file, &general).unwrap();
+    assert_eq!(settings.database_url().unwrap().to_string(), "postgres://own/a");
+    assert_eq!(settings.broker.url.as_deref(), Some("amqp://own"));
+}
+
+#[test]
+fn an_empty_variable_counts_as_unset() {
+    let variables = [("REDIAL_DELIVERY__TIMEOUT", ""), ("REDIAL_EGRESS__ALLOW", ""), ("DATABASE_URL", "")];
+    let settings = read("[egress]\nallow = [\"::1/128\"]", &variables).unwrap();
+    assert_eq!(settings.delivery.timeout, Duration::from_secs(10));
+    assert_eq!(settings.egress.allow.len(), 1);
+    assert!(settings.database_url().unwrap_err().to_string().contains("not set"));
+}
+
+#[test]
+fn lists_of_the_environment_are_separated_by_commas() {
+    let settings = read(
+        "",
+        &[
+            ("REDIAL_DELIVERY__SCHEDULE", "1s, 2m,3h"),
+            ("REDIAL_EGRESS__ALLOW", "127.0.0.0/8,::1/128"),
+            ("REDIAL_SECRETS__KEYS", "a:AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8="),
+        ],
+    )
+    .unwrap();
+    assert_eq!(settings.delivery.schedule.iter().map(Duration::as_secs).collect::<Vec<_>>(), [1, 120, 10800]);
+    assert_eq!(settings.egress.allow.len(), 2);
+    settings.keyring().unwrap();
+}
+
+#[test]
+fn sizes_are_bytes_or_have_a_unit() {
+    for (text, bytes) in [("2048", 2048), ("\"2048\"", 2048), ("\"64KiB\"", 65536), ("\"1 MiB\"", 1 << 20)] {
+        assert_eq!(read(&format!("[api]\nmax_body = {text}"), &[]).unwrap().api.max_body, bytes);
+    }
+}
+
+#[test]
+fn every_bad_value_is_refused_by_the_name_of_its_key() {
+    for (key, value) in [
+        ("database.url", "mysql://db/redial"),
+        ("database.url", "redial.db"),
+        ("broker.url", "http://rabbit"),
+        ("broker.url", "rabbit"),
+        ("api.listen", "localhost"),
+        ("api.listen", ""), // in a file; an empty variable is unset
+        ("api.max_body", "2GB"),
+        ("api.max_body", "1"),
+        ("api.max_body", "99999999999999999999"),
+        ("dispatcher.listen", "8080"),
+        ("dispatcher.max_in_flight", "0"),
+        ("dispatcher.max_in_flight", "10001"),
+        ("dispatcher.max_in_flight", "many"),
+        ("delivery.timeout", "10"),
+        ("delivery.timeout", "0s"),
+        ("delivery.timeout", "-1s"),
+        ("delivery.timeout", "1y"),
+        ("delivery.timeout", "60s"), // the lease is named, see below
+        ("delivery.connect_timeout", "11s"),
+        ("delivery.schedule", "10s,soon"),
+        ("delivery.schedule", ","),
+        ("delivery.jitter", "1.1"),
+        ("delivery.jitter", "-0.1"),
+        ("delivery.jitter", "nan"),
+        ("delivery.max_attempts", "0"),
+        ("delivery.max_attempts", "101"),
+        ("delivery.max_attempts", "2.5"),
+        ("delivery.lease", "10s"),
+        ("delivery.payload_format", "yaml"),
+        ("delivery.stop_on_gone", "yes"),
+        ("egress.allow", "10.0.0.0/8,localhost"),
+        ("log.filter", "redial=loud"),
+        ("log.format", "xml"),
+    ] {
+        let (section, name) = key.split_once('.').unwrap();
+        let named = if (key, value) == ("delivery.timeout", "60s") { "delivery.lease" } else { key };
+        let error = refused(&format!("[{section}]\n{name} = \"{value}\""), &[]);
+        assert!(error.starts_with(named), "{key} = {value}, file: {error}");
+        if !value.is_empty() {
+            let variable = format!("REDIAL_{}__{}", section.to_uppercase(), name.to_uppercase());
+            let error = refused("", &[(&variable, value)]);
+            assert!(error.starts_with(named), "{variable}={value}: {error}");
+        }
+    }
+}
+
+#[test]
+fn values_of_another_type_are_refused_by_the_name_of_their_key() {
+    for (key, value) in [
+        ("delivery.timeout", "10"),
+        ("delivery.timeout", "[\"10s\"]"),
+        ("delivery.max_attempts", "2.5"),
+        ("delivery.max_attempts", "true"),
+        ("delivery.schedule", "{ first = \"10s\" }"),
+        ("delivery.schedule", "[]"),
+        ("database.url", "{ host = \"db\" }"),
+        ("secrets.keys", "[[\"a:secretmaterial\"]]"),
+    ] {
+        let (section, name) = key.split_once('.').unwrap();
+        let error = refused(&format!("[{section}]\n{name} = {value}"), &[]);
+        assert!(error.starts_with(key) && !error.contains("secretmaterial"), "{key} = {value}: {error}");
+    }
+}
+
+#[test]
+fn unknown_keys_are_named_wherever_they_stand() {
+    assert_eq!(refused("[delivery]\ntimeot = \"1s\"", &[]), "unknown key delivery.timeot in redial.toml");
+    assert_eq!(refused("[delivry]\n", &[]), "unknown key delivry in redial.toml");
+    assert_eq!(refused("timeout = \"1s\"", &[]), "unknown key timeout in redial.toml");
+    assert_eq!(
+        refused("", &[("REDIAL_DELIVERY__TIMEOT", "1s")]),
+        "unknown key delivery.timeot in the environment (REDIAL_DELIVERY__TIMEOT)"
+    );
+    assert!(refused("", &[("REDIAL_DELIVERY__TIMEOUT__X", "1s")]).contains("delivery.timeout.x"));
+    assert!(refused("", &[("REDIAL___X", "1")]).contains("REDIAL___X"));
+}
+
+#[test]
+fn a_variable_that_lacks_an_underscore_is_refused_and_those_of_others_are_not() {
+    let error = refused("", &[("REDIAL_DELIVERY_MAX_ATTEMPTS", "1")]);
+    assert!(error.starts_with("delivery.max_attempts: "), "{error}");
+    read("", &[("REDIAL_PORT", "tcp://10.0.0.1:80"), ("REDIAL_API_SERVICE_HOST", "10.0.0.1")]).unwrap();
+}
+
+#[test]
+fn a_broken_file_is_refused_by_line_without_showing_it() {
+    let error = refused("[secrets]\nkeys = [\"a:secretmaterial]\n", &[]);
+    assert!(error.starts_with("redial.toml, line 2: ") && !error.contains("secretmaterial"), "{error}");
+}
+
+#[test]
+fn urls_and_keys_are_judged_when_a_command_needs_them() {
+    let settings = read("", &[("DATABASE_URL", "mysql://db/x"), ("AMQP_URL", "redis://mq")]).unwrap();
+    assert!(settings.database_url().unwrap_err().to_string().starts_with("database.url (or DATABASE_URL): "));
+    assert!(settings.broker().unwrap_err().to_string().starts_with("broker.url (or AMQP_URL): "));
+    assert!(settings.keyring().unwrap_err().to_string().starts_with("secrets.keys"));
+
+    let settings = read("", &[("DATABASE_URL", "sqlite:redial.db"), ("REDIAL_BROKER__QUEUE", "amq.mine")]).unwrap();
+    settings.database_url().unwrap();
+    assert!(settings.postgres_url().unwrap_err().to_string().starts_with("database.url (or DATABASE_URL): "));
+    let settings = read("", &[("AMQP_URL", "amqp://mq"), ("REDIAL_BROKER__QUEUE", "amq.mine")]).unwrap();
+    assert!(settings.broker().unwrap_err().to_string().starts_with("broker.queue: "));
+}
+
+#[test]
+fn what_is_shown_reads_back_as_the_same() {
+    let settings = read("[delivery]\nlease = \"90s\"\n[egress]\nallow = [\"10.0.0.0/8\"]", &[]).unwrap();
+    let shown = toml::to_string(&settings).unwrap();
+    assert_eq!(toml::to_string(&read(&shown, &[]).unwrap()).unwrap(), shown);
+}

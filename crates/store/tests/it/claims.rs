@@ -1,0 +1,246 @@
+//! Claiming: by doorbell, by the relay, and what is known of claims afterwards.
+
+use std::time::Duration;
+
+use ::store::{claim_due, claim_jobs, claimed_under};
+use contracts::{ClaimId, DeliveryStatus};
+use diesel::connection::SimpleConnection;
+use testkit::Engine;
+
+use crate::stage::{
+    GRACE, LEASE, MICROSECOND, POLICY, Stage, at_once, ids, job, on_both_engines, retried, succeeded,
+};
+
+on_both_engines!(
+    a_doorbell_claims_its_attempt_for_one_lease,
+    a_stale_or_early_doorbell_claims_nothing,
+    a_doorbell_for_a_retry_claims_it_only_once_it_is_due,
+    a_doorbell_beyond_the_budget_claims_nothing,
+    doorbells_of_one_attempt_claim_it_once_within_a_batch_and_after_it,
+    a_batch_claims_those_it_can,
+    doorbells_at_once_claim_each_attempt_once,
+    the_relay_leaves_a_new_delivery_to_its_doorbell_for_the_grace,
+    the_relay_takes_the_oldest_first_up_to_its_limit,
+    the_relay_takes_retries_when_they_fall_due,
+    the_relay_takes_nothing_without_budget_or_on_its_way_or_finished,
+    relays_at_once_take_disjoint_attempts,
+    what_is_held_under_a_claim_id_can_be_read_back,
+    a_lease_expires_at_its_end_and_not_before,
+);
+
+async fn a_doorbell_claims_its_attempt_for_one_lease(engine: Engine) {
+    let mut stage = Stage::new(engine);
+    let delivery = stage.accept();
+    let claim_id = ClaimId::new(stage.now);
+    let jobs = [job(delivery.id, 1)];
+    let claimed = claim_jobs(&mut stage.conn, stage.now, LEASE, claim_id, &jobs).unwrap().remove(0);
+    // The doorbell's organization is not looked at: the row's is what counts.
+    assert_eq!((claimed.org_id, claimed.run_id, claimed.delivery_id), (stage.org, delivery.run_id, delivery.id));
+    assert_eq!((claimed.attempt, claimed.max_attempts), (1, POLICY.max_attempts));
+    assert_eq!((claimed.claim_id, claimed.claimed_at), (claim_id, stage.now));
+    assert_eq!((&claimed.callback_url, &claimed.payload), (&delivery.callback_url, &delivery.payload_bytes.clone().into()));
+    let shown = stage.delivery(delivery.id);
+    assert_eq!((shown.status_code, shown.attempt_count), (DeliveryStatus::Delivering, 1));
+    assert_eq!((shown.next_attempt_at, shown.completed_at), (None, None));
+    assert_eq!(stage.micros("deliveries", "wake_at"), (stage.now + LEASE).as_micros());
+}
+
+async fn a_stale_or_early_doorbell_claims_nothing(engine: Engine) {
+    let mut stage = Stage::new(engine);
+    let delivery = stage.accept();
+    let early: Vec<_> = [-1, 0, 2, 3, i32::MAX].map(|attempt| job(delivery.id, attempt)).into();
+    assert_eq!(stage.claim(&early), []);
+    assert_eq!(stage.claim(&[]), []);
+    assert_eq!(stage.claim(&[job(contracts::DeliveryId::new(stage.now), 1)]), [], "of an unknown delivery");
+    assert_eq!(stage.delivery(delivery.id), delivery);
+    let first = stage.claim_one(delivery.id, 1);
+    assert_eq!(stage.claim(&[job(delivery.id, 1), job(delivery.id, 2)]), [], "on its way");
+    stage.finish_one(retried(&first, stage.now));
+    assert_eq!(stage.claim(&[job(delivery.id, 1)]), [], "stale");
+    let second = stage.claim_one(delivery.id, 2);
+    stage.finish_one(succeeded(&second));
+    assert_eq!(stage.claim(&[job(delivery.id, 2), job(delivery.id, 3)]), [], "finished");
+}
+
+async fn a_doorbell_for_a_retry_claims_it_only_once_it_is_due(engine: Engine) {
+    let mut stage = Stage::new(engine);
+    let first = stage.claimed();
+    let due = stage.now + Duration::from_secs(10);
+    stage.finish_one(retried(&first, due));
+    let retry = [job(first.delivery_id, 2)];
+    stage.now = due - MICROSECOND;
+    assert_eq!(stage.claim(&retry), []);
+    stage.now = due;
+    let claimed = stage.claim(&retry);
+    assert_eq!((claimed[0].attempt, &claimed[0].payload), (2, &first.payload));
+    assert_ne!(claimed[0].claim_id, first.claim_id);
+}
+
+async fn a_doorbell_beyond_the_budget_claims_nothing(engine: Engine) {
+    let mut stage = Stage::new(engine);
+    let delivery = stage.accept();
+    stage.sql("UPDATE deliveries SET attempt_count = max_attempts").unwrap();
+    assert_eq!(stage.claim(&[job(delivery.id, POLICY.max_attempts + 1)]), []);
+}
+
+async fn doorbells_of_one_attempt_claim_it_once_within_a_batch_and_after_it(engine: Engine) {
+    let mut stage = Stage::new(engine);
+    let [one, two] = stage.accept_many(2)[..] else { unreachable!() };
+    let batch = [job(one, 1), job(two, 1), job(one, 1), job(one, 2), job(one, 1)];
+    let claimed = stage.claim(&batch);
+    assert_eq!(ids(&claimed), [one.min(two), one.max(two)]);
+    assert!(claimed.iter().all(|claimed| claimed.attempt == 1));
+    assert_eq!(stage.claim(&batch), []);
+    assert_eq!(stage.delivery(one).attempt_count, 1);
+}
+
+async fn a_batch_claims_those_it_can(engine: Engine) {
+    let mut stage = Stage::new(engine);
+    let mut fresh = stage.accept_many(300);
+    let taken: Vec<_> = fresh.iter().step_by(3).map(|id| job(*id, 1)).collect();
+    assert_eq!(stage.claim(&taken).len(), 100);
+    let all: Vec<_> = fresh.iter().rev().map(|id| job(*id, 1)).collect();
+    let claimed = stage.claim(&all);
+    fresh = fresh.into_iter().enumerate().filter(|(i, _)| i % 3 != 0).map(|(_, id)| id).collect();
+    fresh.sort_unstable();
+    assert_eq!(ids(&claimed), fresh);
+}
+
+async fn doorbells_at_once_claim_each_attempt_once(engine: Engine) {
+    let mut stage = Stage::new(engine);
+    let mut fresh = stage.accept_many(40);
+    fresh.sort_unstable();
+    let jobs: Vec<_> = fresh.iter().map(|id| job(*id, 1)).collect();
+    let batches = at_once(&stage.store().await, 8, move |tx, now| {
+        claim_jobs(tx, now, LEASE, ClaimId::new(now), &jobs)
+    })
+    .await;
+    assert_eq!(ids(&batches.concat()), fresh);
+}
+
+async fn the_relay_leaves_a_new_delivery_to_its_doorbell_for_the_grace(engine: Engine) {
+    let mut stage = Stage::new(engine);
+    let delivery = stage.accept();
+    stage.advance(GRACE - MICROSECOND);
+    assert_eq!(stage.claim_due(10), []);
+    stage.advance(MICROSECOND);
+    let claimed = stage.claim_due(10);
+    assert_eq!((ids(&claimed), claimed[0].attempt), (vec![delivery.id], 1));
+    assert_eq!(stage.micros("deliveries", "wake_at"), (stage.now + LEASE).as_micros());
+    assert_eq!(stage.claim(&[job(delivery.id, 1)]), [], "the doorbell that comes late after all");
+}
+
+async fn the_relay_takes_the_oldest_first_up_to_its_limit(engine: Engine) {
+    let mut stage = Stage::new(engine);
+    let mut made = Vec::new();
+    for _ in 0..5 {
+        made.push(stage.accept().id);
+        stage.advance(MICROSECOND);
+    }
+    // Age is that of the moment to look, not of the delivery: the first is due last now.
+    let first = stage.claim_one(made[0], 1);
+    stage.finish_one(retried(&first, stage.now + Duration::from_secs(5)));
+    made.rotate_left(1);
+    stage.advance(Duration::from_secs(10));
+    assert_eq!(stage.claim_due(0), []);
+    for oldest in made.chunks(2) {
+        let mut oldest = oldest.to_vec();
+        oldest.sort_unstable();
+        assert_eq!(ids(&stage.claim_due(2)), oldest);
+    }
+    assert_eq!(stage.claim_due(2), []);
+}
+
+async fn the_relay_takes_retries_when_they_fall_due(engine: Engine) {
+    let mut stage = Stage::new(engine);
+    let first = stage.claimed();
+    let due = stage.now + Duration::from_secs(3_600);
+    stage.finish_one(retried(&first, due));
+    stage.now = due - MICROSECOND;
+    assert_eq!(stage.claim_due(10), []);
+    stage.now = due;
+    let claimed = stage.claim_due(10);
+    assert_eq!((claimed[0].delivery_id, claimed[0].attempt), (first.delivery_id, 2));
+    assert_eq!((claimed[0].claimed_at, &claimed[0].payload), (due, &first.payload));
+}
+
+async fn the_relay_takes_nothing_without_budget_or_on_its_way_or_finished(engine: Engine) {
+    let mut stage = Stage::new(engine);
+    stage.accept();
+    stage.sql("UPDATE deliveries SET attempt_count = max_attempts").unwrap();
+    stage.claimed();
+    let done = stage.claimed();
+    stage.finish_one(succeeded(&done));
+    stage.advance(LEASE * 100);
+    assert_eq!(stage.claim_due(10), []);
+}
+
+async fn relays_at_once_take_disjoint_attempts(engine: Engine) {
+    let mut stage = Stage::new(engine);
+    let mut due = stage.accept_many(40);
+    due.sort_unstable();
+    stage.advance(GRACE);
+    let batches = at_once(&stage.store().await, 16, move |tx, now| {
+        claim_due(tx, now, LEASE, ClaimId::new(now), 5)
+    })
+    .await;
+    assert!(batches.iter().all(|batch| batch.len() <= 5));
+    // Passing over what is locked, some may have found less than there was.
+    let mut taken = batches.concat();
+    taken.extend(stage.claim_due(40));
+    assert_eq!(ids(&taken), due);
+}
+
+/// SQLite has one writer at a time, so nothing to pass over.
+#[test]
+fn on_postgresql_claims_pass_over_rows_that_another_transaction_has_locked() {
+    let mut stage = Stage::new(Engine::Postgres);
+    let [locked, free] = stage.accept_many(2)[..] else { unreachable!() };
+    stage.advance(GRACE);
+    let mut other = stage.database.url().connect().unwrap();
+    let lock = format!("BEGIN; SELECT 1 FROM deliveries WHERE id = '{locked}' FOR UPDATE");
+    other.batch_execute(&lock).unwrap();
+    assert_eq!(stage.claim(&[job(locked, 1)]), []);
+    assert_eq!(ids(&stage.claim_due(10)), [free]);
+    other.batch_execute("ROLLBACK").unwrap();
+    assert_eq!(ids(&stage.claim_due(10)), [locked]);
+}
+
+async fn what_is_held_under_a_claim_id_can_be_read_back(engine: Engine) {
+    let mut stage = Stage::new(engine);
+    let due = stage.accept_many(3);
+    stage.advance(GRACE);
+    let mut claimed = stage.claim_due(2);
+    let others = stage.claim_due(2);
+    let mut held = claimed_under(&mut stage.conn, claimed[0].claim_id).unwrap();
+    for claims in [&mut claimed, &mut held] {
+        claims.sort_unstable_by_key(|claimed| claimed.delivery_id);
+    }
+    assert_eq!((held.len() + others.len(), &held), (due.len(), &claimed));
+    stage.finish_one(succeeded(&claimed[0]));
+    assert_eq!(claimed_under(&mut stage.conn, claimed[0].claim_id).unwrap(), claimed[1..]);
+    assert_eq!(claimed_under(&mut stage.conn, ClaimId::new(stage.now)).unwrap(), []);
+}
+
+async fn a_lease_expires_at_its_end_and_not_before(engine: Engine) {
+    let mut stage = Stage::new(engine);
+    let claimed = stage.claimed();
+    stage.accept();
+    stage.advance(MICROSECOND);
+    let later = stage.claimed();
+    stage.advance(LEASE - MICROSECOND * 2);
+    assert_eq!(stage.expired(), []);
+    stage.advance(MICROSECOND);
+    let expired = stage.expired();
+    assert_eq!(expired.len(), 1);
+    let lease = &expired[0];
+    assert_eq!((lease.delivery_id, lease.org_id, lease.run_id), (claimed.delivery_id, stage.org, claimed.run_id));
+    assert_eq!((lease.attempt, lease.max_attempts), (1, POLICY.max_attempts));
+    assert_eq!((lease.claim_id, lease.claimed_at), (claimed.claim_id, claimed.claimed_at));
+    assert_eq!(lease.request_id, claimed.request_id);
+    stage.advance(LEASE);
+    let expired: Vec<_> = stage.expired().iter().map(|lease| lease.delivery_id).collect();
+    assert_eq!(expired, [claimed.delivery_id, later.delivery_id], "oldest first");
+    stage.finish_one(succeeded(&claimed));
+    assert_eq!(stage.expired().len(), 1);
+}

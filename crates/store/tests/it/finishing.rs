@@ -1,0 +1,345 @@
+//! Finishing: what goes on record, and where the delivery goes from there.
+
+use std::time::Duration;
+
+use ::store::{Effect, Settlement};
+use contracts::{AttemptId, ClaimId, Delivery, DeliveryStatus, FailureReason};
+use testkit::Engine;
+
+use crate::stage::{LEASE, Stage, at_once, failed, finished, job, on_both_engines, retried, succeeded};
+
+on_both_engines!(
+    a_2xx_ends_the_delivery_as_succeeded,
+    a_failure_with_budget_left_waits_for_its_retry,
+    a_failure_without_budget_ends_the_delivery_as_failed,
+    a_success_clears_the_failures_before_it,
+    attempts_are_numbered_from_1_and_dated_by_their_claims,
+    every_failure_reason_can_be_recorded,
+    a_result_under_another_claim_changes_nothing,
+    the_same_result_again_changes_nothing,
+    a_batch_is_answered_in_its_order,
+    a_batch_that_is_refused_leaves_nothing_behind,
+    an_empty_batch_is_nothing,
+    the_same_result_written_at_once_is_recorded_once,
+    a_late_2xx_replaces_outcome_unknown_and_closes_the_waiting_delivery,
+    a_late_failure_replaces_outcome_unknown_and_lets_the_delivery_wait,
+    a_late_2xx_does_not_reopen_or_change_a_failed_delivery,
+    a_late_2xx_does_not_close_a_delivery_whose_newer_attempt_has_begun,
+    a_late_result_replaces_a_record_once,
+    a_late_result_replaces_nothing_but_outcome_unknown,
+    outcome_unknown_itself_replaces_nothing,
+    a_result_of_a_vanished_delivery_is_dropped,
+    a_response_body_of_odd_characters_is_kept,
+);
+
+async fn a_2xx_ends_the_delivery_as_succeeded(engine: Engine) {
+    let mut stage = Stage::new(engine);
+    let claimed = stage.claimed();
+    stage.advance(Duration::from_micros(85_001));
+    let result = succeeded(&claimed);
+    assert_eq!(stage.finish_one(result.clone()), Effect::Finished);
+    let delivery = stage.delivery(claimed.delivery_id);
+    assert_eq!((delivery.status_code, delivery.attempt_count), (DeliveryStatus::Succeeded, 1));
+    assert_eq!((delivery.completed_at, delivery.next_attempt_at), (Some(stage.now), None));
+    assert_eq!((delivery.failure_reason_code, delivery.failure_detail), (None, None));
+    let attempt = &delivery.attempts[0];
+    assert_eq!((attempt.id, attempt.delivery_id), (result.record.id, claimed.delivery_id));
+    assert_eq!((attempt.attempt_number, attempt.created_at), (1, claimed.claimed_at));
+    assert_eq!((attempt.status_code, attempt.response_time_ms), (Some(200), Some(200)));
+    assert_eq!((attempt.response_body.as_deref(), &attempt.error_message), (Some("answer 200"), &None));
+}
+
+async fn a_failure_with_budget_left_waits_for_its_retry(engine: Engine) {
+    let mut stage = Stage::new(engine);
+    let claimed = stage.claimed();
+    let retry_at = stage.now + Duration::from_secs(10);
+    assert_eq!(stage.finish_one(retried(&claimed, retry_at)), Effect::Finished);
+    let delivery = stage.delivery(claimed.delivery_id);
+    assert_eq!((delivery.status_code, delivery.attempt_count), (DeliveryStatus::Pending, 1));
+    assert_eq!((delivery.completed_at, delivery.next_attempt_at), (None, Some(retry_at)));
+    assert_eq!(delivery.failure_reason_code, Some(FailureReason::HttpError));
+    assert_eq!(delivery.failure_detail.as_deref(), Some("http_error it was"));
+    assert_eq!(delivery.attempts[0].error_message.as_deref(), Some("http_error: http_error it was"));
+    assert_eq!(delivery.attempts[0].status_code, Some(503));
+}
+
+async fn a_failure_without_budget_ends_the_delivery_as_failed(engine: Engine) {
+    let mut stage = Stage::new(engine);
+    let claimed = stage.claimed();
+    assert_eq!(stage.finish_one(finished(&claimed, Some(FailureReason::Gone), Settlement::Failed)), Effect::Finished);
+    let delivery = stage.delivery(claimed.delivery_id);
+    assert_eq!((delivery.status_code, delivery.failure_reason_code), (DeliveryStatus::Failed, Some(FailureReason::Gone)));
+    assert_eq!((delivery.completed_at, delivery.next_attempt_at), (Some(stage.now), None));
+    assert_eq!(delivery.attempts[0].status_code, None);
+}
+
+async fn a_success_clears_the_failures_before_it(engine: Engine) {
+    let mut stage = Stage::new(engine);
+    let first = stage.claimed();
+    stage.finish_one(retried(&first, stage.now));
+    let second = stage.claim_one(first.delivery_id, 2);
+    assert_eq!(stage.delivery(first.delivery_id).failure_reason_code, Some(FailureReason::HttpError));
+    stage.finish_one(succeeded(&second));
+    let delivery = stage.delivery(first.delivery_id);
+    assert_eq!((delivery.failure_reason_code, delivery.failure_detail), (None, None));
+    assert!(delivery.attempts[0].error_message.is_some() && delivery.attempts[1].error_message.is_none());
+}
+
+async fn attempts_are_numbered_from_1_and_dated_by_their_claims(engine: Engine) {
+    let mut stage = Stage::new(engine);
+    let delivery = stage.accept();
+    let mut claimed_at = Vec::new();
+    for number in 1..=delivery.max_attempts {
+        stage.advance(Duration::from_micros(1_000_003));
+        claimed_at.push((number, stage.now));
+        let claimed = stage.claim_one(delivery.id, number);
+        stage.advance(Duration::from_micros(17));
+        let last = number == delivery.max_attempts;
+        stage.finish_one(if last { failed(&claimed) } else { retried(&claimed, stage.now) });
+    }
+    let attempts = stage.delivery(delivery.id).attempts;
+    let shown: Vec<_> = attempts.iter().map(|attempt| (attempt.attempt_number, attempt.created_at)).collect();
+    assert_eq!(shown, claimed_at);
+}
+
+async fn every_failure_reason_can_be_recorded(engine: Engine) {
+    use FailureReason::*;
+    let mut stage = Stage::new(engine);
+    for reason in [
+        HttpError, Timeout, ConnectionError, DnsError, TlsError, BlockedAddress, InvalidUrl, SigningUnavailable,
+        OutcomeUnknown, Superseded, Gone, Erased,
+    ] {
+        let claimed = stage.claimed();
+        stage.finish_one(finished(&claimed, Some(reason), Settlement::Failed));
+        let delivery = stage.delivery(claimed.delivery_id);
+        assert_eq!(delivery.failure_reason_code, Some(reason));
+        assert!(delivery.attempts[0].error_message.as_ref().unwrap().starts_with(&format!("{reason}: ")));
+    }
+}
+
+async fn a_result_under_another_claim_changes_nothing(engine: Engine) {
+    let mut stage = Stage::new(engine);
+    let claimed = stage.claimed();
+    let before = stage.delivery(claimed.delivery_id);
+    stage.advance(Duration::from_secs(1));
+    let mut stray = succeeded(&claimed);
+    stray.claim_id = ClaimId::new(stage.now);
+    assert_eq!(stage.finish_one(stray), Effect::Dropped);
+    assert_eq!(stage.delivery(claimed.delivery_id), before);
+
+    // Of the attempt before, whose result is known, while the next is on its way.
+    stage.finish_one(retried(&claimed, stage.now));
+    stage.claim_one(claimed.delivery_id, 2);
+    let before = stage.delivery(claimed.delivery_id);
+    assert_eq!(stage.finish_one(succeeded(&claimed)), Effect::Dropped);
+    assert_eq!(stage.delivery(claimed.delivery_id), before);
+}
+
+async fn the_same_result_again_changes_nothing(engine: Engine) {
+    let mut stage = Stage::new(engine);
+    for result in [succeeded, failed, |claimed: &_| retried(claimed, crate::stage::start())] {
+        let claimed = stage.claimed();
+        assert_eq!(stage.finish_one(result(&claimed)), Effect::Finished);
+        let before = stage.delivery(claimed.delivery_id);
+        stage.advance(Duration::from_secs(1));
+        assert_eq!(stage.finish_one(result(&claimed)), Effect::Dropped);
+        assert_eq!(stage.delivery(claimed.delivery_id), before);
+    }
+}
+
+async fn a_batch_is_answered_in_its_order(engine: Engine) {
+    let mut stage = Stage::new(engine);
+    let closing = stage.claimed();
+    stage.lose(&closing);
+    let overtaken = stage.claimed();
+    stage.lose(&overtaken);
+    stage.claim_one(overtaken.delivery_id, 2);
+    let [good, bad, last, known, vanished] = std::array::from_fn(|_| stage.claimed());
+    stage.finish_one(succeeded(&known));
+    stage.sql(&format!("DELETE FROM deliveries WHERE claim_id = {}", stage.literal(vanished.claim_id.0))).unwrap();
+    let retry_at = stage.now + LEASE;
+
+    let results = [
+        (succeeded(&vanished), Effect::Dropped),
+        (succeeded(&closing), Effect::Late { closed: true }),
+        (succeeded(&good), Effect::Finished),
+        (failed(&known), Effect::Dropped),
+        (succeeded(&overtaken), Effect::Late { closed: false }),
+        (retried(&bad, retry_at), Effect::Finished),
+        (failed(&last), Effect::Finished),
+    ];
+    for turned in [0, 3, 5] {
+        // Whatever the order: a rolled back transaction lets each be tried.
+        let mut results = results.clone();
+        results.rotate_left(turned);
+        let (batch, effects): (Vec<_>, Vec<_>) = results.into_iter().unzip();
+        diesel::Connection::begin_test_transaction(&mut stage.conn).unwrap();
+        assert_eq!(stage.finish(&batch), effects);
+        let status = |stage: &mut Stage, claimed: &::store::Claimed| stage.delivery(claimed.delivery_id).status_code;
+        let statuses = [&closing, &good, &known, &overtaken, &bad, &last].map(|claimed| status(&mut stage, claimed));
+        use DeliveryStatus::*;
+        assert_eq!(statuses, [Succeeded, Succeeded, Succeeded, Delivering, Pending, Failed]);
+        stage.roll_back();
+    }
+}
+
+async fn a_batch_that_is_refused_leaves_nothing_behind(engine: Engine) {
+    let mut stage = Stage::new(engine);
+    let [good, bad] = std::array::from_fn(|_| stage.claimed());
+    let mut unacceptable = succeeded(&bad);
+    unacceptable.record.number = 0;
+    let (now, batch) = (stage.now, vec![succeeded(&good), unacceptable]);
+    let refused = stage.store().await.write(move |tx, _| ::store::finish(tx, now, &batch)).await;
+    assert!(!refused.unwrap_err().is_outage());
+    assert_eq!(stage.delivery(good.delivery_id).status_code, DeliveryStatus::Delivering);
+    assert_eq!(stage.number("SELECT count(*) FROM attempts"), 0);
+    assert_eq!(stage.finish_one(succeeded(&good)), Effect::Finished);
+}
+
+async fn an_empty_batch_is_nothing(engine: Engine) {
+    assert_eq!(Stage::new(engine).finish(&[]), []);
+}
+
+async fn the_same_result_written_at_once_is_recorded_once(engine: Engine) {
+    let mut stage = Stage::new(engine);
+    let batch: Vec<_> = (0..20).map(|_| succeeded(&stage.claimed())).collect();
+    let answers = at_once(&stage.store().await, 8, move |tx, now| ::store::finish(tx, now, &batch)).await;
+    assert_eq!(answers.iter().filter(|effects| **effects == [Effect::Finished; 20]).count(), 1);
+    assert_eq!(answers.iter().filter(|effects| **effects == [Effect::Dropped; 20]).count(), 7);
+    assert_eq!(stage.number("SELECT count(*) FROM attempts"), 20);
+}
+
+async fn a_late_2xx_replaces_outcome_unknown_and_closes_the_waiting_delivery(engine: Engine) {
+    let mut stage = Stage::new(engine);
+    let claimed = stage.claimed();
+    stage.lose(&claimed);
+    let lost = stage.delivery(claimed.delivery_id);
+    assert_eq!(lost.failure_reason_code, Some(FailureReason::OutcomeUnknown));
+    assert!(lost.attempts[0].error_message.as_ref().unwrap().starts_with("outcome_unknown: "));
+
+    stage.advance(Duration::from_secs(3));
+    assert_eq!(stage.finish_one(succeeded(&claimed)), Effect::Late { closed: true });
+    let closed = stage.delivery(claimed.delivery_id);
+    assert_eq!((closed.status_code, closed.attempt_count), (DeliveryStatus::Succeeded, 1));
+    assert_eq!((closed.completed_at, closed.next_attempt_at), (Some(stage.now), None));
+    assert_eq!((closed.updated_at, closed.failure_reason_code, closed.failure_detail), (stage.now, None, None));
+    let attempt = &closed.attempts[0];
+    assert_eq!((attempt.id, attempt.created_at), (lost.attempts[0].id, claimed.claimed_at), "the same record");
+    assert_eq!((attempt.status_code, attempt.response_time_ms), (Some(200), Some(200)));
+    assert_eq!((attempt.response_body.as_deref(), &attempt.error_message), (Some("answer 200"), &None));
+    assert_eq!(stage.claim(&[job(claimed.delivery_id, 2)]), []);
+    stage.advance(LEASE);
+    assert_eq!(stage.claim_due(10), []);
+}
+
+async fn a_late_failure_replaces_outcome_unknown_and_lets_the_delivery_wait(engine: Engine) {
+    let mut stage = Stage::new(engine);
+    let claimed = stage.claimed();
+    stage.lose(&claimed);
+    let lost = stage.delivery(claimed.delivery_id);
+    let late = retried(&claimed, stage.now + LEASE);
+    assert_eq!(stage.finish_one(late), Effect::Late { closed: false });
+    let known = stage.delivery(claimed.delivery_id);
+    assert_eq!(known.attempts[0].error_message.as_deref(), Some("http_error: http_error it was"));
+    assert_eq!(without_attempts(&known), without_attempts(&lost), "it waits for what it waited for");
+}
+
+fn without_attempts(delivery: &Delivery) -> Delivery {
+    Delivery { attempts: Vec::new(), ..delivery.clone() }
+}
+
+async fn a_late_2xx_does_not_reopen_or_change_a_failed_delivery(engine: Engine) {
+    let mut stage = Stage::new(engine);
+    let claimed = stage.claimed();
+    stage.advance(LEASE);
+    stage.finish_one(finished(&claimed, Some(FailureReason::OutcomeUnknown), Settlement::Failed));
+    let failed = stage.delivery(claimed.delivery_id);
+    stage.advance(Duration::from_secs(1));
+    assert_eq!(stage.finish_one(succeeded(&claimed)), Effect::Late { closed: false });
+    let known = stage.delivery(claimed.delivery_id);
+    assert_eq!(known.attempts[0].status_code, Some(200));
+    assert_eq!(without_attempts(&known), without_attempts(&failed));
+}
+
+async fn a_late_2xx_does_not_close_a_delivery_whose_newer_attempt_has_begun(engine: Engine) {
+    let mut stage = Stage::new(engine);
+    for newer_has_failed in [false, true] {
+        let first = stage.claimed();
+        stage.lose(&first);
+        let second = stage.claim_one(first.delivery_id, 2);
+        if newer_has_failed {
+            stage.finish_one(retried(&second, stage.now));
+        }
+        let before = stage.delivery(first.delivery_id);
+        stage.advance(Duration::from_secs(1));
+        assert_eq!(stage.finish_one(succeeded(&first)), Effect::Late { closed: false });
+        let known = stage.delivery(first.delivery_id);
+        assert_eq!(known.attempts[0].status_code, Some(200));
+        assert_eq!(known.attempts[1..], before.attempts[1..]);
+        assert_eq!(without_attempts(&known), without_attempts(&before));
+    }
+}
+
+async fn a_late_result_replaces_a_record_once(engine: Engine) {
+    let mut stage = Stage::new(engine);
+    let claimed = stage.claimed();
+    stage.lose(&claimed);
+    assert_eq!(stage.finish_one(retried(&claimed, stage.now)), Effect::Late { closed: false });
+    let before = stage.delivery(claimed.delivery_id);
+    assert_eq!(stage.finish_one(succeeded(&claimed)), Effect::Dropped);
+    assert_eq!(stage.delivery(claimed.delivery_id), before);
+}
+
+async fn a_late_result_replaces_nothing_but_outcome_unknown(engine: Engine) {
+    use FailureReason::*;
+    let mut stage = Stage::new(engine);
+    for reason in [HttpError, Timeout, ConnectionError, SigningUnavailable, Superseded, Gone, Erased] {
+        let claimed = stage.claimed();
+        stage.finish_one(finished(&claimed, Some(reason), Settlement::RetryAt(stage.now)));
+        let before = stage.delivery(claimed.delivery_id);
+        assert_eq!(stage.finish_one(succeeded(&claimed)), Effect::Dropped);
+        assert_eq!(stage.delivery(claimed.delivery_id), before);
+    }
+}
+
+async fn outcome_unknown_itself_replaces_nothing(engine: Engine) {
+    let mut stage = Stage::new(engine);
+    let [known, lost] = std::array::from_fn(|_| stage.claimed());
+    stage.finish_one(retried(&known, stage.now));
+    stage.lose(&lost);
+    for claimed in [known, lost] {
+        let before = stage.delivery(claimed.delivery_id);
+        stage.advance(Duration::from_secs(1));
+        let mut unknown = finished(&claimed, Some(FailureReason::OutcomeUnknown), Settlement::Failed);
+        unknown.record.id = AttemptId::new(stage.now);
+        assert_eq!(stage.finish_one(unknown), Effect::Dropped);
+        assert_eq!(stage.delivery(claimed.delivery_id), before);
+    }
+}
+
+async fn a_result_of_a_vanished_delivery_is_dropped(engine: Engine) {
+    let mut stage = Stage::new(engine);
+    let claimed = stage.claimed();
+    stage.sql("DELETE FROM deliveries").unwrap();
+    for result in [succeeded, failed] {
+        assert_eq!(stage.finish_one(result(&claimed)), Effect::Dropped);
+    }
+    assert_eq!(stage.number("SELECT count(*) FROM attempts"), 0);
+}
+
+async fn a_response_body_of_odd_characters_is_kept(engine: Engine) {
+    let mut stage = Stage::new(engine);
+    let kinds = "\u{1}\u{7f}\u{85}\r\n\t'\"\\{},NULL \u{feff}\u{fffd}\u{ffff}\u{2028}\u{202e}e\u{301}🦀\u{10ffff}";
+    for body in ["", "NULL", "{}", kinds, &kinds.repeat(200)] {
+        let [first, second] = std::array::from_fn(|_| stage.claimed());
+        stage.lose(&second);
+        for claimed in [first, second] {
+            let mut result = succeeded(&claimed);
+            result.record.response_body = Some(body.to_owned());
+            result.record.response_time_ms = Some(i64::MAX);
+            assert_ne!(stage.finish_one(result), Effect::Dropped);
+            let attempt = stage.delivery(claimed.delivery_id).attempts.remove(0);
+            assert_eq!((attempt.response_body.as_deref(), attempt.response_time_ms), (Some(body), Some(i64::MAX)));
+        }
+    }
+}

@@ -1,0 +1,150 @@
+//! Redeliveries: the guards, and what is frozen.
+
+use std::time::Duration;
+
+use ::store::{AcceptPolicy, Redelivery, deliveries_of_run, find_delivery, redeliver};
+use contracts::{DeliveryStatus, InFlight, PayloadFormat, RunStatus};
+use testkit::{Engine, terminal_run};
+
+use crate::stage::{
+    POLICY, Stage, URL, accepted, at_once, failed, job, new_run, on_both_engines, retried, succeeded, update,
+};
+
+on_both_engines!(
+    a_run_that_is_unknown_or_another_organizations_is_not_found,
+    a_run_that_has_not_ended_is_refused,
+    a_run_without_a_url_is_refused,
+    a_run_whose_delivery_is_open_is_refused_with_that_delivery,
+    a_finished_delivery_makes_way_for_the_next,
+    a_new_delivery_starts_from_nothing,
+    the_payload_is_frozen_from_the_runs_present_state,
+    the_policy_of_the_moment_is_frozen,
+    a_runs_deliveries_are_listed_newest_first_with_their_attempts,
+    redeliveries_at_once_accept_exactly_one,
+);
+
+async fn a_run_that_is_unknown_or_another_organizations_is_not_found(engine: Engine) {
+    let mut stage = Stage::new(engine);
+    let run = stage.run();
+    assert_eq!(stage.redeliver(new_run()), Redelivery::RunNotFound);
+    let delivery = accepted(stage.redeliver(run)).id;
+    stage.org = stage.other_org();
+    assert_eq!(stage.redeliver(run), Redelivery::RunNotFound);
+    assert_eq!(deliveries_of_run(&mut stage.conn, stage.org, run).unwrap(), None);
+    assert_eq!(find_delivery(&mut stage.conn, stage.org, delivery).unwrap(), None);
+}
+
+async fn a_run_that_has_not_ended_is_refused(engine: Engine) {
+    let mut stage = Stage::new(engine);
+    let run = new_run();
+    for status in [RunStatus::Queued, RunStatus::Dispatching, RunStatus::Running] {
+        stage.record(run, &update(&format!(r#"{{"status_code": "{status}", "callback_url": "{URL}"}}"#)));
+        assert_eq!(stage.redeliver(run), Redelivery::RunNotTerminal(status));
+    }
+}
+
+async fn a_run_without_a_url_is_refused(engine: Engine) {
+    let mut stage = Stage::new(engine);
+    let run = new_run();
+    stage.record(run, &update(r#"{"status_code": "failed"}"#));
+    assert_eq!(stage.redeliver(run), Redelivery::CallbackUrlMissing);
+    assert_eq!(stage.number("SELECT count(*) FROM deliveries"), 0);
+}
+
+async fn a_run_whose_delivery_is_open_is_refused_with_that_delivery(engine: Engine) {
+    let mut stage = Stage::new(engine);
+    let run = new_run();
+    stage.record(run, &terminal_run(URL));
+    let automatic = deliveries_of_run(&mut stage.conn, stage.org, run).unwrap().unwrap().remove(0);
+    let in_flight = |next_attempt_at| Redelivery::InFlight(InFlight { delivery_id: automatic.id, next_attempt_at });
+    // New, on its way, and waiting for a retry.
+    assert_eq!(stage.redeliver(run), in_flight(Some(stage.now)));
+    let claimed = stage.claim_one(automatic.id, 1);
+    assert_eq!(stage.redeliver(run), in_flight(None));
+    let retry_at = stage.now + Duration::from_micros(10_000_001);
+    stage.finish_one(retried(&claimed, retry_at));
+    assert_eq!(stage.redeliver(run), in_flight(Some(retry_at)));
+    assert_eq!(stage.number("SELECT count(*) FROM deliveries"), 1);
+}
+
+async fn a_finished_delivery_makes_way_for_the_next(engine: Engine) {
+    let mut stage = Stage::new(engine);
+    let run = stage.run();
+    for finish in [succeeded, failed] {
+        let delivery = accepted(stage.redeliver(run));
+        let claimed = stage.claim_one(delivery.id, 1);
+        stage.finish_one(finish(&claimed));
+    }
+    assert!(!accepted(stage.redeliver(run)).is_automatic);
+}
+
+async fn a_new_delivery_starts_from_nothing(engine: Engine) {
+    let mut stage = Stage::new(engine);
+    let delivery = stage.accept();
+    assert_eq!((delivery.status_code, delivery.attempt_count), (DeliveryStatus::Pending, 0));
+    assert_eq!((delivery.failure_reason_code, delivery.failure_detail.as_deref()), (None, None));
+    assert!(delivery.attempts.is_empty());
+    assert_eq!(delivery, stage.delivery(delivery.id));
+    let claimed = stage.claim(&[job(delivery.id, 1)]);
+    assert_eq!(claimed[0].request_id, "req-redelivery");
+}
+
+async fn the_payload_is_frozen_from_the_runs_present_state(engine: Engine) {
+    let mut stage = Stage::new(engine);
+    let run = stage.run();
+    let first = accepted(stage.redeliver(run));
+    assert!(first.payload_bytes.contains(r#""output": {"images": ["https://cdn.example.com/1.png"]}"#));
+    assert!(first.payload_bytes.contains(r#""created_at": "2023-11-07T05:31:56+00:00""#));
+
+    let refreshed = update(r#"{"status_code": "succeeded", "output": {"images": ["https://cdn.example.com/2.png"]}}"#);
+    stage.record(run, &refreshed);
+    assert_eq!(stage.delivery(first.id).payload_bytes, first.payload_bytes);
+    let claimed = stage.claim_one(first.id, 1);
+    assert_eq!(claimed.payload, first.payload_bytes.as_bytes());
+    stage.finish_one(failed(&claimed));
+
+    let second = accepted(stage.redeliver(run));
+    assert_eq!(second.payload_bytes, first.payload_bytes.replace("/1.png", "/2.png"));
+    assert_eq!(stage.delivery(first.id).payload_bytes, first.payload_bytes);
+}
+
+async fn the_policy_of_the_moment_is_frozen(engine: Engine) {
+    let mut stage = Stage::new(engine);
+    let run = stage.run();
+    let compact = AcceptPolicy { max_attempts: 1, payload_format: PayloadFormat::Compact };
+    let delivery = accepted(redeliver(&mut stage.conn, stage.now, &compact, stage.org, run, "req").unwrap());
+    assert!(delivery.payload_bytes.starts_with(r#"{"event":"run.completed","run_id":""#));
+    let claimed = stage.claim_one(delivery.id, 1);
+    assert_eq!((claimed.attempt, claimed.max_attempts), (1, 1));
+}
+
+async fn a_runs_deliveries_are_listed_newest_first_with_their_attempts(engine: Engine) {
+    let mut stage = Stage::new(engine);
+    let run = stage.run();
+    let mut made = Vec::new();
+    for _ in 0..3 {
+        let delivery = accepted(stage.redeliver(run)).id;
+        let first = stage.claim_one(delivery, 1);
+        stage.finish_one(retried(&first, stage.now));
+        let second = stage.claim_one(delivery, 2);
+        stage.finish_one(failed(&second));
+        made.insert(0, stage.delivery(delivery));
+        stage.advance(Duration::from_micros(1));
+    }
+    assert!(made.iter().all(|delivery| delivery.attempts.len() == 2));
+    assert_eq!(deliveries_of_run(&mut stage.conn, stage.org, run).unwrap(), Some(made));
+}
+
+async fn redeliveries_at_once_accept_exactly_one(engine: Engine) {
+    let mut stage = Stage::new(engine);
+    let (org, run) = (stage.org, stage.run());
+    let answers =
+        at_once(&stage.store().await, 32, move |tx, now| redeliver(tx, now, &POLICY, org, run, "req")).await;
+    let (accepted, refused): (Vec<_>, Vec<_>) =
+        answers.into_iter().partition(|answer| matches!(answer, Redelivery::Accepted(_)));
+    assert_eq!(accepted.len(), 1);
+    let Redelivery::Accepted(accepted) = &accepted[0] else { unreachable!() };
+    let in_flight = InFlight { delivery_id: accepted.delivery.id, next_attempt_at: Some(stage.now) };
+    assert!(refused.iter().all(|answer| *answer == Redelivery::InFlight(in_flight.clone())), "{refused:?}");
+    assert_eq!(stage.number("SELECT count(*) FROM deliveries"), 1);
+}
