@@ -38,7 +38,7 @@ const KEEP_ALIVE: Duration = Duration::from_secs(75);
 /// After a stop, how long requests in flight may still take: within the 10 s that Docker leaves between SIGTERM
 /// and SIGKILL.
 const GRACE_SECONDS: u64 = 5;
-/// A worker's connections: idle ones cost some 10 KiB each, so a full worker stays below 100 MiB.
+/// A worker's connections: an idle one keeps two buffers of 8 KiB, so a full worker holds about 128 MiB of them.
 const MAX_CONNECTIONS_PER_WORKER: usize = 8_192;
 
 /// What the calls work with.

@@ -5,6 +5,8 @@
 
 mod database;
 mod fixtures;
+mod rabbit;
 
 pub use database::{Engine, TestDatabase};
 pub use fixtures::{keyring, terminal_run};
+pub use rabbit::RabbitNode;
