@@ -3,6 +3,7 @@
 mod client;
 mod commands;
 mod examples;
+mod keys;
 mod logging;
 mod settings;
 mod signals;

@@ -195,7 +195,8 @@ impl Settings {
         };
         settings.delivery.check()?;
         if let Some(filter) = &settings.log.filter {
-            EnvFilter::try_new(filter).map_err(|error| SettingsError::value("log.filter", error.to_string()))?;
+            EnvFilter::try_new(filter)
+                .map_err(|error| SettingsError::value("log.filter", error.to_string()))?;
         }
         // DATABASE_URL and AMQP_URL may be there for other programs: they are judged by the commands that use them.
         own_database.map(|_| settings.database_url()).transpose()?;
@@ -216,7 +217,8 @@ impl Settings {
         match self.database_url()? {
             url @ DatabaseUrl::Postgres(_) => Ok(url),
             DatabaseUrl::Sqlite(_) => {
-                let problem = "a service needs PostgreSQL, postgres://…; `redial dev` is the one that runs on SQLite";
+                let problem =
+                    "a service needs PostgreSQL, postgres://…; `redial dev` is the one that runs on SQLite";
                 Err(SettingsError::value("database.url (or DATABASE_URL)", problem))
             }
         }
@@ -268,11 +270,13 @@ impl DeliverySettings {
         let DeliverySettings { timeout, connect_timeout, lease, .. } = *self;
         if lease <= timeout {
             // A second attempt could begin while the first is still being sent.
-            let problem = format!("must be longer than delivery.timeout: {lease:?} is not longer than {timeout:?}");
+            let problem =
+                format!("must be longer than delivery.timeout: {lease:?} is not longer than {timeout:?}");
             return Err(SettingsError::value("delivery.lease", problem));
         }
         if connect_timeout > timeout {
-            let problem = format!("is part of delivery.timeout: {connect_timeout:?} is longer than {timeout:?}");
+            let problem =
+                format!("is part of delivery.timeout: {connect_timeout:?} is longer than {timeout:?}");
             return Err(SettingsError::value("delivery.connect_timeout", problem));
         }
         if self.schedule.is_empty() {
@@ -303,7 +307,8 @@ impl FromStr for Size {
             "MiB" => Some(1 << 20),
             _ => None,
         };
-        let bytes = digits.parse().ok().zip(unit).and_then(|(count, unit): (usize, usize)| count.checked_mul(unit));
+        let bytes =
+            digits.parse().ok().zip(unit).and_then(|(count, unit): (usize, usize)| count.checked_mul(unit));
         bytes.map(Size).ok_or("expected a number of bytes, such as 2097152, 512KiB or 2MiB")
     }
 }

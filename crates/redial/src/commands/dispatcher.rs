@@ -4,29 +4,22 @@ use std::net::TcpListener;
 
 use anyhow::Context;
 use dispatcher::Dispatcher;
-use tokio_util::sync::CancellationToken;
 
-use crate::commands::api::open_patiently;
+use crate::commands::service;
 use crate::settings::Settings;
-use crate::signals;
 
 /// One claims, one finishes, the others read secrets.
 const CONNECTIONS: u32 = 4;
 
 pub(crate) async fn run(settings: &Settings) -> anyhow::Result<()> {
-    let stopped = signals::stop();
     let (url, broker, keyring) = (settings.postgres_url()?, settings.broker()?, settings.keyring()?);
     let health = settings.dispatcher.listen.map(|addr| {
         TcpListener::bind(addr).with_context(|| format!("dispatcher.listen: cannot listen on {addr}"))
     });
     let health = health.transpose()?;
-    let store = open_patiently(&url, CONNECTIONS).await?;
-    let shutdown = CancellationToken::new();
-    tokio::spawn({
-        let (store, shutdown) = (store.clone(), shutdown.clone());
-        async move { store.keep_clock_aligned(shutdown).await }
-    });
+    let (store, shutdown) = service::start(&url, CONNECTIONS).await?;
     if let Some(listener) = health {
+        tracing::info!(listen = %listener.local_addr()?, "answering health checks");
         tokio::spawn(api::run_health(listener, shutdown.clone()));
     }
     // Unacknowledged messages are those of one batch being claimed and the next one gathering.
@@ -37,13 +30,5 @@ pub(crate) async fn run(settings: &Settings) -> anyhow::Result<()> {
         egress: settings.egress_policy(),
         settings: settings.dispatcher_settings(),
     };
-    tokio::spawn({
-        let shutdown = shutdown.clone();
-        async move {
-            let signal = stopped.await;
-            tracing::info!(signal, "stopping");
-            shutdown.cancel();
-        }
-    });
     Ok(dispatcher.run(consumer, shutdown).await?)
 }

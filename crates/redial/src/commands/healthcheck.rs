@@ -16,8 +16,13 @@ const PATIENCE: Duration = Duration::from_secs(3);
 
 pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
     let _ = rustls::crypto::ring::default_provider().install_default();
-    let client = reqwest::Client::builder().no_proxy().timeout(PATIENCE).build()?;
-    let response = client.get(&args.url).send().await.with_context(|| format!("{} does not answer", args.url))?;
+    let client = reqwest::Client::builder()
+        .no_proxy()
+        .redirect(reqwest::redirect::Policy::none())
+        .timeout(PATIENCE)
+        .build()?;
+    let response =
+        client.get(&args.url).send().await.with_context(|| format!("{} does not answer", args.url))?;
     ensure!(response.status().is_success(), "{} answers {}", args.url, response.status());
     Ok(())
 }

@@ -18,17 +18,16 @@ pub(crate) struct Args {
     #[arg(default_value = "127.0.0.1:9090")]
     addr: SocketAddr,
     /// A signing secret to verify with, whsec_…; may be repeated.
-    #[arg(long = "secret", value_name = "SECRET")]
-    secrets: Vec<String>,
+    #[arg(long = "secret", value_name = "SECRET", value_parser = SigningSecret::parse)]
+    secrets: Vec<SigningSecret>,
 }
 
 pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
     let stopped = signals::stop();
-    let secrets: Result<Vec<_>, _> = args.secrets.iter().map(|secret| SigningSecret::parse(secret)).collect();
-    let secrets = secrets.context("--secret")?;
     let (sink, mut arrivals) = unbounded_channel();
-    let receiver = Receiver::bind(args.addr, Options { secrets, sink: Some(sink), ..Options::default() })
-        .with_context(|| format!("cannot listen on {}", args.addr))?;
+    let receiver =
+        Receiver::bind(args.addr, Options { secrets: args.secrets, sink: Some(sink), ..Options::default() })
+            .with_context(|| format!("cannot listen on {}", args.addr))?;
     writeln!(io::stdout(), "listening on {}\n", receiver.url(""))?;
     let print = async {
         while let Some(received) = arrivals.recv().await {

@@ -12,6 +12,7 @@ pub(crate) mod migrate;
 pub(crate) mod org;
 pub(crate) mod runs;
 pub(crate) mod secret;
+mod service;
 pub(crate) mod token;
 
 use std::io::{self, Write};
@@ -28,6 +29,12 @@ const CONNECTIONS: u32 = 1;
 /// The configured database, of either engine.
 async fn open_store(settings: &Settings) -> anyhow::Result<Store> {
     Ok(Store::open(&settings.database_url()?, CONNECTIONS).await?)
+}
+
+/// A name or label: 1 to 255 characters (contract section 3, "Secret object").
+fn label(text: &str) -> Result<String, &'static str> {
+    let fits = (1..=255).contains(&text.chars().count());
+    fits.then(|| text.to_owned()).ok_or("expected 1 to 255 characters")
 }
 
 /// Refuses an organization that does not exist, with words rather than a violated constraint.

@@ -2,7 +2,7 @@
 
 use store::create_organization;
 
-use crate::commands::{open_store, print_made};
+use crate::commands::{label, open_store, print_made};
 use crate::settings::Settings;
 
 /// Organizations.
@@ -11,6 +11,7 @@ pub(crate) enum Command {
     /// Make an organization and print its id.
     Create {
         /// What to call it.
+        #[arg(value_parser = label)]
         name: String,
         /// Print all fields as JSON.
         #[arg(long)]

@@ -8,9 +8,10 @@ use anyhow::{Context, bail, ensure};
 use contracts::{BODY_DEPTH, FieldError, Json, Loc, OrgId, PayloadFormat, RunId, RunUpdate};
 use egress::Policy;
 use indicatif::{ProgressBar, ProgressStyle};
-use store::{AcceptPolicy, Deliver, RecordedRun, Store, StoreError, record_run};
+use store::{AcceptPolicy, DatabaseUrl, Deliver, RecordedRun, Store, StoreError, record_run};
+use tokio::task::JoinSet;
 
-use crate::commands::{open_store, require_organization};
+use crate::commands::require_organization;
 use crate::settings::Settings;
 
 /// Runs.
@@ -29,15 +30,25 @@ pub(crate) enum Command {
     },
 }
 
-/// Lines recorded in one transaction.
-const CHUNK: usize = 500;
+/// Lines recorded together; fewer when they are long, so that little is held in memory.
+const CHUNK: usize = 1_000;
+const CHUNK_BYTES: usize = 8 << 20;
+/// Transactions at once on PostgreSQL, where most of the time is spent waiting for it. All lines of one run go the
+/// same way, so their order holds. SQLite has one writer.
+const LANES: usize = 4;
+/// What an automatic delivery made here is known by in logs.
+const REQUEST_ID: &str = "runs-import";
 
 /// A line that can be recorded, by its number.
+#[derive(Clone)]
 struct Line {
     number: usize,
     id: RunId,
     update: RunUpdate,
 }
+
+/// What became of a line, by its number: whether the run was new, or why it could not be recorded.
+type Outcome = (usize, Result<bool, String>);
 
 #[derive(Default)]
 struct Counts {
@@ -48,12 +59,14 @@ struct Counts {
 
 pub(crate) async fn run(settings: &Settings, command: Command) -> anyhow::Result<()> {
     let Command::Import { file, org, deliver } = command;
-    let store = open_store(settings).await?;
-    store
-        .read(move |tx| require_organization(tx, org))
-        .await?;
+    let url = settings.database_url()?;
+    let lanes = if matches!(url, DatabaseUrl::Sqlite(_)) { 1 } else { LANES };
+    let store = Store::open(&url, lanes as u32).await?;
+    store.read(move |tx| require_organization(tx, org)).await?;
     let deliver = if deliver { Deliver::Automatically } else { Deliver::Never };
-    let importer = Importer { store, org, deliver, accept: settings.accept_policy(), egress: settings.egress_policy() };
+    let recorder = Recorder { store, org, deliver, accept: settings.accept_policy() };
+    let max_line = settings.api.max_body;
+    let importer = Importer { recorder, lanes, egress: settings.egress_policy(), max_line };
     let progress = progress_bar(&file)?;
     let input: Box<dyn Read> = match file.to_str() {
         Some("-") => Box::new(io::stdin().lock()),
@@ -68,21 +81,20 @@ pub(crate) async fn run(settings: &Settings, command: Command) -> anyhow::Result
 }
 
 struct Importer {
-    store: Store,
-    org: OrgId,
-    deliver: Deliver,
-    accept: AcceptPolicy,
+    recorder: Recorder,
+    lanes: usize,
     egress: Policy,
+    /// In bytes: as long as a body may be.
+    max_line: usize,
 }
 
 impl Importer {
     async fn import(&self, mut input: impl BufRead, progress: &ProgressBar) -> anyhow::Result<Counts> {
         let mut counts = Counts::default();
-        let mut chunk = Vec::with_capacity(CHUNK);
-        let mut text = Vec::new();
+        let (mut chunk, mut chunk_bytes) = (Vec::new(), 0);
         for number in 1.. {
-            text.clear();
-            let read = input.read_until(b'\n', &mut text).with_context(|| format!("cannot read line {number}"))?;
+            let (text, read) =
+                self.next_line(&mut input).with_context(|| format!("cannot read line {number}"))?;
             progress.inc(read as u64);
             if !text.trim_ascii().is_empty() {
                 match self.parse(&text) {
@@ -90,8 +102,10 @@ impl Importer {
                     Err(reason) => report(progress, &mut counts, number, &reason),
                 }
             }
-            if chunk.len() == CHUNK || read == 0 {
+            chunk_bytes += text.len();
+            if chunk.len() == CHUNK || chunk_bytes >= CHUNK_BYTES || read == 0 {
                 self.record(std::mem::take(&mut chunk), progress, &mut counts).await?;
+                chunk_bytes = 0;
             }
             if read == 0 {
                 break;
@@ -100,9 +114,25 @@ impl Importer {
         Ok(counts)
     }
 
+    /// The next line, and how much of the input it took; nothing at its end. Of one that is too long only so much
+    /// is kept that this shows.
+    fn next_line(&self, input: &mut impl BufRead) -> io::Result<(Vec<u8>, usize)> {
+        let mut text = Vec::new();
+        let mut read = input.by_ref().take(self.max_line as u64 + 1).read_until(b'\n', &mut text)?;
+        if text.last() == Some(&b'\n') {
+            text.pop();
+        } else if text.len() > self.max_line {
+            read += input.skip_until(b'\n')?;
+        }
+        Ok((text, read))
+    }
+
     /// Reads one line by the rules of `PUT /v1/runs/{run_id}`.
     fn parse(&self, line: &[u8]) -> Result<(RunId, RunUpdate), String> {
-        let json = Json::parse(line.trim_ascii_end(), BODY_DEPTH).map_err(|error| error.to_string())?;
+        if line.len() > self.max_line {
+            return Err(format!("longer than api.max_body, {} bytes", self.max_line));
+        }
+        let json = Json::parse(line, BODY_DEPTH).map_err(|error| error.to_string())?;
         let Json::Object(mut run) = json else { return Err("expected a JSON object".into()) };
         let id = run.shift_remove("id").ok_or("id is missing")?;
         let id = id.as_str().and_then(|id| id.parse().ok()).ok_or("id is not a UUID")?;
@@ -111,27 +141,87 @@ impl Importer {
         Ok((id, update))
     }
 
-    async fn record(&self, chunk: Vec<Line>, progress: &ProgressBar, counts: &mut Counts) -> anyhow::Result<()> {
+    async fn record(
+        &self,
+        chunk: Vec<Line>,
+        progress: &ProgressBar,
+        counts: &mut Counts,
+    ) -> anyhow::Result<()> {
+        let mut lanes = vec![Vec::new(); self.lanes];
+        for line in chunk {
+            let lane = line.id.0.as_u128() % self.lanes as u128;
+            lanes[lane as usize].push(line);
+        }
+        let mut recording = JoinSet::new();
+        for lane in lanes {
+            recording.spawn(self.recorder.clone().record(lane));
+        }
+        let mut outcomes = Vec::new();
+        while let Some(recorded) = recording.join_next().await {
+            outcomes.extend(recorded??);
+        }
+        outcomes.sort_by_key(|(number, _)| *number);
+        for (number, outcome) in outcomes {
+            match outcome {
+                Ok(true) => counts.created += 1,
+                Ok(false) => counts.known += 1,
+                Err(reason) => report(progress, counts, number, &reason),
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Writes lines to the database.
+#[derive(Clone)]
+struct Recorder {
+    store: Store,
+    org: OrgId,
+    deliver: Deliver,
+    accept: AcceptPolicy,
+}
+
+impl Recorder {
+    /// Records lines together. When that fails, for one of them or because others were at the same rows, each is
+    /// recorded on its own; an outage that outlasts this ends the import.
+    async fn record(self, lines: Vec<Line>) -> anyhow::Result<Vec<Outcome>> {
+        if let Ok(outcomes) = self.write(lines.clone()).await {
+            return Ok(outcomes);
+        }
+        let mut outcomes = Vec::with_capacity(lines.len());
+        for line in lines {
+            let number = line.number;
+            match self.write(vec![line]).await {
+                Ok(outcome) => outcomes.extend(outcome),
+                Err(error) if error.is_outage() => {
+                    let advice =
+                        format!("line {number} could not be recorded; importing all of it again is harmless");
+                    return Err(anyhow::Error::new(error).context(advice));
+                }
+                Err(error) => outcomes.push((number, Err(error.to_string()))),
+            }
+        }
+        Ok(outcomes)
+    }
+
+    async fn write(&self, lines: Vec<Line>) -> Result<Vec<Outcome>, StoreError> {
         let (org, deliver, accept) = (self.org, self.deliver, self.accept);
         let recorded = self.store.write(move |tx, now| {
             let record = |line: Line| {
                 let run = (org, line.id);
-                let recorded = record_run(tx, now, &accept, deliver, run, &line.update, "runs import")?;
-                Ok::<_, StoreError>((line.number, recorded))
+                let recorded = record_run(tx, now, &accept, deliver, run, &line.update, REQUEST_ID)?;
+                let outcome = match recorded {
+                    RecordedRun::Created(..) => Ok(true),
+                    RecordedRun::Updated(..) => Ok(false),
+                    RecordedRun::StatusConflict(status) => {
+                        Err(format!("the run has ended as {status}, which never changes"))
+                    }
+                };
+                Ok((line.number, outcome))
             };
-            chunk.into_iter().map(record).collect::<Result<Vec<_>, _>>()
+            lines.into_iter().map(record).collect()
         });
-        for (number, recorded) in recorded.await? {
-            match recorded {
-                RecordedRun::Created(..) => counts.created += 1,
-                RecordedRun::Updated(..) => counts.known += 1,
-                RecordedRun::StatusConflict(status) => {
-                    let reason = format!("the run has ended as {status}, which never changes");
-                    report(progress, counts, number, &reason);
-                }
-            }
-        }
-        Ok(())
+        recorded.await
     }
 }
 

@@ -3,7 +3,8 @@
 use contracts::OrgId;
 use store::create_secret;
 
-use crate::commands::{open_store, print_made, require_organization};
+use crate::commands::{label, open_store, print_made, require_organization};
+use crate::keys::keyring_of;
 use crate::settings::Settings;
 
 /// Signing secrets.
@@ -15,7 +16,7 @@ pub(crate) enum Command {
         #[arg(long, value_name = "ID")]
         org: OrgId,
         /// What to call it.
-        #[arg(long)]
+        #[arg(long, value_parser = label)]
         label: Option<String>,
         /// Print all fields as JSON.
         #[arg(long)]
@@ -25,7 +26,7 @@ pub(crate) enum Command {
 
 pub(crate) async fn run(settings: &Settings, command: Command) -> anyhow::Result<()> {
     let Command::Create { org, label, json } = command;
-    let keyring = settings.keyring()?;
+    let keyring = keyring_of(&settings.database_url()?, settings)?;
     let store = open_store(settings).await?;
     let made = store.write(move |tx, now| {
         require_organization(tx, org)?;

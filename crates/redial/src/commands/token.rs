@@ -3,7 +3,7 @@
 use contracts::{OrgId, Scope, Scopes};
 use store::create_token;
 
-use crate::commands::{open_store, print_made, require_organization};
+use crate::commands::{label, open_store, print_made, require_organization};
 use crate::settings::Settings;
 
 /// API tokens.
@@ -18,7 +18,7 @@ pub(crate) enum Command {
         #[arg(long = "scope", value_name = "SCOPE")]
         scopes: Vec<Scope>,
         /// What to call it.
-        #[arg(long)]
+        #[arg(long, value_parser = label)]
         label: Option<String>,
         /// Print all fields as JSON.
         #[arg(long)]

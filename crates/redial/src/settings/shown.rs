@@ -42,9 +42,9 @@ fn masked(text: &str) -> String {
     }
     if url.query().is_some() {
         let pairs: Vec<(String, String)> = url.query_pairs().into_owned().collect();
-        let shown = pairs.iter().map(|(key, value)| {
-            (key, if key.to_lowercase().contains("password") { MASK } else { value })
-        });
+        let shown = pairs
+            .iter()
+            .map(|(key, value)| (key, if key.to_lowercase().contains("password") { MASK } else { value }));
         url.query_pairs_mut().clear().extend_pairs(shown);
     }
     url.into()
@@ -59,7 +59,10 @@ mod tests {
         for (url, shown) in [
             ("postgres://me:hunter2@db:5432/redial", "postgres://me:****@db:5432/redial"),
             ("amqp://me:hunter2@rabbit/%2f", "amqp://me:****@rabbit/%2f"),
-            ("postgres://db/redial?password=hunter2&sslmode=prefer", "postgres://db/redial?password=****&sslmode=prefer"),
+            (
+                "postgres://db/redial?password=hunter2&sslmode=prefer",
+                "postgres://db/redial?password=****&sslmode=prefer",
+            ),
             ("postgres://db/redial?sslPassword=hunter2", "postgres://db/redial?sslPassword=****"),
             ("postgres://me@db/redial", "postgres://me@db/redial"),
             ("postgres://me:hunter2@db1:1,db2:2/redial", "****"),

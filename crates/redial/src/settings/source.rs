@@ -57,7 +57,10 @@ impl Source {
         parsed(key, &self.text(key)?)
     }
 
-    pub(super) fn parse_optional<T: FromStr<Err: Display>>(&self, key: &str) -> Result<Option<T>, SettingsError> {
+    pub(super) fn parse_optional<T: FromStr<Err: Display>>(
+        &self,
+        key: &str,
+    ) -> Result<Option<T>, SettingsError> {
         self.optional(key)?.map(|text| parsed(key, &text)).transpose()
     }
 
@@ -74,7 +77,11 @@ impl Source {
         within(key, value, &bounds)
     }
 
-    pub(super) fn duration(&self, key: &str, bounds: RangeInclusive<Duration>) -> Result<Duration, SettingsError> {
+    pub(super) fn duration(
+        &self,
+        key: &str,
+        bounds: RangeInclusive<Duration>,
+    ) -> Result<Duration, SettingsError> {
         duration(key, self.parse(key)?, &bounds)
     }
 
@@ -95,11 +102,18 @@ fn parsed<T: FromStr<Err: Display>>(key: &str, text: &str) -> Result<T, Settings
     text.parse().map_err(|error| SettingsError::value(key, format!("{error}: {text:?}")))
 }
 
-fn within<T: PartialOrd + Display>(key: &str, value: T, bounds: &RangeInclusive<T>) -> Result<T, SettingsError> {
+fn within<T: PartialOrd + Display>(
+    key: &str,
+    value: T,
+    bounds: &RangeInclusive<T>,
+) -> Result<T, SettingsError> {
     if bounds.contains(&value) {
         return Ok(value);
     }
-    Err(SettingsError::value(key, format!("must be from {} to {}, not {value}", bounds.start(), bounds.end())))
+    Err(SettingsError::value(
+        key,
+        format!("must be from {} to {}, not {value}", bounds.start(), bounds.end()),
+    ))
 }
 
 fn duration(
@@ -152,10 +166,14 @@ impl Known {
             if let Some((section, rest)) = key.split_once("__") {
                 if !self.has(section, rest) {
                     let key = format!("{section}.{}", rest.replace("__", "."));
-                    return Err(SettingsError::UnknownKey { key, place: format!("the environment ({name})") });
+                    return Err(SettingsError::UnknownKey {
+                        key,
+                        place: format!("the environment ({name})"),
+                    });
                 }
                 settings.insert(name.clone(), value.clone());
-            } else if let Some((section, rest)) = key.split_once('_').filter(|(section, rest)| self.has(section, rest))
+            } else if let Some((section, rest)) =
+                key.split_once('_').filter(|(section, rest)| self.has(section, rest))
             {
                 let key = format!("{section}.{rest}");
                 let problem = format!("is spelt with two underscores in the environment, not {name}");

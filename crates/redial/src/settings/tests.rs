@@ -20,11 +20,18 @@ fn without_file_and_environment_the_documented_defaults_hold() {
     assert_eq!(settings.api.max_body, 2 * 1024 * 1024);
     assert_eq!(settings.broker.queue, Broker::DEFAULT_QUEUE);
     assert_eq!((settings.dispatcher.listen, settings.dispatcher.max_in_flight), (None, 256));
-    let DeliverySettings { timeout, connect_timeout, schedule, jitter, max_attempts, lease, .. } = settings.delivery;
+    let DeliverySettings { timeout, connect_timeout, schedule, jitter, max_attempts, lease, .. } =
+        settings.delivery;
     assert_eq!((timeout.as_secs(), connect_timeout.as_secs(), lease.as_secs()), (10, 5, 60));
-    assert_eq!(schedule.iter().map(Duration::as_secs).collect::<Vec<_>>(), [10, 60, 300, 1800, 7200, 18000, 36000]);
+    assert_eq!(
+        schedule.iter().map(Duration::as_secs).collect::<Vec<_>>(),
+        [10, 60, 300, 1800, 7200, 18000, 36000]
+    );
     assert_eq!((jitter, max_attempts), (0.1, 8));
-    assert_eq!((settings.delivery.payload_format, settings.delivery.stop_on_gone), (PayloadFormat::Python, false));
+    assert_eq!(
+        (settings.delivery.payload_format, settings.delivery.stop_on_gone),
+        (PayloadFormat::Python, false)
+    );
     assert_eq!((settings.egress.allow.len(), settings.secrets.keys.len()), (0, 0));
 }
 
@@ -183,7 +190,8 @@ fn urls_and_keys_are_judged_when_a_command_needs_them() {
     assert!(settings.broker().unwrap_err().to_string().starts_with("broker.url (or AMQP_URL): "));
     assert!(settings.keyring().unwrap_err().to_string().starts_with("secrets.keys"));
 
-    let settings = read("", &[("DATABASE_URL", "sqlite:redial.db"), ("REDIAL_BROKER__QUEUE", "amq.mine")]).unwrap();
+    let settings =
+        read("", &[("DATABASE_URL", "sqlite:redial.db"), ("REDIAL_BROKER__QUEUE", "amq.mine")]).unwrap();
     settings.database_url().unwrap();
     assert!(settings.postgres_url().unwrap_err().to_string().starts_with("database.url (or DATABASE_URL): "));
     let settings = read("", &[("AMQP_URL", "amqp://mq"), ("REDIAL_BROKER__QUEUE", "amq.mine")]).unwrap();

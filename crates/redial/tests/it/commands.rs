@@ -1,0 +1,257 @@
+//! The everyday commands, on both engines.
+
+use contracts::{DeliveryStatus, OrgId, RunId, SecretId};
+use serde_json::Value;
+use store::{DatabaseUrl, Keyring, StoreError, count_deliveries, find_run, open_secret};
+use testkit::{Engine, TestDatabase};
+
+use crate::cli::Cli;
+
+const ENGINES: [Engine; 2] = [Engine::Postgres, Engine::Sqlite];
+const NOBODY: &str = "0190a6e8-0000-7000-8000-000000000000";
+const RUNS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../examples/runs.jsonl");
+
+#[test]
+fn migrate_brings_a_database_up_to_date_and_doing_it_again_is_harmless() {
+    for engine in ENGINES {
+        let database = TestDatabase::empty(engine);
+        let cli = Cli::on(&database);
+        let refused = cli.run(&["org", "create", "acme"]);
+        assert_eq!(refused.code, 1);
+        assert!(refused.stderr.contains("redial migrate"), "{}", refused.stderr);
+        assert!(cli.ok(&["migrate"]).contains("1 migration"));
+        assert!(cli.ok(&["migrate"]).contains("0 migration"));
+        cli.ok(&["org", "create", "acme"]);
+    }
+}
+
+#[test]
+fn two_migrations_at_once_both_end_well() {
+    for engine in ENGINES {
+        let database = TestDatabase::empty(engine);
+        let cli = Cli::on(&database);
+        let running = [(); 4].map(|()| cli.command(&["migrate"]).spawn().unwrap());
+        for child in running {
+            let output = child.wait_with_output().unwrap();
+            assert!(output.status.success(), "{engine:?}: {output:?}");
+        }
+        cli.ok(&["org", "create", "acme"]);
+    }
+}
+
+#[test]
+fn organizations_tokens_and_secrets_are_printed_alone_or_as_json() {
+    for engine in ENGINES {
+        let database = TestDatabase::new(engine);
+        let cli = Cli::on(&database);
+        let org = cli.ok(&["org", "create", "acme"]);
+        org.parse::<OrgId>().unwrap();
+        let json = |arguments: &[&str]| -> Value {
+            serde_json::from_str(&cli.ok(&[arguments, &["--json"]].concat())).unwrap()
+        };
+        assert_eq!(json(&["org", "create", "acme"])["name"], "acme");
+
+        assert!(cli.ok(&["token", "create", "--org", &org]).starts_with("rf_live_"));
+        let token = json(&[
+            "token",
+            "create",
+            "--org",
+            &org,
+            "--scope",
+            "runs:read",
+            "--scope",
+            "runs:execute",
+            "--label",
+            "l",
+        ]);
+        assert_eq!(token["scopes"], serde_json::json!(["runs:read", "runs:execute"]));
+        assert_eq!((&token["org_id"], &token["label"]), (&org.clone().into(), &"l".into()));
+        assert_eq!(json(&["token", "create", "--org", &org])["scopes"], Value::Null);
+
+        assert!(cli.ok(&["secret", "create", "--org", &org]).starts_with("whsec_"));
+        let secret = json(&["secret", "create", "--org", &org, "--label", "second"]);
+        assert!(secret["plain_secret"].as_str().unwrap().starts_with("whsec_"));
+        assert_eq!((&secret["is_current"], &secret["label"]), (&false.into(), &"second".into()));
+    }
+}
+
+#[test]
+fn an_organization_that_does_not_exist_is_refused() {
+    for engine in ENGINES {
+        let database = TestDatabase::new(engine);
+        let cli = Cli::on(&database);
+        for arguments in [
+            ["token", "create", "--org", NOBODY].as_slice(),
+            &["secret", "create", "--org", NOBODY],
+            &["runs", "import", RUNS, "--org", NOBODY],
+        ] {
+            let ended = cli.run(arguments);
+            assert_eq!((ended.code, ended.stdout.as_str()), (1, ""), "{arguments:?}");
+            assert!(ended.stderr.contains(&format!("no organization {NOBODY}")), "{}", ended.stderr);
+        }
+    }
+}
+
+#[test]
+fn wrong_usage_ends_with_status_2() {
+    let too_long = "x".repeat(256);
+    for arguments in [
+        [].as_slice(),
+        &["redeliver"],
+        &["org", "create"],
+        &["org", "create", ""],
+        &["token", "create"],
+        &["token", "create", "--org", "acme"],
+        &["token", "create", "--org", NOBODY, "--scope", "runs:delete"],
+        &["secret", "create", "--org", NOBODY, "--label", &too_long],
+        &["runs", "import", "--org", NOBODY],
+        &["listen", "localhost"],
+        &["listen", "--secret", "secret"],
+        &["--config", "missing.toml", "config"],
+    ] {
+        let ended = Cli::new().run(arguments);
+        assert_eq!((ended.code, ended.stdout.as_str()), (2, ""), "{arguments:?}: {}", ended.stderr);
+    }
+}
+
+#[test]
+fn an_unreachable_database_fails_a_command() {
+    let cli = Cli::new().with("DATABASE_URL", "postgres://someone:hunter2@127.0.0.1:1/redial");
+    for arguments in [["migrate"].as_slice(), &["org", "create", "acme"]] {
+        let ended = cli.run(arguments);
+        assert_eq!(ended.code, 1, "{arguments:?}");
+        assert!(!ended.stderr.contains("hunter2"), "{}", ended.stderr);
+    }
+}
+
+#[test]
+fn a_secret_made_beside_a_development_database_is_sealed_with_its_key() {
+    let database = TestDatabase::new(Engine::Sqlite);
+    let DatabaseUrl::Sqlite(path) = database.url() else { unreachable!("asked for above") };
+    let key = Keyring::generate("dev");
+    std::fs::write(std::path::Path::new(path).with_file_name("secrets.key"), key.as_bytes()).unwrap();
+    let cli = Cli::new().with("DATABASE_URL", &format!("sqlite:{path}"));
+    let org = cli.ok(&["org", "create", "acme"]);
+    let made: Value = serde_json::from_str(&cli.ok(&["secret", "create", "--org", &org, "--json"])).unwrap();
+    let (org, id): (OrgId, SecretId) = (org.parse().unwrap(), made["id"].as_str().unwrap().parse().unwrap());
+    let keyring = Keyring::parse(&[key.as_str()]).unwrap();
+    let mut conn = database.url().connect().unwrap();
+    let opened = open_secret(&mut conn, &keyring, org, id).unwrap().unwrap();
+    assert_eq!(opened.plain(), made["plain_secret"].as_str().unwrap());
+}
+
+#[test]
+fn importing_runs_again_is_harmless_and_only_asked_for_deliveries_are_made() {
+    let count = std::fs::read_to_string(RUNS).unwrap().lines().count();
+    for engine in ENGINES {
+        let database = TestDatabase::new(engine);
+        let cli = Cli::on(&database);
+        let mut conn = database.url().connect().unwrap();
+
+        let org = cli.ok(&["org", "create", "history"]);
+        assert_eq!(
+            cli.ok(&["runs", "import", RUNS, "--org", &org]),
+            format!("{count} created, 0 known, 0 bad")
+        );
+        assert_eq!(
+            cli.ok(&["runs", "import", RUNS, "--org", &org]),
+            format!("0 created, {count} known, 0 bad")
+        );
+        assert!(count_deliveries(&mut conn, org.parse().unwrap()).unwrap().is_empty());
+
+        let org = cli.ok(&["org", "create", "live"]);
+        for _ in 0..2 {
+            cli.ok(&["runs", "import", RUNS, "--org", &org, "--deliver"]);
+        }
+        let deliveries = count_deliveries(&mut conn, org.parse().unwrap()).unwrap();
+        let ended_with_url =
+            std::fs::read_to_string(RUNS).unwrap().lines().filter(|line| is_announced(line)).count();
+        assert_eq!(
+            deliveries.into_iter().collect::<Vec<_>>(),
+            [(DeliveryStatus::Pending, ended_with_url as i64)]
+        );
+    }
+}
+
+fn is_announced(line: &str) -> bool {
+    let run: Value = serde_json::from_str(line).unwrap();
+    let has_ended = !matches!(run["status_code"].as_str(), Some("queued" | "dispatching" | "running"));
+    has_ended && run["callback_url"].is_string()
+}
+
+#[test]
+fn a_bad_line_stops_nothing_and_is_reported_with_its_number_and_reason() {
+    let id = |n: u8| format!("0190a6e8-0000-7000-8000-0000000000{n:02}");
+    let lines = [
+        format!(r#"{{"id": "{}", "status_code": "succeeded"}}"#, id(1)),
+        r#"{"status_code": "queued""#.to_owned(),
+        String::new(),
+        r#"{"status_code": "queued"}"#.to_owned(),
+        r#"{"id": "17", "status_code": "queued"}"#.to_owned(),
+        "[]".to_owned(),
+        format!(r#"{{"id": "{}", "status_code": "done", "colour": 1}}"#, id(2)),
+        format!(r#"{{"id": "{}", "status_code": "queued", "callback_url": "http://127.0.0.1/"}}"#, id(3)),
+        format!(r#"{{"id": "{}", "status_code": "failed"}}"#, id(1)),
+        format!(r#"{{"id": "{}", "status_code": "queued", "output": "{}"}}"#, id(4), "x".repeat(2000)),
+        format!(r#"{{"id": "{}", "status_code": "queued"}}"#, id(5)) + "\r",
+        format!(r#"{{"id": "{}", "status_code": "running"}}"#, id(5)),
+    ];
+    for engine in ENGINES {
+        let database = TestDatabase::new(engine);
+        let cli = Cli::on(&database).with("REDIAL_API__MAX_BODY", "2000");
+        let org = cli.ok(&["org", "create", "acme"]);
+        let ended = cli.run_with_input(&["runs", "import", "-", "--org", &org], &lines.join("\n"));
+        assert_eq!((ended.code, ended.stdout.trim()), (1, "2 created, 1 known, 8 bad"), "{}", ended.stderr);
+        for (number, reason) in [
+            (2, "expected ',' or the end"),
+            (4, "id is missing"),
+            (5, "id is not a UUID"),
+            (6, "expected a JSON object"),
+            (7, "status_code: expected a run status; colour: unknown field"),
+            (8, "callback_url: "),
+            (9, "the run has ended as succeeded"),
+            (10, "longer than api.max_body"),
+        ] {
+            let reported = ended.stderr.lines().find(|line| line.starts_with(&format!("line {number}: ")));
+            assert!(reported.is_some_and(|line| line.contains(reason)), "line {number}: {}", ended.stderr);
+        }
+        let mut conn = database.url().connect().unwrap();
+        let run: RunId = id(5).parse().unwrap();
+        let run = find_run(&mut conn, org.parse().unwrap(), run).unwrap().unwrap();
+        assert_eq!(run.status_code.to_string(), "running", "a run's lines are recorded in their order");
+    }
+}
+
+#[test]
+fn a_file_that_cannot_be_read_is_an_error_and_an_empty_one_is_none() {
+    let database = TestDatabase::new(Engine::Sqlite);
+    let cli = Cli::on(&database);
+    let org = cli.ok(&["org", "create", "acme"]);
+    let ended = cli.run(&["runs", "import", "missing.jsonl", "--org", &org]);
+    assert_eq!(ended.code, 1);
+    assert!(ended.stderr.contains("missing.jsonl"), "{}", ended.stderr);
+    assert_eq!(cli.run(&["runs", "import", ".", "--org", &org]).code, 1);
+    assert_eq!(cli.ok(&["runs", "import", "-", "--org", &org]), "0 created, 0 known, 0 bad");
+}
+
+#[tokio::test]
+async fn an_import_goes_on_beside_others_that_write_the_same_runs() {
+    for engine in ENGINES {
+        let database = TestDatabase::new(engine);
+        let cli = Cli::on(&database);
+        let org = cli.ok(&["org", "create", "acme"]);
+        let imports =
+            [(); 3].map(|()| cli.command(&["runs", "import", RUNS, "--org", &org]).spawn().unwrap());
+        let mut created = 0;
+        for import in imports {
+            let output = import.wait_with_output().unwrap();
+            assert!(output.status.success(), "{engine:?}: {output:?}");
+            let counts = String::from_utf8(output.stdout).unwrap();
+            created += counts.split(' ').next().unwrap().parse::<usize>().unwrap();
+        }
+        assert_eq!(created, std::fs::read_to_string(RUNS).unwrap().lines().count());
+        let org: OrgId = org.parse().unwrap();
+        let counted = database.store().await.read(move |tx| count_deliveries(tx, org)).await;
+        assert!(counted.map_err(|error: StoreError| error).unwrap().is_empty());
+    }
+}

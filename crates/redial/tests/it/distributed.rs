@@ -1,0 +1,105 @@
+//! The distributed mode: processes, PostgreSQL and RabbitMQ, and what it does when one of them goes away.
+
+use std::collections::HashSet;
+
+use receiver::{Received, Verdict};
+use serde_json::Value;
+use testkit::RabbitNode;
+
+use crate::system::{System, by_delivery, shared_broker};
+
+/// A dispatcher's death is noticed soon, and what it held is tried again at once.
+const HASTY: &[(&str, &str)] = &[
+    ("REDIAL_DELIVERY__TIMEOUT", "1s"),
+    ("REDIAL_DELIVERY__CONNECT_TIMEOUT", "1s"),
+    ("REDIAL_DELIVERY__LEASE", "3s"),
+    ("REDIAL_DELIVERY__SCHEDULE", "200ms"),
+];
+
+#[tokio::test(flavor = "multi_thread")]
+async fn two_thousand_redeliveries_arrive_exactly_once_with_their_exact_bytes() {
+    let mut system = System::start(&shared_broker(), 2, 2, &[]);
+    let runs = system.import_runs(2_000, "/ok");
+    let accepted = system.redeliver_all(&runs).await;
+    let arrived = by_delivery(system.gather(accepted.len()).await);
+    assert_eq!(arrived.len(), accepted.len(), "each delivery arrived");
+    for delivery in &accepted {
+        let settled = system.settled(delivery["id"].as_str().unwrap()).await;
+        let received = &arrived[settled["id"].as_str().unwrap()];
+        assert_eq!(received.len(), 1);
+        assert_eq!(received[0].verdict, Verdict::Valid);
+        assert_eq!(received[0].body, settled["payload_bytes"].as_str().unwrap().as_bytes());
+        assert_eq!(settled["payload_bytes"], delivery["payload_bytes"], "frozen when accepted");
+        assert_eq!(settled["status_code"], "succeeded");
+        assert_eq!(settled["attempt_count"], 1);
+        let attempts = settled["attempts"].as_array().unwrap();
+        assert_eq!(attempts.len(), 1);
+        assert_eq!((&attempts[0]["attempt_number"], &attempts[0]["status_code"]), (&1.into(), &200.into()));
+    }
+    let rest = system.stop().await;
+    assert!(rest.is_empty(), "{} more callbacks than redeliveries", rest.len());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn killing_a_dispatcher_under_load_loses_nothing_and_repeats_no_attempt() {
+    let mut system = System::start(&shared_broker(), 1, 2, HASTY);
+    let runs = system.import_runs(600, "/ok");
+    let (before, after) = runs.split_at(300);
+    let mut accepted = system.redeliver_all(before).await;
+    system.dispatchers.remove(0).kill();
+    accepted.extend(system.redeliver_all(after).await);
+    system.add_dispatcher();
+    prove(system, accepted).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn killing_purging_and_restarting_the_broker_under_load_loses_nothing() {
+    let mut rabbit = tokio::task::spawn_blocking(RabbitNode::start).await.unwrap();
+    let system = System::start(&rabbit.url(), 1, 2, HASTY);
+    let runs = system.import_runs(900, "/ok");
+    let mut accepted = system.redeliver_all(&runs[..200]).await;
+    rabbit.purge(&system.queue);
+    accepted.extend(system.redeliver_all(&runs[200..400]).await);
+    rabbit.kill();
+    accepted.extend(system.redeliver_all(&runs[400..700]).await);
+    let rabbit = tokio::task::spawn_blocking(move || {
+        rabbit.restart();
+        rabbit
+    })
+    .await
+    .unwrap();
+    accepted.extend(system.redeliver_all(&runs[700..]).await);
+    prove(system, accepted).await;
+    drop(rabbit);
+}
+
+/// Nothing lost: every accepted delivery succeeded. Nothing hidden: every arrival is an attempt on record, no attempt
+/// arrived twice, and a delivery that arrived more than once has an `outcome_unknown` that explains it.
+async fn prove(mut system: System, accepted: Vec<Value>) {
+    let mut settled = Vec::new();
+    for delivery in &accepted {
+        settled.push(system.settled(delivery["id"].as_str().unwrap()).await);
+    }
+    let mut arrived = system.gather(accepted.len()).await;
+    arrived.extend(system.stop().await);
+    assert!(arrived.iter().all(|received| received.verdict == Verdict::Valid));
+    let attempt = |received: &Received| {
+        let part = |name| received.header(name).unwrap().to_owned();
+        (part("webhook-id"), part("redial-attempt"))
+    };
+    let distinct: HashSet<_> = arrived.iter().map(attempt).collect();
+    assert_eq!(distinct.len(), arrived.len(), "no attempt is sent twice");
+    let arrived = by_delivery(arrived);
+    for delivery in settled {
+        assert_eq!(delivery["status_code"], "succeeded", "{delivery}");
+        let attempts = delivery["attempts"].as_array().unwrap();
+        let numbers: Vec<_> = attempts.iter().map(|attempt| attempt["attempt_number"].as_u64().unwrap()).collect();
+        assert_eq!(numbers, (1..=attempts.len() as u64).collect::<Vec<_>>(), "numbered without gaps");
+        let unknown = attempts.iter().filter(|attempt| {
+            attempt["error_message"].as_str().is_some_and(|message| message.starts_with("outcome_unknown"))
+        });
+        let received = &arrived[delivery["id"].as_str().unwrap()];
+        assert!(received.len() <= 1 + unknown.count(), "an unexplained duplicate: {delivery}");
+        assert!(received.iter().all(|one| one.body == delivery["payload_bytes"].as_str().unwrap().as_bytes()));
+    }
+}

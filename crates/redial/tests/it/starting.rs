@@ -1,0 +1,172 @@
+//! Configuration as the binary takes it, and how services start and stop.
+
+use contracts::{SigningSecret, Timestamp, sign};
+use testkit::{Engine, TestDatabase};
+
+use crate::cli::{Cli, KEY};
+
+/// Nothing listens there.
+const AWAY: &str = "127.0.0.1:1";
+const SERVICES: [&str; 2] = ["api", "dispatcher"];
+
+#[test]
+fn config_prints_the_effective_configuration_with_secrets_masked() {
+    let cli = Cli::new()
+        .with("DATABASE_URL", "postgres://me:hunter2@db/redial?sslpassword=hunter2")
+        .with("AMQP_URL", "amqp://me:hunter2@rabbit")
+        .with("REDIAL_SECRETS__KEYS", &format!("{KEY},hunter2"))
+        .with("REDIAL_DELIVERY__SCHEDULE", "1s,90s");
+    std::fs::write(cli.directory().join("redial.toml"), "[delivery]\ntimeout = \"7s\"\n").unwrap();
+    let shown = cli.ok(&["config"]);
+    assert!(!shown.contains("hunter2") && !shown.contains("AAECAw"), "{shown}");
+    let shown: toml::Table = shown.parse().unwrap();
+    assert_eq!(shown["database"]["url"].as_str(), Some("postgres://me:****@db/redial?sslpassword=****"));
+    assert_eq!(shown["broker"]["url"].as_str(), Some("amqp://me:****@rabbit"));
+    assert_eq!(shown["secrets"]["keys"].to_string(), r#"["test:****", "****"]"#);
+    assert_eq!(shown["delivery"]["timeout"].as_str(), Some("7s"));
+    assert_eq!(shown["delivery"]["schedule"].to_string(), r#"["1s", "1m 30s"]"#);
+}
+
+#[test]
+fn a_named_file_is_read_instead_of_the_working_directorys() {
+    let cli = Cli::new();
+    std::fs::write(cli.directory().join("redial.toml"), "[delivery]\nmax_attempts = 2\ntimeout = \"7s\"")
+        .unwrap();
+    std::fs::write(cli.directory().join("other.toml"), "[delivery]\nmax_attempts = 3").unwrap();
+    let shown: toml::Table = cli.ok(&["config", "--config", "other.toml"]).parse().unwrap();
+    assert_eq!(shown["delivery"]["max_attempts"].as_integer(), Some(3));
+    assert_eq!(shown["delivery"]["timeout"].as_str(), Some("10s"));
+}
+
+#[test]
+fn a_configuration_that_cannot_be_used_ends_every_command_with_status_2_and_names_the_key() {
+    let cli = Cli::new().with("REDIAL_DELIVERY__LEASE", "10s");
+    for arguments in [["config"].as_slice(), &["migrate"], &["api"], &["dispatcher"], &["demo"]] {
+        let ended = cli.run(arguments);
+        assert_eq!((ended.code, ended.stdout.as_str()), (2, ""), "{arguments:?}");
+        assert!(ended.stderr.contains("delivery.lease"), "{}", ended.stderr);
+    }
+    let ended = Cli::new().with("REDIAL_DELIVERY__TIMEOT", "10s").run(&["api"]);
+    assert_eq!(ended.code, 2);
+    assert!(ended.stderr.contains("unknown key delivery.timeot"), "{}", ended.stderr);
+}
+
+#[test]
+fn a_service_without_what_it_needs_refuses_to_start_and_names_the_key() {
+    let (postgres, amqp) = (("DATABASE_URL", "postgres://127.0.0.1:1/x"), ("AMQP_URL", "amqp://127.0.0.1:1"));
+    let keys = ("REDIAL_SECRETS__KEYS", KEY);
+    for service in SERVICES {
+        for (variables, key) in [
+            ([amqp, keys].as_slice(), "database.url"),
+            (&[("DATABASE_URL", "mysql://db/x"), amqp, keys], "database.url"),
+            (&[("DATABASE_URL", "sqlite:redial.db"), amqp, keys], "database.url"),
+            (&[postgres, keys], "broker.url"),
+            (&[postgres, ("AMQP_URL", "http://rabbit"), keys], "broker.url"),
+            (&[postgres, amqp], "secrets.keys"),
+            (&[postgres, amqp, ("REDIAL_SECRETS__KEYS", "test:c2hvcnQ=")], "secrets.keys"),
+        ] {
+            let cli = variables.iter().fold(Cli::new(), |cli, (name, value)| cli.with(name, value));
+            let ended = cli.run(&[service]);
+            assert_eq!(ended.code, 2, "{service} {variables:?}: {}", ended.stderr);
+            assert!(ended.stderr.contains(key), "{service} {variables:?}: {}", ended.stderr);
+        }
+    }
+}
+
+#[test]
+fn a_service_refuses_a_schema_that_is_not_migrated_and_says_what_helps() {
+    let database = TestDatabase::empty(Engine::Postgres);
+    let cli = Cli::on(&database)
+        .with("AMQP_URL", &format!("amqp://{AWAY}"))
+        .with("REDIAL_API__LISTEN", "127.0.0.1:0");
+    for service in SERVICES {
+        let ended = cli.run(&[service]);
+        assert_eq!(ended.code, 1, "{}", ended.stderr);
+        assert!(ended.stderr.contains("redial migrate"), "{}", ended.stderr);
+    }
+}
+
+#[test]
+fn a_service_waits_for_a_database_that_is_away_until_it_is_stopped() {
+    let cli = Cli::new()
+        .with("DATABASE_URL", &format!("postgres://{AWAY}/redial"))
+        .with("AMQP_URL", &format!("amqp://{AWAY}"))
+        .with("REDIAL_API__LISTEN", "127.0.0.1:0")
+        .with("REDIAL_SECRETS__KEYS", KEY);
+    for service in SERVICES {
+        let mut running = cli.spawn(&[service]);
+        running.logged("waiting for the database");
+        running.logged("waiting for the database");
+        assert_eq!(running.stop(), 1);
+    }
+}
+
+#[test]
+fn services_work_without_their_broker_answer_health_checks_and_end_well_at_sigterm() {
+    let database = TestDatabase::new(Engine::Postgres);
+    let cli = Cli::on(&database)
+        .with("AMQP_URL", &format!("amqp://{AWAY}"))
+        .with("REDIAL_API__LISTEN", "127.0.0.1:0")
+        .with("REDIAL_DISPATCHER__LISTEN", "127.0.0.1:0")
+        .with("REDIAL_LOG__FORMAT", "json");
+    for (service, started) in [("api", "serving the API"), ("dispatcher", "answering health checks")] {
+        let mut running = cli.spawn(&[service]);
+        let line: serde_json::Value = serde_json::from_str(&running.logged(started)).unwrap();
+        let url = format!("http://{}/v1/health", line["listen"].as_str().unwrap());
+        cli.ok(&["healthcheck", &url]);
+        assert_eq!(cli.run(&["healthcheck", &url.replace("health", "wealth")]).code, 1);
+        assert_eq!(running.stop(), 0);
+        assert_eq!(cli.run(&["healthcheck", &url]).code, 1);
+    }
+}
+
+#[test]
+fn an_address_that_is_taken_is_named_by_its_key() {
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let database = TestDatabase::new(Engine::Postgres);
+    let cli = Cli::on(&database)
+        .with("AMQP_URL", &format!("amqp://{AWAY}"))
+        .with("REDIAL_API__LISTEN", &taken.local_addr().unwrap().to_string())
+        .with("REDIAL_DISPATCHER__LISTEN", &taken.local_addr().unwrap().to_string());
+    for service in SERVICES {
+        let ended = cli.run(&[service]);
+        assert_eq!(ended.code, 1);
+        assert!(ended.stderr.contains(&format!("{service}.listen")), "{}", ended.stderr);
+    }
+}
+
+#[tokio::test]
+async fn listen_prints_each_callback_with_its_verdict_until_it_is_stopped() {
+    let secret = SigningSecret::from_key(&[7; 32]);
+    let mut running = Cli::new().spawn(&["listen", "127.0.0.1:0", "--secret", secret.plain()]);
+    let line = running.printed("listening on http://");
+    let url = line.trim().strip_prefix("listening on ").unwrap();
+
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    let client = reqwest::Client::builder().no_proxy().build().unwrap();
+    let now = system_now();
+    let body = r#"{"event": "run.completed"}"#;
+    let signed = sign(&secret, "id", now.unix_seconds(), body.as_bytes());
+    let post = client
+        .post(format!("{url}/status/503"))
+        .header("webhook-id", "id")
+        .header("webhook-timestamp", now.unix_seconds())
+        .header("webhook-signature", signed.webhook_signature)
+        .header("runflow-signature", signed.runflow_signature)
+        .body(body);
+    assert_eq!(post.send().await.unwrap().status(), 503);
+    running.printed("POST /status/503");
+    running.printed("signatures valid; answered: 503");
+
+    client.post(format!("{url}/ok")).header("runflow-signature", "00").body(body).send().await.unwrap();
+    running.printed("SIGNATURE INVALID");
+    assert_eq!(running.stop(), 0);
+}
+
+#[expect(
+    clippy::disallowed_methods,
+    reason = "the callback is signed by this host's clock, as the receiver checks"
+)]
+fn system_now() -> Timestamp {
+    Timestamp::from_micros(0) + std::time::SystemTime::UNIX_EPOCH.elapsed().unwrap()
+}

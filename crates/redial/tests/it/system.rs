@@ -1,0 +1,265 @@
+//! A whole installation: processes of the real binary on real servers, with a receiver that keeps its own ledger.
+
+use std::collections::HashMap;
+use std::io::{BufRead, BufReader};
+use std::net::SocketAddr;
+use std::process::{Child, Command, Stdio};
+use std::sync::mpsc;
+use std::time::Duration;
+
+use contracts::{RunId, SigningSecret};
+use queue::Broker;
+use receiver::{Received, Receiver};
+use serde_json::Value;
+use testkit::{Engine, TestDatabase};
+use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
+use tokio::time::{Instant, timeout_at};
+use uuid::Uuid;
+
+/// Longer than anything here takes; only a failing test waits for it.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(120);
+
+pub(crate) struct System {
+    pub(crate) apis: Vec<Process>,
+    pub(crate) dispatchers: Vec<Process>,
+    pub(crate) receiver: Receiver,
+    pub(crate) arrivals: UnboundedReceiver<Received>,
+    pub(crate) org: String,
+    pub(crate) token: String,
+    pub(crate) secret: String,
+    pub(crate) queue: String,
+    broker_url: String,
+    environment: Vec<(String, String)>,
+    http: reqwest::Client,
+    database: TestDatabase,
+}
+
+/// A process of the real binary, killed when dropped.
+pub(crate) struct Process {
+    child: Child,
+    /// Where it serves HTTP, if it does.
+    pub(crate) address: Option<SocketAddr>,
+}
+
+/// The broker everybody uses.
+pub(crate) fn shared_broker() -> String {
+    std::env::var("AMQP_URL").unwrap_or_else(|_| "amqp://guest:guest@127.0.0.1:5672/%2f".into())
+}
+
+impl System {
+    /// Sets everything up with the everyday commands, and starts the services. `settings` are further variables.
+    pub(crate) fn start(broker_url: &str, apis: usize, dispatchers: usize, settings: &[(&str, &str)]) -> System {
+        let database = TestDatabase::empty(Engine::Postgres);
+        let queue = format!("redial.test.{}", Uuid::new_v4().simple());
+        let store::DatabaseUrl::Postgres(database_url) = database.url() else { unreachable!("asked for above") };
+        let own = [
+            ("REDIAL_DATABASE__URL", database_url.as_str()),
+            ("REDIAL_BROKER__URL", broker_url),
+            ("REDIAL_BROKER__QUEUE", &queue),
+            ("REDIAL_API__LISTEN", "127.0.0.1:0"),
+            ("REDIAL_EGRESS__ALLOW", "127.0.0.0/8"),
+            ("REDIAL_SECRETS__KEYS", "test:AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8="),
+            ("REDIAL_LOG__FORMAT", "json"),
+        ];
+        let environment =
+            own.iter().chain(settings).map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect();
+        let (sink, arrivals) = unbounded_channel();
+        let receiver = Receiver::bind(
+            SocketAddr::from(([127, 0, 0, 1], 0)),
+            receiver::Options { sink: Some(sink), ..Default::default() },
+        )
+        .unwrap();
+        let _ = rustls::crypto::ring::default_provider().install_default();
+        let mut system = System {
+            apis: Vec::new(),
+            dispatchers: Vec::new(),
+            receiver,
+            arrivals,
+            org: String::new(),
+            token: String::new(),
+            secret: String::new(),
+            queue,
+            broker_url: broker_url.to_owned(),
+            environment,
+            http: reqwest::Client::builder().no_proxy().build().unwrap(),
+            database,
+        };
+        system.command(&["migrate"]);
+        system.org = system.command(&["org", "create", "test"]);
+        system.token = system.command(&["token", "create", "--org", &system.org]);
+        system.secret = system.command(&["secret", "create", "--org", &system.org]);
+        system.receiver.add_secret(SigningSecret::parse(&system.secret).unwrap());
+        system.apis = (0..apis).map(|_| system.service("api")).collect();
+        for _ in 0..dispatchers {
+            system.add_dispatcher();
+        }
+        system
+    }
+
+    /// Runs a command to its end and answers what it prints.
+    pub(crate) fn command(&self, arguments: &[&str]) -> String {
+        let output = self.redial(arguments).output().unwrap();
+        assert!(output.status.success(), "{arguments:?}: {output:?}");
+        String::from_utf8(output.stdout).unwrap().trim().to_owned()
+    }
+
+    pub(crate) fn add_dispatcher(&mut self) {
+        let dispatcher = self.service("dispatcher");
+        self.dispatchers.push(dispatcher);
+    }
+
+    fn redial(&self, arguments: &[&str]) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_redial"));
+        command.args(arguments).envs(self.environment.iter().cloned()).stdin(Stdio::null());
+        command
+    }
+
+    /// Starts a service and waits until it says that it works.
+    fn service(&self, name: &str) -> Process {
+        let mut child = self.redial(&[name]).stderr(Stdio::piped()).spawn().unwrap();
+        let log = BufReader::new(child.stderr.take().unwrap());
+        let (started, address) = mpsc::channel();
+        // Read to its end, or the process would block on a full pipe.
+        std::thread::spawn(move || {
+            for line in log.lines().map_while(Result::ok) {
+                let Ok(line) = serde_json::from_str::<Value>(&line) else { panic!("not a log line: {line}") };
+                match line["message"].as_str() {
+                    Some("serving the API") => {
+                        let _ = started.send(line["listen"].as_str().map(|text| text.parse().unwrap()));
+                    }
+                    Some("dispatching") => {
+                        let _ = started.send(None);
+                    }
+                    _ => {}
+                }
+            }
+        });
+        let address = address.recv_timeout(PATIENCE).unwrap_or_else(|_| panic!("redial {name} does not start"));
+        Process { child, address }
+    }
+
+    /// Imports runs as `examples/make_runs.py` makes them, and answers `count` that can be redelivered.
+    pub(crate) fn import_runs(&self, count: usize, path: &str) -> Vec<RunId> {
+        let directory = tempfile::tempdir().unwrap();
+        let file = directory.path().join("runs.jsonl");
+        let script = concat!(env!("CARGO_MANIFEST_DIR"), "/../../examples/make_runs.py");
+        // About one run in six has not ended, or names no URL.
+        let made = Command::new("python3")
+            .args([script, "--count", &(count * 3 / 2).to_string(), "--callback-url", &self.receiver.url(path)])
+            .arg("--output")
+            .arg(&file)
+            .status()
+            .expect("tests need python3");
+        assert!(made.success());
+        self.command(&["runs", "import", file.to_str().unwrap(), "--org", &self.org]);
+        let lines = std::fs::read_to_string(&file).unwrap();
+        let runs = lines.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
+        let terminal = runs.filter(|run| {
+            !matches!(run["status_code"].as_str(), Some("queued" | "dispatching" | "running"))
+                && run["callback_url"].is_string()
+        });
+        let ids: Vec<RunId> = terminal.map(|run| run["id"].as_str().unwrap().parse().unwrap()).take(count).collect();
+        assert_eq!(ids.len(), count);
+        ids
+    }
+
+    /// Asks the n-th api for a redelivery and answers the delivery.
+    pub(crate) async fn redeliver(&self, api: usize, run: RunId) -> Value {
+        let path = format!("/v1/runs/{run}/callback-redeliveries");
+        let response = self.http.post(self.url(api, &path)).bearer_auth(&self.token).send().await.unwrap();
+        assert_eq!(response.status(), 201);
+        serde_json::from_slice(&response.bytes().await.unwrap()).unwrap()
+    }
+
+    /// Asks for redeliveries of all runs, 16 at a time, taking the apis in turn.
+    pub(crate) async fn redeliver_all(&self, runs: &[RunId]) -> Vec<Value> {
+        use futures_util::StreamExt;
+        let ask = |(n, run): (usize, &RunId)| self.redeliver(n % self.apis.len(), *run);
+        futures_util::stream::iter(runs.iter().enumerate().map(ask)).buffer_unordered(16).collect().await
+    }
+
+    pub(crate) async fn delivery(&self, id: &str) -> Value {
+        let url = self.url(0, &format!("/v1/callback-deliveries/{id}"));
+        let response = self.http.get(url).bearer_auth(&self.token).send().await.unwrap();
+        assert_eq!(response.status(), 200);
+        serde_json::from_slice(&response.bytes().await.unwrap()).unwrap()
+    }
+
+    /// The delivery once it has ended: there is no event to wait for but the answer itself.
+    pub(crate) async fn settled(&self, id: &str) -> Value {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let delivery = self.delivery(id).await;
+            if !delivery["completed_at"].is_null() {
+                return delivery;
+            }
+            assert!(Instant::now() < deadline, "not settled: {delivery}");
+        }
+    }
+
+    /// Waits for `count` callbacks.
+    pub(crate) async fn gather(&mut self, count: usize) -> Vec<Received> {
+        let deadline = Instant::now() + PATIENCE;
+        let mut arrived = Vec::new();
+        while arrived.len() < count {
+            let next = timeout_at(deadline, self.arrivals.recv()).await;
+            arrived.push(next.unwrap_or_else(|_| panic!("only {} of {count} arrived", arrived.len())).unwrap());
+        }
+        arrived
+    }
+
+    fn url(&self, api: usize, path: &str) -> String {
+        format!("http://{}{path}", self.apis[api].address.unwrap())
+    }
+
+    /// Stops all services as an operator would, deletes the queues, and answers what had arrived beyond what was
+    /// gathered.
+    pub(crate) async fn stop(mut self) -> Vec<Received> {
+        for process in self.apis.drain(..).chain(self.dispatchers.drain(..)) {
+            process.stop();
+        }
+        Broker::parse(&self.broker_url, &self.queue).unwrap().delete_queues().await.unwrap();
+        let mut rest = Vec::new();
+        while let Ok(received) = self.arrivals.try_recv() {
+            rest.push(received);
+        }
+        drop(self.database);
+        rest
+    }
+}
+
+impl Process {
+    /// SIGTERM; the process must end with status 0.
+    pub(crate) fn stop(mut self) {
+        self.signal("-TERM");
+        let status = self.child.wait().unwrap();
+        assert!(status.success(), "ended with {status}");
+    }
+
+    /// SIGKILL.
+    pub(crate) fn kill(mut self) {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+    }
+
+    fn signal(&self, signal: &str) {
+        assert!(Command::new("kill").args([signal, &self.child.id().to_string()]).status().unwrap().success());
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// Arrivals by `webhook-id`.
+pub(crate) fn by_delivery(arrived: Vec<Received>) -> HashMap<String, Vec<Received>> {
+    let mut sorted: HashMap<String, Vec<Received>> = HashMap::new();
+    for received in arrived {
+        let id = received.header("webhook-id").expect("every callback has a webhook-id").to_owned();
+        sorted.entry(id).or_default().push(received);
+    }
+    sorted
+}

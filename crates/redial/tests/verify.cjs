@@ -1,0 +1,20 @@
+// Verifies callbacks with the standardwebhooks package of npm. Input and output as in verify.py.
+
+const { createInterface } = require("node:readline");
+const { Webhook, WebhookVerificationError } = require("standardwebhooks");
+
+let valid = 0;
+createInterface({ input: process.stdin })
+  .on("line", (line) => {
+    const { secret, headers, body } = JSON.parse(line);
+    const bytes = Buffer.from(body, "base64");
+    const webhook = new Webhook(secret);
+    webhook.verify(bytes, headers);
+    try {
+      webhook.verify(Buffer.concat([bytes, Buffer.from(" ")]), headers);
+    } catch (error) {
+      if (!(error instanceof WebhookVerificationError)) throw error;
+      valid += 1;
+    }
+  })
+  .on("close", () => console.log(valid));

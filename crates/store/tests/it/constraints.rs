@@ -1,0 +1,136 @@
+//! The schema states the state machine: what it refuses, whoever asks.
+
+use std::collections::BTreeSet;
+
+use ::store::insert_delivery;
+use contracts::{Delivery, DeliveryId};
+use diesel::result::{DatabaseErrorKind, Error};
+use testkit::{Engine, keyring};
+
+use crate::stage::{Stage, failed, new_run, on_both_engines, retried};
+
+on_both_engines!(
+    every_named_check_refuses_what_it_names,
+    a_run_has_at_most_one_open_and_one_automatic_delivery,
+    an_organization_has_at_most_one_current_secret,
+    an_attempts_number_is_taken_once,
+    rows_need_what_they_refer_to,
+);
+
+const SCHEMA: &str = include_str!("../../../../migrations/00000000000001_initial/up.sql");
+
+/// Updates of one row that break one CHECK and no other.
+const BREACHES: &[(&str, &str)] = &[
+    ("token_is_kept_as_sha256", "api_tokens SET token_sha256 = substr(token_sha256, 1, 31)"),
+    ("current_secret_is_enabled", "signing_secrets SET disabled_at = created_at"),
+    ("run_status_code", "runs SET status_code = 'done'"),
+    ("run_status_code", "runs SET status_code = 'Succeeded'"),
+    ("terminal_run_has_completed_at", "runs SET completed_at = NULL"),
+    ("delivery_status_code", "deliveries SET status_code = 'paused', next_attempt_at = NULL"),
+    ("completed_at_iff_terminal", "deliveries SET completed_at = created_at, wake_at = NULL"),
+    (
+        "completed_at_iff_terminal",
+        "deliveries SET status_code = 'failed', failure_reason_code = 'gone', next_attempt_at = NULL",
+    ),
+    ("wake_at_iff_open", "deliveries SET wake_at = NULL"),
+    (
+        "wake_at_iff_open",
+        "deliveries SET status_code = 'failed', failure_reason_code = 'gone', next_attempt_at = NULL,
+         completed_at = created_at",
+    ),
+    ("next_attempt_iff_pending", "deliveries SET next_attempt_at = NULL"),
+    (
+        "next_attempt_iff_pending",
+        "deliveries SET status_code = 'delivering', claim_id = id, claimed_at = created_at",
+    ),
+    ("claim_iff_delivering", "deliveries SET status_code = 'delivering', next_attempt_at = NULL"),
+    ("claim_iff_delivering", "deliveries SET status_code = 'delivering', next_attempt_at = NULL, claim_id = id"),
+    ("claim_iff_delivering", "deliveries SET claim_id = id, claimed_at = created_at"),
+    ("claim_iff_delivering", "deliveries SET claimed_at = created_at"),
+    ("attempts_within_budget", "deliveries SET attempt_count = max_attempts + 1"),
+    ("attempts_within_budget", "deliveries SET attempt_count = -1"),
+    ("attempts_within_budget", "deliveries SET attempt_count = 0, max_attempts = 0"),
+    (
+        "success_has_no_failure",
+        "deliveries SET status_code = 'succeeded', completed_at = created_at, wake_at = NULL, next_attempt_at = NULL",
+    ),
+    (
+        "failure_is_explained",
+        "deliveries SET status_code = 'failed', completed_at = created_at, wake_at = NULL, next_attempt_at = NULL,
+         failure_reason_code = NULL, failure_detail = NULL",
+    ),
+    ("attempts_count_from_1", "attempts SET attempt_number = 0"),
+    ("failed_attempt_is_explained", "attempts SET failure_detail = NULL"),
+    ("failed_attempt_is_explained", "attempts SET failure_reason_code = NULL"),
+];
+
+async fn every_named_check_refuses_what_it_names(engine: Engine) {
+    let mut stage = Stage::new(engine);
+    ::store::create_token(&mut stage.conn, stage.now, stage.org, contracts::Scopes::All, None).unwrap();
+    ::store::create_secret(&mut stage.conn, stage.now, &keyring(), stage.org, None).unwrap();
+    let claimed = stage.claimed();
+    stage.finish_one(retried(&claimed, stage.now));
+    for (name, breach) in BREACHES {
+        let refused = stage.sql(&format!("UPDATE {breach}"));
+        let Err(Error::DatabaseError(DatabaseErrorKind::CheckViolation, info)) = refused else {
+            panic!("{name} refuses {breach}, not {refused:?}");
+        };
+        assert!(info.message().contains(name), "{name} refuses {breach}, not: {}", info.message());
+    }
+    let words: Vec<&str> = SCHEMA.split_whitespace().collect();
+    let named: BTreeSet<&str> =
+        words.windows(3).filter(|words| words[0] == "CONSTRAINT" && words[2].starts_with("CHECK")).map(|words| words[1]).collect();
+    assert_eq!(BREACHES.iter().map(|(name, _)| *name).collect::<BTreeSet<_>>(), named, "each CHECK is tried");
+}
+
+fn refused_as(kind: DatabaseErrorKind, refused: diesel::QueryResult<impl std::fmt::Debug>) {
+    let as_expected = matches!(&refused, Err(Error::DatabaseError(found, _))
+        if std::mem::discriminant(found) == std::mem::discriminant(&kind));
+    assert!(as_expected, "{kind:?}, not {refused:?}");
+}
+
+async fn a_run_has_at_most_one_open_and_one_automatic_delivery(engine: Engine) {
+    let mut stage = Stage::new(engine);
+    let run = new_run();
+    stage.record(run, &testkit::terminal_run(crate::stage::URL));
+    let delivery = ::store::deliveries_of_run(&mut stage.conn, stage.org, run).unwrap().unwrap().remove(0);
+    let another = |is_automatic| Delivery { id: DeliveryId::new(delivery.created_at), is_automatic, ..delivery.clone() };
+    let (org, unique) = (stage.org, DatabaseErrorKind::UniqueViolation);
+    refused_as(unique, insert_delivery(&mut stage.conn, org, &another(false), "req"));
+    let claimed = stage.claim_one(delivery.id, 1);
+    stage.finish_one(failed(&claimed));
+    refused_as(DatabaseErrorKind::UniqueViolation, insert_delivery(&mut stage.conn, org, &another(true), "req"));
+    insert_delivery(&mut stage.conn, org, &another(false), "req").unwrap();
+}
+
+async fn an_organization_has_at_most_one_current_secret(engine: Engine) {
+    let mut stage = Stage::new(engine);
+    for _ in 0..2 {
+        ::store::create_secret(&mut stage.conn, stage.now, &keyring(), stage.org, None).unwrap();
+    }
+    refused_as(DatabaseErrorKind::UniqueViolation, stage.sql("UPDATE signing_secrets SET is_current = true"));
+}
+
+async fn an_attempts_number_is_taken_once(engine: Engine) {
+    let mut stage = Stage::new(engine);
+    let first = stage.claimed();
+    stage.finish_one(retried(&first, stage.now));
+    let second = stage.claim_one(first.delivery_id, 2);
+    stage.finish_one(failed(&second));
+    refused_as(DatabaseErrorKind::UniqueViolation, stage.sql("UPDATE attempts SET attempt_number = 1"));
+}
+
+async fn rows_need_what_they_refer_to(engine: Engine) {
+    let mut stage = Stage::new(engine);
+    let delivery = stage.accept();
+    let foreign = || DatabaseErrorKind::ForeignKeyViolation;
+    let other = stage.other_org();
+    // The run exists, but in another organization.
+    let elsewhere = Delivery { id: DeliveryId::new(stage.now), ..delivery };
+    refused_as(foreign(), insert_delivery(&mut stage.conn, other, &elsewhere, "req"));
+    refused_as(foreign(), stage.sql("DELETE FROM runs"));
+    let claimed = stage.claim_one(delivery.id, 1);
+    stage.finish_one(failed(&claimed));
+    refused_as(foreign(), stage.sql("DELETE FROM deliveries"));
+    refused_as(foreign(), stage.sql("DELETE FROM organizations"));
+}

@@ -1,0 +1,310 @@
+//! Random histories: whatever doorbells, relays, crashes and late results do, the design's invariants hold.
+//!
+//! I1 an accepted delivery becomes terminal; I2 a terminal delivery never changes, and a record changes at most
+//! once, from `outcome_unknown`; I3 attempts are numbered 1..n without gap, n ≤ max; I5 each attempt is claimed at
+//! most once; I6 a success was answered 2xx; I7 no attempt is claimed after a success; I8 the bytes stay the same; I10 at most one delivery of a
+//! run is open.
+
+use std::collections::{HashMap, HashSet};
+use std::time::Duration;
+
+use ::store::{Claimed, Effect, Finished, Settlement, deliveries_of_run};
+use contracts::{Attempt, AttemptNumber, Delivery, DeliveryId, DeliveryStatus, FailureReason, RunId};
+use diesel::connection::SimpleConnection;
+use rand::prelude::*;
+use rand::rngs::StdRng;
+use testkit::Engine;
+
+use crate::stage::{LEASE, POLICY, Stage, finished, job};
+
+#[test]
+fn random_histories_keep_the_invariants_on_sqlite() {
+    // Nothing here survives a crash, so nothing needs to.
+    explore(Engine::Sqlite, "PRAGMA synchronous = OFF", 0..250);
+}
+
+#[test]
+fn random_histories_keep_the_invariants_on_postgresql() {
+    explore(Engine::Postgres, "SET synchronous_commit = off", 1_000..1_030);
+}
+
+fn explore(engine: Engine, careless: &str, seeds: std::ops::Range<u64>) {
+    let mut stage = Stage::new(engine);
+    stage.conn.batch_execute(careless).unwrap();
+    let mut seen = Seen::default();
+    for seed in seeds {
+        // A failure names its seed, on which alone a history depends.
+        naming(seed, || {
+            let mut history = History::new(&mut stage, seed);
+            for _ in 0..40 {
+                history.step();
+                history.check();
+            }
+            history.play_out();
+            seen.add(&history.seen);
+        });
+    }
+    // The histories went where they were meant to go.
+    let Seen { lost, closed_late, late, dropped, retried_to_the_end, redelivered } = seen;
+    for (what, count) in [
+        ("lost attempts", lost),
+        ("late results that close", closed_late),
+        ("late results that do not", late),
+        ("dropped results", dropped),
+        ("deliveries that used up their budget", retried_to_the_end),
+        ("redeliveries", redelivered),
+    ] {
+        assert!(count > 0, "no {what}");
+    }
+}
+
+fn naming(seed: u64, work: impl FnOnce()) {
+    if let Err(panic) = std::panic::catch_unwind(std::panic::AssertUnwindSafe(work)) {
+        let message = panic.downcast_ref::<String>().cloned().unwrap_or_default();
+        panic!("history of seed {seed}: {message}");
+    }
+}
+
+/// How often the interesting things came about.
+#[derive(Clone, Copy, Default)]
+struct Seen {
+    lost: u32,
+    closed_late: u32,
+    late: u32,
+    dropped: u32,
+    retried_to_the_end: u32,
+    redelivered: u32,
+}
+
+impl Seen {
+    fn add(&mut self, other: &Seen) {
+        self.lost += other.lost;
+        self.closed_late += other.closed_late;
+        self.late += other.late;
+        self.dropped += other.dropped;
+        self.retried_to_the_end += other.retried_to_the_end;
+        self.redelivered += other.redelivered;
+    }
+}
+
+fn is_unknown(attempt: &Attempt) -> bool {
+    attempt.error_message.as_ref().is_some_and(|text| text.starts_with("outcome_unknown: "))
+}
+
+struct History<'a> {
+    stage: &'a mut Stage,
+    rng: StdRng,
+    runs: Vec<RunId>,
+    /// Every claim so far: dispatchers that may still come back with a result.
+    claims: Vec<Claimed>,
+    claimed: HashSet<(DeliveryId, AttemptNumber)>,
+    /// As they stood after the last step.
+    known: HashMap<DeliveryId, Delivery>,
+    seen: Seen,
+}
+
+impl<'a> History<'a> {
+    fn new(stage: &'a mut Stage, seed: u64) -> History<'a> {
+        stage.sql("DELETE FROM attempts").unwrap();
+        stage.sql("DELETE FROM deliveries").unwrap();
+        let runs = (0..2).map(|_| stage.run()).collect();
+        History {
+            stage,
+            rng: StdRng::seed_from_u64(seed),
+            runs,
+            claims: Vec::new(),
+            claimed: HashSet::new(),
+            known: HashMap::new(),
+            seen: Seen::default(),
+        }
+    }
+
+    fn step(&mut self) {
+        match self.rng.random_range(0..100) {
+            0..10 => {
+                // No two deliveries of one moment: their order would be that of random ids.
+                self.stage.advance(Duration::from_micros(1));
+                let run = self.runs[self.rng.random_range(0..self.runs.len())];
+                if let ::store::Redelivery::Accepted(_) = self.stage.redeliver(run) {
+                    self.seen.redelivered += 1;
+                }
+            }
+            10..30 => {
+                let mut ids: Vec<DeliveryId> = self.known.keys().copied().collect();
+                ids.sort_unstable_by_key(|id| self.known[id].created_at);
+                if ids.is_empty() {
+                    return;
+                }
+                // Duplicated, stale and early ones among them.
+                let jobs: Vec<_> = (0..self.rng.random_range(1..6))
+                    .map(|_| {
+                        let id = ids[self.rng.random_range(0..ids.len())];
+                        let next = self.known[&id].attempt_count + 1;
+                        let attempt = if self.rng.random_bool(0.7) { next } else { self.rng.random_range(0..6) };
+                        job(id, attempt)
+                    })
+                    .collect();
+                let claimed = self.stage.claim(&jobs);
+                self.note(claimed);
+            }
+            30..45 => {
+                let limit = self.rng.random_range(0..4);
+                let claimed = self.stage.claim_due(limit);
+                self.note(claimed);
+            }
+            45..65 => {
+                let mut batch: Vec<Finished> = Vec::new();
+                for _ in 0..self.rng.random_range(1..4) {
+                    if let Some(claimed) = self.some_claim() {
+                        let result = self.result(&claimed);
+                        if batch.iter().all(|other| other.delivery_id != result.delivery_id) {
+                            batch.push(result);
+                        }
+                    }
+                }
+                for effect in self.stage.finish(&batch) {
+                    match effect {
+                        Effect::Finished => {}
+                        Effect::Late { closed: true } => self.seen.closed_late += 1,
+                        Effect::Late { closed: false } => self.seen.late += 1,
+                        Effect::Dropped => self.seen.dropped += 1,
+                    }
+                }
+            }
+            65..82 => self.relay_expired(),
+            _ => {
+                let seconds = self.rng.random_range(0..90);
+                self.stage.advance(Duration::from_secs(seconds));
+            }
+        }
+    }
+
+    /// Somebody who comes back with a result: mostly a recent claim, often one given up as lost, sometimes any.
+    fn some_claim(&mut self) -> Option<Claimed> {
+        let lost = |claimed: &&Claimed| {
+            let number = usize::try_from(claimed.attempt).unwrap();
+            self.known[&claimed.delivery_id].attempts.get(number - 1).is_some_and(is_unknown)
+        };
+        let kind = self.rng.random_range(0..10);
+        let candidates: Vec<&Claimed> = match kind {
+            0..5 => self.claims.iter().rev().take(3).collect(),
+            5..8 => self.claims.iter().filter(lost).collect(),
+            _ => self.claims.iter().collect(),
+        };
+        candidates.choose(&mut self.rng).map(|claimed| (*claimed).clone())
+    }
+
+    /// As the dispatcher would settle a random outcome.
+    fn result(&mut self, claimed: &Claimed) -> Finished {
+        if self.rng.random_bool(0.35) {
+            return finished(claimed, None, Settlement::Succeeded);
+        }
+        let gone = self.rng.random_bool(0.05);
+        let reason = if gone { FailureReason::Gone } else { FailureReason::HttpError };
+        let settlement = if gone { Settlement::Failed } else { self.next(claimed.attempt, claimed.max_attempts) };
+        finished(claimed, Some(reason), settlement)
+    }
+
+    fn next(&mut self, attempt: AttemptNumber, max_attempts: AttemptNumber) -> Settlement {
+        if attempt >= max_attempts {
+            return Settlement::Failed;
+        }
+        Settlement::RetryAt(self.stage.now + Duration::from_micros(self.rng.random_range(0..90_000_000)))
+    }
+
+    /// What the relay does with leases that have ended.
+    fn relay_expired(&mut self) {
+        let mut batch = Vec::new();
+        let mut expired = self.stage.expired();
+        expired.sort_by_key(|lease| self.known[&lease.delivery_id].created_at);
+        for lease in expired {
+            let held = self.claims.iter().find(|claimed| {
+                (claimed.claim_id, claimed.delivery_id) == (lease.claim_id, lease.delivery_id)
+            });
+            let held = held.expect("a lease belongs to a claim").clone();
+            assert_eq!((lease.attempt, lease.claimed_at), (held.attempt, held.claimed_at));
+            assert!(lease.claimed_at + LEASE <= self.stage.now, "expired too early");
+            let settlement = self.next(lease.attempt, lease.max_attempts);
+            batch.push(finished(&held, Some(FailureReason::OutcomeUnknown), settlement));
+        }
+        self.seen.lost += u32::try_from(batch.len()).unwrap();
+        assert!(self.stage.finish(&batch).iter().all(|effect| *effect == Effect::Finished));
+    }
+
+    fn note(&mut self, mut claimed: Vec<Claimed>) {
+        claimed.sort_by_key(|claimed| self.known[&claimed.delivery_id].created_at);
+        for claimed in claimed {
+            let (id, number) = (claimed.delivery_id, claimed.attempt);
+            assert!(self.claimed.insert((id, number)), "I5: attempt {number} of {id} claimed twice");
+            let before = &self.known[&id];
+            assert_eq!(before.status_code, DeliveryStatus::Pending, "I7: claimed while not waiting");
+            assert_eq!(number, before.attempt_count + 1, "I3: {before:?}");
+            assert!(number <= POLICY.max_attempts, "I3: beyond the budget");
+            // The exception to I7 is a 2xx that came late, when a newer attempt had begun: it changes its record only.
+            let last = before.attempts.last();
+            assert!(last.is_none_or(|last| last.error_message.is_some()), "I7: claimed after a success: {before:?}");
+            assert!(number == 1 || before.next_attempt_at <= Some(self.stage.now), "claimed before it was due");
+            assert_eq!(claimed.payload, before.payload_bytes.as_bytes(), "I8");
+            self.claims.push(claimed);
+        }
+    }
+
+    fn check(&mut self) {
+        let mut now = HashMap::new();
+        for run in self.runs.clone() {
+            let deliveries = deliveries_of_run(&mut self.stage.conn, self.stage.org, run).unwrap().unwrap();
+            let open = deliveries.iter().filter(|delivery| delivery.completed_at.is_none()).count();
+            assert!(open <= 1, "I10: {open} open deliveries");
+            now.extend(deliveries.into_iter().map(|delivery| (delivery.id, delivery)));
+        }
+        for delivery in now.values() {
+            let under_way = i32::from(delivery.status_code == DeliveryStatus::Delivering);
+            let numbers: Vec<_> = delivery.attempts.iter().map(|attempt| attempt.attempt_number).collect();
+            let expected: Vec<_> = (1..=delivery.attempt_count - under_way).collect();
+            assert_eq!(numbers, expected, "I3: {delivery:?}");
+            assert!(delivery.attempt_count <= delivery.max_attempts, "I3: {delivery:?}");
+            if delivery.status_code == DeliveryStatus::Succeeded {
+                let last = delivery.attempts.last().expect("an attempt");
+                assert_eq!((last.status_code, &last.error_message), (Some(200), &None), "I6: {delivery:?}");
+            }
+        }
+        for (id, before) in &self.known {
+            let after = now.get(id).expect("nothing accepted is lost");
+            let bare = |delivery: &Delivery| Delivery { attempts: Vec::new(), ..delivery.clone() };
+            if before.completed_at.is_some() {
+                assert_eq!(bare(after), bare(before), "I2: a terminal delivery changed");
+            }
+            assert_eq!(after.payload_bytes, before.payload_bytes, "I8");
+            for (before, after) in before.attempts.iter().zip(&after.attempts) {
+                assert!(before == after || is_unknown(before), "I2: a known record changed: {before:?} to {after:?}");
+                assert_eq!((before.id, before.created_at), (after.id, after.created_at), "I2");
+            }
+        }
+        self.known = now;
+    }
+
+    /// I1: with nobody ringing, crashing or late, the relay alone brings every delivery to its end.
+    fn play_out(&mut self) {
+        for _ in 0..=POLICY.max_attempts * 2 {
+            self.stage.advance(LEASE * 2);
+            self.relay_expired();
+            self.check();
+            self.stage.advance(LEASE);
+            let claimed = self.stage.claim_due(100);
+            let results: Vec<_> = claimed
+                .iter()
+                .map(|claimed| {
+                    let settlement = self.next(claimed.attempt, claimed.max_attempts);
+                    finished(claimed, Some(FailureReason::HttpError), settlement)
+                })
+                .collect();
+            self.note(claimed);
+            self.stage.finish(&results);
+            self.check();
+        }
+        for delivery in self.known.values() {
+            assert!(delivery.completed_at.is_some(), "I1: {delivery:?}");
+            self.seen.retried_to_the_end += u32::from(delivery.attempt_count == delivery.max_attempts);
+        }
+    }
+}

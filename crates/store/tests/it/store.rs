@@ -1,0 +1,205 @@
+//! The pool and its transactions: what a failure of any kind leaves behind.
+
+use std::sync::{Arc, Barrier, mpsc};
+
+use ::store::{AnyConnection, Store, StoreError, create_organization, find_organization};
+use contracts::OrgId;
+use diesel::connection::SimpleConnection;
+use testkit::Engine;
+
+use crate::stage::{Stage, at_once, number, on_both_engines};
+
+on_both_engines!(
+    an_error_rolls_everything_back,
+    a_panic_rolls_everything_back_and_leaves_the_pool_usable,
+    a_transaction_commits_although_its_caller_has_gone,
+    a_transaction_rolls_back_although_its_caller_has_gone,
+    a_read_sees_one_moment_and_cannot_be_disturbed,
+    use_cases_see_the_clocks_time,
+    nothing_is_left_in_a_transaction,
+);
+
+/// The work of these tests: it makes one organization.
+fn make(tx: &mut AnyConnection, now: contracts::Timestamp) -> Result<OrgId, StoreError> {
+    Ok(create_organization(tx, now, "made")?.id)
+}
+
+fn made(stage: &mut Stage) -> i64 {
+    stage.number("SELECT count(*) FROM organizations WHERE name = 'made'")
+}
+
+fn broken() -> StoreError {
+    StoreError::Schema("on purpose".into())
+}
+
+async fn panicking(store: &Store) {
+    let work = |tx: &mut _, now| {
+        make(tx, now)?;
+        panic!("on purpose");
+    };
+    assert!(matches!(store.write::<(), StoreError, _>(work).await, Err(StoreError::Panicked)));
+}
+
+async fn an_error_rolls_everything_back(engine: Engine) {
+    let mut stage = Stage::new(engine);
+    let store = stage.store().await;
+    for _ in 0..20 {
+        let refused = store.write(|tx, now| make(tx, now).and(Err::<(), _>(broken()))).await;
+        assert!(matches!(refused, Err(StoreError::Schema(_))));
+    }
+    assert_eq!(made(&mut stage), 0);
+    store.write(make).await.unwrap();
+    assert_eq!(made(&mut stage), 1);
+}
+
+async fn a_panic_rolls_everything_back_and_leaves_the_pool_usable(engine: Engine) {
+    let mut stage = Stage::new(engine);
+    let store = stage.store().await;
+    for _ in 0..10 {
+        panicking(&store).await;
+        let refused = store.read::<(), StoreError, _>(|_| panic!("on purpose")).await;
+        assert!(matches!(refused, Err(StoreError::Panicked)));
+    }
+    assert_eq!(made(&mut stage), 0);
+    let made_now = at_once(&store, 10, make).await;
+    assert_eq!(made_now.len(), 10);
+    store.ping().await.unwrap();
+}
+
+/// Starts a transaction, drops its future in the middle, and lets it go on to `end`.
+async fn abandoned(stage: &Stage, end: Result<(), StoreError>) {
+    // One connection: the next use of the store is served when the transaction has ended.
+    let store = Store::open(stage.database.url(), 1).await.unwrap();
+    let (started, has_started) = tokio::sync::oneshot::channel();
+    let (release, released) = mpsc::channel::<()>();
+    let task = tokio::spawn({
+        let store = store.clone();
+        async move {
+            store.write(move |tx, now| {
+                make(tx, now)?;
+                started.send(()).unwrap();
+                released.recv().unwrap();
+                end
+            })
+            .await
+        }
+    });
+    has_started.await.unwrap();
+    task.abort();
+    assert!(task.await.unwrap_err().is_cancelled());
+    release.send(()).unwrap();
+    store.write(|_, _| Ok::<_, StoreError>(())).await.unwrap();
+}
+
+async fn a_transaction_commits_although_its_caller_has_gone(engine: Engine) {
+    let mut stage = Stage::new(engine);
+    abandoned(&stage, Ok(())).await;
+    assert_eq!(made(&mut stage), 1);
+}
+
+async fn a_transaction_rolls_back_although_its_caller_has_gone(engine: Engine) {
+    let mut stage = Stage::new(engine);
+    abandoned(&stage, Err(broken())).await;
+    assert_eq!(made(&mut stage), 0);
+}
+
+async fn a_read_sees_one_moment_and_cannot_be_disturbed(engine: Engine) {
+    let stage = Stage::new(engine);
+    let store = stage.store().await;
+    let (mut other, now) = (stage.database.url().connect().unwrap(), stage.now);
+    let read = move |tx: &mut AnyConnection| {
+        let count = |tx: &mut AnyConnection| number(tx, "SELECT count(*) FROM organizations");
+        let before = count(tx);
+        let id = make(&mut other, now)?;
+        assert_eq!(count(tx), before);
+        assert_eq!(find_organization(tx, id)?, None);
+        Ok::<_, StoreError>(id)
+    };
+    let id = store.read(read).await.unwrap();
+    let found = store.read(move |tx| find_organization(tx, id)).await.unwrap();
+    assert!(found.is_some());
+}
+
+async fn use_cases_see_the_clocks_time(engine: Engine) {
+    let stage = Stage::new(engine);
+    let store = stage.store().await;
+    let seen = |store: Store| async move { store.write(|_, now| Ok::<_, StoreError>(now)).await.unwrap() };
+    assert_eq!(seen(store.clone()).await, stage.now);
+    store.clock().advance(std::time::Duration::from_micros(1));
+    assert_eq!(seen(store).await, stage.now + std::time::Duration::from_micros(1));
+}
+
+async fn nothing_is_left_in_a_transaction(engine: Engine) {
+    let mut stage = Stage::new(engine);
+    let store = stage.store().await;
+    at_once(&store, 10, make).await;
+    let _ = store.write(|tx, now| make(tx, now).and(Err::<(), _>(broken()))).await;
+    let _ = store.read(|_| Err::<(), _>(broken())).await;
+    let refused = store.write(|tx, _| Ok::<_, StoreError>(tx.batch_execute("SELECT nothing")?)).await;
+    assert!(!refused.unwrap_err().is_outage());
+    panicking(&store).await;
+    match engine {
+        // The one writer is free at once.
+        Engine::Sqlite => stage.conn.batch_execute("PRAGMA busy_timeout = 0; BEGIN IMMEDIATE; ROLLBACK").unwrap(),
+        Engine::Postgres => {
+            let open = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database()
+                AND pid <> pg_backend_pid() AND xact_start IS NOT NULL";
+            // The panicking transaction's connection was closed; its server process ends in its own time.
+            let gone = (0..10_000).any(|_| stage.number(open) == 0);
+            assert!(gone, "nobody is in a transaction");
+        }
+    }
+}
+
+/// As many transactions as the pool has connections, all open at one moment.
+async fn use_every_connection(store: &Store) {
+    let together = Arc::new(Barrier::new(8));
+    at_once(store, 8, move |tx, _| {
+        together.wait();
+        Ok(tx.batch_execute("SELECT 1")?)
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn connections_that_the_server_has_ended_are_replaced_unnoticed() {
+    let mut stage = Stage::new(Engine::Postgres);
+    let store = stage.store().await;
+    let others = "FROM pg_stat_activity WHERE datname = current_database() AND backend_type = 'client backend'
+        AND pid <> pg_backend_pid()";
+    for _ in 0..3 {
+        use_every_connection(&store).await;
+        // All are told to go, then each is waited for: waiting looks only every 100 ms.
+        assert!(stage.number(&format!("SELECT count(pg_terminate_backend(pid)) {others}")) >= 8);
+        stage.number(&format!("SELECT count(pg_terminate_backend(pid, 5000)) {others}"));
+        at_once(&store, 16, make).await;
+        store.ping().await.unwrap();
+    }
+    assert_eq!(made(&mut stage), 48);
+}
+
+#[tokio::test]
+async fn a_connection_ended_within_a_transaction_is_an_outage_for_its_caller_only() {
+    let mut stage = Stage::new(Engine::Postgres);
+    let store = stage.store().await;
+    let suicide = |tx: &mut AnyConnection, now| {
+        make(tx, now)?;
+        Ok::<_, StoreError>(tx.batch_execute("SELECT pg_terminate_backend(pg_backend_pid())")?)
+    };
+    for _ in 0..10 {
+        let error = store.write(suicide).await.unwrap_err();
+        assert!(error.is_outage(), "{error:?}");
+    }
+    // Ended between two statements, so that the second finds the line dead.
+    let url = stage.database.url().clone();
+    let killed = move |tx: &mut AnyConnection, now| {
+        let pid = number(tx, "SELECT pg_backend_pid()::bigint");
+        let ended = format!("SELECT count(pg_terminate_backend({pid}, 5000))");
+        assert_eq!(number(&mut url.connect().unwrap(), &ended), 1);
+        make(tx, now)
+    };
+    let error = store.write(killed).await.unwrap_err();
+    assert!(error.is_outage(), "{error:?}");
+    assert_eq!(made(&mut stage), 0);
+    at_once(&store, 16, make).await;
+}
