@@ -77,7 +77,7 @@ impl Sender {
             .body(claimed.payload.clone());
         let mut response = match timeout_at(deadline, request.send()).await {
             Ok(Ok(response)) => response,
-            Ok(Err(error)) => return failed(error, &target),
+            Ok(Err(error)) => return failed(&error, &target),
             Err(_) => {
                 let detail = format!("no complete response within {}", humane(self.timeout));
                 return Outcome::failed(FailureReason::Timeout, detail);
@@ -120,7 +120,7 @@ fn headers(claimed: &Claimed, secret: Option<&SigningSecret>, now: Timestamp, re
 
 /// Finds out from the client's error what went wrong. Its own text is not used: it names the URL, which may carry
 /// secrets in its query.
-fn failed(error: reqwest::Error, target: &TargetUrl) -> Outcome {
+fn failed(error: &reqwest::Error, target: &TargetUrl) -> Outcome {
     let mut causes = Vec::new();
     let mut next = error.source();
     while let Some(cause) = next {

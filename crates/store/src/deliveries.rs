@@ -105,7 +105,7 @@ fn build(
     IsAutomatic(is_automatic): IsAutomatic,
 ) -> Result<Option<Delivery>, StoreError> {
     let Some(callback_url) = run.callback_url.clone() else { return Ok(None) };
-    let payload = CallbackPayload::of(run).map_err(|error| StoreError::corrupt("a run", error))?;
+    let payload = CallbackPayload::of(run).map_err(|error| StoreError::corrupt("a run", &error))?;
     Ok(Some(Delivery {
         id: DeliveryId::new(now),
         run_id: run.id,
@@ -243,7 +243,7 @@ pub fn count_deliveries(
         .load(tx)?;
     let counted = |(status, count): (String, i64)| match status.parse() {
         Ok(status) => Ok((status, count)),
-        Err(_) => Err(StoreError::corrupt("a delivery's status_code", status)),
+        Err(_) => Err(StoreError::corrupt("a delivery's status_code", &status)),
     };
     rows.into_iter().map(counted).collect()
 }
@@ -300,12 +300,12 @@ impl TryFrom<DeliveryRow> for Delivery {
             run_id: row.run_id.into(),
             callback_url: row.callback_url,
             payload_bytes: String::from_utf8(row.payload)
-                .map_err(|error| StoreError::corrupt("a payload", error))?,
+                .map_err(|error| StoreError::corrupt("a payload", &error))?,
             signing_secret_id: row.signing_secret_id.map(SecretId::from),
             is_automatic: row.is_automatic,
             status_code: row.status_code.parse().map_err(unknown_status)?,
             failure_reason_code: reason
-                .map_err(|error| StoreError::corrupt("a delivery's failure_reason_code", error))?,
+                .map_err(|error| StoreError::corrupt("a delivery's failure_reason_code", &error))?,
             failure_detail: row.failure_detail,
             attempt_count: row.attempt_count,
             max_attempts: row.max_attempts,

@@ -54,13 +54,13 @@ impl StoreError {
         }
     }
 
-    pub(crate) fn corrupt(what: &'static str, value: impl ToString) -> StoreError {
+    pub(crate) fn corrupt(what: &'static str, value: &impl ToString) -> StoreError {
         StoreError::Corrupt { what, value: value.to_string() }
     }
 }
 
 impl From<JsonError> for StoreError {
     fn from(error: JsonError) -> StoreError {
-        StoreError::corrupt("JSON", error)
+        StoreError::corrupt("JSON", &error)
     }
 }

@@ -47,7 +47,7 @@ impl Store {
                 Store { writers, readers: Connections::open(url, connections)?, clock }
             }
         };
-        match store.readers.run(|conn| schema_state(conn)).await? {
+        match store.readers.run(schema_state).await? {
             SchemaState::Current => {}
             SchemaState::Older => {
                 let advice = "the database's schema is older than this program: run `redial migrate`";

@@ -1,5 +1,7 @@
 //! The dispatcher on both engines, with a real receiver: what is sent, what is recorded, what follows.
 
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
 mod harness;
 mod recovery;
 mod refusals;

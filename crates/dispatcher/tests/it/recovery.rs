@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use contracts::{ClaimId, DeliveryStatus, FailureReason};
-use store::{StoreError, claim_jobs};
+use store::claim_jobs;
 use testkit::Engine;
 
 use crate::harness::{Harness, settings};
@@ -33,7 +33,7 @@ async fn an_attempt_whose_dispatcher_died_becomes_outcome_unknown_and_is_tried_a
     let claimed = harness
         .store
         .write(move |tx, now| {
-            claim_jobs(tx, now, Duration::ZERO, ClaimId::new(now), &[job]).map_err(StoreError::from)
+            claim_jobs(tx, now, Duration::ZERO, ClaimId::new(now), &[job])
         })
         .await
         .unwrap();

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::fs::File;
 use std::io::{self, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
@@ -60,7 +60,7 @@ fn clear_leftovers(directory: &Path) -> io::Result<()> {
     Ok(())
 }
 
-fn is_abandoned(path: &PathBuf) -> bool {
+fn is_abandoned(path: &Path) -> bool {
     File::open(path.join(LOCK)).is_ok_and(|lock| lock.try_lock().is_ok())
 }
 

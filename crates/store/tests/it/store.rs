@@ -2,12 +2,15 @@
 
 use std::sync::{Arc, Barrier, mpsc};
 
-use ::store::{AnyConnection, Store, StoreError, create_organization, find_organization};
-use contracts::OrgId;
+use ::store::{
+    AnyConnection, DatabaseUrl, Redelivery, Store, StoreError, claim_due, create_organization, find_organization, redeliver,
+};
+use contracts::{ClaimId, OrgId, RunId, Timestamp};
+use diesel::Connection;
 use diesel::connection::SimpleConnection;
 use testkit::Engine;
 
-use crate::stage::{Stage, at_once, number, on_both_engines};
+use crate::stage::{LEASE, POLICY, Stage, at_once, number, on_both_engines};
 
 on_both_engines!(
     an_error_rolls_everything_back,
@@ -20,7 +23,7 @@ on_both_engines!(
 );
 
 /// The work of these tests: it makes one organization.
-fn make(tx: &mut AnyConnection, now: contracts::Timestamp) -> Result<OrgId, StoreError> {
+fn make(tx: &mut AnyConnection, now: Timestamp) -> Result<OrgId, StoreError> {
     Ok(create_organization(tx, now, "made")?.id)
 }
 
@@ -190,16 +193,63 @@ async fn a_connection_ended_within_a_transaction_is_an_outage_for_its_caller_onl
         let error = store.write(suicide).await.unwrap_err();
         assert!(error.is_outage(), "{error:?}");
     }
-    // Ended between two statements, so that the second finds the line dead.
+    assert_eq!(made(&mut stage), 0);
+    at_once(&store, 16, make).await;
+}
+
+/// Ends the connection from outside, so that its next statement finds the line dead.
+fn cut(tx: &mut AnyConnection, url: &DatabaseUrl) {
+    let pid = number(tx, "SELECT pg_backend_pid()::bigint");
+    number(&mut url.connect().unwrap(), &format!("SELECT count(pg_terminate_backend({pid}, 5000))"));
+}
+
+#[tokio::test]
+async fn a_line_that_goes_dead_is_an_outage_whatever_comes_next() {
+    let mut stage = Stage::new(Engine::Postgres);
+    let (store, org, run) = (stage.store().await, stage.org, stage.run());
+    type Next = fn(&mut AnyConnection, Timestamp, OrgId, RunId) -> Result<(), StoreError>;
+    let statements: [(&str, Next); 5] = [
+        ("statement", |tx, now, _, _| make(tx, now).map(drop)),
+        ("savepoint", |tx, now, org, run| redeliver(tx, now, &POLICY, org, run, "req").map(drop)),
+        ("batch", |tx, now, _, _| claim_due(tx, now, LEASE, ClaimId::new(now), 1).map(drop)),
+        ("error of the work's own", |_, _, _, _| Err(StoreError::Unavailable("its own".into()))),
+        ("commit", |_, _, _, _| Ok(())),
+    ];
+    for (what, next) in statements {
+        let url = stage.database.url().clone();
+        let work = move |tx: &mut AnyConnection, now| {
+            make(tx, now)?;
+            cut(tx, &url);
+            next(tx, now, org, run)
+        };
+        let error = store.write(work).await.unwrap_err();
+        assert!(error.is_outage(), "{what}: {error:?}");
+    }
+    // And inside a savepoint, whose rolling back fails too.
     let url = stage.database.url().clone();
-    let killed = move |tx: &mut AnyConnection, now| {
-        let pid = number(tx, "SELECT pg_backend_pid()::bigint");
-        let ended = format!("SELECT count(pg_terminate_backend({pid}, 5000))");
-        assert_eq!(number(&mut url.connect().unwrap(), &ended), 1);
-        make(tx, now)
+    let work = move |tx: &mut AnyConnection, now| {
+        tx.transaction(|tx| {
+            cut(tx, &url);
+            make(tx, now)
+        })
     };
-    let error = store.write(killed).await.unwrap_err();
+    let error = store.write(work).await.unwrap_err();
     assert!(error.is_outage(), "{error:?}");
     assert_eq!(made(&mut stage), 0);
     at_once(&store, 16, make).await;
+}
+
+/// A server, a database or a role may have another default.
+#[tokio::test]
+async fn the_default_isolation_level_does_not_matter() {
+    let mut stage = Stage::new(Engine::Postgres);
+    stage
+        .sql("DO $$ BEGIN EXECUTE format('ALTER DATABASE %I SET default_transaction_isolation = serializable',
+            current_database()); END $$")
+        .unwrap();
+    let (org, run) = (stage.org, stage.run());
+    let answers =
+        at_once(&stage.store().await, 8, move |tx, now| redeliver(tx, now, &POLICY, org, run, "req")).await;
+    let accepted = answers.iter().filter(|answer| matches!(answer, Redelivery::Accepted(_)));
+    assert_eq!(accepted.count(), 1);
 }
