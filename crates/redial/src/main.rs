@@ -14,7 +14,9 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
-use crate::commands::{api, bench, config, demo, dev, dispatcher, healthcheck, listen, migrate, org, runs, secret, token};
+use crate::commands::{
+    api, bench, config, demo, dev, dispatcher, healthcheck, listen, migrate, org, runs, secret, token,
+};
 use crate::settings::{Settings, SettingsError};
 
 /// Delivers signed HTTP callbacks: retried, kept on record, and sent again on request.

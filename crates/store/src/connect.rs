@@ -126,7 +126,10 @@ impl AnyConnection {
     /// it can be refused for want of the lock.
     pub(crate) fn begin_write(&mut self) -> diesel::QueryResult<()> {
         match self {
-            AnyConnection::Postgres(conn) => AnsiTransactionManager::begin_transaction_sql(conn, "BEGIN"),
+            // Said, as the server's default may be another: after a conflict a statement must see what won.
+            AnyConnection::Postgres(conn) => {
+                AnsiTransactionManager::begin_transaction_sql(conn, "BEGIN ISOLATION LEVEL READ COMMITTED")
+            }
             AnyConnection::Sqlite(conn) => {
                 AnsiTransactionManager::begin_transaction_sql(conn, "BEGIN IMMEDIATE")
             }

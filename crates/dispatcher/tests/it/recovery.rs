@@ -32,9 +32,7 @@ async fn an_attempt_whose_dispatcher_died_becomes_outcome_unknown_and_is_tried_a
     // A dispatcher claims the attempt under a lease that has ended already, and is never heard of again.
     let claimed = harness
         .store
-        .write(move |tx, now| {
-            claim_jobs(tx, now, Duration::ZERO, ClaimId::new(now), &[job])
-        })
+        .write(move |tx, now| claim_jobs(tx, now, Duration::ZERO, ClaimId::new(now), &[job]))
         .await
         .unwrap();
     assert_eq!(claimed.len(), 1);

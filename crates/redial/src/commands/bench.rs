@@ -66,12 +66,16 @@ pub(crate) async fn run(settings: &Settings, args: Args) -> Result<()> {
     let loopback = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
     // Two receivers: one tells when a callback arrives, the other only counts.
     let secrets = vec![tenant.secret.clone()];
-    let watched =
-        Receiver::bind(loopback, receiver::Options { secrets: secrets.clone(), sink: Some(sink), ..Default::default() })?;
+    let watched = Receiver::bind(
+        loopback,
+        receiver::Options { secrets: secrets.clone(), sink: Some(sink), ..Default::default() },
+    )?;
     let counting = Receiver::bind(loopback, receiver::Options { secrets, ..Default::default() })?;
-    let singles = prepare(&store, settings, tenant.org, args.samples, args.payload, &watched.url("/ok")).await?;
+    let singles =
+        prepare(&store, settings, tenant.org, args.samples, args.payload, &watched.url("/ok")).await?;
     let warm_up = prepare(&store, settings, tenant.org, WARM_UP, args.payload, &counting.url("/ok")).await?;
-    let load = prepare(&store, settings, tenant.org, args.deliveries, args.payload, &counting.url("/ok")).await?;
+    let load =
+        prepare(&store, settings, tenant.org, args.deliveries, args.payload, &counting.url("/ok")).await?;
 
     let address = TcpListener::bind(loopback)?.local_addr()?; // free again when the api takes it
     let environment = [
@@ -119,9 +123,18 @@ pub(crate) async fn run(settings: &Settings, args: Args) -> Result<()> {
     ensure!(watched.invalid() + counting.invalid() == 0, "callbacks with invalid signatures arrived");
     let mut out = io::stdout().lock();
     let rate = |time: Duration| args.deliveries as f64 / time.as_secs_f64();
-    writeln!(out, "redeliveries            {} of {} bytes, {} clients, {} dispatcher(s)", args.deliveries, args.payload, args.clients, args.dispatchers)?;
+    writeln!(
+        out,
+        "redeliveries            {} of {} bytes, {} clients, {} dispatcher(s)",
+        args.deliveries, args.payload, args.clients, args.dispatchers
+    )?;
     writeln!(out, "requested and accepted  {:.0} a second", rate(accepted))?;
-    writeln!(out, "accepted to recorded    {:.0} a second ({:.2} s in all)", rate(ended), ended.as_secs_f64())?;
+    writeln!(
+        out,
+        "accepted to recorded    {:.0} a second ({:.2} s in all)",
+        rate(ended),
+        ended.as_secs_f64()
+    )?;
     writeln!(out, "answer under load       {}", percentiles(&mut accepts))?;
     writeln!(out, "request to arrival idle {}", percentiles(&mut latencies))?;
     for memory in memory? {

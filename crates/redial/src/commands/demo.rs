@@ -67,9 +67,10 @@ fn is_abandoned(path: &Path) -> bool {
 /// Removes the directory. A transaction that a signal interrupted may still be making a file in it.
 fn remove(home: TempDir) -> io::Result<()> {
     let path = home.keep();
-    (0..10).map(|_| std::fs::remove_dir_all(&path)).find(|removed| removed.is_ok() || !path.exists()).unwrap_or_else(
-        || std::fs::remove_dir_all(&path),
-    )
+    (0..10)
+        .map(|_| std::fs::remove_dir_all(&path))
+        .find(|removed| removed.is_ok() || !path.exists())
+        .unwrap_or_else(|| std::fs::remove_dir_all(&path))
 }
 
 async fn show(settings: &Settings, home: &Path) -> Result<()> {
@@ -106,8 +107,15 @@ async fn show(settings: &Settings, home: &Path) -> Result<()> {
         ensure!(status == 201, "PUT /v1/runs/{}: {status} {body}", run.id);
     }
     let ended: Vec<RunId> = runs.iter().filter(|run| run.is_redeliverable).map(|run| run.id).collect();
-    let [stubborn, again, ..] = ended[..] else { bail!("fewer than two example runs have ended with a callback_url") };
-    writeln!(out, "   {} runs recorded; {} of them have ended and name a callback_url.", runs.len(), ended.len())?;
+    let [stubborn, again, ..] = ended[..] else {
+        bail!("fewer than two example runs have ended with a callback_url")
+    };
+    writeln!(
+        out,
+        "   {} runs recorded; {} of them have ended and name a callback_url.",
+        runs.len(),
+        ended.len()
+    )?;
     // The stubborn one takes three attempts.
     let arrived = gather(&mut arrivals, ended.len() + 2).await?;
     let valid = arrived.iter().filter(|received| received.verdict == Verdict::Valid).count();
@@ -123,7 +131,11 @@ async fn show(settings: &Settings, home: &Path) -> Result<()> {
         ensure!(deliveries.len() == 1, "run {run} has {} deliveries instead of one", deliveries.len());
         check(&deliveries[0], &by_delivery)?;
     }
-    writeln!(out, "   All {} deliveries are recorded as succeeded, and what arrived equals payload_bytes.\n", ended.len())?;
+    writeln!(
+        out,
+        "   All {} deliveries are recorded as succeeded, and what arrived equals payload_bytes.\n",
+        ended.len()
+    )?;
 
     writeln!(out, "2. One receiver failed twice; its three attempts carry the same webhook-id and bytes\n")?;
     let history = client.settled_history(stubborn).await?;
@@ -183,7 +195,12 @@ fn check(delivery: &Value, arrived: &HashMap<&str, Vec<&Received>>) -> Result<()
     let arrived = arrived.get(id).with_context(|| format!("nothing of delivery {id} arrived"))?;
     ensure!(text(delivery, "status_code")? == "succeeded", "delivery {id} is {}", delivery["status_code"]);
     let attempts = delivery["attempts"].as_array().context("a delivery without attempts")?;
-    ensure!(attempts.len() == arrived.len(), "{} attempts recorded, {} arrived", attempts.len(), arrived.len());
+    ensure!(
+        attempts.len() == arrived.len(),
+        "{} attempts recorded, {} arrived",
+        attempts.len(),
+        arrived.len()
+    );
     let bytes = text(delivery, "payload_bytes")?.as_bytes();
     ensure!(arrived.iter().all(|received| received.body == bytes), "delivery {id}: other bytes arrived");
     Ok(())

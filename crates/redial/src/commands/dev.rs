@@ -56,13 +56,17 @@ pub(crate) async fn run(settings: &Settings, args: Args) -> Result<()> {
     let listener = TcpListener::bind(args.listen)
         .with_context(|| format!("cannot listen on {}: stop what does, or give --listen", args.listen))?;
     let (sink, mut arrivals) = unbounded_channel();
-    let receiver = Receiver::bind(args.receiver, receiver::Options { sink: Some(sink), ..Default::default() })
-        .with_context(|| format!("cannot listen on {}: stop what does, or give --receiver", args.receiver))?;
+    let receiver =
+        Receiver::bind(args.receiver, receiver::Options { sink: Some(sink), ..Default::default() })
+            .with_context(|| {
+                format!("cannot listen on {}: stop what does, or give --receiver", args.receiver)
+            })?;
 
     let keyring = own_keyring(&args.data_dir.join("secrets.key"))?;
     let store = open_store(&args.data_dir).await?;
     let dev_json = args.data_dir.join("dev.json");
-    let known: Option<Dev> = std::fs::read(&dev_json).ok().and_then(|json| serde_json::from_slice(&json).ok());
+    let known: Option<Dev> =
+        std::fs::read(&dev_json).ok().and_then(|json| serde_json::from_slice(&json).ok());
     let tenant = match &known {
         Some(dev) => known_tenant(&store, dev).await?,
         None => None,
@@ -85,7 +89,13 @@ pub(crate) async fn run(settings: &Settings, args: Args) -> Result<()> {
             keyring,
             accept: settings.accept_policy(),
             egress: egress::Policy::new(
-                settings.egress.allow.iter().copied().chain(["127.0.0.0/8".parse()?, "::1/128".parse()?]).collect(),
+                settings
+                    .egress
+                    .allow
+                    .iter()
+                    .copied()
+                    .chain(["127.0.0.0/8".parse()?, "::1/128".parse()?])
+                    .collect(),
             ),
             dispatcher: settings.dispatcher_settings(),
             max_body: settings.api.max_body,
@@ -154,7 +164,8 @@ fn write_private(path: &Path, contents: &[u8]) -> Result<()> {
 
 /// The tenant of an earlier start, if its token still opens this database.
 async fn known_tenant(store: &Store, dev: &Dev) -> Result<Option<Tenant>> {
-    let (Some(token), Ok(secret)) = (TokenText::parse(&dev.token), SigningSecret::parse(&dev.signing_secret)) else {
+    let (Some(token), Ok(secret)) = (TokenText::parse(&dev.token), SigningSecret::parse(&dev.signing_secret))
+    else {
         return Ok(None);
     };
     let principal = store.read(move |tx| authenticate(tx, token)).await?;

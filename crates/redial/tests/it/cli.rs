@@ -106,13 +106,23 @@ impl Running {
         find(self.0.stderr.as_mut().unwrap(), wanted)
     }
 
-    /// Sends SIGTERM and answers the exit status.
-    pub(crate) fn stop(mut self) -> i32 {
+    pub(crate) fn signal(&self, signal: &str) {
         let pid = self.0.id().to_string();
-        assert!(Command::new("kill").args(["-TERM", &pid]).status().unwrap().success());
+        assert!(Command::new("kill").args([signal, &pid]).status().unwrap().success());
+    }
+
+    /// Sends SIGTERM and answers the exit status.
+    pub(crate) fn stop(self) -> i32 {
+        self.signal("-TERM");
+        self.ended()
+    }
+
+    /// Waits for the end and answers the exit status.
+    pub(crate) fn ended(mut self) -> i32 {
         // Whatever it still says must not block it.
-        drop((self.0.stdout.take(), self.0.stderr.take()));
-        self.0.wait().unwrap().code().expect("ends by itself at SIGTERM")
+        drop(self.0.stderr.take());
+        std::io::copy(self.0.stdout.as_mut().unwrap(), &mut std::io::sink()).unwrap();
+        self.0.wait().unwrap().code().expect("ends by itself")
     }
 }
 

@@ -93,13 +93,16 @@ async fn prove(mut system: System, accepted: Vec<Value>) {
     for delivery in settled {
         assert_eq!(delivery["status_code"], "succeeded", "{delivery}");
         let attempts = delivery["attempts"].as_array().unwrap();
-        let numbers: Vec<_> = attempts.iter().map(|attempt| attempt["attempt_number"].as_u64().unwrap()).collect();
+        let numbers: Vec<_> =
+            attempts.iter().map(|attempt| attempt["attempt_number"].as_u64().unwrap()).collect();
         assert_eq!(numbers, (1..=attempts.len() as u64).collect::<Vec<_>>(), "numbered without gaps");
         let unknown = attempts.iter().filter(|attempt| {
             attempt["error_message"].as_str().is_some_and(|message| message.starts_with("outcome_unknown"))
         });
         let received = &arrived[delivery["id"].as_str().unwrap()];
         assert!(received.len() <= 1 + unknown.count(), "an unexplained duplicate: {delivery}");
-        assert!(received.iter().all(|one| one.body == delivery["payload_bytes"].as_str().unwrap().as_bytes()));
+        assert!(
+            received.iter().all(|one| one.body == delivery["payload_bytes"].as_str().unwrap().as_bytes())
+        );
     }
 }

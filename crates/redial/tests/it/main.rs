@@ -4,6 +4,7 @@
 mod cli;
 mod commands;
 mod distributed;
+mod embedded;
 mod signatures;
 mod starting;
 mod system;

@@ -19,7 +19,8 @@ async fn pythons_hmac_and_the_standardwebhooks_packages_of_pypi_and_npm_verify_t
     let runs = system.import_runs(200, "/ok");
     system.redeliver_all(&runs).await;
     let secret = system.secret.clone();
-    let lines: Vec<String> = system.gather(runs.len()).await.iter().map(|received| line(&secret, received)).collect();
+    let lines: Vec<String> =
+        system.gather(runs.len()).await.iter().map(|received| line(&secret, received)).collect();
     let packages = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../target/test-packages");
     let script = |name| Path::new(env!("CARGO_MANIFEST_DIR")).join("tests").join(name);
     let python = packages.join("bin/python3");
@@ -40,7 +41,9 @@ fn verified(interpreter: &Path, script: &PathBuf, packages: &Path, lines: &[Stri
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .spawn()
-        .unwrap_or_else(|error| panic!("{}: {error}; run scripts/test-packages first", interpreter.display()));
+        .unwrap_or_else(|error| {
+            panic!("{}: {error}; run scripts/test-packages first", interpreter.display())
+        });
     let mut input = child.stdin.take().unwrap();
     for line in lines {
         writeln!(input, "{line}").expect("the verifier reads all lines; its complaint is above");

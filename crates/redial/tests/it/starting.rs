@@ -163,10 +163,7 @@ async fn listen_prints_each_callback_with_its_verdict_until_it_is_stopped() {
     assert_eq!(running.stop(), 0);
 }
 
-#[expect(
-    clippy::disallowed_methods,
-    reason = "the callback is signed by this host's clock, as the receiver checks"
-)]
+/// This host's clock, which the receiver checks against.
 fn system_now() -> Timestamp {
     Timestamp::from_micros(0) + std::time::SystemTime::UNIX_EPOCH.elapsed().unwrap()
 }

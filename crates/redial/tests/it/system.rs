@@ -48,10 +48,17 @@ pub(crate) fn shared_broker() -> String {
 
 impl System {
     /// Sets everything up with the everyday commands, and starts the services. `settings` are further variables.
-    pub(crate) fn start(broker_url: &str, apis: usize, dispatchers: usize, settings: &[(&str, &str)]) -> System {
+    pub(crate) fn start(
+        broker_url: &str,
+        apis: usize,
+        dispatchers: usize,
+        settings: &[(&str, &str)],
+    ) -> System {
         let database = TestDatabase::empty(Engine::Postgres);
         let queue = format!("redial.test.{}", Uuid::new_v4().simple());
-        let store::DatabaseUrl::Postgres(database_url) = database.url() else { unreachable!("asked for above") };
+        let store::DatabaseUrl::Postgres(database_url) = database.url() else {
+            unreachable!("asked for above")
+        };
         let own = [
             ("REDIAL_DATABASE__URL", database_url.as_str()),
             ("REDIAL_BROKER__URL", broker_url),
@@ -134,7 +141,8 @@ impl System {
                 }
             }
         });
-        let address = address.recv_timeout(PATIENCE).unwrap_or_else(|_| panic!("redial {name} does not start"));
+        let address =
+            address.recv_timeout(PATIENCE).unwrap_or_else(|_| panic!("redial {name} does not start"));
         Process { child, address }
     }
 
@@ -145,7 +153,13 @@ impl System {
         let script = concat!(env!("CARGO_MANIFEST_DIR"), "/../../examples/make_runs.py");
         // About one run in six has not ended, or names no URL.
         let made = Command::new("python3")
-            .args([script, "--count", &(count * 3 / 2).to_string(), "--callback-url", &self.receiver.url(path)])
+            .args([
+                script,
+                "--count",
+                &(count * 3 / 2).to_string(),
+                "--callback-url",
+                &self.receiver.url(path),
+            ])
             .arg("--output")
             .arg(&file)
             .status()
@@ -158,7 +172,8 @@ impl System {
             !matches!(run["status_code"].as_str(), Some("queued" | "dispatching" | "running"))
                 && run["callback_url"].is_string()
         });
-        let ids: Vec<RunId> = terminal.map(|run| run["id"].as_str().unwrap().parse().unwrap()).take(count).collect();
+        let ids: Vec<RunId> =
+            terminal.map(|run| run["id"].as_str().unwrap().parse().unwrap()).take(count).collect();
         assert_eq!(ids.len(), count);
         ids
     }
@@ -203,7 +218,8 @@ impl System {
         let mut arrived = Vec::new();
         while arrived.len() < count {
             let next = timeout_at(deadline, self.arrivals.recv()).await;
-            arrived.push(next.unwrap_or_else(|_| panic!("only {} of {count} arrived", arrived.len())).unwrap());
+            arrived
+                .push(next.unwrap_or_else(|_| panic!("only {} of {count} arrived", arrived.len())).unwrap());
         }
         arrived
     }
@@ -243,7 +259,9 @@ impl Process {
     }
 
     fn signal(&self, signal: &str) {
-        assert!(Command::new("kill").args([signal, &self.child.id().to_string()]).status().unwrap().success());
+        assert!(
+            Command::new("kill").args([signal, &self.child.id().to_string()]).status().unwrap().success()
+        );
     }
 }
 

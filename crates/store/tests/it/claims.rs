@@ -35,10 +35,16 @@ async fn a_doorbell_claims_its_attempt_for_one_lease(engine: Engine) {
     let jobs = [job(delivery.id, 1)];
     let claimed = claim_jobs(&mut stage.conn, stage.now, LEASE, claim_id, &jobs).unwrap().remove(0);
     // The doorbell's organization is not looked at: the row's is what counts.
-    assert_eq!((claimed.org_id, claimed.run_id, claimed.delivery_id), (stage.org, delivery.run_id, delivery.id));
+    assert_eq!(
+        (claimed.org_id, claimed.run_id, claimed.delivery_id),
+        (stage.org, delivery.run_id, delivery.id)
+    );
     assert_eq!((claimed.attempt, claimed.max_attempts), (1, POLICY.max_attempts));
     assert_eq!((claimed.claim_id, claimed.claimed_at), (claim_id, stage.now));
-    assert_eq!((&claimed.callback_url, &claimed.payload), (&delivery.callback_url, &delivery.payload_bytes.clone().into()));
+    assert_eq!(
+        (&claimed.callback_url, &claimed.payload),
+        (&delivery.callback_url, &delivery.payload_bytes.clone().into())
+    );
     let shown = stage.delivery(delivery.id);
     assert_eq!((shown.status_code, shown.attempt_count), (DeliveryStatus::Delivering, 1));
     assert_eq!((shown.next_attempt_at, shown.completed_at), (None, None));
@@ -111,10 +117,9 @@ async fn doorbells_at_once_claim_each_attempt_once(engine: Engine) {
     let mut fresh = stage.accept_many(40);
     fresh.sort_unstable();
     let jobs: Vec<_> = fresh.iter().map(|id| job(*id, 1)).collect();
-    let batches = at_once(&stage.store().await, 8, move |tx, now| {
-        claim_jobs(tx, now, LEASE, ClaimId::new(now), &jobs)
-    })
-    .await;
+    let batches =
+        at_once(&stage.store().await, 8, move |tx, now| claim_jobs(tx, now, LEASE, ClaimId::new(now), &jobs))
+            .await;
     assert_eq!(ids(&batches.concat()), fresh);
 }
 
@@ -180,10 +185,9 @@ async fn relays_at_once_take_disjoint_attempts(engine: Engine) {
     let mut due = stage.accept_many(40);
     due.sort_unstable();
     stage.advance(GRACE);
-    let batches = at_once(&stage.store().await, 16, move |tx, now| {
-        claim_due(tx, now, LEASE, ClaimId::new(now), 5)
-    })
-    .await;
+    let batches =
+        at_once(&stage.store().await, 16, move |tx, now| claim_due(tx, now, LEASE, ClaimId::new(now), 5))
+            .await;
     assert!(batches.iter().all(|batch| batch.len() <= 5));
     // Passing over what is locked, some may have found less than there was.
     let mut taken = batches.concat();
@@ -234,7 +238,10 @@ async fn a_lease_expires_at_its_end_and_not_before(engine: Engine) {
     let expired = stage.expired();
     assert_eq!(expired.len(), 1);
     let lease = &expired[0];
-    assert_eq!((lease.delivery_id, lease.org_id, lease.run_id), (claimed.delivery_id, stage.org, claimed.run_id));
+    assert_eq!(
+        (lease.delivery_id, lease.org_id, lease.run_id),
+        (claimed.delivery_id, stage.org, claimed.run_id)
+    );
     assert_eq!((lease.attempt, lease.max_attempts), (1, POLICY.max_attempts));
     assert_eq!((lease.claim_id, lease.claimed_at), (claimed.claim_id, claimed.claimed_at));
     assert_eq!(lease.request_id, claimed.request_id);

@@ -66,9 +66,15 @@ async fn a_failure_with_budget_left_waits_for_its_retry(engine: Engine) {
 async fn a_failure_without_budget_ends_the_delivery_as_failed(engine: Engine) {
     let mut stage = Stage::new(engine);
     let claimed = stage.claimed();
-    assert_eq!(stage.finish_one(finished(&claimed, Some(FailureReason::Gone), Settlement::Failed)), Effect::Finished);
+    assert_eq!(
+        stage.finish_one(finished(&claimed, Some(FailureReason::Gone), Settlement::Failed)),
+        Effect::Finished
+    );
     let delivery = stage.delivery(claimed.delivery_id);
-    assert_eq!((delivery.status_code, delivery.failure_reason_code), (DeliveryStatus::Failed, Some(FailureReason::Gone)));
+    assert_eq!(
+        (delivery.status_code, delivery.failure_reason_code),
+        (DeliveryStatus::Failed, Some(FailureReason::Gone))
+    );
     assert_eq!((delivery.completed_at, delivery.next_attempt_at), (Some(stage.now), None));
     assert_eq!(delivery.attempts[0].status_code, None);
 }
@@ -106,8 +112,18 @@ async fn every_failure_reason_can_be_recorded(engine: Engine) {
     use FailureReason::*;
     let mut stage = Stage::new(engine);
     for reason in [
-        HttpError, Timeout, ConnectionError, DnsError, TlsError, BlockedAddress, InvalidUrl, SigningUnavailable,
-        OutcomeUnknown, Superseded, Gone, Erased,
+        HttpError,
+        Timeout,
+        ConnectionError,
+        DnsError,
+        TlsError,
+        BlockedAddress,
+        InvalidUrl,
+        SigningUnavailable,
+        OutcomeUnknown,
+        Superseded,
+        Gone,
+        Erased,
     ] {
         let claimed = stage.claimed();
         stage.finish_one(finished(&claimed, Some(reason), Settlement::Failed));
@@ -156,7 +172,9 @@ async fn a_batch_is_answered_in_its_order(engine: Engine) {
     stage.claim_one(overtaken.delivery_id, 2);
     let [good, bad, last, known, vanished] = std::array::from_fn(|_| stage.claimed());
     stage.finish_one(succeeded(&known));
-    stage.sql(&format!("DELETE FROM deliveries WHERE claim_id = {}", stage.literal(vanished.claim_id.0))).unwrap();
+    stage
+        .sql(&format!("DELETE FROM deliveries WHERE claim_id = {}", stage.literal(vanished.claim_id.0)))
+        .unwrap();
     let retry_at = stage.now + LEASE;
 
     let results = [
@@ -175,8 +193,10 @@ async fn a_batch_is_answered_in_its_order(engine: Engine) {
         let (batch, effects): (Vec<_>, Vec<_>) = results.into_iter().unzip();
         diesel::Connection::begin_test_transaction(&mut stage.conn).unwrap();
         assert_eq!(stage.finish(&batch), effects);
-        let status = |stage: &mut Stage, claimed: &::store::Claimed| stage.delivery(claimed.delivery_id).status_code;
-        let statuses = [&closing, &good, &known, &overtaken, &bad, &last].map(|claimed| status(&mut stage, claimed));
+        let status =
+            |stage: &mut Stage, claimed: &::store::Claimed| stage.delivery(claimed.delivery_id).status_code;
+        let statuses =
+            [&closing, &good, &known, &overtaken, &bad, &last].map(|claimed| status(&mut stage, claimed));
         use DeliveryStatus::*;
         assert_eq!(statuses, [Succeeded, Succeeded, Succeeded, Delivering, Pending, Failed]);
         stage.roll_back();
@@ -222,9 +242,16 @@ async fn a_late_2xx_replaces_outcome_unknown_and_closes_the_waiting_delivery(eng
     let closed = stage.delivery(claimed.delivery_id);
     assert_eq!((closed.status_code, closed.attempt_count), (DeliveryStatus::Succeeded, 1));
     assert_eq!((closed.completed_at, closed.next_attempt_at), (Some(stage.now), None));
-    assert_eq!((closed.updated_at, closed.failure_reason_code, closed.failure_detail), (stage.now, None, None));
+    assert_eq!(
+        (closed.updated_at, closed.failure_reason_code, closed.failure_detail),
+        (stage.now, None, None)
+    );
     let attempt = &closed.attempts[0];
-    assert_eq!((attempt.id, attempt.created_at), (lost.attempts[0].id, claimed.claimed_at), "the same record");
+    assert_eq!(
+        (attempt.id, attempt.created_at),
+        (lost.attempts[0].id, claimed.claimed_at),
+        "the same record"
+    );
     assert_eq!((attempt.status_code, attempt.response_time_ms), (Some(200), Some(200)));
     assert_eq!((attempt.response_body.as_deref(), &attempt.error_message), (Some("answer 200"), &None));
     assert_eq!(stage.claim(&[job(claimed.delivery_id, 2)]), []);
@@ -329,7 +356,8 @@ async fn a_result_of_a_vanished_delivery_is_dropped(engine: Engine) {
 
 async fn a_response_body_of_odd_characters_is_kept(engine: Engine) {
     let mut stage = Stage::new(engine);
-    let kinds = "\u{1}\u{7f}\u{85}\r\n\t'\"\\{},NULL \u{feff}\u{fffd}\u{ffff}\u{2028}\u{202e}e\u{301}🦀\u{10ffff}";
+    let kinds =
+        "\u{1}\u{7f}\u{85}\r\n\t'\"\\{},NULL \u{feff}\u{fffd}\u{ffff}\u{2028}\u{202e}e\u{301}🦀\u{10ffff}";
     for body in ["", "NULL", "{}", kinds, &kinds.repeat(200)] {
         let [first, second] = std::array::from_fn(|_| stage.claimed());
         stage.lose(&second);
@@ -339,7 +367,10 @@ async fn a_response_body_of_odd_characters_is_kept(engine: Engine) {
             result.record.response_time_ms = Some(i64::MAX);
             assert_ne!(stage.finish_one(result), Effect::Dropped);
             let attempt = stage.delivery(claimed.delivery_id).attempts.remove(0);
-            assert_eq!((attempt.response_body.as_deref(), attempt.response_time_ms), (Some(body), Some(i64::MAX)));
+            assert_eq!(
+                (attempt.response_body.as_deref(), attempt.response_time_ms),
+                (Some(body), Some(i64::MAX))
+            );
         }
     }
 }

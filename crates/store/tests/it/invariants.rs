@@ -8,14 +8,19 @@
 use std::collections::{HashMap, HashSet};
 use std::time::Duration;
 
-use ::store::{Claimed, Effect, Finished, Settlement, deliveries_of_run};
-use contracts::{Attempt, AttemptNumber, Delivery, DeliveryId, DeliveryStatus, FailureReason, RunId};
+use ::store::{
+    Claimed, Effect, Finished, Settlement, Store, StoreError, claim_due, claim_jobs, deliveries_of_run,
+    expired_leases, finish,
+};
+use contracts::{
+    Attempt, AttemptNumber, ClaimId, Delivery, DeliveryId, DeliveryStatus, FailureReason, RunId,
+};
 use diesel::connection::SimpleConnection;
 use rand::prelude::*;
 use rand::rngs::StdRng;
 use testkit::Engine;
 
-use crate::stage::{LEASE, POLICY, Stage, finished, job};
+use crate::stage::{GRACE, LEASE, POLICY, Stage, finished, job, lost, number, on_both_engines};
 
 #[test]
 fn random_histories_keep_the_invariants_on_sqlite() {
@@ -110,7 +115,8 @@ impl<'a> History<'a> {
                     .map(|_| {
                         let id = ids[self.rng.random_range(0..ids.len())];
                         let next = self.known[&id].attempt_count + 1;
-                        let attempt = if self.rng.random_bool(0.7) { next } else { self.rng.random_range(0..6) };
+                        let attempt =
+                            if self.rng.random_bool(0.7) { next } else { self.rng.random_range(0..6) };
                         job(id, attempt)
                     })
                     .collect();
@@ -171,7 +177,8 @@ impl<'a> History<'a> {
         }
         let gone = self.rng.random_bool(0.05);
         let reason = if gone { FailureReason::Gone } else { FailureReason::HttpError };
-        let settlement = if gone { Settlement::Failed } else { self.next(claimed.attempt, claimed.max_attempts) };
+        let settlement =
+            if gone { Settlement::Failed } else { self.next(claimed.attempt, claimed.max_attempts) };
         finished(claimed, Some(reason), settlement)
     }
 
@@ -188,14 +195,13 @@ impl<'a> History<'a> {
         let mut expired = self.stage.expired();
         expired.sort_by_key(|lease| self.known[&lease.delivery_id].created_at);
         for lease in expired {
-            let held = self.claims.iter().find(|claimed| {
+            assert!(self.claims.iter().any(|claimed| {
                 (claimed.claim_id, claimed.delivery_id) == (lease.claim_id, lease.delivery_id)
-            });
-            let held = held.expect("a lease belongs to a claim").clone();
-            assert_eq!((lease.attempt, lease.claimed_at), (held.attempt, held.claimed_at));
+                    && (claimed.attempt, claimed.claimed_at) == (lease.attempt, lease.claimed_at)
+            }));
             assert!(lease.claimed_at + LEASE <= self.stage.now, "expired too early");
             let settlement = self.next(lease.attempt, lease.max_attempts);
-            batch.push(finished(&held, Some(FailureReason::OutcomeUnknown), settlement));
+            batch.push(lost(&lease, settlement));
         }
         self.saw("lost", batch.len());
         assert!(self.stage.finish(&batch).iter().all(|effect| *effect == Effect::Finished));
@@ -212,8 +218,14 @@ impl<'a> History<'a> {
             assert!(number <= POLICY.max_attempts, "I3: beyond the budget");
             // The exception to I7 is a 2xx that came late, when a newer attempt had begun: it changes its record only.
             let last = before.attempts.last();
-            assert!(last.is_none_or(|last| last.error_message.is_some()), "I7: claimed after a success: {before:?}");
-            assert!(number == 1 || before.next_attempt_at <= Some(self.stage.now), "claimed before it was due");
+            assert!(
+                last.is_none_or(|last| last.error_message.is_some()),
+                "I7: claimed after a success: {before:?}"
+            );
+            assert!(
+                number == 1 || before.next_attempt_at <= Some(self.stage.now),
+                "claimed before it was due"
+            );
             assert_eq!(claimed.payload, before.payload_bytes.as_bytes(), "I8");
             self.claims.push(claimed);
         }
@@ -246,7 +258,10 @@ impl<'a> History<'a> {
             }
             assert_eq!(after.payload_bytes, before.payload_bytes, "I8");
             for (before, after) in before.attempts.iter().zip(&after.attempts) {
-                assert!(before == after || is_unknown(before), "I2: a known record changed: {before:?} to {after:?}");
+                assert!(
+                    before == after || is_unknown(before),
+                    "I2: a known record changed: {before:?} to {after:?}"
+                );
                 assert_eq!((before.id, before.created_at), (after.id, after.created_at), "I2");
             }
         }
@@ -273,13 +288,94 @@ impl<'a> History<'a> {
             self.check();
         }
         assert!(self.known.values().all(|delivery| delivery.completed_at.is_some()), "I1: {:?}", self.known);
-        let used_up = self.known.values().filter(|delivery| delivery.attempt_count == delivery.max_attempts).count();
+        let used_up =
+            self.known.values().filter(|delivery| delivery.attempt_count == delivery.max_attempts).count();
         self.saw("budget used up", used_up);
     }
 
     fn saw(&mut self, what: &'static str, times: usize) {
         if times > 0 {
             *self.seen.entry(what).or_default() += times;
+        }
+    }
+}
+
+on_both_engines!(dispatchers_at_once_keep_the_invariants);
+
+/// Each history above is one thread; here several dispatchers and their relays work on the same deliveries, and no
+/// step may fail, as it would on a deadlock.
+async fn dispatchers_at_once_keep_the_invariants(engine: Engine) {
+    let mut stage = Stage::new(engine);
+    let deliveries = stage.accept_many(40);
+    stage.advance(GRACE);
+    let store = stage.store().await;
+    let dispatchers = (0..6).map(|seed| dispatcher(store.clone(), deliveries.clone(), seed));
+    let claimed = dispatchers.collect::<tokio::task::JoinSet<_>>().join_all().await.concat();
+
+    let mut attempts = 0;
+    for id in deliveries {
+        let delivery = stage.delivery(id);
+        assert!(delivery.completed_at.is_some(), "I1: {delivery:?}");
+        let numbers: Vec<_> = delivery.attempts.iter().map(|attempt| attempt.attempt_number).collect();
+        assert_eq!(numbers, (1..=delivery.attempt_count).collect::<Vec<_>>(), "I3");
+        attempts += numbers.len();
+    }
+    let distinct: HashSet<_> = claimed.iter().collect();
+    assert_eq!((claimed.len(), distinct.len()), (attempts, attempts), "I5: each attempt is claimed once");
+}
+
+/// Works until nothing is open, and answers which attempts it claimed.
+async fn dispatcher(
+    store: Store,
+    deliveries: Vec<DeliveryId>,
+    seed: u64,
+) -> Vec<(DeliveryId, AttemptNumber)> {
+    let mut rng = StdRng::seed_from_u64(seed);
+    let mut claimed_by_me = Vec::new();
+    let mut stalled: Vec<Claimed> = Vec::new();
+    loop {
+        let jobs: Vec<_> =
+            (0..8).map(|_| job(*deliveries.choose(&mut rng).unwrap(), rng.random_range(1..4))).collect();
+        let claim = move |tx: &mut _, now| {
+            let mut claimed = claim_jobs(tx, now, LEASE, ClaimId::new(now), &jobs)?;
+            claimed.extend(claim_due(tx, now, LEASE, ClaimId::new(now), 5)?);
+            Ok::<_, StoreError>((now, claimed, expired_leases(tx, now, 10)?))
+        };
+        let (now, mut claimed, expired) = store.write(claim).await.unwrap();
+        claimed_by_me.extend(claimed.iter().map(|claimed| (claimed.delivery_id, claimed.attempt)));
+
+        let next = |attempt, max| if attempt < max { Settlement::RetryAt(now) } else { Settlement::Failed };
+        let mut batches =
+            vec![expired.iter().map(|lease| lost(lease, next(lease.attempt, lease.max_attempts))).collect()];
+        // Some stall, and come back later with their result.
+        if rng.random_bool(0.3) {
+            std::mem::swap(&mut stalled, &mut claimed);
+        }
+        batches.push(
+            claimed
+                .iter()
+                .map(|claimed| match rng.random_bool(0.3) {
+                    true => finished(claimed, None, Settlement::Succeeded),
+                    false => {
+                        let settlement = next(claimed.attempt, claimed.max_attempts);
+                        finished(claimed, Some(FailureReason::HttpError), settlement)
+                    }
+                })
+                .collect::<Vec<_>>(),
+        );
+        for mut batch in batches {
+            // Not in the order of the rows, and each delivery once.
+            batch.shuffle(&mut rng);
+            let mut seen = HashSet::new();
+            batch.retain(|result| seen.insert(result.delivery_id));
+            store.write(move |tx, now| finish(tx, now, &batch)).await.unwrap();
+        }
+        store.clock().advance(LEASE / 8);
+        let open = |tx: &mut _| {
+            Ok::<_, StoreError>(number(tx, "SELECT count(*) FROM deliveries WHERE completed_at IS NULL"))
+        };
+        if store.read(open).await.unwrap() == 0 {
+            return claimed_by_me;
         }
     }
 }

@@ -37,8 +37,7 @@ async fn several_that_migrate_a_fresh_database_at_once_all_succeed(engine: Engin
 async fn a_newer_schema_is_refused(engine: Engine) {
     let mut stage = Stage::new(engine);
     stage.sql("INSERT INTO __diesel_schema_migrations (version) VALUES ('99990101000000')").unwrap();
-    let refusals =
-        [migrate(&mut stage.conn).map(drop), Store::open(stage.database.url(), 2).await.map(drop)];
+    let refusals = [migrate(&mut stage.conn).map(drop), Store::open(stage.database.url(), 2).await.map(drop)];
     for refusal in refusals {
         let StoreError::Schema(advice) = refusal.unwrap_err() else { panic!("refused for its schema") };
         assert!(advice.contains("newer") && advice.contains("update redial"), "{advice}");

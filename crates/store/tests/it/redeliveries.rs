@@ -56,7 +56,8 @@ async fn a_run_whose_delivery_is_open_is_refused_with_that_delivery(engine: Engi
     let run = new_run();
     stage.record(run, &terminal_run(URL));
     let automatic = deliveries_of_run(&mut stage.conn, stage.org, run).unwrap().unwrap().remove(0);
-    let in_flight = |next_attempt_at| Redelivery::InFlight(InFlight { delivery_id: automatic.id, next_attempt_at });
+    let in_flight =
+        |next_attempt_at| Redelivery::InFlight(InFlight { delivery_id: automatic.id, next_attempt_at });
     // New, on its way, and waiting for a retry.
     assert_eq!(stage.redeliver(run), in_flight(Some(stage.now)));
     let claimed = stage.claim_one(automatic.id, 1);
@@ -96,7 +97,8 @@ async fn the_payload_is_frozen_from_the_runs_present_state(engine: Engine) {
     assert!(first.payload_bytes.contains(r#""output": {"images": ["https://cdn.example.com/1.png"]}"#));
     assert!(first.payload_bytes.contains(r#""created_at": "2023-11-07T05:31:56+00:00""#));
 
-    let refreshed = update(r#"{"status_code": "succeeded", "output": {"images": ["https://cdn.example.com/2.png"]}}"#);
+    let refreshed =
+        update(r#"{"status_code": "succeeded", "output": {"images": ["https://cdn.example.com/2.png"]}}"#);
     stage.record(run, &refreshed);
     assert_eq!(stage.delivery(first.id).payload_bytes, first.payload_bytes);
     let claimed = stage.claim_one(first.id, 1);

@@ -44,11 +44,15 @@ async fn an_unknown_run_is_created(engine: Engine) {
 async fn an_open_run_is_replaced_and_keeps_its_created_at_unless_told_another(engine: Engine) {
     let mut stage = Stage::new(engine);
     let (run, created_at) = (new_run(), stage.now);
-    stage.record(run, &update(r#"{"status_code": "queued", "metadata": {"a": 1}, "callback_url": "https://a.example"}"#));
+    stage.record(
+        run,
+        &update(r#"{"status_code": "queued", "metadata": {"a": 1}, "callback_url": "https://a.example"}"#),
+    );
     stage.advance(Duration::from_secs(5));
     // Back to an earlier status is nothing we judge; what is not said is gone.
     for status in ["running", "dispatching", "queued"] {
-        let recorded = stage.record(run, &update(&format!(r#"{{"status_code": "{status}", "output": [1]}}"#)));
+        let recorded =
+            stage.record(run, &update(&format!(r#"{{"status_code": "{status}", "output": [1]}}"#)));
         let RecordedRun::Updated(shown, None) = recorded else { panic!("updated, not {recorded:?}") };
         assert_eq!(shown, stage.stored_run(run));
         assert_eq!(shown.status_code.to_string(), status);
@@ -85,7 +89,10 @@ async fn of_a_terminal_run_only_the_output_is_taken(engine: Engine) {
     let after = stage.stored_run(run);
     assert_eq!(after.output, fresh.output);
     assert_eq!(after.updated_at, stage.now);
-    assert_eq!(contracts::Run { output: before.output.clone(), updated_at: before.updated_at, ..after }, before);
+    assert_eq!(
+        contracts::Run { output: before.output.clone(), updated_at: before.updated_at, ..after },
+        before
+    );
 }
 
 async fn the_same_id_in_two_organizations_is_two_runs(engine: Engine) {
@@ -159,7 +166,9 @@ async fn puts_at_once(stage: &Stage, known: bool, updates: [contracts::RunUpdate
     let (store, org, run) = (stage.store().await, stage.org, new_run());
     if known {
         let open = update(r#"{"status_code": "running"}"#);
-        let record = move |tx: &mut _, now| record_run(tx, now, &POLICY, Deliver::Automatically, (org, run), &open, "req");
+        let record = move |tx: &mut _, now| {
+            record_run(tx, now, &POLICY, Deliver::Automatically, (org, run), &open, "req")
+        };
         store.write(record).await.unwrap();
     }
     let turn = std::sync::Arc::new(std::sync::atomic::AtomicUsize::new(0));
@@ -196,7 +205,8 @@ async fn puts_at_once_that_end_a_run_differently_agree_on_one_end(engine: Engine
     let mut stage = Stage::new(engine);
     let failed = update(&format!(r#"{{"status_code": "failed", "callback_url": "{URL}"}}"#));
     let recorded = puts_at_once(&stage, true, [terminal_run(URL), failed]).await;
-    let conflicts = recorded.iter().filter(|recorded| matches!(recorded, RecordedRun::StatusConflict(_))).count();
+    let conflicts =
+        recorded.iter().filter(|recorded| matches!(recorded, RecordedRun::StatusConflict(_))).count();
     assert_eq!((deliveries(&recorded), conflicts), (1, 8));
     assert_eq!(stage.number("SELECT count(*) FROM deliveries"), 1);
 }

@@ -20,7 +20,8 @@ on_both_engines!(
 async fn the_first_secret_becomes_current_and_later_ones_do_not(engine: Engine) {
     let mut stage = Stage::new(engine);
     let ring = keyring();
-    let mut create = || create_secret(&mut stage.conn, stage.now, &ring, stage.org, Some("a".into())).unwrap();
+    let mut create =
+        || create_secret(&mut stage.conn, stage.now, &ring, stage.org, Some("a".into())).unwrap();
     let (first, second) = (create(), create());
     assert!(first.secret.is_current && !second.secret.is_current);
     assert_eq!(first.secret.label.as_deref(), Some("a"));
@@ -32,7 +33,8 @@ async fn the_first_secret_becomes_current_and_later_ones_do_not(engine: Engine) 
 async fn of_first_secrets_made_at_once_exactly_one_is_current(engine: Engine) {
     let stage = Stage::new(engine);
     let (org, ring) = (stage.org, Arc::new(keyring()));
-    let made = at_once(&stage.store().await, 8, move |tx, now| create_secret(tx, now, &ring, org, None)).await;
+    let made =
+        at_once(&stage.store().await, 8, move |tx, now| create_secret(tx, now, &ring, org, None)).await;
     assert_eq!(made.iter().filter(|made| made.secret.is_current).count(), 1);
 }
 
@@ -61,7 +63,9 @@ async fn a_secret_opens_with_its_key_and_for_its_organization_only(engine: Engin
 
     // Moved to another row it does not open, whoever moved it.
     let stranger = create_secret(&mut stage.conn, stage.now, &ring, other, None).unwrap().secret.id;
-    stage.sql("UPDATE signing_secrets SET sealed = (SELECT sealed FROM signing_secrets ORDER BY id LIMIT 1)").unwrap();
+    stage
+        .sql("UPDATE signing_secrets SET sealed = (SELECT sealed FROM signing_secrets ORDER BY id LIMIT 1)")
+        .unwrap();
     let opens = [(org, id), (other, stranger)]
         .map(|(org, id)| open_secret(&mut stage.conn, &ring, org, id).unwrap().is_ok());
     assert_eq!(opens.iter().filter(|opens| **opens).count(), 1);

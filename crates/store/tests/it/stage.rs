@@ -4,13 +4,13 @@
 use std::time::Duration;
 
 use ::store::{
-    AcceptPolicy, AnyConnection, AttemptRecord, Claimed, Clock, DatabaseUrl, Deliver, Effect, ExpiredLease, Failure, Finished,
-    RecordedRun, Redelivery, Settlement, Store, StoreError, claim_due, claim_jobs, create_organization,
-    expired_leases, find_delivery, find_run, finish, record_run, redeliver,
+    AcceptPolicy, AnyConnection, AttemptRecord, Claimed, Clock, DatabaseUrl, Deliver, Effect, ExpiredLease,
+    Failure, Finished, RecordedRun, Redelivery, Settlement, Store, StoreError, claim_due, claim_jobs,
+    create_organization, expired_leases, find_delivery, find_run, finish, record_run, redeliver,
 };
 use contracts::{
-    AttemptId, AttemptNumber, ClaimId, Delivery, DeliveryId, Destination, FailureReason, Job, OrgId, PayloadFormat,
-    Run, RunId, RunUpdate, Timestamp,
+    AttemptId, AttemptNumber, ClaimId, Delivery, DeliveryId, Destination, FailureReason, Job, OrgId,
+    PayloadFormat, Run, RunId, RunUpdate, Timestamp,
 };
 use diesel::connection::TransactionManager;
 use diesel::prelude::*;
@@ -36,7 +36,8 @@ pub(crate) const LEASE: Duration = Duration::from_secs(60);
 pub(crate) const GRACE: Duration = Duration::from_secs(2);
 pub(crate) const MICROSECOND: Duration = Duration::from_micros(1);
 pub(crate) const URL: &str = "https://hooks.example.com/callbacks";
-pub(crate) const POLICY: AcceptPolicy = AcceptPolicy { max_attempts: 3, payload_format: PayloadFormat::Python };
+pub(crate) const POLICY: AcceptPolicy =
+    AcceptPolicy { max_attempts: 3, payload_format: PayloadFormat::Python };
 
 /// Where the clock stands at first; its microseconds are not whole milliseconds.
 pub(crate) fn start() -> Timestamp {
@@ -73,14 +74,16 @@ impl Stage {
     }
 
     pub(crate) fn record(&mut self, run: RunId, update: &RunUpdate) -> RecordedRun {
-        record_run(&mut self.conn, self.now, &POLICY, Deliver::Automatically, (self.org, run), update, "req").unwrap()
+        record_run(&mut self.conn, self.now, &POLICY, Deliver::Automatically, (self.org, run), update, "req")
+            .unwrap()
     }
 
     /// A run that has succeeded, without a delivery.
     pub(crate) fn run(&mut self) -> RunId {
         let run = new_run();
         let update = terminal_run(URL);
-        record_run(&mut self.conn, self.now, &POLICY, Deliver::Never, (self.org, run), &update, "req").unwrap();
+        record_run(&mut self.conn, self.now, &POLICY, Deliver::Never, (self.org, run), &update, "req")
+            .unwrap();
         run
     }
 
@@ -186,7 +189,8 @@ impl Stage {
     pub(crate) fn holds(&mut self, bytes: &[u8]) -> bool {
         if let DatabaseUrl::Sqlite(path) = self.database.url() {
             // What was committed is in the file or in its write-ahead log.
-            let files = [path.clone(), format!("{path}-wal")].map(|file| std::fs::read(file).unwrap_or_default());
+            let files =
+                [path.clone(), format!("{path}-wal")].map(|file| std::fs::read(file).unwrap_or_default());
             return files.iter().any(|file| file.windows(bytes.len()).any(|window| window == bytes));
         }
         // A row as text shows its bytea columns in hex.
@@ -198,7 +202,8 @@ impl Stage {
     }
 }
 
-const TABLES: [&str; 6] = ["organizations", "api_tokens", "signing_secrets", "runs", "deliveries", "attempts"];
+const TABLES: [&str; 6] =
+    ["organizations", "api_tokens", "signing_secrets", "runs", "deliveries", "attempts"];
 
 pub(crate) fn number(conn: &mut AnyConnection, query: &str) -> i64 {
     diesel::dsl::sql::<BigInt>(query).get_result(conn).unwrap()
@@ -233,7 +238,6 @@ pub(crate) fn job(delivery_id: DeliveryId, attempt: AttemptNumber) -> Job {
 
 /// A result: a 200 without `reason`, otherwise that failure.
 pub(crate) fn finished(claimed: &Claimed, reason: Option<FailureReason>, settlement: Settlement) -> Finished {
-    let failure = reason.map(|reason| Failure { reason, detail: format!("{reason} it was") });
     let status_code = match reason {
         None => Some(200),
         Some(FailureReason::HttpError) => Some(503),
@@ -245,11 +249,30 @@ pub(crate) fn finished(claimed: &Claimed, reason: Option<FailureReason>, settlem
         record: AttemptRecord {
             id: AttemptId::new(claimed.claimed_at),
             number: claimed.attempt,
-            failure,
+            failure: reason.map(|reason| Failure { reason, detail: format!("{reason} it was") }),
             status_code,
             response_body: status_code.map(|status| format!("answer {status}")),
             response_time_ms: status_code.map(i64::from),
             claimed_at: claimed.claimed_at,
+        },
+        settlement,
+    }
+}
+
+/// What the relay records of a lease that has ended.
+pub(crate) fn lost(lease: &ExpiredLease, settlement: Settlement) -> Finished {
+    let failure = Failure { reason: FailureReason::OutcomeUnknown, detail: "the lease ended".into() };
+    Finished {
+        delivery_id: lease.delivery_id,
+        claim_id: lease.claim_id,
+        record: AttemptRecord {
+            id: AttemptId::new(lease.claimed_at),
+            number: lease.attempt,
+            failure: Some(failure),
+            status_code: None,
+            response_body: None,
+            response_time_ms: None,
+            claimed_at: lease.claimed_at,
         },
         settlement,
     }

@@ -3,7 +3,8 @@
 use std::sync::{Arc, Barrier, mpsc};
 
 use ::store::{
-    AnyConnection, DatabaseUrl, Redelivery, Store, StoreError, claim_due, create_organization, find_organization, redeliver,
+    AnyConnection, DatabaseUrl, Redelivery, Store, StoreError, claim_due, create_organization,
+    find_organization, redeliver,
 };
 use contracts::{ClaimId, OrgId, RunId, Timestamp};
 use diesel::Connection;
@@ -78,13 +79,14 @@ async fn abandoned(stage: &Stage, end: Result<(), StoreError>) {
     let task = tokio::spawn({
         let store = store.clone();
         async move {
-            store.write(move |tx, now| {
-                make(tx, now)?;
-                started.send(()).unwrap();
-                released.recv().unwrap();
-                end
-            })
-            .await
+            store
+                .write(move |tx, now| {
+                    make(tx, now)?;
+                    started.send(()).unwrap();
+                    released.recv().unwrap();
+                    end
+                })
+                .await
         }
     });
     has_started.await.unwrap();
@@ -143,7 +145,9 @@ async fn nothing_is_left_in_a_transaction(engine: Engine) {
     panicking(&store).await;
     match engine {
         // The one writer is free at once.
-        Engine::Sqlite => stage.conn.batch_execute("PRAGMA busy_timeout = 0; BEGIN IMMEDIATE; ROLLBACK").unwrap(),
+        Engine::Sqlite => {
+            stage.conn.batch_execute("PRAGMA busy_timeout = 0; BEGIN IMMEDIATE; ROLLBACK").unwrap();
+        }
         Engine::Postgres => {
             let open = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database()
                 AND pid <> pg_backend_pid() AND xact_start IS NOT NULL";
@@ -168,7 +172,8 @@ async fn use_every_connection(store: &Store) {
 async fn connections_that_the_server_has_ended_are_replaced_unnoticed() {
     let mut stage = Stage::new(Engine::Postgres);
     let store = stage.store().await;
-    let others = "FROM pg_stat_activity WHERE datname = current_database() AND backend_type = 'client backend'
+    let others =
+        "FROM pg_stat_activity WHERE datname = current_database() AND backend_type = 'client backend'
         AND pid <> pg_backend_pid()";
     for _ in 0..3 {
         use_every_connection(&store).await;
@@ -244,7 +249,7 @@ async fn a_line_that_goes_dead_is_an_outage_whatever_comes_next() {
 async fn the_default_isolation_level_does_not_matter() {
     let mut stage = Stage::new(Engine::Postgres);
     stage
-        .sql("DO $$ BEGIN EXECUTE format('ALTER DATABASE %I SET default_transaction_isolation = serializable',
+        .sql("DO $$ BEGIN EXECUTE format('ALTER DATABASE %I SET default_transaction_isolation = ''repeatable read''',
             current_database()); END $$")
         .unwrap();
     let (org, run) = (stage.org, stage.run());

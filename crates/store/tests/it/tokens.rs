@@ -51,7 +51,8 @@ async fn a_scope_of_a_later_version_allows_nothing(engine: Engine) {
 
 async fn only_the_tokens_sha256_is_kept(engine: Engine) {
     let mut stage = Stage::new(engine);
-    let made = create_token(&mut stage.conn, stage.now, stage.org, Scopes::All, Some("label".into())).unwrap();
+    let made =
+        create_token(&mut stage.conn, stage.now, stage.org, Scopes::All, Some("label".into())).unwrap();
     let digits = made.token.strip_prefix("rf_live_").unwrap();
     assert!(stage.holds(b"label"), "the search finds what is there");
     assert!(!stage.holds(digits.as_bytes()));
