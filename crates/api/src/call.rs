@@ -8,6 +8,7 @@ use contracts::{Object, OrgId};
 use serde::Serialize;
 use uuid::Uuid;
 
+use crate::acceptor::Acceptor;
 use crate::error::ApiError;
 use crate::params::parse_uuid;
 use crate::{Api, body, params};
@@ -18,6 +19,7 @@ pub(crate) type Answer = Result<HttpResponse, ApiError>;
 /// A request whose token, organization and scope have been found good.
 pub(crate) struct Call {
     pub(crate) api: Data<Api>,
+    pub(crate) acceptor: Data<Acceptor>,
     /// The caller's organization.
     pub(crate) org: OrgId,
     pub(crate) request_id: String,

@@ -4,6 +4,7 @@
 //! organization header, scope (all in `auth`), then path, query and body, then the run. Its handler is one screen:
 //! extract, one transaction, ring, answer. Every answer but a 2xx is an `error::ApiError`.
 
+mod acceptor;
 mod access_log;
 mod auth;
 mod body;
@@ -26,6 +27,7 @@ use queue::Publisher;
 use store::{AcceptPolicy, Keyring, Store};
 use tokio_util::sync::CancellationToken;
 
+use crate::acceptor::Acceptor;
 use crate::auth::KnownTokens;
 
 pub use routes::runs::parse_run;
@@ -66,11 +68,13 @@ pub async fn run(
     workers: usize,
     shutdown: CancellationToken,
 ) -> io::Result<()> {
+    let acceptor = Data::new(Acceptor::start(api.store.clone(), api.accept));
     let api = Data::new(api);
     let tokens = Data::new(KnownTokens::default());
     let app = move || {
         App::new()
             .app_data(api.clone())
+            .app_data(acceptor.clone())
             .app_data(tokens.clone())
             .configure(routes::configure)
             .wrap(from_fn(access_log::layer))

@@ -76,7 +76,7 @@ async fn write_once(store: &Store, batch: &[Done]) -> Result<Vec<Effect>, StoreE
 /// One line per attempt.
 fn report(batch: &[Done], effects: &[Effect]) {
     for (done, effect) in batch.iter().zip(effects) {
-        let (finished, about) = (&done.finished, &done.about);
+        let (finished, held) = (&done.finished, &done.held);
         let record = &finished.record;
         let next_attempt_at = match finished.settlement {
             Settlement::RetryAt(at) => Some(at.to_string()),
@@ -84,8 +84,8 @@ fn report(batch: &[Done], effects: &[Effect]) {
         };
         tracing::info!(
             delivery_id = %finished.delivery_id,
-            org_id = %about.org_id,
-            run_id = %about.run_id,
+            org_id = %held.org_id,
+            run_id = %held.run_id,
             attempt = record.number,
             settlement = match finished.settlement {
                 Settlement::Succeeded => "succeeded",
@@ -98,8 +98,8 @@ fn report(batch: &[Done], effects: &[Effect]) {
             response_time_ms = record.response_time_ms,
             next_attempt_at,
             claimed_at = %record.claimed_at,
-            request_id = about.request_id,
-            runflow_request_id = about.runflow_request_id.map(tracing::field::display),
+            request_id = held.request_id,
+            runflow_request_id = done.runflow_request_id.map(tracing::field::display),
             effect = match effect {
                 Effect::Finished => "finished",
                 Effect::Late { closed: true } => "late, closed the delivery",

@@ -7,7 +7,7 @@ use std::time::Duration;
 use contracts::{ClaimId, Job, Timestamp};
 use queue::{Consumer, Message};
 use store::{
-    AnyConnection, Claimed, ExpiredLease, Store, StoreError, claim_due, claim_jobs, claimed_under,
+    AnyConnection, Claimed, HeldAttempt, Store, StoreError, claim_due, claim_jobs, claimed_under,
     expired_leases,
 };
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
@@ -42,7 +42,7 @@ enum Turn {
 /// What a claim found.
 struct Batch {
     claimed: Vec<Claimed>,
-    expired: Vec<ExpiredLease>,
+    expired: Vec<HeldAttempt>,
 }
 
 impl Intake {

@@ -103,7 +103,7 @@ impl Sender {
 fn headers(claimed: &Claimed, secret: Option<&SigningSecret>, now: Timestamp, request_id: Uuid) -> HeaderMap {
     let value =
         |text: String| HeaderValue::try_from(text).expect("ids, numbers, hex and base64 are header text");
-    let webhook_id = claimed.delivery_id.to_string();
+    let webhook_id = claimed.held.delivery_id.to_string();
     let mut headers = HeaderMap::with_capacity(7);
     headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
     if let Some(secret) = secret {
@@ -114,7 +114,7 @@ fn headers(claimed: &Claimed, secret: Option<&SigningSecret>, now: Timestamp, re
     headers.insert(RUNFLOW_REQUEST_ID, value(request_id.to_string()));
     headers.insert(WEBHOOK_ID, value(webhook_id));
     headers.insert(WEBHOOK_TIMESTAMP, HeaderValue::from(now.unix_seconds()));
-    headers.insert(REDIAL_ATTEMPT, HeaderValue::from(claimed.attempt));
+    headers.insert(REDIAL_ATTEMPT, HeaderValue::from(claimed.held.attempt));
     headers
 }
 

@@ -1,6 +1,6 @@
 //! Accepting deliveries, and reading them with their history.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::time::Duration;
 
 use contracts::{
@@ -8,12 +8,13 @@ use contracts::{
     OrgId, PayloadFormat, Run, RunId, RunStatus, SecretId, Timestamp,
 };
 use diesel::prelude::*;
-use diesel::result::{DatabaseErrorKind, Error};
+use diesel::sql_types::{Array, Binary, Integer, Nullable, Text};
 
-use crate::columns::{Key, Time};
+use crate::columns::{Id, Key, Moment, Time};
 use crate::connect::{AnyConnection, MultiBackend};
 use crate::error::StoreError;
-use crate::runs::find_run;
+use crate::prepared::{column, prepared};
+use crate::runs::{find_run, find_runs_to_deliver};
 use crate::schema::{attempts, deliveries};
 use crate::secrets::current_secret;
 
@@ -53,8 +54,18 @@ pub enum Redelivery {
     InFlight(InFlight),
 }
 
-/// Accepts a redelivery: a new delivery with a payload built from the run's current state. The partial unique
-/// index is the judge of "in flight" (contract section 3, "Redelivery guards").
+/// A request for a redelivery.
+#[derive(Clone, Debug)]
+pub struct RedeliveryRequest {
+    /// The caller's organization.
+    pub org_id: OrgId,
+    /// The run whose callback is to be sent again.
+    pub run_id: RunId,
+    /// The API request that asks for it.
+    pub request_id: String,
+}
+
+/// Accepts a redelivery: [`redeliver_batch`] of one.
 pub fn redeliver(
     tx: &mut AnyConnection,
     now: Timestamp,
@@ -63,22 +74,60 @@ pub fn redeliver(
     run: RunId,
     request_id: &str,
 ) -> Result<Redelivery, StoreError> {
-    let Some(run) = find_run(tx, org, run)? else { return Ok(Redelivery::RunNotFound) };
-    if !run.status_code.is_terminal() {
-        return Ok(Redelivery::RunNotTerminal(run.status_code));
+    let request = RedeliveryRequest { org_id: org, run_id: run, request_id: request_id.to_owned() };
+    let mut answers = redeliver_batch(tx, now, policy, &[request])?;
+    Ok(answers.pop().expect("an answer for each request"))
+}
+
+/// Accepts redeliveries: for each request a new delivery with a payload built from its run's current state, or why
+/// not, in the requests' order. The partial unique index is the judge of "in flight" (contract section 3,
+/// "Redelivery guards"), between the requests of a batch, too.
+pub fn redeliver_batch(
+    tx: &mut AnyConnection,
+    now: Timestamp,
+    policy: &AcceptPolicy,
+    requests: &[RedeliveryRequest],
+) -> Result<Vec<Redelivery>, StoreError> {
+    let keys: Vec<(OrgId, RunId)> = requests.iter().map(|request| (request.org_id, request.run_id)).collect();
+    let known = find_runs_to_deliver(tx, &keys)?;
+    let mut answers = Vec::with_capacity(requests.len());
+    let mut open = Vec::new();
+    for (place, request) in requests.iter().enumerate() {
+        let answer = match known.get(&(request.org_id, request.run_id)) {
+            None => Some(Redelivery::RunNotFound),
+            Some((run, _)) if !run.status_code.is_terminal() => {
+                Some(Redelivery::RunNotTerminal(run.status_code))
+            }
+            Some((run, secret)) => match build(now, policy, run, *secret, IsAutomatic(false))? {
+                None => Some(Redelivery::CallbackUrlMissing),
+                Some(delivery) => {
+                    open.push((place, delivery));
+                    None
+                }
+            },
+        };
+        answers.push(answer);
     }
-    let Some(delivery) = build(tx, now, policy, &run, IsAutomatic(false))? else {
-        return Ok(Redelivery::CallbackUrlMissing);
-    };
-    loop {
-        if insert_unless_in_flight(tx, org, &delivery, request_id)? {
-            return Ok(Redelivery::Accepted(Accepted { org_id: org, delivery }));
+    // In one order everywhere, so that two batches can't wait for each other.
+    open.sort_unstable_by_key(|(place, _)| keys[*place]);
+    while !open.is_empty() {
+        let rows: Vec<_> = open.iter().map(|(place, delivery)| (&requests[*place], delivery)).collect();
+        let inserted = insert_unless_in_flight(tx, &rows)?;
+        let mut left = Vec::new();
+        for (place, delivery) in open {
+            let org_id = requests[place].org_id;
+            if inserted.contains(&delivery.id) {
+                answers[place] = Some(Redelivery::Accepted(Accepted { org_id, delivery }));
+            } else if let Some(in_flight) = in_flight(tx, org_id, delivery.run_id)? {
+                answers[place] = Some(Redelivery::InFlight(in_flight));
+            } else {
+                // It ended in between: the way is free.
+                left.push((place, delivery));
+            }
         }
-        if let Some(in_flight) = in_flight(tx, org, run.id)? {
-            return Ok(Redelivery::InFlight(in_flight));
-        }
-        // It ended in between: the way is free.
+        open = left;
     }
+    Ok(answers.into_iter().map(|answer| answer.expect("every request is answered by now")).collect())
 }
 
 /// Accepts the one automatic delivery of a run that has just become terminal, if it names a URL.
@@ -89,19 +138,20 @@ pub(crate) fn accept_automatic(
     run: &Run,
     request_id: &str,
 ) -> Result<Option<Accepted>, StoreError> {
-    let Some(delivery) = build(tx, now, policy, run, IsAutomatic(true))? else { return Ok(None) };
+    let secret = current_secret(tx, run.org_id)?;
+    let Some(delivery) = build(now, policy, run, secret, IsAutomatic(true))? else { return Ok(None) };
     insert_delivery(tx, run.org_id, &delivery, request_id)?;
     Ok(Some(Accepted { org_id: run.org_id, delivery }))
 }
 
 struct IsAutomatic(bool);
 
-/// The delivery that `run` calls for: payload frozen, secret chosen. None when it names no URL.
+/// The delivery that `run` calls for, its payload frozen. None when it names no URL.
 fn build(
-    tx: &mut AnyConnection,
     now: Timestamp,
     policy: &AcceptPolicy,
     run: &Run,
+    signing_secret_id: Option<SecretId>,
     IsAutomatic(is_automatic): IsAutomatic,
 ) -> Result<Option<Delivery>, StoreError> {
     let Some(callback_url) = run.callback_url.clone() else { return Ok(None) };
@@ -111,7 +161,7 @@ fn build(
         run_id: run.id,
         callback_url,
         payload_bytes: payload.to_text(policy.payload_format),
-        signing_secret_id: current_secret(tx, run.org_id)?,
+        signing_secret_id,
         is_automatic,
         status_code: DeliveryStatus::Pending,
         failure_reason_code: None,
@@ -126,17 +176,68 @@ fn build(
     }))
 }
 
+/// Inserts the new deliveries but those whose run has an open one, and answers which were inserted.
 fn insert_unless_in_flight(
     tx: &mut AnyConnection,
-    org: OrgId,
-    delivery: &Delivery,
-    request_id: &str,
-) -> QueryResult<bool> {
-    match tx.transaction(|tx| insert_delivery(tx, org, delivery, request_id)) {
-        Ok(()) => Ok(true),
-        Err(Error::DatabaseError(DatabaseErrorKind::UniqueViolation, _)) => Ok(false),
-        Err(error) => Err(error),
-    }
+    rows: &[(&RedeliveryRequest, &Delivery)],
+) -> QueryResult<HashSet<DeliveryId>> {
+    let Some((_, Delivery { max_attempts, created_at, .. })) = rows.first() else {
+        return Ok(HashSet::new());
+    };
+    let (now, wake_at) = (Time::from(*created_at), Time::from(*created_at + DOORBELL_GRACE));
+    let inserted: Vec<Key> = match tx {
+        AnyConnection::Postgres(pg) => prepared::<Id, _>(
+            "INSERT INTO deliveries (id, org_id, run_id, callback_url, payload, signing_secret_id, request_id,
+                 is_automatic, status_code, attempt_count, max_attempts, next_attempt_at, wake_at, created_at,
+                 updated_at)
+             SELECT r.*, FALSE, 'pending', 0, ?, ?, ?, ?, ? FROM unnest(?, ?, ?, ?, ?, ?, ?) AS r
+             ON CONFLICT (org_id, run_id) WHERE completed_at IS NULL DO NOTHING
+             RETURNING id",
+        )
+        .bind::<Integer, _>(*max_attempts)
+        .bind::<Moment, _>(now)
+        .bind::<Moment, _>(wake_at)
+        .bind::<Moment, _>(now)
+        .bind::<Moment, _>(now)
+        .bind::<Array<Id>, _>(column(rows, |(_, delivery)| Key::from(delivery.id)))
+        .bind::<Array<Id>, _>(column(rows, |(request, _)| Key::from(request.org_id)))
+        .bind::<Array<Id>, _>(column(rows, |(_, delivery)| Key::from(delivery.run_id)))
+        .bind::<Array<Text>, _>(column(rows, |(_, delivery)| delivery.callback_url.as_str()))
+        .bind::<Array<Binary>, _>(column(rows, |(_, delivery)| delivery.payload_bytes.as_bytes()))
+        .bind::<Array<Nullable<Id>>, _>(column(rows, |(_, delivery)| delivery.signing_secret_id.map(Key::from)))
+        .bind::<Array<Text>, _>(column(rows, |(request, _)| request.request_id.as_str()))
+        .load(pg)?,
+        AnyConnection::Sqlite(sqlite) => {
+            let mut inserted = Vec::with_capacity(rows.len());
+            for (request, delivery) in rows {
+                let id: Option<Key> = prepared::<Id, _>(
+                    "INSERT INTO deliveries (id, org_id, run_id, callback_url, payload, signing_secret_id,
+                         request_id, is_automatic, status_code, attempt_count, max_attempts, next_attempt_at,
+                         wake_at, created_at, updated_at)
+                     VALUES (?, ?, ?, ?, ?, ?, ?, FALSE, 'pending', 0, ?, ?, ?, ?, ?)
+                     ON CONFLICT (org_id, run_id) WHERE completed_at IS NULL DO NOTHING
+                     RETURNING id",
+                )
+                .bind::<Id, _>(Key::from(delivery.id))
+                .bind::<Id, _>(Key::from(request.org_id))
+                .bind::<Id, _>(Key::from(delivery.run_id))
+                .bind::<Text, _>(delivery.callback_url.as_str())
+                .bind::<Binary, _>(delivery.payload_bytes.as_bytes())
+                .bind::<Nullable<Id>, _>(delivery.signing_secret_id.map(Key::from))
+                .bind::<Text, _>(request.request_id.as_str())
+                .bind::<Integer, _>(*max_attempts)
+                .bind::<Moment, _>(now)
+                .bind::<Moment, _>(wake_at)
+                .bind::<Moment, _>(now)
+                .bind::<Moment, _>(now)
+                .get_result(sqlite)
+                .optional()?;
+                inserted.extend(id);
+            }
+            inserted
+        }
+    };
+    Ok(inserted.into_iter().map(DeliveryId::from).collect())
 }
 
 /// Inserts a new delivery; a unique violation when another one of its run is open.

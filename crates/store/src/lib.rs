@@ -23,10 +23,10 @@ mod tokens;
 pub use clock::Clock;
 pub use connect::{AnyConnection, DatabaseUrl, DatabaseUrlError};
 pub use deliveries::{
-    AcceptPolicy, Accepted, Redelivery, count_deliveries, deliveries_of_run, find_delivery, insert_delivery,
-    redeliver,
+    AcceptPolicy, Accepted, Redelivery, RedeliveryRequest, count_deliveries, deliveries_of_run,
+    find_delivery, insert_delivery, redeliver, redeliver_batch,
 };
-pub use engine::claim::{Claimed, ExpiredLease, claim_due, claim_jobs, claimed_under, expired_leases};
+pub use engine::claim::{Claimed, HeldAttempt, claim_due, claim_jobs, claimed_under, expired_leases};
 pub use engine::finish::{AttemptRecord, Effect, Failure, Finished, Settlement, finish};
 pub use error::StoreError;
 pub use keyring::{Keyring, KeyringError};

@@ -1,14 +1,19 @@
 //! Runs, as the run engine records them.
 
-use contracts::{JsonText, OrgId, Run, RunId, RunStatus, RunUpdate, Timestamp};
+use std::collections::HashMap;
+
+use contracts::{JsonText, OrgId, Run, RunId, RunStatus, RunUpdate, SecretId, Timestamp};
 use diesel::prelude::*;
 use diesel::result::{DatabaseErrorKind, Error};
+use diesel::sql_types::{Array, BigInt, Nullable, Text};
 
-use crate::columns::{Key, Time};
+use crate::columns::{Id, Key, Moment, Time};
 use crate::connect::{AnyConnection, MultiBackend};
 use crate::deliveries::{AcceptPolicy, Accepted, accept_automatic};
 use crate::error::StoreError;
+use crate::prepared::{column, prepared};
 use crate::schema::runs;
+use crate::secrets::current_secret;
 
 #[derive(Queryable, Selectable, Insertable, AsChangeset)]
 #[diesel(table_name = runs, check_for_backend(MultiBackend), treat_none_as_default_value = false)]
@@ -77,9 +82,62 @@ impl TryFrom<RunRow> for Run {
 
 /// The organization's run of that id.
 pub fn find_run(tx: &mut AnyConnection, org: OrgId, id: RunId) -> Result<Option<Run>, StoreError> {
-    let row: Option<RunRow> =
-        runs::table.find((Key::from(org), Key::from(id))).select(RunRow::as_select()).first(tx).optional()?;
-    row.map(Run::try_from).transpose()
+    find_row(tx, org, id)?.map(Run::try_from).transpose()
+}
+
+fn find_row(tx: &mut AnyConnection, org: OrgId, id: RunId) -> QueryResult<Option<RunRow>> {
+    runs::table.find((Key::from(org), Key::from(id))).select(RunRow::as_select()).first(tx).optional()
+}
+
+type RunSql = (
+    Id,
+    Id,
+    Text,
+    Nullable<Text>,
+    Nullable<BigInt>,
+    Moment,
+    Nullable<Moment>,
+    Nullable<Moment>,
+    Nullable<Text>,
+    Nullable<Text>,
+    Nullable<Text>,
+    Nullable<Text>,
+    Nullable<Text>,
+    Moment,
+);
+
+/// The runs that exist of these, each with the secret that a new delivery of it is to be frozen with.
+pub(crate) fn find_runs_to_deliver(
+    tx: &mut AnyConnection,
+    keys: &[(OrgId, RunId)],
+) -> Result<HashMap<(OrgId, RunId), (Run, Option<SecretId>)>, StoreError> {
+    let rows: Vec<(RunRow, Option<Key>)> = match tx {
+        AnyConnection::Postgres(pg) => prepared::<(RunSql, Nullable<Id>), _>(
+            "SELECT r.org_id, r.id, r.status_code, r.output, r.duration_ms, r.created_at, r.started_at,
+                 r.completed_at, r.callback_url, r.metadata, r.failure_code, r.failure_message,
+                 r.failure_stage_code, r.updated_at, s.id
+             FROM (SELECT DISTINCT org_id, id FROM unnest(?, ?) AS k (org_id, id)) AS k
+             JOIN runs r ON r.org_id = k.org_id AND r.id = k.id
+             LEFT JOIN signing_secrets s ON s.org_id = r.org_id AND s.is_current",
+        )
+        .bind::<Array<Id>, _>(column(keys, |(org, _)| Key::from(*org)))
+        .bind::<Array<Id>, _>(column(keys, |(_, run)| Key::from(*run)))
+        .load(pg)?,
+        AnyConnection::Sqlite(_) => {
+            let mut rows = Vec::with_capacity(keys.len());
+            for (org, run) in keys {
+                if let Some(row) = find_row(tx, *org, *run)? {
+                    rows.push((row, current_secret(tx, *org)?.map(Key::from)));
+                }
+            }
+            rows
+        }
+    };
+    let keyed = |(row, secret): (RunRow, Option<Key>)| {
+        let run = Run::try_from(row)?;
+        Ok(((run.org_id, run.id), (run, secret.map(SecretId::from))))
+    };
+    rows.into_iter().map(keyed).collect()
 }
 
 /// What became of a `PUT` of a run.

@@ -11,6 +11,7 @@ use actix_web::web::{self, Data, Payload, ServiceConfig};
 use actix_web::{HttpRequest, Route};
 use contracts::{ErrorCode, Scope};
 
+use crate::acceptor::Acceptor;
 use crate::auth::{KnownTokens, authenticate};
 use crate::call::{Answer, Call};
 use crate::error::ApiError;
@@ -70,11 +71,15 @@ where
     Fut: Future<Output = Answer> + 'static,
 {
     web::to(
-        move |api: Data<Api>, tokens: Data<KnownTokens>, request: HttpRequest, payload: Payload| async move {
+        move |api: Data<Api>,
+              acceptor: Data<Acceptor>,
+              tokens: Data<KnownTokens>,
+              request: HttpRequest,
+              payload: Payload| async move {
             let org = authenticate(&api, &tokens, &request, scope).await?;
             let body = body::read(&request, payload, api.max_body).await?;
             let request_id = request_id::of(&request);
-            handler(Call { api, org, request_id, request, body }).await
+            handler(Call { api, acceptor, org, request_id, request, body }).await
         },
     )
 }

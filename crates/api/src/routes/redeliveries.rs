@@ -2,7 +2,7 @@
 
 use actix_web::http::StatusCode;
 use contracts::{ErrorCode, FieldError, RunId};
-use store::{Redelivery, redeliver};
+use store::{Redelivery, RedeliveryRequest};
 
 use crate::body::unknown_fields;
 use crate::call::{Answer, Call, json};
@@ -15,11 +15,10 @@ pub(crate) async fn create(call: Call) -> Answer {
     if !unknown.is_empty() {
         return Err(unknown.into());
     }
-    let Call { api, org, request_id, .. } = call;
-    let (policy, asked_by) = (api.accept, request_id.clone());
-    let redelivery = api.store.write(move |tx, now| redeliver(tx, now, &policy, org, run, &asked_by));
+    let Call { api, acceptor, org, request_id, .. } = call;
+    let request = RedeliveryRequest { org_id: org, run_id: run, request_id: request_id.clone() };
     let refused = |kind, msg: &str| FieldError::new(&["path", "run_id"], kind, msg);
-    Err(match redelivery.await? {
+    Err(match acceptor.redeliver(request).await? {
         Redelivery::Accepted(accepted) => {
             api.ring(&accepted, request_id);
             return json(StatusCode::CREATED, &accepted.delivery);

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use contracts::{AttemptNumber, ClaimId, DeliveryId, Job, OrgId, RunId, SecretId, Timestamp};
+use diesel::dsl::AssumeNotNull;
 use diesel::prelude::*;
 use diesel::sql_types::{Array, BigInt, Binary, Integer, Nullable, Text};
 
@@ -12,44 +13,57 @@ use crate::error::StoreError;
 use crate::prepared::{column, prepared};
 use crate::schema::deliveries;
 
-/// An attempt that is ours to make: committed, numbered, leased.
+/// An attempt that some dispatcher holds: numbered, leased, under a claim id.
 #[derive(Clone, Debug, PartialEq)]
 #[allow(missing_docs)]
-pub struct Claimed {
+pub struct HeldAttempt {
     pub delivery_id: DeliveryId,
     pub org_id: OrgId,
     pub run_id: RunId,
-    pub callback_url: String,
-    /// The exact bytes to sign and send.
-    pub payload: Vec<u8>,
-    pub signing_secret_id: Option<SecretId>,
     pub attempt: AttemptNumber,
     pub max_attempts: AttemptNumber,
+    /// The API request that asked for the delivery.
     pub request_id: String,
     pub claim_id: ClaimId,
     pub claimed_at: Timestamp,
 }
 
-/// What every claim statement returns.
-type ClaimedSql = (Id, Id, Id, Text, Binary, Nullable<Id>, Integer, Integer, Text, Id, Moment);
-type ClaimedRow = (Key, Key, Key, String, Vec<u8>, Option<Key>, i32, i32, String, Key, Time);
+/// An attempt that is ours to make, and what to send.
+#[derive(Clone, Debug, PartialEq)]
+#[allow(missing_docs)]
+pub struct Claimed {
+    pub held: HeldAttempt,
+    pub callback_url: String,
+    /// The exact bytes to sign and send.
+    pub payload: Vec<u8>,
+    pub signing_secret_id: Option<SecretId>,
+}
 
-impl Claimed {
-    fn from_row(row: ClaimedRow) -> Claimed {
-        let (id, org, run, callback_url, payload, secret, attempt, max_attempts, request_id, claim, at) = row;
-        Claimed {
-            delivery_id: id.into(),
+/// What every claim statement returns.
+type ClaimedSql = (HeldSql, Text, Binary, Nullable<Id>);
+type HeldSql = (Id, Id, Id, Integer, Integer, Text, Id, Moment);
+type ClaimedRow = (HeldRow, String, Vec<u8>, Option<Key>);
+type HeldRow = (Key, Key, Key, i32, i32, String, Key, Time);
+
+impl HeldAttempt {
+    fn from_row((delivery, org, run, attempt, max_attempts, request_id, claim, at): HeldRow) -> HeldAttempt {
+        HeldAttempt {
+            delivery_id: delivery.into(),
             org_id: org.into(),
             run_id: run.into(),
-            callback_url,
-            payload,
-            signing_secret_id: secret.map(SecretId::from),
             attempt,
             max_attempts,
             request_id,
             claim_id: claim.into(),
             claimed_at: at.into(),
         }
+    }
+}
+
+impl Claimed {
+    fn from_row((held, callback_url, payload, secret): ClaimedRow) -> Claimed {
+        let signing_secret_id = secret.map(SecretId::from);
+        Claimed { held: HeldAttempt::from_row(held), callback_url, payload, signing_secret_id }
     }
 }
 
@@ -82,8 +96,8 @@ pub fn claim_jobs(
                      ORDER BY d.id FOR UPDATE OF d SKIP LOCKED
                  ) AS claimed
                  WHERE d.id = claimed.id
-                 RETURNING d.id, d.org_id, d.run_id, d.callback_url, d.payload, d.signing_secret_id,
-                     d.attempt_count, d.max_attempts, d.request_id, d.claim_id, d.claimed_at",
+                 RETURNING d.id, d.org_id, d.run_id, d.attempt_count, d.max_attempts, d.request_id, d.claim_id,
+                     d.claimed_at, d.callback_url, d.payload, d.signing_secret_id",
             )
             .bind::<Id, _>(claim_id)
             .bind::<Moment, _>(now)
@@ -102,8 +116,8 @@ pub fn claim_jobs(
                          next_attempt_at = NULL, claim_id = ?, claimed_at = ?, wake_at = ?, updated_at = ?
                      WHERE id = ? AND attempt_count = ? AND status_code = 'pending'
                        AND attempt_count < max_attempts AND (attempt_count = 0 OR next_attempt_at <= ?)
-                     RETURNING id, org_id, run_id, callback_url, payload, signing_secret_id,
-                         attempt_count, max_attempts, request_id, claim_id, claimed_at",
+                     RETURNING id, org_id, run_id, attempt_count, max_attempts, request_id, claim_id, claimed_at,
+                         callback_url, payload, signing_secret_id",
                 )
                 .bind::<Id, _>(claim_id)
                 .bind::<Moment, _>(now)
@@ -142,8 +156,8 @@ pub fn claim_due(
                  SELECT id FROM deliveries
                  WHERE wake_at <= ? AND status_code = 'pending' AND attempt_count < max_attempts
                  ORDER BY wake_at LIMIT ? FOR UPDATE SKIP LOCKED))
-             RETURNING id, org_id, run_id, callback_url, payload, signing_secret_id,
-                 attempt_count, max_attempts, request_id, claim_id, claimed_at"
+             RETURNING id, org_id, run_id, attempt_count, max_attempts, request_id, claim_id, claimed_at,
+                 callback_url, payload, signing_secret_id"
         }
         AnyConnection::Sqlite(_) => {
             "UPDATE deliveries SET status_code = 'delivering', attempt_count = attempt_count + 1,
@@ -152,8 +166,8 @@ pub fn claim_due(
                  SELECT id FROM deliveries
                  WHERE wake_at <= ? AND status_code = 'pending' AND attempt_count < max_attempts
                  ORDER BY wake_at LIMIT ?)
-             RETURNING id, org_id, run_id, callback_url, payload, signing_secret_id,
-                 attempt_count, max_attempts, request_id, claim_id, claimed_at"
+             RETURNING id, org_id, run_id, attempt_count, max_attempts, request_id, claim_id, claimed_at,
+                 callback_url, payload, signing_secret_id"
         }
     };
     let rows = prepared::<ClaimedSql, _>(text)
@@ -167,41 +181,40 @@ pub fn claim_due(
     Ok(rows.into_iter().map(Claimed::from_row).collect())
 }
 
+type HeldColumns = (
+    deliveries::id,
+    deliveries::org_id,
+    deliveries::run_id,
+    deliveries::attempt_count,
+    deliveries::max_attempts,
+    deliveries::request_id,
+    AssumeNotNull<deliveries::claim_id>,
+    AssumeNotNull<deliveries::claimed_at>,
+);
+
+/// A held attempt's columns: what is being delivered has a claim, as a CHECK states.
+fn held() -> HeldColumns {
+    (
+        deliveries::id,
+        deliveries::org_id,
+        deliveries::run_id,
+        deliveries::attempt_count,
+        deliveries::max_attempts,
+        deliveries::request_id,
+        deliveries::claim_id.assume_not_null(),
+        deliveries::claimed_at.assume_not_null(),
+    )
+}
+
 /// The attempts held under a claim id: after a claim whose commit had an unknown outcome, these are ours.
 pub fn claimed_under(tx: &mut AnyConnection, claim_id: ClaimId) -> Result<Vec<Claimed>, StoreError> {
     // claim_id has no index of its own; the index on wake_at keeps this to the open deliveries.
     let rows = deliveries::table
         .filter(deliveries::wake_at.is_not_null())
         .filter(deliveries::claim_id.eq(Key::from(claim_id)))
-        .select((
-            deliveries::id,
-            deliveries::org_id,
-            deliveries::run_id,
-            deliveries::callback_url,
-            deliveries::payload,
-            deliveries::signing_secret_id,
-            deliveries::attempt_count,
-            deliveries::max_attempts,
-            deliveries::request_id,
-            deliveries::claim_id.assume_not_null(),
-            deliveries::claimed_at.assume_not_null(),
-        ))
+        .select((held(), deliveries::callback_url, deliveries::payload, deliveries::signing_secret_id))
         .load::<ClaimedRow>(tx)?;
     Ok(rows.into_iter().map(Claimed::from_row).collect())
-}
-
-/// An attempt whose dispatcher did not finish it in time.
-#[derive(Clone, Debug, PartialEq)]
-#[allow(missing_docs)]
-pub struct ExpiredLease {
-    pub delivery_id: DeliveryId,
-    pub org_id: OrgId,
-    pub run_id: RunId,
-    pub attempt: AttemptNumber,
-    pub max_attempts: AttemptNumber,
-    pub request_id: String,
-    pub claim_id: ClaimId,
-    pub claimed_at: Timestamp,
 }
 
 /// Up to `limit` attempts whose lease has ended, oldest first. Nothing is locked: finishing them is fenced by
@@ -210,43 +223,13 @@ pub fn expired_leases(
     tx: &mut AnyConnection,
     now: Timestamp,
     limit: usize,
-) -> Result<Vec<ExpiredLease>, StoreError> {
-    let rows: Vec<(Key, Key, Key, i32, i32, String, Key, Time)> = deliveries::table
+) -> Result<Vec<HeldAttempt>, StoreError> {
+    let rows: Vec<HeldRow> = deliveries::table
         .filter(deliveries::wake_at.le(Time::from(now)))
         .filter(deliveries::status_code.eq("delivering"))
         .order_by(deliveries::wake_at)
         .limit(i64::try_from(limit).unwrap_or(i64::MAX))
-        .select((
-            deliveries::id,
-            deliveries::org_id,
-            deliveries::run_id,
-            deliveries::attempt_count,
-            deliveries::max_attempts,
-            deliveries::request_id,
-            deliveries::claim_id.assume_not_null(),
-            deliveries::claimed_at.assume_not_null(),
-        ))
+        .select(held())
         .load(tx)?;
-    let expired = |(id, org, run, attempt, max_attempts, request_id, claim, at): (
-        Key,
-        Key,
-        Key,
-        _,
-        _,
-        _,
-        Key,
-        Time,
-    )| {
-        ExpiredLease {
-            delivery_id: id.into(),
-            org_id: org.into(),
-            run_id: run.into(),
-            attempt,
-            max_attempts,
-            request_id,
-            claim_id: claim.into(),
-            claimed_at: at.into(),
-        }
-    };
-    Ok(rows.into_iter().map(expired).collect())
+    Ok(rows.into_iter().map(HeldAttempt::from_row).collect())
 }

@@ -1,6 +1,6 @@
 //! Finishing: an attempt's record is written and its delivery moves on, in one transaction for a batch.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use contracts::{AttemptId, AttemptNumber, ClaimId, DeliveryId, FailureReason, Timestamp};
 use diesel::prelude::*;
@@ -64,7 +64,8 @@ pub enum Effect {
     /// Recorded, and the delivery moved on.
     Finished,
     /// It came after its lease had ended and been recorded as `outcome_unknown`: that record now tells what
-    /// happened. `closed` when it was a 2xx and no newer attempt had begun, so the delivery has succeeded.
+    /// happened. `closed` when it was a 2xx and the delivery was waiting, which has succeeded now; if a newer
+    /// attempt is being made, its end closes the delivery.
     Late {
         /// Whether the delivery was closed by it.
         closed: bool,
@@ -80,7 +81,8 @@ pub fn finish(tx: &mut AnyConnection, now: Timestamp, batch: &[Finished]) -> Res
     let is_ours = |result: &Finished| held.get(&result.delivery_id) == Some(&Some(result.claim_id));
     let ours: Vec<&Finished> = batch.iter().filter(|result| is_ours(result)).collect();
     insert_attempts(tx, &ours)?;
-    move_deliveries(tx, now, &ours)?;
+    let accepted = accepted_earlier(tx, &ours)?;
+    move_deliveries(tx, now, &ours, &accepted)?;
     batch
         .iter()
         .map(|result| match held.get(&result.delivery_id) {
@@ -162,28 +164,62 @@ fn insert_attempts(tx: &mut AnyConnection, ours: &[&Finished]) -> Result<(), Sto
     Ok(())
 }
 
-/// A delivery's columns after an attempt, but for its failure.
-struct Next {
+/// Which of the deliveries whose attempt failed have a 2xx on record all the same: that of an earlier attempt, come
+/// late, while this one was being made. They have succeeded and need no further attempt.
+fn accepted_earlier(tx: &mut AnyConnection, ours: &[&Finished]) -> Result<HashSet<DeliveryId>, StoreError> {
+    let failed_again = |r: &&&Finished| r.record.number > 1 && r.settlement != Settlement::Succeeded;
+    let failed_again: Vec<Key> = ours.iter().filter(failed_again).map(|r| r.delivery_id.into()).collect();
+    if failed_again.is_empty() {
+        return Ok(HashSet::new());
+    }
+    let accepted: Vec<Key> = attempts::table
+        .filter(attempts::delivery_id.eq_any(failed_again))
+        .filter(attempts::failure_reason_code.is_null())
+        .select(attempts::delivery_id)
+        .load(tx)?;
+    Ok(accepted.into_iter().map(DeliveryId::from).collect())
+}
+
+/// A delivery's columns after an attempt.
+struct Next<'a> {
     status: &'static str,
     next_attempt_at: Option<Time>,
     completed_at: Option<Time>,
+    reason: Option<&'static str>,
+    detail: Option<&'a str>,
 }
 
-impl Next {
-    fn of(settlement: Settlement, now: Timestamp) -> Next {
+impl Next<'_> {
+    fn of(result: &Finished, accepted_earlier: bool, now: Timestamp) -> Next<'_> {
         let completed_at = Some(Time::from(now));
-        match settlement {
-            Settlement::Succeeded => Next { status: "succeeded", next_attempt_at: None, completed_at },
-            Settlement::Failed => Next { status: "failed", next_attempt_at: None, completed_at },
+        let failed = Next {
+            status: "failed",
+            next_attempt_at: None,
+            completed_at,
+            reason: reason(result),
+            detail: detail(result),
+        };
+        match result.settlement {
+            _ if accepted_earlier => Next { status: "succeeded", reason: None, detail: None, ..failed },
+            Settlement::Succeeded => Next { status: "succeeded", ..failed },
+            Settlement::Failed => failed,
             Settlement::RetryAt(at) => {
-                Next { status: "pending", next_attempt_at: Some(at.into()), completed_at: None }
+                Next { status: "pending", next_attempt_at: Some(at.into()), completed_at: None, ..failed }
             }
         }
     }
 }
 
-fn move_deliveries(tx: &mut AnyConnection, now: Timestamp, ours: &[&Finished]) -> Result<(), StoreError> {
-    let moves: Vec<(&Finished, Next)> = ours.iter().map(|r| (*r, Next::of(r.settlement, now))).collect();
+fn move_deliveries(
+    tx: &mut AnyConnection,
+    now: Timestamp,
+    ours: &[&Finished],
+    accepted_earlier: &HashSet<DeliveryId>,
+) -> Result<(), StoreError> {
+    let moves: Vec<(DeliveryId, Next<'_>)> = ours
+        .iter()
+        .map(|r| (r.delivery_id, Next::of(r, accepted_earlier.contains(&r.delivery_id), now)))
+        .collect();
     let now = Time::from(now);
     match tx {
         AnyConnection::Postgres(pg) => {
@@ -195,16 +231,16 @@ fn move_deliveries(tx: &mut AnyConnection, now: Timestamp, ours: &[&Finished]) -
                  WHERE d.id = r.id",
             )
             .bind::<Moment, _>(now)
-            .bind::<Array<Id>, _>(column(&moves, |(r, _)| Key::from(r.delivery_id)))
+            .bind::<Array<Id>, _>(column(&moves, |(id, _)| Key::from(*id)))
             .bind::<Array<Text>, _>(column(&moves, |(_, next)| next.status))
             .bind::<Array<Nullable<Moment>>, _>(column(&moves, |(_, next)| next.next_attempt_at))
             .bind::<Array<Nullable<Moment>>, _>(column(&moves, |(_, next)| next.completed_at))
-            .bind::<Array<Nullable<Text>>, _>(column(&moves, |(r, _)| reason(r)))
-            .bind::<Array<Nullable<Text>>, _>(column(&moves, |(r, _)| detail(r)))
+            .bind::<Array<Nullable<Text>>, _>(column(&moves, |(_, next)| next.reason))
+            .bind::<Array<Nullable<Text>>, _>(column(&moves, |(_, next)| next.detail))
             .execute(pg)?;
         }
         AnyConnection::Sqlite(sqlite) => {
-            for (r, next) in moves {
+            for (id, next) in moves {
                 prepared::<(), _>(
                     "UPDATE deliveries SET status_code = ?, next_attempt_at = ?, wake_at = ?, completed_at = ?,
                          failure_reason_code = ?, failure_detail = ?, claim_id = NULL, claimed_at = NULL,
@@ -215,10 +251,10 @@ fn move_deliveries(tx: &mut AnyConnection, now: Timestamp, ours: &[&Finished]) -
                 .bind::<Nullable<Moment>, _>(next.next_attempt_at)
                 .bind::<Nullable<Moment>, _>(next.next_attempt_at)
                 .bind::<Nullable<Moment>, _>(next.completed_at)
-                .bind::<Nullable<Text>, _>(reason(r))
-                .bind::<Nullable<Text>, _>(detail(r))
+                .bind::<Nullable<Text>, _>(next.reason)
+                .bind::<Nullable<Text>, _>(next.detail)
                 .bind::<Moment, _>(now)
-                .bind::<Id, _>(Key::from(r.delivery_id))
+                .bind::<Id, _>(Key::from(id))
                 .execute(sqlite)?;
             }
         }
@@ -253,7 +289,6 @@ fn finish_late(tx: &mut AnyConnection, now: Timestamp, result: &Finished) -> Res
     let none = None::<Time>;
     let closed = diesel::update(deliveries::table.find(Key::from(result.delivery_id)))
         .filter(deliveries::status_code.eq("pending"))
-        .filter(deliveries::attempt_count.eq(record.number))
         .set((
             deliveries::status_code.eq("succeeded"),
             deliveries::next_attempt_at.eq(none),

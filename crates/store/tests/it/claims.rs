@@ -36,11 +36,11 @@ async fn a_doorbell_claims_its_attempt_for_one_lease(engine: Engine) {
     let claimed = claim_jobs(&mut stage.conn, stage.now, LEASE, claim_id, &jobs).unwrap().remove(0);
     // The doorbell's organization is not looked at: the row's is what counts.
     assert_eq!(
-        (claimed.org_id, claimed.run_id, claimed.delivery_id),
+        (claimed.held.org_id, claimed.held.run_id, claimed.held.delivery_id),
         (stage.org, delivery.run_id, delivery.id)
     );
-    assert_eq!((claimed.attempt, claimed.max_attempts), (1, POLICY.max_attempts));
-    assert_eq!((claimed.claim_id, claimed.claimed_at), (claim_id, stage.now));
+    assert_eq!((claimed.held.attempt, claimed.held.max_attempts), (1, POLICY.max_attempts));
+    assert_eq!((claimed.held.claim_id, claimed.held.claimed_at), (claim_id, stage.now));
     assert_eq!(
         (&claimed.callback_url, &claimed.payload),
         (&delivery.callback_url, &delivery.payload_bytes.clone().into())
@@ -73,13 +73,13 @@ async fn a_doorbell_for_a_retry_claims_it_only_once_it_is_due(engine: Engine) {
     let first = stage.claimed();
     let due = stage.now + Duration::from_secs(10);
     stage.finish_one(retried(&first, due));
-    let retry = [job(first.delivery_id, 2)];
+    let retry = [job(first.held.delivery_id, 2)];
     stage.now = due - MICROSECOND;
     assert_eq!(stage.claim(&retry), []);
     stage.now = due;
     let claimed = stage.claim(&retry);
-    assert_eq!((claimed[0].attempt, &claimed[0].payload), (2, &first.payload));
-    assert_ne!(claimed[0].claim_id, first.claim_id);
+    assert_eq!((claimed[0].held.attempt, &claimed[0].payload), (2, &first.payload));
+    assert_ne!(claimed[0].held.claim_id, first.held.claim_id);
 }
 
 async fn a_doorbell_beyond_the_budget_claims_nothing(engine: Engine) {
@@ -95,7 +95,7 @@ async fn doorbells_of_one_attempt_claim_it_once_within_a_batch_and_after_it(engi
     let batch = [job(one, 1), job(two, 1), job(one, 1), job(one, 2), job(one, 1)];
     let claimed = stage.claim(&batch);
     assert_eq!(ids(&claimed), [one.min(two), one.max(two)]);
-    assert!(claimed.iter().all(|claimed| claimed.attempt == 1));
+    assert!(claimed.iter().all(|claimed| claimed.held.attempt == 1));
     assert_eq!(stage.claim(&batch), []);
     assert_eq!(stage.delivery(one).attempt_count, 1);
 }
@@ -130,7 +130,7 @@ async fn the_relay_leaves_a_new_delivery_to_its_doorbell_for_the_grace(engine: E
     assert_eq!(stage.claim_due(10), []);
     stage.advance(MICROSECOND);
     let claimed = stage.claim_due(10);
-    assert_eq!((ids(&claimed), claimed[0].attempt), (vec![delivery.id], 1));
+    assert_eq!((ids(&claimed), claimed[0].held.attempt), (vec![delivery.id], 1));
     assert_eq!(stage.micros("deliveries", "wake_at"), (stage.now + LEASE).as_micros());
     assert_eq!(stage.claim(&[job(delivery.id, 1)]), [], "the doorbell that comes late after all");
 }
@@ -165,8 +165,8 @@ async fn the_relay_takes_retries_when_they_fall_due(engine: Engine) {
     assert_eq!(stage.claim_due(10), []);
     stage.now = due;
     let claimed = stage.claim_due(10);
-    assert_eq!((claimed[0].delivery_id, claimed[0].attempt), (first.delivery_id, 2));
-    assert_eq!((claimed[0].claimed_at, &claimed[0].payload), (due, &first.payload));
+    assert_eq!((claimed[0].held.delivery_id, claimed[0].held.attempt), (first.held.delivery_id, 2));
+    assert_eq!((claimed[0].held.claimed_at, &claimed[0].payload), (due, &first.payload));
 }
 
 async fn the_relay_takes_nothing_without_budget_or_on_its_way_or_finished(engine: Engine) {
@@ -216,13 +216,13 @@ async fn what_is_held_under_a_claim_id_can_be_read_back(engine: Engine) {
     stage.advance(GRACE);
     let mut claimed = stage.claim_due(2);
     let others = stage.claim_due(2);
-    let mut held = claimed_under(&mut stage.conn, claimed[0].claim_id).unwrap();
+    let mut held = claimed_under(&mut stage.conn, claimed[0].held.claim_id).unwrap();
     for claims in [&mut claimed, &mut held] {
-        claims.sort_unstable_by_key(|claimed| claimed.delivery_id);
+        claims.sort_unstable_by_key(|claimed| claimed.held.delivery_id);
     }
     assert_eq!((held.len() + others.len(), &held), (due.len(), &claimed));
     stage.finish_one(succeeded(&claimed[0]));
-    assert_eq!(claimed_under(&mut stage.conn, claimed[0].claim_id).unwrap(), claimed[1..]);
+    assert_eq!(claimed_under(&mut stage.conn, claimed[0].held.claim_id).unwrap(), claimed[1..]);
     assert_eq!(claimed_under(&mut stage.conn, ClaimId::new(stage.now)).unwrap(), []);
 }
 
@@ -240,14 +240,14 @@ async fn a_lease_expires_at_its_end_and_not_before(engine: Engine) {
     let lease = &expired[0];
     assert_eq!(
         (lease.delivery_id, lease.org_id, lease.run_id),
-        (claimed.delivery_id, stage.org, claimed.run_id)
+        (claimed.held.delivery_id, stage.org, claimed.held.run_id)
     );
     assert_eq!((lease.attempt, lease.max_attempts), (1, POLICY.max_attempts));
-    assert_eq!((lease.claim_id, lease.claimed_at), (claimed.claim_id, claimed.claimed_at));
-    assert_eq!(lease.request_id, claimed.request_id);
+    assert_eq!((lease.claim_id, lease.claimed_at), (claimed.held.claim_id, claimed.held.claimed_at));
+    assert_eq!(lease.request_id, claimed.held.request_id);
     stage.advance(LEASE);
     let expired: Vec<_> = stage.expired().iter().map(|lease| lease.delivery_id).collect();
-    assert_eq!(expired, [claimed.delivery_id, later.delivery_id], "oldest first");
+    assert_eq!(expired, [claimed.held.delivery_id, later.held.delivery_id], "oldest first");
     stage.finish_one(succeeded(&claimed));
     assert_eq!(stage.expired().len(), 1);
 }

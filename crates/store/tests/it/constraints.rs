@@ -127,7 +127,7 @@ async fn an_attempts_number_is_taken_once(engine: Engine) {
     let mut stage = Stage::new(engine);
     let first = stage.claimed();
     stage.finish_one(retried(&first, stage.now));
-    let second = stage.claim_one(first.delivery_id, 2);
+    let second = stage.claim_one(first.held.delivery_id, 2);
     stage.finish_one(failed(&second));
     refused_as(&DatabaseErrorKind::UniqueViolation, stage.sql("UPDATE attempts SET attempt_number = 1"));
 }

@@ -24,7 +24,8 @@ on_both_engines!(
     a_late_2xx_replaces_outcome_unknown_and_closes_the_waiting_delivery,
     a_late_failure_replaces_outcome_unknown_and_lets_the_delivery_wait,
     a_late_2xx_does_not_reopen_or_change_a_failed_delivery,
-    a_late_2xx_does_not_close_a_delivery_whose_newer_attempt_has_begun,
+    a_late_2xx_closes_a_delivery_that_waits_after_a_newer_attempt,
+    a_late_2xx_during_a_newer_attempt_lets_no_further_one_follow,
     a_late_result_replaces_a_record_once,
     a_late_result_replaces_nothing_but_outcome_unknown,
     outcome_unknown_itself_replaces_nothing,
@@ -38,13 +39,13 @@ async fn a_2xx_ends_the_delivery_as_succeeded(engine: Engine) {
     stage.advance(Duration::from_micros(85_001));
     let result = succeeded(&claimed);
     assert_eq!(stage.finish_one(result.clone()), Effect::Finished);
-    let delivery = stage.delivery(claimed.delivery_id);
+    let delivery = stage.delivery(claimed.held.delivery_id);
     assert_eq!((delivery.status_code, delivery.attempt_count), (DeliveryStatus::Succeeded, 1));
     assert_eq!((delivery.completed_at, delivery.next_attempt_at), (Some(stage.now), None));
     assert_eq!((delivery.failure_reason_code, delivery.failure_detail), (None, None));
     let attempt = &delivery.attempts[0];
-    assert_eq!((attempt.id, attempt.delivery_id), (result.record.id, claimed.delivery_id));
-    assert_eq!((attempt.attempt_number, attempt.created_at), (1, claimed.claimed_at));
+    assert_eq!((attempt.id, attempt.delivery_id), (result.record.id, claimed.held.delivery_id));
+    assert_eq!((attempt.attempt_number, attempt.created_at), (1, claimed.held.claimed_at));
     assert_eq!((attempt.status_code, attempt.response_time_ms), (Some(200), Some(200)));
     assert_eq!((attempt.response_body.as_deref(), &attempt.error_message), (Some("answer 200"), &None));
 }
@@ -54,7 +55,7 @@ async fn a_failure_with_budget_left_waits_for_its_retry(engine: Engine) {
     let claimed = stage.claimed();
     let retry_at = stage.now + Duration::from_secs(10);
     assert_eq!(stage.finish_one(retried(&claimed, retry_at)), Effect::Finished);
-    let delivery = stage.delivery(claimed.delivery_id);
+    let delivery = stage.delivery(claimed.held.delivery_id);
     assert_eq!((delivery.status_code, delivery.attempt_count), (DeliveryStatus::Pending, 1));
     assert_eq!((delivery.completed_at, delivery.next_attempt_at), (None, Some(retry_at)));
     assert_eq!(delivery.failure_reason_code, Some(FailureReason::HttpError));
@@ -70,7 +71,7 @@ async fn a_failure_without_budget_ends_the_delivery_as_failed(engine: Engine) {
         stage.finish_one(finished(&claimed, Some(FailureReason::Gone), Settlement::Failed)),
         Effect::Finished
     );
-    let delivery = stage.delivery(claimed.delivery_id);
+    let delivery = stage.delivery(claimed.held.delivery_id);
     assert_eq!(
         (delivery.status_code, delivery.failure_reason_code),
         (DeliveryStatus::Failed, Some(FailureReason::Gone))
@@ -83,10 +84,10 @@ async fn a_success_clears_the_failures_before_it(engine: Engine) {
     let mut stage = Stage::new(engine);
     let first = stage.claimed();
     stage.finish_one(retried(&first, stage.now));
-    let second = stage.claim_one(first.delivery_id, 2);
-    assert_eq!(stage.delivery(first.delivery_id).failure_reason_code, Some(FailureReason::HttpError));
+    let second = stage.claim_one(first.held.delivery_id, 2);
+    assert_eq!(stage.delivery(first.held.delivery_id).failure_reason_code, Some(FailureReason::HttpError));
     stage.finish_one(succeeded(&second));
-    let delivery = stage.delivery(first.delivery_id);
+    let delivery = stage.delivery(first.held.delivery_id);
     assert_eq!((delivery.failure_reason_code, delivery.failure_detail), (None, None));
     assert!(delivery.attempts[0].error_message.is_some() && delivery.attempts[1].error_message.is_none());
 }
@@ -127,7 +128,7 @@ async fn every_failure_reason_can_be_recorded(engine: Engine) {
     ] {
         let claimed = stage.claimed();
         stage.finish_one(finished(&claimed, Some(reason), Settlement::Failed));
-        let delivery = stage.delivery(claimed.delivery_id);
+        let delivery = stage.delivery(claimed.held.delivery_id);
         assert_eq!(delivery.failure_reason_code, Some(reason));
         assert!(delivery.attempts[0].error_message.as_ref().unwrap().starts_with(&format!("{reason}: ")));
     }
@@ -136,19 +137,19 @@ async fn every_failure_reason_can_be_recorded(engine: Engine) {
 async fn a_result_under_another_claim_changes_nothing(engine: Engine) {
     let mut stage = Stage::new(engine);
     let claimed = stage.claimed();
-    let before = stage.delivery(claimed.delivery_id);
+    let before = stage.delivery(claimed.held.delivery_id);
     stage.advance(Duration::from_secs(1));
     let mut stray = succeeded(&claimed);
     stray.claim_id = ClaimId::new(stage.now);
     assert_eq!(stage.finish_one(stray), Effect::Dropped);
-    assert_eq!(stage.delivery(claimed.delivery_id), before);
+    assert_eq!(stage.delivery(claimed.held.delivery_id), before);
 
     // Of the attempt before, whose result is known, while the next is on its way.
     stage.finish_one(retried(&claimed, stage.now));
-    stage.claim_one(claimed.delivery_id, 2);
-    let before = stage.delivery(claimed.delivery_id);
+    stage.claim_one(claimed.held.delivery_id, 2);
+    let before = stage.delivery(claimed.held.delivery_id);
     assert_eq!(stage.finish_one(succeeded(&claimed)), Effect::Dropped);
-    assert_eq!(stage.delivery(claimed.delivery_id), before);
+    assert_eq!(stage.delivery(claimed.held.delivery_id), before);
 }
 
 async fn the_same_result_again_changes_nothing(engine: Engine) {
@@ -156,10 +157,10 @@ async fn the_same_result_again_changes_nothing(engine: Engine) {
     for result in [succeeded, failed, |claimed: &_| retried(claimed, crate::stage::start())] {
         let claimed = stage.claimed();
         assert_eq!(stage.finish_one(result(&claimed)), Effect::Finished);
-        let before = stage.delivery(claimed.delivery_id);
+        let before = stage.delivery(claimed.held.delivery_id);
         stage.advance(Duration::from_secs(1));
         assert_eq!(stage.finish_one(result(&claimed)), Effect::Dropped);
-        assert_eq!(stage.delivery(claimed.delivery_id), before);
+        assert_eq!(stage.delivery(claimed.held.delivery_id), before);
     }
 }
 
@@ -169,11 +170,11 @@ async fn a_batch_is_answered_in_its_order(engine: Engine) {
     stage.lose(&closing);
     let overtaken = stage.claimed();
     stage.lose(&overtaken);
-    stage.claim_one(overtaken.delivery_id, 2);
+    stage.claim_one(overtaken.held.delivery_id, 2);
     let [good, bad, last, known, vanished] = std::array::from_fn(|_| stage.claimed());
     stage.finish_one(succeeded(&known));
     stage
-        .sql(&format!("DELETE FROM deliveries WHERE claim_id = {}", stage.literal(vanished.claim_id.0)))
+        .sql(&format!("DELETE FROM deliveries WHERE claim_id = {}", stage.literal(vanished.held.claim_id.0)))
         .unwrap();
     let retry_at = stage.now + LEASE;
 
@@ -193,8 +194,9 @@ async fn a_batch_is_answered_in_its_order(engine: Engine) {
         let (batch, effects): (Vec<_>, Vec<_>) = results.into_iter().unzip();
         diesel::Connection::begin_test_transaction(&mut stage.conn).unwrap();
         assert_eq!(stage.finish(&batch), effects);
-        let status =
-            |stage: &mut Stage, claimed: &::store::Claimed| stage.delivery(claimed.delivery_id).status_code;
+        let status = |stage: &mut Stage, claimed: &::store::Claimed| {
+            stage.delivery(claimed.held.delivery_id).status_code
+        };
         let statuses =
             [&closing, &good, &known, &overtaken, &bad, &last].map(|claimed| status(&mut stage, claimed));
         use DeliveryStatus::*;
@@ -211,7 +213,7 @@ async fn a_batch_that_is_refused_leaves_nothing_behind(engine: Engine) {
     let (now, batch) = (stage.now, vec![succeeded(&good), unacceptable]);
     let refused = stage.store().await.write(move |tx, _| ::store::finish(tx, now, &batch)).await;
     assert!(!refused.unwrap_err().is_outage());
-    assert_eq!(stage.delivery(good.delivery_id).status_code, DeliveryStatus::Delivering);
+    assert_eq!(stage.delivery(good.held.delivery_id).status_code, DeliveryStatus::Delivering);
     assert_eq!(stage.number("SELECT count(*) FROM attempts"), 0);
     assert_eq!(stage.finish_one(succeeded(&good)), Effect::Finished);
 }
@@ -233,13 +235,13 @@ async fn a_late_2xx_replaces_outcome_unknown_and_closes_the_waiting_delivery(eng
     let mut stage = Stage::new(engine);
     let claimed = stage.claimed();
     stage.lose(&claimed);
-    let lost = stage.delivery(claimed.delivery_id);
+    let lost = stage.delivery(claimed.held.delivery_id);
     assert_eq!(lost.failure_reason_code, Some(FailureReason::OutcomeUnknown));
     assert!(lost.attempts[0].error_message.as_ref().unwrap().starts_with("outcome_unknown: "));
 
     stage.advance(Duration::from_secs(3));
     assert_eq!(stage.finish_one(succeeded(&claimed)), Effect::Late { closed: true });
-    let closed = stage.delivery(claimed.delivery_id);
+    let closed = stage.delivery(claimed.held.delivery_id);
     assert_eq!((closed.status_code, closed.attempt_count), (DeliveryStatus::Succeeded, 1));
     assert_eq!((closed.completed_at, closed.next_attempt_at), (Some(stage.now), None));
     assert_eq!(
@@ -249,12 +251,12 @@ async fn a_late_2xx_replaces_outcome_unknown_and_closes_the_waiting_delivery(eng
     let attempt = &closed.attempts[0];
     assert_eq!(
         (attempt.id, attempt.created_at),
-        (lost.attempts[0].id, claimed.claimed_at),
+        (lost.attempts[0].id, claimed.held.claimed_at),
         "the same record"
     );
     assert_eq!((attempt.status_code, attempt.response_time_ms), (Some(200), Some(200)));
     assert_eq!((attempt.response_body.as_deref(), &attempt.error_message), (Some("answer 200"), &None));
-    assert_eq!(stage.claim(&[job(claimed.delivery_id, 2)]), []);
+    assert_eq!(stage.claim(&[job(claimed.held.delivery_id, 2)]), []);
     stage.advance(LEASE);
     assert_eq!(stage.claim_due(10), []);
 }
@@ -263,10 +265,10 @@ async fn a_late_failure_replaces_outcome_unknown_and_lets_the_delivery_wait(engi
     let mut stage = Stage::new(engine);
     let claimed = stage.claimed();
     stage.lose(&claimed);
-    let lost = stage.delivery(claimed.delivery_id);
+    let lost = stage.delivery(claimed.held.delivery_id);
     let late = retried(&claimed, stage.now + LEASE);
     assert_eq!(stage.finish_one(late), Effect::Late { closed: false });
-    let known = stage.delivery(claimed.delivery_id);
+    let known = stage.delivery(claimed.held.delivery_id);
     assert_eq!(known.attempts[0].error_message.as_deref(), Some("http_error: http_error it was"));
     assert_eq!(without_attempts(&known), without_attempts(&lost), "it waits for what it waited for");
 }
@@ -280,30 +282,43 @@ async fn a_late_2xx_does_not_reopen_or_change_a_failed_delivery(engine: Engine) 
     let claimed = stage.claimed();
     stage.advance(LEASE);
     stage.finish_one(finished(&claimed, Some(FailureReason::OutcomeUnknown), Settlement::Failed));
-    let failed = stage.delivery(claimed.delivery_id);
+    let failed = stage.delivery(claimed.held.delivery_id);
     stage.advance(Duration::from_secs(1));
     assert_eq!(stage.finish_one(succeeded(&claimed)), Effect::Late { closed: false });
-    let known = stage.delivery(claimed.delivery_id);
+    let known = stage.delivery(claimed.held.delivery_id);
     assert_eq!(known.attempts[0].status_code, Some(200));
     assert_eq!(without_attempts(&known), without_attempts(&failed));
 }
 
-async fn a_late_2xx_does_not_close_a_delivery_whose_newer_attempt_has_begun(engine: Engine) {
+async fn a_late_2xx_closes_a_delivery_that_waits_after_a_newer_attempt(engine: Engine) {
     let mut stage = Stage::new(engine);
-    for newer_has_failed in [false, true] {
+    let first = stage.claimed();
+    stage.lose(&first);
+    let second = stage.claim_one(first.held.delivery_id, 2);
+    stage.finish_one(retried(&second, stage.now));
+    assert_eq!(stage.finish_one(succeeded(&first)), Effect::Late { closed: true });
+    let delivery = stage.delivery(first.held.delivery_id);
+    assert_eq!((delivery.status_code, delivery.failure_reason_code), (DeliveryStatus::Succeeded, None));
+    assert_eq!(delivery.attempts[1].status_code, Some(503));
+}
+
+async fn a_late_2xx_during_a_newer_attempt_lets_no_further_one_follow(engine: Engine) {
+    let mut stage = Stage::new(engine);
+    let end = |second: &Claimed, now, retry| if retry { retried(second, now) } else { failed(second) };
+    for retry in [true, false] {
         let first = stage.claimed();
         stage.lose(&first);
-        let second = stage.claim_one(first.delivery_id, 2);
-        if newer_has_failed {
-            stage.finish_one(retried(&second, stage.now));
-        }
-        let before = stage.delivery(first.delivery_id);
-        stage.advance(Duration::from_secs(1));
+        let second = stage.claim_one(first.held.delivery_id, 2);
+        let before = stage.delivery(first.held.delivery_id);
         assert_eq!(stage.finish_one(succeeded(&first)), Effect::Late { closed: false });
-        let known = stage.delivery(first.delivery_id);
+        let known = stage.delivery(first.held.delivery_id);
         assert_eq!(known.attempts[0].status_code, Some(200));
-        assert_eq!(known.attempts[1..], before.attempts[1..]);
-        assert_eq!(without_attempts(&known), without_attempts(&before));
+        assert_eq!(without_attempts(&known), without_attempts(&before), "the newer attempt goes on");
+
+        stage.finish_one(end(&second, stage.now, retry));
+        let ended = stage.delivery(first.held.delivery_id);
+        assert_eq!((ended.status_code, ended.failure_reason_code), (DeliveryStatus::Succeeded, None));
+        assert_eq!((ended.attempts.len(), ended.attempts[1].status_code), (2, Some(503)));
     }
 }
 
@@ -312,9 +327,9 @@ async fn a_late_result_replaces_a_record_once(engine: Engine) {
     let claimed = stage.claimed();
     stage.lose(&claimed);
     assert_eq!(stage.finish_one(retried(&claimed, stage.now)), Effect::Late { closed: false });
-    let before = stage.delivery(claimed.delivery_id);
+    let before = stage.delivery(claimed.held.delivery_id);
     assert_eq!(stage.finish_one(succeeded(&claimed)), Effect::Dropped);
-    assert_eq!(stage.delivery(claimed.delivery_id), before);
+    assert_eq!(stage.delivery(claimed.held.delivery_id), before);
 }
 
 async fn a_late_result_replaces_nothing_but_outcome_unknown(engine: Engine) {
@@ -323,9 +338,9 @@ async fn a_late_result_replaces_nothing_but_outcome_unknown(engine: Engine) {
     for reason in [HttpError, Timeout, ConnectionError, SigningUnavailable, Superseded, Gone, Erased] {
         let claimed = stage.claimed();
         stage.finish_one(finished(&claimed, Some(reason), Settlement::RetryAt(stage.now)));
-        let before = stage.delivery(claimed.delivery_id);
+        let before = stage.delivery(claimed.held.delivery_id);
         assert_eq!(stage.finish_one(succeeded(&claimed)), Effect::Dropped);
-        assert_eq!(stage.delivery(claimed.delivery_id), before);
+        assert_eq!(stage.delivery(claimed.held.delivery_id), before);
     }
 }
 
@@ -335,12 +350,12 @@ async fn outcome_unknown_itself_replaces_nothing(engine: Engine) {
     stage.finish_one(retried(&known, stage.now));
     stage.lose(&lost);
     for claimed in [known, lost] {
-        let before = stage.delivery(claimed.delivery_id);
+        let before = stage.delivery(claimed.held.delivery_id);
         stage.advance(Duration::from_secs(1));
         let mut unknown = finished(&claimed, Some(FailureReason::OutcomeUnknown), Settlement::Failed);
         unknown.record.id = AttemptId::new(stage.now);
         assert_eq!(stage.finish_one(unknown), Effect::Dropped);
-        assert_eq!(stage.delivery(claimed.delivery_id), before);
+        assert_eq!(stage.delivery(claimed.held.delivery_id), before);
     }
 }
 
@@ -366,7 +381,7 @@ async fn a_response_body_of_odd_characters_is_kept(engine: Engine) {
             result.record.response_body = Some(body.to_owned());
             result.record.response_time_ms = Some(i64::MAX);
             assert_ne!(stage.finish_one(result), Effect::Dropped);
-            let attempt = stage.delivery(claimed.delivery_id).attempts.remove(0);
+            let attempt = stage.delivery(claimed.held.delivery_id).attempts.remove(0);
             assert_eq!(
                 (attempt.response_body.as_deref(), attempt.response_time_ms),
                 (Some(body), Some(i64::MAX))

@@ -158,8 +158,8 @@ impl<'a> History<'a> {
     /// Somebody who comes back with a result: mostly a recent claim, often one given up as lost, sometimes any.
     fn some_claim(&mut self) -> Option<Claimed> {
         let lost = |claimed: &&Claimed| {
-            let number = usize::try_from(claimed.attempt).unwrap();
-            self.known[&claimed.delivery_id].attempts.get(number - 1).is_some_and(is_unknown)
+            let number = usize::try_from(claimed.held.attempt).unwrap();
+            self.known[&claimed.held.delivery_id].attempts.get(number - 1).is_some_and(is_unknown)
         };
         let kind = self.rng.random_range(0..10);
         let candidates: Vec<&Claimed> = match kind {
@@ -177,8 +177,11 @@ impl<'a> History<'a> {
         }
         let gone = self.rng.random_bool(0.05);
         let reason = if gone { FailureReason::Gone } else { FailureReason::HttpError };
-        let settlement =
-            if gone { Settlement::Failed } else { self.next(claimed.attempt, claimed.max_attempts) };
+        let settlement = if gone {
+            Settlement::Failed
+        } else {
+            self.next(claimed.held.attempt, claimed.held.max_attempts)
+        };
         finished(claimed, Some(reason), settlement)
     }
 
@@ -196,8 +199,8 @@ impl<'a> History<'a> {
         expired.sort_by_key(|lease| self.known[&lease.delivery_id].created_at);
         for lease in expired {
             assert!(self.claims.iter().any(|claimed| {
-                (claimed.claim_id, claimed.delivery_id) == (lease.claim_id, lease.delivery_id)
-                    && (claimed.attempt, claimed.claimed_at) == (lease.attempt, lease.claimed_at)
+                (claimed.held.claim_id, claimed.held.delivery_id) == (lease.claim_id, lease.delivery_id)
+                    && (claimed.held.attempt, claimed.held.claimed_at) == (lease.attempt, lease.claimed_at)
             }));
             assert!(lease.claimed_at + LEASE <= self.stage.now, "expired too early");
             let settlement = self.next(lease.attempt, lease.max_attempts);
@@ -208,18 +211,16 @@ impl<'a> History<'a> {
     }
 
     fn note(&mut self, mut claimed: Vec<Claimed>) {
-        claimed.sort_by_key(|claimed| self.known[&claimed.delivery_id].created_at);
+        claimed.sort_by_key(|claimed| self.known[&claimed.held.delivery_id].created_at);
         for claimed in claimed {
-            let (id, number) = (claimed.delivery_id, claimed.attempt);
+            let (id, number) = (claimed.held.delivery_id, claimed.held.attempt);
             assert!(self.claimed.insert((id, number)), "I5: attempt {number} of {id} claimed twice");
             let before = &self.known[&id];
             assert_eq!(before.status_code, DeliveryStatus::Pending, "I7: claimed while not waiting");
             assert_eq!(number, before.attempt_count + 1, "I3: {before:?}");
             assert!(number <= POLICY.max_attempts, "I3: beyond the budget");
-            // The exception to I7 is a 2xx that came late, when a newer attempt had begun: it changes its record only.
-            let last = before.attempts.last();
             assert!(
-                last.is_none_or(|last| last.error_message.is_some()),
+                before.attempts.iter().all(|attempt| attempt.error_message.is_some()),
                 "I7: claimed after a success: {before:?}"
             );
             assert!(
@@ -279,7 +280,7 @@ impl<'a> History<'a> {
             let results: Vec<_> = claimed
                 .iter()
                 .map(|claimed| {
-                    let settlement = self.next(claimed.attempt, claimed.max_attempts);
+                    let settlement = self.next(claimed.held.attempt, claimed.held.max_attempts);
                     finished(claimed, Some(FailureReason::HttpError), settlement)
                 })
                 .collect();
@@ -342,7 +343,7 @@ async fn dispatcher(
             Ok::<_, StoreError>((now, claimed, expired_leases(tx, now, 10)?))
         };
         let (now, mut claimed, expired) = store.write(claim).await.unwrap();
-        claimed_by_me.extend(claimed.iter().map(|claimed| (claimed.delivery_id, claimed.attempt)));
+        claimed_by_me.extend(claimed.iter().map(|claimed| (claimed.held.delivery_id, claimed.held.attempt)));
 
         let next = |attempt, max| if attempt < max { Settlement::RetryAt(now) } else { Settlement::Failed };
         let mut batches =
@@ -357,7 +358,7 @@ async fn dispatcher(
                 .map(|claimed| match rng.random_bool(0.3) {
                     true => finished(claimed, None, Settlement::Succeeded),
                     false => {
-                        let settlement = next(claimed.attempt, claimed.max_attempts);
+                        let settlement = next(claimed.held.attempt, claimed.held.max_attempts);
                         finished(claimed, Some(FailureReason::HttpError), settlement)
                     }
                 })

@@ -87,7 +87,7 @@ async fn a_new_delivery_starts_from_nothing(engine: Engine) {
     assert!(delivery.attempts.is_empty());
     assert_eq!(delivery, stage.delivery(delivery.id));
     let claimed = stage.claim(&[job(delivery.id, 1)]);
-    assert_eq!(claimed[0].request_id, "req-redelivery");
+    assert_eq!(claimed[0].held.request_id, "req-redelivery");
 }
 
 async fn the_payload_is_frozen_from_the_runs_present_state(engine: Engine) {
@@ -117,7 +117,7 @@ async fn the_policy_of_the_moment_is_frozen(engine: Engine) {
     let delivery = accepted(redeliver(&mut stage.conn, stage.now, &compact, stage.org, run, "req").unwrap());
     assert!(delivery.payload_bytes.starts_with(r#"{"event":"run.completed","run_id":""#));
     let claimed = stage.claim_one(delivery.id, 1);
-    assert_eq!((claimed.attempt, claimed.max_attempts), (1, 1));
+    assert_eq!((claimed.held.attempt, claimed.held.max_attempts), (1, 1));
 }
 
 async fn a_runs_deliveries_are_listed_newest_first_with_their_attempts(engine: Engine) {

@@ -59,7 +59,7 @@ async fn every_moment_of_a_delivery_keeps_its_microseconds(engine: Engine) {
 
     stage.advance(std::time::Duration::from_micros(1_000_001));
     let (claimed_at, claimed) = (stage.now, stage.claim_one(delivery.id, 1));
-    assert_eq!(claimed.claimed_at, claimed_at);
+    assert_eq!(claimed.held.claimed_at, claimed_at);
     assert_eq!(stage.micros("deliveries", "claimed_at"), claimed_at.as_micros());
     assert_eq!(stage.micros("deliveries", "wake_at"), (claimed_at + LEASE).as_micros());
     assert_eq!(stage.delivery(delivery.id).updated_at, claimed_at);
@@ -105,7 +105,7 @@ async fn ids_keep_all_their_bits(engine: Engine) {
     let jobs = [crate::stage::job(delivery.id, 1)];
     let claimed = ::store::claim_jobs(&mut stage.conn, stage.now, LEASE, under, &jobs).unwrap();
     assert_eq!(
-        (claimed[0].claim_id, claimed[0].delivery_id, claimed[0].org_id),
+        (claimed[0].held.claim_id, claimed[0].held.delivery_id, claimed[0].held.org_id),
         (under, delivery.id, stage.org)
     );
     let unknown = finished(&claimed[0], Some(FailureReason::Timeout), Settlement::Failed);
@@ -147,5 +147,5 @@ async fn a_payload_keeps_any_bytes(engine: Engine) {
     stage.advance(GRACE);
     let claimed = stage.claim_due(1);
     assert_eq!(claimed[0].payload, every_byte);
-    assert_eq!(claimed_under(&mut stage.conn, claimed[0].claim_id).unwrap(), claimed);
+    assert_eq!(claimed_under(&mut stage.conn, claimed[0].held.claim_id).unwrap(), claimed);
 }

@@ -4,8 +4,8 @@
 use std::time::Duration;
 
 use ::store::{
-    AcceptPolicy, AnyConnection, AttemptRecord, Claimed, Clock, DatabaseUrl, Deliver, Effect, ExpiredLease,
-    Failure, Finished, RecordedRun, Redelivery, Settlement, Store, StoreError, claim_due, claim_jobs,
+    AcceptPolicy, AnyConnection, AttemptRecord, Claimed, Clock, DatabaseUrl, Deliver, Effect, Failure,
+    Finished, HeldAttempt, RecordedRun, Redelivery, Settlement, Store, StoreError, claim_due, claim_jobs,
     create_organization, expired_leases, find_delivery, find_run, finish, record_run, redeliver,
 };
 use contracts::{
@@ -128,7 +128,7 @@ impl Stage {
         claim_due(&mut self.conn, self.now, LEASE, ClaimId::new(self.now), limit).unwrap()
     }
 
-    pub(crate) fn expired(&mut self) -> Vec<ExpiredLease> {
+    pub(crate) fn expired(&mut self) -> Vec<HeldAttempt> {
         expired_leases(&mut self.conn, self.now, 100).unwrap()
     }
 
@@ -244,23 +244,23 @@ pub(crate) fn finished(claimed: &Claimed, reason: Option<FailureReason>, settlem
         Some(_) => None,
     };
     Finished {
-        delivery_id: claimed.delivery_id,
-        claim_id: claimed.claim_id,
+        delivery_id: claimed.held.delivery_id,
+        claim_id: claimed.held.claim_id,
         record: AttemptRecord {
-            id: AttemptId::new(claimed.claimed_at),
-            number: claimed.attempt,
+            id: AttemptId::new(claimed.held.claimed_at),
+            number: claimed.held.attempt,
             failure: reason.map(|reason| Failure { reason, detail: format!("{reason} it was") }),
             status_code,
             response_body: status_code.map(|status| format!("answer {status}")),
             response_time_ms: status_code.map(i64::from),
-            claimed_at: claimed.claimed_at,
+            claimed_at: claimed.held.claimed_at,
         },
         settlement,
     }
 }
 
 /// What the relay records of a lease that has ended.
-pub(crate) fn lost(lease: &ExpiredLease, settlement: Settlement) -> Finished {
+pub(crate) fn lost(lease: &HeldAttempt, settlement: Settlement) -> Finished {
     let failure = Failure { reason: FailureReason::OutcomeUnknown, detail: "the lease ended".into() };
     Finished {
         delivery_id: lease.delivery_id,
@@ -291,7 +291,7 @@ pub(crate) fn failed(claimed: &Claimed) -> Finished {
 }
 
 pub(crate) fn ids(claimed: &[Claimed]) -> Vec<DeliveryId> {
-    let mut ids: Vec<_> = claimed.iter().map(|claimed| claimed.delivery_id).collect();
+    let mut ids: Vec<_> = claimed.iter().map(|claimed| claimed.held.delivery_id).collect();
     ids.sort_unstable();
     ids
 }
