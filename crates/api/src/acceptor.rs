@@ -49,8 +49,8 @@ async fn run(store: Store, policy: AcceptPolicy, mut waiting: mpsc::Receiver<Wai
     }
 }
 
-/// A batch that is refused, other than by an outage, is accepted one by one: a run that can't be read must not fail
-/// the requests beside it.
+/// A batch that is refused for what is in it is accepted one by one: a run that can't be read must not fail the
+/// requests beside it.
 async fn accept(
     store: &Store,
     policy: AcceptPolicy,
@@ -58,16 +58,20 @@ async fn accept(
 ) -> Vec<Result<Redelivery, StoreError>> {
     match accept_together(store, policy, requests.clone()).await {
         Ok(answers) => answers.into_iter().map(Ok).collect(),
-        Err(error) if requests.len() == 1 => vec![Err(error)],
-        Err(error) => {
+        Err(error) if error.is_outage() || requests.len() == 1 => {
+            let why = error.to_string();
+            let away = requests
+                .iter()
+                .skip(1)
+                .map(|_| Err(StoreError::Unavailable(why.clone())))
+                .collect::<Vec<_>>();
+            std::iter::once(Err(error)).chain(away).collect()
+        }
+        Err(_) => {
             let mut answers = Vec::with_capacity(requests.len());
             for request in requests {
-                answers.push(match &error {
-                    StoreError::Unavailable(why) => Err(StoreError::Unavailable(why.clone())),
-                    _ => accept_together(store, policy, vec![request])
-                        .await
-                        .map(|mut answers| answers.remove(0)),
-                });
+                let alone = accept_together(store, policy, vec![request]).await;
+                answers.push(alone.map(|mut answers| answers.remove(0)));
             }
             answers
         }

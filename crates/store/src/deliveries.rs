@@ -14,7 +14,7 @@ use crate::columns::{Id, Key, Moment, Time};
 use crate::connect::{AnyConnection, MultiBackend};
 use crate::error::StoreError;
 use crate::prepared::{column, prepared};
-use crate::runs::{find_run, find_runs_to_deliver};
+use crate::runs::{RunToDeliver, find_run, find_runs_to_deliver};
 use crate::schema::{attempts, deliveries};
 use crate::secrets::current_secret;
 
@@ -95,10 +95,11 @@ pub fn redeliver_batch(
     for (place, request) in requests.iter().enumerate() {
         let answer = match known.get(&(request.org_id, request.run_id)) {
             None => Some(Redelivery::RunNotFound),
-            Some((run, _)) if !run.status_code.is_terminal() => {
+            Some(RunToDeliver { run, .. }) if !run.status_code.is_terminal() => {
                 Some(Redelivery::RunNotTerminal(run.status_code))
             }
-            Some((run, secret)) => match build(now, policy, run, *secret, IsAutomatic(false))? {
+            Some(RunToDeliver { run, secret }) => match build(now, policy, run, *secret, IsAutomatic(false))?
+            {
                 None => Some(Redelivery::CallbackUrlMissing),
                 Some(delivery) => {
                     open.push((place, delivery));

@@ -106,11 +106,17 @@ type RunSql = (
     Moment,
 );
 
-/// The runs that exist of these, each with the secret that a new delivery of it is to be frozen with.
+/// A run, and the secret that a new delivery of it is to be frozen with.
+pub(crate) struct RunToDeliver {
+    pub(crate) run: Run,
+    pub(crate) secret: Option<SecretId>,
+}
+
+/// The runs that exist of these.
 pub(crate) fn find_runs_to_deliver(
     tx: &mut AnyConnection,
     keys: &[(OrgId, RunId)],
-) -> Result<HashMap<(OrgId, RunId), (Run, Option<SecretId>)>, StoreError> {
+) -> Result<HashMap<(OrgId, RunId), RunToDeliver>, StoreError> {
     let rows: Vec<(RunRow, Option<Key>)> = match tx {
         AnyConnection::Postgres(pg) => prepared::<(RunSql, Nullable<Id>), _>(
             "SELECT r.org_id, r.id, r.status_code, r.output, r.duration_ms, r.created_at, r.started_at,
@@ -135,7 +141,7 @@ pub(crate) fn find_runs_to_deliver(
     };
     let keyed = |(row, secret): (RunRow, Option<Key>)| {
         let run = Run::try_from(row)?;
-        Ok(((run.org_id, run.id), (run, secret.map(SecretId::from))))
+        Ok(((run.org_id, run.id), RunToDeliver { run, secret: secret.map(SecretId::from) }))
     };
     rows.into_iter().map(keyed).collect()
 }

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use ::store::{Effect, Settlement};
+use ::store::{Claimed, Effect, Settlement};
 use contracts::{AttemptId, ClaimId, Delivery, DeliveryStatus, FailureReason};
 use testkit::Engine;
 
