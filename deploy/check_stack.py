@@ -55,11 +55,19 @@ def completed(run_ids):
     return found
 
 
+def docker(*arguments):
+    command = ["docker", *arguments]
+    return subprocess.run(command, check=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True).stdout
+
+
+def log(container):
+    return docker("logs", os.environ[container])
+
+
 def arrivals():
     """What the receiver printed: per webhook-id, each callback as (body, verdict)."""
-    log = subprocess.run(["docker", "logs", os.environ["RECEIVER"]], capture_output=True, check=True, text=True).stdout
     found = collections.defaultdict(list)
-    for callback in log.split("POST /")[1:]:
+    for callback in log("RECEIVER").split("POST /")[1:]:
         lines = [line.strip() for line in callback.splitlines()]
         webhook_id = next(line for line in lines if line.startswith("webhook-id: ")).split(": ")[1]
         body = next(line for line in lines if line.startswith("{"))
@@ -99,17 +107,19 @@ redelivering = [pool.submit(redeliver, run) for run in runs]
 concurrent.futures.wait(redelivering[: RUNS // 2])
 left = sum(not one.done() for one in redelivering)
 assert left, "the load was over before a dispatcher could be stopped"
-subprocess.run(["docker", "stop", "--time", "30", os.environ["DISPATCHER"]], check=True, capture_output=True)
+docker("stop", "--time", "30", os.environ["DISPATCHER"])
 concurrent.futures.wait(redelivering)
 check(completed(runs), 2 * RUNS)
 seconds = time.monotonic() - started
 
-state = ["docker", "inspect", "--format", "{{.State.ExitCode}}", os.environ["DISPATCHER"]]
-exit_code = subprocess.run(state, check=True, capture_output=True, text=True).stdout.strip()
+exit_code = docker("inspect", "--format", "{{.State.ExitCode}}", os.environ["DISPATCHER"]).strip()
 assert exit_code == "0", f"the stopped dispatcher ended with {exit_code}"
-log = subprocess.run(["docker", "logs", os.environ["DISPATCHER"]], capture_output=True, check=True, text=True)
-assert "nothing left in flight" in log.stdout + log.stderr, "the stopped dispatcher did not finish its work"
-print(f"{RUNS} redeliveries in {seconds:.1f} s, one dispatcher stopped with {left} still to ask for: each arrived once")
+last_words = log("DISPATCHER").partition('"message":"stopping"')[2]
+finished = last_words.count('"message":"attempt"')
+assert finished, "the stopped dispatcher had nothing in flight"
+assert "nothing left in flight" in last_words, "the stopped dispatcher did not finish its work"
+print(f"{RUNS} redeliveries in {seconds:.1f} s, each arrived once; one dispatcher was stopped with {left} still to be")
+print(f"asked for, and finished the {finished} it had in flight")
 
 for run in blocked:
     delivery = deliveries(run)[0]

@@ -88,7 +88,7 @@ mod tests {
     fn a_long_body_is_cut_between_characters() {
         let body = format!("{}€{}", "x".repeat(SHOWN_BODY_BYTES - 1), "y".repeat(1000));
         let text = pretty(&received(body.as_bytes()));
-        assert!(text.contains("x… 1402 bytes\n"), "{text}");
+        assert!(text.contains("x… 2002 bytes\n"), "{text}");
     }
 
     #[test]

@@ -69,6 +69,10 @@ impl Stack {
             egress: options.egress,
             settings: options.dispatcher,
         };
+        tokio::spawn({
+            let (store, shutdown) = (dispatcher.store.clone(), shutdown.clone());
+            async move { store.keep_clock_aligned(shutdown).await }
+        });
         Ok(Stack {
             addr,
             api: tokio::spawn(api::run(listener, api, WORKERS, shutdown.clone())),

@@ -23,10 +23,8 @@ const SLOWEST_SAMPLE: Duration = Duration::from_millis(100);
 
 impl Clock {
     /// This host's clock, until [`Clock::align`] is told better.
-    #[expect(clippy::disallowed_methods, reason = "the one place where the wall clock is read")]
     pub fn system() -> Clock {
-        let wall = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
-        Clock(Arc::new(Source::System { offset: AtomicI64::new(micros(wall) - micros(since_boot())) }))
+        Clock(Arc::new(Source::System { offset: AtomicI64::new(host_offset()) }))
     }
 
     /// A clock that stands still until it is set.
@@ -57,6 +55,13 @@ impl Clock {
         }
     }
 
+    /// Takes over this host's time, which may have been set since.
+    pub fn align_with_host(&self) {
+        if let Source::System { offset } = &*self.0 {
+            offset.store(host_offset(), Ordering::Relaxed);
+        }
+    }
+
     /// Takes over the database's time: it said `theirs` between `asked` and `answered` of [`Clock::monotonic`].
     /// Answers whether the sample was good enough to use.
     pub fn align(&self, theirs: Timestamp, asked: Duration, answered: Duration) -> bool {
@@ -68,6 +73,13 @@ impl Clock {
         offset.store(theirs.as_micros() - micros(asked + round_trip / 2), Ordering::Relaxed);
         true
     }
+}
+
+/// What this host's clock is ahead of the time since boot, in microseconds.
+#[expect(clippy::disallowed_methods, reason = "the one place where the wall clock is read")]
+fn host_offset() -> i64 {
+    let wall = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+    micros(wall) - micros(since_boot())
 }
 
 fn since_boot() -> Duration {

@@ -4,6 +4,7 @@
 //! [`Store::write`] and [`Store::read`] move it to a blocking thread and put one transaction around it. A test
 //! may call the same functions one by one.
 
+mod accept;
 mod clock;
 mod columns;
 mod connect;
@@ -20,12 +21,12 @@ mod secrets;
 mod store;
 mod tokens;
 
+pub use accept::{
+    AcceptPolicy, Accepted, Redelivery, RedeliveryRequest, insert_delivery, redeliver, redeliver_batch,
+};
 pub use clock::Clock;
 pub use connect::{AnyConnection, DatabaseUrl, DatabaseUrlError};
-pub use deliveries::{
-    AcceptPolicy, Accepted, Redelivery, RedeliveryRequest, count_deliveries, deliveries_of_run,
-    find_delivery, insert_delivery, redeliver, redeliver_batch,
-};
+pub use deliveries::{count_deliveries, deliveries_of_run, find_delivery};
 pub use engine::claim::{Claimed, HeldAttempt, claim_due, claim_jobs, claimed_under, expired_leases};
 pub use engine::finish::{AttemptRecord, Effect, Failure, Finished, Settlement, finish};
 pub use error::StoreError;

@@ -7,9 +7,9 @@ use diesel::prelude::*;
 use diesel::result::{DatabaseErrorKind, Error};
 use diesel::sql_types::{Array, BigInt, Nullable, Text};
 
+use crate::accept::{AcceptPolicy, Accepted, accept_automatic};
 use crate::columns::{Id, Key, Moment, Time};
 use crate::connect::{AnyConnection, MultiBackend};
-use crate::deliveries::{AcceptPolicy, Accepted, accept_automatic};
 use crate::error::StoreError;
 use crate::prepared::{column, prepared};
 use crate::schema::runs;

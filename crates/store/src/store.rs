@@ -110,8 +110,11 @@ impl Store {
         let clock = self.clock.clone();
         self.readers
             .run(move |conn| {
-                // SQLite's clock is this host's.
-                let AnyConnection::Postgres(conn) = conn else { return Ok(()) };
+                let AnyConnection::Postgres(conn) = conn else {
+                    // SQLite's clock is this host's.
+                    clock.align_with_host();
+                    return Ok(());
+                };
                 let asked = clock.monotonic();
                 let micros: i64 = diesel::select(diesel::dsl::sql::<diesel::sql_types::BigInt>(
                     "(extract(epoch FROM clock_timestamp()) * 1000000)::bigint",

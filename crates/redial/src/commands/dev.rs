@@ -15,6 +15,7 @@ use tokio::sync::mpsc::unbounded_channel;
 use uuid::Uuid;
 
 use crate::examples;
+use crate::keys;
 use crate::settings::Settings;
 use crate::signals;
 use crate::stack::{Options, Stack, Tenant, make_tenant, open_store};
@@ -62,7 +63,7 @@ pub(crate) async fn run(settings: &Settings, args: Args) -> Result<()> {
                 format!("cannot listen on {}: stop what does, or give --receiver", args.receiver)
             })?;
 
-    let keyring = own_keyring(&args.data_dir.join("secrets.key"))?;
+    let keyring = own_keyring(&args.data_dir.join(keys::FILE))?;
     let store = open_store(&args.data_dir).await?;
     let dev_json = args.data_dir.join("dev.json");
     let known: Option<Dev> =
@@ -146,8 +147,7 @@ fn own_keyring(path: &Path) -> Result<Keyring> {
     if !path.exists() {
         write_private(path, Keyring::generate("dev").as_bytes())?;
     }
-    let key = std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
-    Keyring::parse(&[key.trim()]).with_context(|| format!("{} does not hold a key", path.display()))
+    keys::read(path)
 }
 
 /// Replaces a file in one step by one that only its owner can read.

@@ -247,8 +247,9 @@ impl<'a> History<'a> {
             assert_eq!(numbers, expected, "I3: {delivery:?}");
             assert!(delivery.attempt_count <= delivery.max_attempts, "I3: {delivery:?}");
             if delivery.status_code == DeliveryStatus::Succeeded {
-                let last = delivery.attempts.last().expect("an attempt");
-                assert_eq!((last.status_code, &last.error_message), (Some(200), &None), "I6: {delivery:?}");
+                let accepted =
+                    |attempt: &Attempt| attempt.status_code == Some(200) && attempt.error_message.is_none();
+                assert!(delivery.attempts.iter().any(accepted), "I6: {delivery:?}");
             }
         }
         for (id, before) in &self.known {

@@ -1,0 +1,302 @@
+//! Accepting deliveries: redeliveries that are asked for, and the automatic one of a run that ends.
+
+use std::collections::HashSet;
+use std::time::Duration;
+
+use contracts::{
+    AttemptNumber, CallbackPayload, Delivery, DeliveryId, DeliveryStatus, InFlight, OrgId, PayloadFormat,
+    Run, RunId, RunStatus, SecretId, Timestamp,
+};
+use diesel::prelude::*;
+use diesel::sql_types::{Array, Binary, Integer, Nullable, Text};
+
+use crate::columns::{Id, Key, Moment, Time};
+use crate::connect::AnyConnection;
+use crate::error::StoreError;
+use crate::prepared::{column, prepared};
+use crate::runs::{RunToDeliver, find_runs_to_deliver};
+use crate::schema::deliveries;
+use crate::secrets::current_secret;
+
+/// How long a new delivery is left to its doorbell before the relay takes it.
+const DOORBELL_GRACE: Duration = Duration::from_secs(2);
+
+/// What is fixed on a delivery when it is accepted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct AcceptPolicy {
+    /// The most attempts it will have.
+    pub max_attempts: AttemptNumber,
+    /// How its payload is written.
+    pub payload_format: PayloadFormat,
+}
+
+/// A delivery that was accepted in this transaction: once it commits, ring for it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Accepted {
+    /// Its organization.
+    pub org_id: OrgId,
+    /// As it stands, with no attempts yet.
+    pub delivery: Delivery,
+}
+
+/// The answer to a request for a redelivery. Only `Accepted` changes anything.
+#[derive(Debug, PartialEq)]
+pub enum Redelivery {
+    /// A new delivery is on its way.
+    Accepted(Accepted),
+    /// No such run in this organization.
+    RunNotFound,
+    /// The run has not ended.
+    RunNotTerminal(RunStatus),
+    /// The run names no URL.
+    CallbackUrlMissing,
+    /// Another delivery of the run is open.
+    InFlight(InFlight),
+}
+
+/// A request for a redelivery.
+#[derive(Clone, Debug)]
+pub struct RedeliveryRequest {
+    /// The caller's organization.
+    pub org_id: OrgId,
+    /// The run whose callback is to be sent again.
+    pub run_id: RunId,
+    /// The API request that asks for it.
+    pub request_id: String,
+}
+
+/// Accepts a redelivery: [`redeliver_batch`] of one.
+pub fn redeliver(
+    tx: &mut AnyConnection,
+    now: Timestamp,
+    policy: &AcceptPolicy,
+    org: OrgId,
+    run: RunId,
+    request_id: &str,
+) -> Result<Redelivery, StoreError> {
+    let request = RedeliveryRequest { org_id: org, run_id: run, request_id: request_id.to_owned() };
+    let mut answers = redeliver_batch(tx, now, policy, &[request])?;
+    Ok(answers.pop().expect("an answer for each request"))
+}
+
+/// Accepts redeliveries: for each request a new delivery with a payload built from its run's current state, or why
+/// not, in the requests' order. The partial unique index is the judge of "in flight" (contract section 3,
+/// "Redelivery guards"), between the requests of a batch, too.
+pub fn redeliver_batch(
+    tx: &mut AnyConnection,
+    now: Timestamp,
+    policy: &AcceptPolicy,
+    requests: &[RedeliveryRequest],
+) -> Result<Vec<Redelivery>, StoreError> {
+    let keys: Vec<(OrgId, RunId)> = requests.iter().map(|request| (request.org_id, request.run_id)).collect();
+    let known = find_runs_to_deliver(tx, &keys)?;
+    let mut answers = Vec::with_capacity(requests.len());
+    let mut open = Vec::new();
+    for (place, request) in requests.iter().enumerate() {
+        let answer = match known.get(&(request.org_id, request.run_id)) {
+            None => Some(Redelivery::RunNotFound),
+            Some(RunToDeliver { run, .. }) if !run.status_code.is_terminal() => {
+                Some(Redelivery::RunNotTerminal(run.status_code))
+            }
+            Some(RunToDeliver { run, secret }) => match build(now, policy, run, *secret, IsAutomatic(false))?
+            {
+                None => Some(Redelivery::CallbackUrlMissing),
+                Some(delivery) => {
+                    open.push((place, delivery));
+                    None
+                }
+            },
+        };
+        answers.push(answer);
+    }
+    // In one order everywhere, so that two batches can't wait for each other.
+    open.sort_unstable_by_key(|(place, _)| keys[*place]);
+    while !open.is_empty() {
+        let rows: Vec<_> = open.iter().map(|(place, delivery)| (&requests[*place], delivery)).collect();
+        let inserted = insert_unless_in_flight(tx, &rows)?;
+        let mut left = Vec::new();
+        for (place, delivery) in open {
+            let org_id = requests[place].org_id;
+            if inserted.contains(&delivery.id) {
+                answers[place] = Some(Redelivery::Accepted(Accepted { org_id, delivery }));
+            } else if let Some(in_flight) = in_flight(tx, org_id, delivery.run_id)? {
+                answers[place] = Some(Redelivery::InFlight(in_flight));
+            } else {
+                // It ended in between: the way is free.
+                left.push((place, delivery));
+            }
+        }
+        open = left;
+    }
+    Ok(answers.into_iter().map(|answer| answer.expect("every request is answered by now")).collect())
+}
+
+/// Accepts the one automatic delivery of a run that has just become terminal, if it names a URL.
+pub(crate) fn accept_automatic(
+    tx: &mut AnyConnection,
+    now: Timestamp,
+    policy: &AcceptPolicy,
+    run: &Run,
+    request_id: &str,
+) -> Result<Option<Accepted>, StoreError> {
+    let secret = current_secret(tx, run.org_id)?;
+    let Some(delivery) = build(now, policy, run, secret, IsAutomatic(true))? else { return Ok(None) };
+    insert_delivery(tx, run.org_id, &delivery, request_id)?;
+    Ok(Some(Accepted { org_id: run.org_id, delivery }))
+}
+
+struct IsAutomatic(bool);
+
+/// The delivery that `run` calls for, its payload frozen. None when it names no URL.
+fn build(
+    now: Timestamp,
+    policy: &AcceptPolicy,
+    run: &Run,
+    signing_secret_id: Option<SecretId>,
+    IsAutomatic(is_automatic): IsAutomatic,
+) -> Result<Option<Delivery>, StoreError> {
+    let Some(callback_url) = run.callback_url.clone() else { return Ok(None) };
+    let payload = CallbackPayload::of(run).map_err(|error| StoreError::corrupt("a run", &error))?;
+    Ok(Some(Delivery {
+        id: DeliveryId::new(now),
+        run_id: run.id,
+        callback_url,
+        payload_bytes: payload.to_text(policy.payload_format),
+        signing_secret_id,
+        is_automatic,
+        status_code: DeliveryStatus::Pending,
+        failure_reason_code: None,
+        failure_detail: None,
+        attempt_count: 0,
+        max_attempts: policy.max_attempts,
+        next_attempt_at: Some(now),
+        created_at: now,
+        updated_at: now,
+        completed_at: None,
+        attempts: Vec::new(),
+    }))
+}
+
+/// Inserts the new deliveries but those whose run has an open one, and answers which were inserted.
+fn insert_unless_in_flight(
+    tx: &mut AnyConnection,
+    rows: &[(&RedeliveryRequest, &Delivery)],
+) -> QueryResult<HashSet<DeliveryId>> {
+    let Some((_, Delivery { max_attempts, created_at, .. })) = rows.first() else {
+        return Ok(HashSet::new());
+    };
+    let (now, wake_at) = (Time::from(*created_at), Time::from(*created_at + DOORBELL_GRACE));
+    let inserted: Vec<Key> = match tx {
+        AnyConnection::Postgres(pg) => prepared::<Id, _>(
+            "INSERT INTO deliveries (id, org_id, run_id, callback_url, payload, signing_secret_id, request_id,
+                 is_automatic, status_code, attempt_count, max_attempts, next_attempt_at, wake_at, created_at,
+                 updated_at)
+             SELECT r.*, FALSE, 'pending', 0, ?, ?, ?, ?, ? FROM unnest(?, ?, ?, ?, ?, ?, ?) AS r
+             ON CONFLICT (org_id, run_id) WHERE completed_at IS NULL DO NOTHING
+             RETURNING id",
+        )
+        .bind::<Integer, _>(*max_attempts)
+        .bind::<Moment, _>(now)
+        .bind::<Moment, _>(wake_at)
+        .bind::<Moment, _>(now)
+        .bind::<Moment, _>(now)
+        .bind::<Array<Id>, _>(column(rows, |(_, delivery)| Key::from(delivery.id)))
+        .bind::<Array<Id>, _>(column(rows, |(request, _)| Key::from(request.org_id)))
+        .bind::<Array<Id>, _>(column(rows, |(_, delivery)| Key::from(delivery.run_id)))
+        .bind::<Array<Text>, _>(column(rows, |(_, delivery)| delivery.callback_url.as_str()))
+        .bind::<Array<Binary>, _>(column(rows, |(_, delivery)| delivery.payload_bytes.as_bytes()))
+        .bind::<Array<Nullable<Id>>, _>(column(rows, |(_, delivery)| delivery.signing_secret_id.map(Key::from)))
+        .bind::<Array<Text>, _>(column(rows, |(request, _)| request.request_id.as_str()))
+        .load(pg)?,
+        AnyConnection::Sqlite(sqlite) => {
+            let mut inserted = Vec::with_capacity(rows.len());
+            for (request, delivery) in rows {
+                let id: Option<Key> = prepared::<Id, _>(
+                    "INSERT INTO deliveries (id, org_id, run_id, callback_url, payload, signing_secret_id,
+                         request_id, is_automatic, status_code, attempt_count, max_attempts, next_attempt_at,
+                         wake_at, created_at, updated_at)
+                     VALUES (?, ?, ?, ?, ?, ?, ?, FALSE, 'pending', 0, ?, ?, ?, ?, ?)
+                     ON CONFLICT (org_id, run_id) WHERE completed_at IS NULL DO NOTHING
+                     RETURNING id",
+                )
+                .bind::<Id, _>(Key::from(delivery.id))
+                .bind::<Id, _>(Key::from(request.org_id))
+                .bind::<Id, _>(Key::from(delivery.run_id))
+                .bind::<Text, _>(delivery.callback_url.as_str())
+                .bind::<Binary, _>(delivery.payload_bytes.as_bytes())
+                .bind::<Nullable<Id>, _>(delivery.signing_secret_id.map(Key::from))
+                .bind::<Text, _>(request.request_id.as_str())
+                .bind::<Integer, _>(*max_attempts)
+                .bind::<Moment, _>(now)
+                .bind::<Moment, _>(wake_at)
+                .bind::<Moment, _>(now)
+                .bind::<Moment, _>(now)
+                .get_result(sqlite)
+                .optional()?;
+                inserted.extend(id);
+            }
+            inserted
+        }
+    };
+    Ok(inserted.into_iter().map(DeliveryId::from).collect())
+}
+
+/// Inserts a new delivery; a unique violation when another one of its run is open.
+pub fn insert_delivery(
+    tx: &mut AnyConnection,
+    org: OrgId,
+    delivery: &Delivery,
+    request_id: &str,
+) -> QueryResult<()> {
+    diesel::insert_into(deliveries::table)
+        .values(NewDeliveryRow {
+            id: delivery.id.into(),
+            org_id: org.into(),
+            run_id: delivery.run_id.into(),
+            callback_url: &delivery.callback_url,
+            payload: delivery.payload_bytes.as_bytes(),
+            signing_secret_id: delivery.signing_secret_id.map(Key::from),
+            is_automatic: delivery.is_automatic,
+            status_code: delivery.status_code.into(),
+            attempt_count: 0,
+            max_attempts: delivery.max_attempts,
+            next_attempt_at: delivery.next_attempt_at.map(Time::from),
+            wake_at: (delivery.created_at + DOORBELL_GRACE).into(),
+            request_id,
+            created_at: delivery.created_at.into(),
+            updated_at: delivery.updated_at.into(),
+        })
+        .execute(tx)
+        .map(drop)
+}
+
+#[derive(Insertable)]
+#[diesel(table_name = deliveries, treat_none_as_default_value = false)]
+struct NewDeliveryRow<'a> {
+    id: Key,
+    org_id: Key,
+    run_id: Key,
+    callback_url: &'a str,
+    payload: &'a [u8],
+    signing_secret_id: Option<Key>,
+    is_automatic: bool,
+    status_code: &'static str,
+    attempt_count: i32,
+    max_attempts: i32,
+    next_attempt_at: Option<Time>,
+    wake_at: Time,
+    request_id: &'a str,
+    created_at: Time,
+    updated_at: Time,
+}
+
+fn in_flight(tx: &mut AnyConnection, org: OrgId, run: RunId) -> QueryResult<Option<InFlight>> {
+    let row: Option<(Key, Option<Time>)> = deliveries::table
+        .filter(deliveries::org_id.eq(Key::from(org)))
+        .filter(deliveries::run_id.eq(Key::from(run)))
+        .filter(deliveries::completed_at.is_null())
+        .select((deliveries::id, deliveries::next_attempt_at))
+        .first(tx)
+        .optional()?;
+    Ok(row.map(|(id, next)| InFlight { delivery_id: id.into(), next_attempt_at: next.map(Timestamp::from) }))
+}
