@@ -107,7 +107,7 @@ redelivering = [pool.submit(redeliver, run) for run in runs]
 concurrent.futures.wait(redelivering[: RUNS // 2])
 left = sum(not one.done() for one in redelivering)
 assert left, "the load was over before a dispatcher could be stopped"
-docker("stop", "--time", "30", os.environ["DISPATCHER"])
+docker("stop", "-t", "30", os.environ["DISPATCHER"])
 concurrent.futures.wait(redelivering)
 check(completed(runs), 2 * RUNS)
 seconds = time.monotonic() - started

@@ -8,12 +8,13 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 use contracts::{OrgId, RunId, SigningSecret};
-use receiver::{Receiver, pretty};
+use receiver::Receiver;
 use serde::{Deserialize, Serialize};
 use store::{AcceptPolicy, Deliver, Keyring, Store, StoreError, TokenText, authenticate, record_run};
 use tokio::sync::mpsc::unbounded_channel;
 use uuid::Uuid;
 
+use crate::commands::listen::print_arrivals;
 use crate::examples;
 use crate::keys;
 use crate::settings::Settings;
@@ -56,7 +57,7 @@ pub(crate) async fn run(settings: &Settings, args: Args) -> Result<()> {
     }
     let listener = TcpListener::bind(args.listen)
         .with_context(|| format!("cannot listen on {}: stop what does, or give --listen", args.listen))?;
-    let (sink, mut arrivals) = unbounded_channel();
+    let (sink, arrivals) = unbounded_channel();
     let receiver =
         Receiver::bind(args.receiver, receiver::Options { sink: Some(sink), ..Default::default() })
             .with_context(|| {
@@ -113,16 +114,7 @@ pub(crate) async fn run(settings: &Settings, args: Args) -> Result<()> {
     write_private(&dev_json, &serde_json::to_vec_pretty(&dev)?)?;
     greet(&dev, &args.data_dir)?;
 
-    let print = async {
-        while let Some(received) = arrivals.recv().await {
-            writeln!(io::stdout(), "{}", pretty(&received))?;
-        }
-        io::Result::Ok(())
-    };
-    tokio::select! {
-        printed = print => printed?,
-        _ = stopped => {}
-    }
+    print_arrivals(arrivals, stopped).await?;
     stack.stop().await?;
     receiver.stop().await;
     Ok(())

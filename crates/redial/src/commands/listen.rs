@@ -5,8 +5,8 @@ use std::net::SocketAddr;
 
 use anyhow::Context;
 use contracts::SigningSecret;
-use receiver::{HELP, Options, Receiver, pretty};
-use tokio::sync::mpsc::unbounded_channel;
+use receiver::{HELP, Options, Received, Receiver, pretty};
+use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 
 use crate::signals;
 
@@ -24,21 +24,29 @@ pub(crate) struct Args {
 
 pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
     let stopped = signals::stop();
-    let (sink, mut arrivals) = unbounded_channel();
+    let (sink, arrivals) = unbounded_channel();
     let receiver =
         Receiver::bind(args.addr, Options { secrets: args.secrets, sink: Some(sink), ..Options::default() })
             .with_context(|| format!("cannot listen on {}", args.addr))?;
     writeln!(io::stdout(), "listening on {}\n", receiver.url(""))?;
+    print_arrivals(arrivals, stopped).await?;
+    receiver.stop().await;
+    Ok(())
+}
+
+/// Prints each callback until `stopped`.
+pub(crate) async fn print_arrivals(
+    mut arrivals: UnboundedReceiver<Received>,
+    stopped: impl Future<Output = &'static str>,
+) -> io::Result<()> {
     let print = async {
         while let Some(received) = arrivals.recv().await {
             writeln!(io::stdout(), "{}", pretty(&received))?;
         }
-        io::Result::Ok(())
+        Ok(())
     };
     tokio::select! {
-        printed = print => printed?,
-        _ = stopped => {}
+        printed = print => printed,
+        _ = stopped => Ok(()),
     }
-    receiver.stop().await;
-    Ok(())
 }

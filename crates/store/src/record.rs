@@ -1,0 +1,99 @@
+//! Recording runs, as the run engine tells of them.
+
+use contracts::{JsonText, OrgId, Run, RunId, RunStatus, RunUpdate, Timestamp};
+use diesel::prelude::*;
+use diesel::result::{DatabaseErrorKind, Error};
+
+use crate::accept::{AcceptPolicy, Accepted, accept_automatic};
+use crate::columns::{Key, Time};
+use crate::connect::AnyConnection;
+use crate::error::StoreError;
+use crate::runs::{RunRow, find_run};
+use crate::schema::runs;
+
+/// What became of a `PUT` of a run.
+#[derive(Debug)]
+pub enum RecordedRun {
+    /// The run is new.
+    Created(Run, Option<Accepted>),
+    /// The run was known, and is now as shown.
+    Updated(Run, Option<Accepted>),
+    /// The run has ended with this other status, which never changes.
+    StatusConflict(RunStatus),
+}
+
+/// Whether a run that ends is to be announced.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Deliver {
+    /// By one automatic delivery, if it has a `callback_url`.
+    Automatically,
+    /// Not at all: history is being imported.
+    Never,
+}
+
+/// Records a run (contract section 3, "Run object"): creates it, replaces it while it is not terminal, and of a
+/// terminal one takes only a fresh `output`. The first record that makes it terminal creates its one automatic
+/// delivery, in the same transaction.
+pub fn record_run(
+    tx: &mut AnyConnection,
+    now: Timestamp,
+    policy: &AcceptPolicy,
+    deliver: Deliver,
+    run: (OrgId, RunId),
+    update: &RunUpdate,
+    request_id: &str,
+) -> Result<RecordedRun, StoreError> {
+    let (org, id) = run;
+    // Each turn ends, or finds that someone else has just inserted or ended the run.
+    loop {
+        let Some(known) = find_run(tx, org, id)? else {
+            let run = update.clone().into_run(org, id, now);
+            let inserted =
+                tx.transaction(|tx| diesel::insert_into(runs::table).values(RunRow::from(&run)).execute(tx));
+            match inserted {
+                Err(Error::DatabaseError(DatabaseErrorKind::UniqueViolation, _)) => continue,
+                other => other?,
+            };
+            let accepted = announce(tx, now, policy, deliver, &run, request_id)?;
+            return Ok(RecordedRun::Created(run, accepted));
+        };
+        if known.status_code.is_terminal() {
+            if known.status_code != update.status_code {
+                return Ok(RecordedRun::StatusConflict(known.status_code));
+            }
+            let run = Run { output: update.output.clone(), updated_at: now, ..known };
+            diesel::update(runs::table.find((Key::from(org), Key::from(id))))
+                .set((
+                    runs::output.eq(run.output.as_ref().map(JsonText::as_str)),
+                    runs::updated_at.eq(Time::from(now)),
+                ))
+                .execute(tx)?;
+            return Ok(RecordedRun::Updated(run, None));
+        }
+        // A run keeps the moment it was first recorded at, unless told another.
+        let created_at = update.created_at.unwrap_or(known.created_at);
+        let run = Run { created_at, ..update.clone().into_run(org, id, now) };
+        let still_open = diesel::update(runs::table.find((Key::from(org), Key::from(id))))
+            .filter(runs::status_code.eq_any(["queued", "dispatching", "running"]))
+            .set(RunRow::from(&run))
+            .execute(tx)?;
+        if still_open == 1 {
+            let accepted = announce(tx, now, policy, deliver, &run, request_id)?;
+            return Ok(RecordedRun::Updated(run, accepted));
+        }
+    }
+}
+
+fn announce(
+    tx: &mut AnyConnection,
+    now: Timestamp,
+    policy: &AcceptPolicy,
+    deliver: Deliver,
+    run: &Run,
+    request_id: &str,
+) -> Result<Option<Accepted>, StoreError> {
+    if deliver == Deliver::Never || !run.status_code.is_terminal() {
+        return Ok(None);
+    }
+    accept_automatic(tx, now, policy, run, request_id)
+}
