@@ -46,7 +46,9 @@ fn a_demo_ended_by_a_signal_at_any_point_leaves_nothing_behind() {
             let mut running = cli.spawn(&["demo"]);
             running.printed(point);
             running.signal(signal);
-            assert_eq!(running.ended(), 1, "{signal} at {point:?}");
+            // Towards its end it may be done before the signal arrives.
+            let code = running.ended();
+            assert!(code == 1 || (code == 0 && point == "3. "), "{code} after {signal} at {point:?}");
             assert_eq!(leftovers(&cli), [""; 0], "{signal} at {point:?}");
         }
     }
