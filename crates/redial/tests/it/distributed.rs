@@ -74,7 +74,7 @@ async fn killing_purging_and_restarting_the_broker_under_load_loses_nothing() {
 }
 
 /// Nothing lost: every accepted delivery succeeded. Nothing hidden: every arrival is an attempt on record, no attempt
-/// arrived twice, and a delivery that arrived more than once has an `outcome_unknown` that explains it.
+/// arrived twice, and a delivery that arrived more than once has an attempt without an answer that explains it.
 async fn prove(mut system: System, accepted: Vec<Value>) {
     let mut settled = Vec::new();
     for delivery in &accepted {
@@ -96,11 +96,10 @@ async fn prove(mut system: System, accepted: Vec<Value>) {
         let numbers: Vec<_> =
             attempts.iter().map(|attempt| attempt["attempt_number"].as_u64().unwrap()).collect();
         assert_eq!(numbers, (1..=attempts.len() as u64).collect::<Vec<_>>(), "numbered without gaps");
-        let unknown = attempts.iter().filter(|attempt| {
-            attempt["error_message"].as_str().is_some_and(|message| message.starts_with("outcome_unknown"))
-        });
+        // An attempt without an answer on record may have reached the receiver all the same.
+        let unanswered = attempts.iter().filter(|attempt| attempt["status_code"].is_null()).count();
         let received = &arrived[delivery["id"].as_str().unwrap()];
-        assert!(received.len() <= 1 + unknown.count(), "an unexplained duplicate: {delivery}");
+        assert!(received.len() <= 1 + unanswered, "an unexplained duplicate: {delivery}");
         assert!(
             received.iter().all(|one| one.body == delivery["payload_bytes"].as_str().unwrap().as_bytes())
         );
