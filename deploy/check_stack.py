@@ -48,7 +48,7 @@ def completed(run_ids):
         histories = dict(zip(waiting, pool.map(deliveries, waiting)))
         waiting = [run for run, history in histories.items() if any(not one["completed_at"] for one in history)]
         found += [one for run, history in histories.items() if run not in waiting for one in history]
-        if time.monotonic() > deadline:
+        if waiting and time.monotonic() > deadline:
             stuck = [histories[run] for run in waiting]
             raise SystemExit(f"{len(stuck)} runs have open deliveries, such as {json.dumps(stuck[0], indent=1)}")
         time.sleep(0.2)
