@@ -39,10 +39,15 @@ enum Turn {
     Relay,
 }
 
-/// What a claim found.
+/// What a claim's transaction found: attempts that are ours now, and attempts that nobody finished in time.
+type Found = (Vec<Claimed>, Vec<HeldAttempt>);
+
+/// The same, with the time.
 struct Batch {
     claimed: Vec<Claimed>,
     expired: Vec<HeldAttempt>,
+    /// When the claim was begun, on the clock's monotonic time: the leases count from here at the latest.
+    since: Duration,
 }
 
 impl Intake {
@@ -62,7 +67,6 @@ impl Intake {
                     () = sleep_until(look_at) => Turn::Relay,
                 }
             };
-            let claim_from = self.attempts.clock.monotonic();
             let claim_id = ClaimId::new(self.attempts.clock.now());
             let batch = match turn {
                 Turn::Doorbells(messages) => {
@@ -72,10 +76,10 @@ impl Intake {
                     let batch = self
                         .claim(&shutdown, claim_id, move |tx, now| {
                             let claimed = claim_jobs(tx, now, lease, claim_id, &jobs)?;
-                            Ok(Batch { claimed, expired: Vec::new() })
+                            Ok((claimed, Vec::new()))
                         })
                         .await;
-                    // The leases have taken over. When no claim came about, the messages go back unacknowledged.
+                    // The leases have taken over. At a shutdown the messages go back unacknowledged.
                     if batch.is_some() {
                         messages.into_iter().for_each(Message::ack);
                     }
@@ -87,7 +91,7 @@ impl Intake {
                     let batch = self
                         .claim(&shutdown, claim_id, move |tx, now| {
                             let expired = expired_leases(tx, now, BATCH)?;
-                            Ok(Batch { claimed: claim_due(tx, now, lease, claim_id, room)?, expired })
+                            Ok((claim_due(tx, now, lease, claim_id, room)?, expired))
                         })
                         .await;
                     let more =
@@ -96,10 +100,10 @@ impl Intake {
                     batch
                 }
             };
-            let Some(batch) = batch else { continue };
+            let Some(batch) = batch else { break };
             for claimed in batch.claimed {
                 let slot = slots.split(1).expect("no more is claimed than there are slots");
-                let (attempts, lease_end) = (self.attempts.clone(), claim_from + self.lease);
+                let (attempts, lease_end) = (self.attempts.clone(), batch.since + self.lease);
                 self.in_flight.spawn(async move { attempts.make(claimed, lease_end, slot).await });
             }
             for lease in batch.expired {
@@ -120,23 +124,27 @@ impl Intake {
     }
 
     /// Claims in one transaction, again and again while the database is away; meanwhile nothing is pulled from
-    /// the queue. None when a shutdown ends the waiting or the database refuses the claim itself.
+    /// the queue. None when a shutdown ends the waiting; nothing claimed when the database refuses the claim itself.
     async fn claim<F>(&self, shutdown: &CancellationToken, claim_id: ClaimId, claim: F) -> Option<Batch>
     where
-        F: Fn(&mut AnyConnection, Timestamp) -> Result<Batch, StoreError> + Clone + Send + 'static,
+        F: Fn(&mut AnyConnection, Timestamp) -> Result<Found, StoreError> + Clone + Send + 'static,
     {
+        let clock = &self.attempts.clock;
+        let first_since = clock.monotonic();
         let mut outcome_unknown = false;
         loop {
+            let since = clock.monotonic();
             let claim = claim.clone();
-            let step = move |tx: &mut AnyConnection, now| {
+            let step = move |tx: &mut AnyConnection, now| -> Result<Batch, StoreError> {
                 if outcome_unknown {
-                    // The commit may have come through: what carries our claim id is ours.
+                    // An earlier commit may have come through: what carries our claim id is ours, since then.
                     let claimed = claimed_under(tx, claim_id)?;
                     if !claimed.is_empty() {
-                        return Ok(Batch { claimed, expired: Vec::new() });
+                        return Ok(Batch { claimed, expired: Vec::new(), since: first_since });
                     }
                 }
-                claim(tx, now)
+                let (claimed, expired) = claim(tx, now)?;
+                Ok(Batch { claimed, expired, since })
             };
             match self.store.write(step).await {
                 Ok(batch) => return Some(batch),
@@ -145,9 +153,10 @@ impl Intake {
                     outcome_unknown = true;
                 }
                 Err(error) => {
+                    // The relay tries again what is due; the doorbells have served.
                     tracing::error!(%error, "claim refused");
-                    shutdown.run_until_cancelled(sleep(OUTAGE_PAUSE)).await;
-                    return None;
+                    shutdown.run_until_cancelled(sleep(OUTAGE_PAUSE)).await?;
+                    return Some(Batch { claimed: Vec::new(), expired: Vec::new(), since });
                 }
             }
             shutdown.run_until_cancelled(sleep(OUTAGE_PAUSE)).await?;

@@ -42,6 +42,8 @@ pub struct Settings {
     pub connect_timeout: Duration,
     /// When to try again.
     pub retry: RetryPolicy,
+    /// How long a shutdown may take, what is in flight included.
+    pub drain: Duration,
 }
 
 /// One dispatcher.
@@ -67,11 +69,8 @@ pub enum DispatcherError {
 /// The most attempts claimed or finished in one transaction: from here on the cost of a commit no longer shows.
 const BATCH: usize = 256;
 
-/// How long what is in flight at a shutdown may take.
-const DRAIN: Duration = Duration::from_secs(20);
-
 impl Dispatcher {
-    /// Works until `shutdown`, then claims nothing more and finishes what is in flight, for at most 20 s.
+    /// Works until `shutdown`, then claims nothing more and finishes what is in flight, for at most `drain`.
     pub async fn run(self, consumer: Consumer, shutdown: CancellationToken) -> Result<(), DispatcherError> {
         let sender = Sender::new(&self.settings, self.egress)?;
         let signer = Signer::new(self.store.clone(), self.keyring);
@@ -89,27 +88,31 @@ impl Dispatcher {
 
         let slots = Arc::new(Semaphore::new(self.settings.max_in_flight));
         tracing::info!(max_in_flight = self.settings.max_in_flight, "dispatching");
-        intake::Intake {
+        let intake = intake::Intake {
             store: self.store,
             consumer,
             slots,
             lease: self.settings.lease,
             attempts,
             in_flight: in_flight.clone(),
-        }
-        .run(shutdown)
-        .await;
-
-        in_flight.close();
+        };
         let abort = finisher.abort_handle();
-        let drained = tokio::time::timeout(DRAIN, async {
+        let work = async {
+            intake.run(shutdown.clone()).await;
+            in_flight.close();
             in_flight.wait().await;
             finisher.await
-        });
-        match drained.await {
-            Ok(Ok(())) => tracing::info!("stopped, nothing left in flight"),
-            Ok(Err(error)) => tracing::error!(%error, "stopped, results may be unrecorded"),
-            Err(_) => {
+        };
+        let too_late = async {
+            shutdown.cancelled().await;
+            tokio::time::sleep(self.settings.drain).await;
+        };
+        tokio::select! {
+            recorded = work => match recorded {
+                Ok(()) => tracing::info!("stopped, nothing left in flight"),
+                Err(error) => tracing::error!(%error, "stopped, results may be unrecorded"),
+            },
+            () = too_late => {
                 abort.abort();
                 tracing::warn!("stopped with attempts in flight; their leases will end as outcome_unknown");
             }

@@ -84,7 +84,7 @@ async fn run(cli: Cli) -> anyhow::Result<()> {
     });
     logging::start(filter, settings.log.format)?;
     match cli.command {
-        Command::Demo => demo::run(&settings).await,
+        Command::Demo => demo::run().await,
         Command::Dev(args) => dev::run(&settings, args).await,
         Command::Api => api::run(&settings).await,
         Command::Dispatcher => dispatcher::run(&settings).await,

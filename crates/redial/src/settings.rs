@@ -35,6 +35,8 @@ const LONGEST: Duration = Duration::from_secs(28 * 24 * 3600);
 const MOST_IN_FLIGHT: u16 = 10_000;
 /// Each attempt is a row that a delivery's answer shows.
 const MOST_ATTEMPTS: AttemptNumber = 100;
+/// Within the 30 s that orchestrators leave between SIGTERM and SIGKILL, by default or as the compose file asks.
+const DRAIN: Duration = Duration::from_secs(20);
 /// A body is held in memory, several times over while it becomes a payload.
 const LARGEST_BODY: Size = Size(64 << 20);
 
@@ -158,6 +160,11 @@ impl Settings {
         Settings::read(text.as_deref().map(|text| (&*name, text)), &variables)
     }
 
+    /// The defaults, whatever the file and the environment say.
+    pub(crate) fn defaults() -> Result<Settings, SettingsError> {
+        Settings::read(None, &Variables::default())
+    }
+
     fn read(file: Option<(&str, &str)>, variables: &Variables) -> Result<Settings, SettingsError> {
         let source = Source::new(file, variables)?;
         let (own_database, own_broker) = (source.optional("database.url")?, source.optional("broker.url")?);
@@ -261,6 +268,7 @@ impl Settings {
                 jitter: delivery.jitter,
                 stop_on_gone: delivery.stop_on_gone,
             },
+            drain: DRAIN,
         }
     }
 }

@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::str::FromStr;
+use std::time::{Duration, Instant};
 
 use diesel::connection::{AnsiTransactionManager, SimpleConnection, TransactionManager};
 use diesel::{Connection as _, PgConnection, SqliteConnection};
@@ -111,13 +112,25 @@ impl DatabaseUrl {
             DatabaseUrl::Sqlite(path) => {
                 let mut conn = SqliteConnection::establish(path)?;
                 conn.batch_execute(
-                    "PRAGMA busy_timeout = 5000; PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL;
-                     PRAGMA foreign_keys = ON;",
+                    "PRAGMA busy_timeout = 5000; PRAGMA synchronous = FULL; PRAGMA foreign_keys = ON;",
                 )
+                .and_then(|()| enable_wal(&mut conn))
                 .map_err(set_up)?;
                 AnyConnection::Sqlite(conn)
             }
         })
+    }
+}
+
+/// Switches to write-ahead logging, which lasts. Only a new file's first connection really does; SQLite's own waiting
+/// does not cover it, so others that open the file at the same moment try again.
+fn enable_wal(conn: &mut SqliteConnection) -> diesel::QueryResult<()> {
+    let deadline = Instant::now() + Duration::from_secs(5);
+    loop {
+        match conn.batch_execute("PRAGMA journal_mode = WAL") {
+            Err(_) if Instant::now() < deadline => std::thread::park_timeout(Duration::from_millis(5)),
+            other => return other,
+        }
     }
 }
 

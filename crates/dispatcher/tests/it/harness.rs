@@ -45,6 +45,7 @@ pub(crate) fn settings() -> Settings {
         timeout: Duration::from_secs(10),
         connect_timeout: Duration::from_secs(5),
         retry: RetryPolicy { schedule, jitter: 0.1, stop_on_gone: false },
+        drain: Duration::from_secs(20),
     }
 }
 

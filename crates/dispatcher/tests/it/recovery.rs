@@ -25,6 +25,17 @@ async fn a_shutdown_finishes_what_is_in_flight_and_claims_nothing_more(engine: E
     assert_eq!(harness.receiver.posts(), 1);
 }
 
+async fn a_shutdown_does_not_wait_for_a_receiver_longer_than_it_may(engine: Engine) {
+    let mut harness = Harness::new(engine).await;
+    let running = harness.dispatch(dispatcher::Settings { drain: Duration::from_millis(100), ..settings() });
+    let hanging = harness.accept(&harness.receiver.url("/hang/60")).await;
+    running.publisher.ring(harness.job(hanging.id, 1));
+    harness.arrival().await;
+    running.stop().await;
+    // Its lease decides what becomes of it.
+    assert_eq!(harness.delivery(hanging.id).await.status_code, DeliveryStatus::Delivering);
+}
+
 async fn an_attempt_whose_dispatcher_died_becomes_outcome_unknown_and_is_tried_again(engine: Engine) {
     let mut harness = Harness::new(engine).await;
     let delivery = harness.accept(&harness.receiver.url("/ok")).await;
@@ -99,6 +110,7 @@ async fn two_dispatchers_on_one_database_send_each_delivery_once(engine: Engine)
 
 on_both_engines! {
     a_shutdown_finishes_what_is_in_flight_and_claims_nothing_more,
+    a_shutdown_does_not_wait_for_a_receiver_longer_than_it_may,
     an_attempt_whose_dispatcher_died_becomes_outcome_unknown_and_is_tried_again,
     a_last_attempt_whose_dispatcher_died_fails_the_delivery,
     a_send_that_could_outlive_its_lease_is_not_begun,

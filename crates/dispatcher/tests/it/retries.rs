@@ -48,6 +48,8 @@ async fn a_receiver_that_always_fails_ends_the_delivery_after_max_attempts(engin
         assert_eq!(attempt.status_code, Some(500));
         let message = "http_error: the receiver answered 500 Internal Server Error";
         assert_eq!(attempt.error_message.as_deref(), Some(message));
+        assert_eq!(attempt.response_body.as_deref(), Some("500 Internal Server Error (scripted)\n"));
+        assert!(attempt.response_time_ms.is_some());
     }
     running.stop().await;
     assert_eq!(harness.receiver.posts(), 3);

@@ -23,6 +23,7 @@ use uuid::Uuid;
 
 use crate::client::Client;
 use crate::settings::Settings;
+use crate::signals;
 use crate::stack::make_tenant;
 
 /// Measures redeliveries from request to record.
@@ -55,6 +56,7 @@ const PATIENCE: Duration = Duration::from_secs(300);
 const LOOK: Duration = Duration::from_millis(10);
 
 pub(crate) async fn run(settings: &Settings, args: Args) -> Result<()> {
+    let stopped = signals::stop();
     let store = Store::open(&settings.database_url()?, 4).await?;
     let queue_name = format!("redial.bench.{}", Uuid::new_v4().simple());
     let mut of_its_own = settings.clone();
@@ -109,13 +111,19 @@ pub(crate) async fn run(settings: &Settings, args: Args) -> Result<()> {
         settled(&store, tenant.org, WARM_UP + args.samples + args.deliveries).await?;
         Ok((latencies, accepts, accepted, began.elapsed()))
     };
-    let measured: Result<_> = measured.await;
+    let measured: Result<_> = tokio::select! {
+        measured = measured => measured,
+        signal = stopped => Err(anyhow::anyhow!("ended by {signal}")),
+    };
+    // Whatever came of it, the queue must not stay.
     let memory = dispatchers.iter().map(peak_memory).collect::<Result<Vec<_>>>();
+    let mut ended_well = Ok(());
     for process in dispatchers.iter_mut().chain([&mut api]) {
-        stop(process).await?;
+        ended_well = ended_well.and(stop(process).await);
     }
     broker.delete_queues().await?;
     let (mut latencies, mut accepts, accepted, ended) = measured?;
+    ended_well?;
 
     let posts = watched.posts() + counting.posts();
     let expected = (WARM_UP + args.samples + args.deliveries) as u64;

@@ -25,26 +25,36 @@ use crate::stack::{Options, Stack, make_tenant, open_store};
 
 /// Sorts the demo's directories from others in the temporary directory.
 const PREFIX: &str = "redial-demo-";
-/// Held by the demo a directory belongs to; free once that process is gone, however it went.
-const LOCK: &str = "lock";
 /// The demo's waits between attempts: short enough to watch.
 const SCHEDULE: [Duration; 2] = [Duration::from_millis(400), Duration::from_millis(800)];
 /// All is long over by then.
 const PATIENCE: Duration = Duration::from_secs(20);
 
 /// Runs the demo in a directory that is gone afterwards, also when a signal ends it.
-pub(crate) async fn run(settings: &Settings) -> Result<()> {
+pub(crate) async fn run() -> Result<()> {
+    // What it promises must not depend on how the services of this machine are configured.
+    let settings = Settings::defaults()?;
     let stopped = signals::stop();
     clear_leftovers(&std::env::temp_dir())?;
-    let home = tempfile::Builder::new().prefix(PREFIX).tempdir()?;
-    let lock = File::create(home.path().join(LOCK))?;
-    lock.try_lock().context("the demo's own directory is locked")?;
+    let (home, _lock) = make_home()?;
     let result = tokio::select! {
-        result = show(settings, home.path()) => result,
+        result = show(&settings, home.path()) => result,
         signal = stopped => Err(anyhow::anyhow!("ended by {signal}")),
     };
     remove(home)?;
     result
+}
+
+/// Makes the demo's directory and locks it. The lock is free once this process is gone, however it went.
+fn make_home() -> Result<(TempDir, File)> {
+    loop {
+        let home = tempfile::Builder::new().prefix(PREFIX).tempdir()?;
+        let lock = File::open(home.path())?;
+        // Another demo, clearing up, may have come in between.
+        if lock.try_lock().is_ok() && home.path().exists() {
+            return Ok((home, lock));
+        }
+    }
 }
 
 /// Removes what demos left behind that were killed.
@@ -61,7 +71,7 @@ fn clear_leftovers(directory: &Path) -> io::Result<()> {
 }
 
 fn is_abandoned(path: &Path) -> bool {
-    File::open(path.join(LOCK)).is_ok_and(|lock| lock.try_lock().is_ok())
+    File::open(path).is_ok_and(|directory| directory.try_lock().is_ok())
 }
 
 /// Removes the directory. A transaction that a signal interrupted may still be making a file in it.
@@ -84,8 +94,7 @@ async fn show(settings: &Settings, home: &Path) -> Result<()> {
         anywhere,
         receiver::Options { secrets: vec![tenant.secret.clone()], sink: Some(sink), ..Default::default() },
     )?;
-    let mut dispatcher = settings.dispatcher_settings();
-    dispatcher.retry = RetryPolicy { schedule: SCHEDULE.to_vec(), ..dispatcher.retry };
+    let retry = RetryPolicy { schedule: SCHEDULE.to_vec(), ..settings.dispatcher_settings().retry };
     let stack = Stack::start(
         TcpListener::bind(anywhere)?,
         Options {
@@ -93,7 +102,7 @@ async fn show(settings: &Settings, home: &Path) -> Result<()> {
             keyring,
             accept: settings.accept_policy(),
             egress: egress::Policy::new(vec!["127.0.0.0/8".parse()?]),
-            dispatcher,
+            dispatcher: dispatcher::Settings { retry, ..settings.dispatcher_settings() },
             max_body: settings.api.max_body,
         },
     )?;

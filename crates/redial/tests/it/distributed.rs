@@ -10,9 +10,9 @@ use crate::system::{System, by_delivery, shared_broker};
 
 /// A dispatcher's death is noticed soon, and what it held is tried again at once.
 const HASTY: &[(&str, &str)] = &[
-    ("REDIAL_DELIVERY__TIMEOUT", "1s"),
-    ("REDIAL_DELIVERY__CONNECT_TIMEOUT", "1s"),
-    ("REDIAL_DELIVERY__LEASE", "3s"),
+    ("REDIAL_DELIVERY__TIMEOUT", "4s"),
+    ("REDIAL_DELIVERY__CONNECT_TIMEOUT", "4s"),
+    ("REDIAL_DELIVERY__LEASE", "6s"),
     ("REDIAL_DELIVERY__SCHEDULE", "200ms"),
 ];
 
@@ -43,39 +43,51 @@ async fn two_thousand_redeliveries_arrive_exactly_once_with_their_exact_bytes() 
 #[tokio::test(flavor = "multi_thread")]
 async fn killing_a_dispatcher_under_load_loses_nothing_and_repeats_no_attempt() {
     let mut system = System::start(&shared_broker(), 1, 2, HASTY);
-    let runs = system.import_runs(600, "/ok");
-    let (before, after) = runs.split_at(300);
-    let mut accepted = system.redeliver_all(before).await;
-    system.dispatchers.remove(0).kill();
-    accepted.extend(system.redeliver_all(after).await);
+    // Slow enough that some attempts are under way whenever the dispatcher is killed.
+    let runs = system.import_runs(600, "/hang/1");
+    let victim = system.dispatchers.remove(0);
+    let kill = async {
+        while system.receiver.posts() < 100 {
+            tokio::task::yield_now().await;
+        }
+        victim.kill();
+    };
+    let (accepted, ()) = tokio::join!(system.redeliver_all(&runs), kill);
     system.add_dispatcher();
-    prove(system, accepted).await;
+    let settled = prove(system, accepted).await;
+    let unknown = |delivery: &Value| delivery["attempts"].to_string().contains("outcome_unknown");
+    assert!(settled.iter().any(unknown), "the kill interrupted attempts");
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn killing_purging_and_restarting_the_broker_under_load_loses_nothing() {
     let mut rabbit = tokio::task::spawn_blocking(RabbitNode::start).await.unwrap();
     let system = System::start(&rabbit.url(), 1, 2, HASTY);
-    let runs = system.import_runs(900, "/ok");
-    let mut accepted = system.redeliver_all(&runs[..200]).await;
-    rabbit.purge(&system.queue);
-    accepted.extend(system.redeliver_all(&runs[200..400]).await);
-    rabbit.kill();
-    accepted.extend(system.redeliver_all(&runs[400..700]).await);
-    let rabbit = tokio::task::spawn_blocking(move || {
+    let runs = system.import_runs(4_000, "/ok");
+    let queue = system.queue.clone();
+    let disturbance = tokio::task::spawn_blocking(move || {
+        rabbit.purge(&queue);
+        rabbit.kill();
         rabbit.restart();
         rabbit
-    })
-    .await
-    .unwrap();
-    accepted.extend(system.redeliver_all(&runs[700..]).await);
+    });
+    // One after the other, so that the load lasts as long as the disturbance.
+    let mut accepted = Vec::new();
+    for run in runs {
+        if disturbance.is_finished() {
+            break;
+        }
+        accepted.push(system.redeliver(0, run).await);
+    }
+    let rabbit = disturbance.await.unwrap();
+    assert!(accepted.len() > 100, "only {} were asked for meanwhile", accepted.len());
     prove(system, accepted).await;
     drop(rabbit);
 }
 
 /// Nothing lost: every accepted delivery succeeded. Nothing hidden: every arrival is an attempt on record, no attempt
 /// arrived twice, and a delivery that arrived more than once has an attempt without an answer that explains it.
-async fn prove(mut system: System, accepted: Vec<Value>) {
+async fn prove(mut system: System, accepted: Vec<Value>) -> Vec<Value> {
     let mut settled = Vec::new();
     for delivery in &accepted {
         settled.push(system.settled(delivery["id"].as_str().unwrap()).await);
@@ -90,7 +102,7 @@ async fn prove(mut system: System, accepted: Vec<Value>) {
     let distinct: HashSet<_> = arrived.iter().map(attempt).collect();
     assert_eq!(distinct.len(), arrived.len(), "no attempt is sent twice");
     let arrived = by_delivery(arrived);
-    for delivery in settled {
+    for delivery in &settled {
         assert_eq!(delivery["status_code"], "succeeded", "{delivery}");
         let attempts = delivery["attempts"].as_array().unwrap();
         let numbers: Vec<_> =
@@ -104,4 +116,5 @@ async fn prove(mut system: System, accepted: Vec<Value>) {
             received.iter().all(|one| one.body == delivery["payload_bytes"].as_str().unwrap().as_bytes())
         );
     }
+    settled
 }

@@ -113,6 +113,14 @@ async fn dev_keeps_its_state_across_restarts() {
     }
 
     let (running, second) = dev(&cli);
+    // The everyday commands work beside it.
+    let beside =
+        Cli::new().with("DATABASE_URL", &format!("sqlite:{}/data/redial.db", cli.directory().display()));
+    let org = beside.ok(&["org", "create", "acme"]);
+    beside.ok(&["token", "create", "--org", &org]);
+    beside.ok(&["secret", "create", "--org", &org]);
+    let examples = concat!(env!("CARGO_MANIFEST_DIR"), "/../../examples/runs.jsonl");
+    assert_eq!(beside.ok(&["runs", "import", examples, "--org", &org]), "320 created, 0 known, 0 bad");
     for kept in ["token", "organization_id", "signing_secret"] {
         assert_eq!(first[kept], second[kept], "{kept}");
     }
