@@ -46,6 +46,9 @@ pub enum JobError {
     /// Not JSON, or a field is missing or of the wrong type.
     #[error("not a job message: {0}")]
     Malformed(#[from] serde_json::Error),
+    /// No attempt has that number.
+    #[error("job message for attempt {0}, attempts count from 1")]
+    Attempt(AttemptNumber),
     /// Made by a newer or older version.
     #[error("job message of version {0}, this program knows version {known}", known = Job::VERSION)]
     Version(u32),
@@ -70,7 +73,8 @@ impl Job {
         if version != Job::VERSION {
             return Err(JobError::Version(version));
         }
-        Ok(serde_json::from_slice(message)?)
+        let job: Job = serde_json::from_slice(message)?;
+        if job.attempt < 1 { Err(JobError::Attempt(job.attempt)) } else { Ok(job) }
     }
 }
 
@@ -100,5 +104,7 @@ mod tests {
         assert!(matches!(Job::decode(br#"{"version": 2}"#), Err(JobError::Version(2))));
         assert!(matches!(Job::decode(br#"{"version": 1}"#), Err(JobError::Malformed(_))));
         assert!(matches!(Job::decode(b"\xff"), Err(JobError::Malformed(_))));
+        let zeroth = FIXTURE.replace(r#""attempt":1"#, r#""attempt":0"#);
+        assert!(matches!(Job::decode(zeroth.as_bytes()), Err(JobError::Attempt(0))));
     }
 }

@@ -38,7 +38,10 @@ impl Attempts {
     pub(crate) async fn make(&self, claimed: Claimed, lease_end: Duration, slot: OwnedSemaphorePermit) {
         let held = &claimed.held;
         let secret = match claimed.signing_secret_id {
-            Some(id) => self.signer.secret(held.org_id, id).await.map(Some),
+            Some(id) => {
+                let deadline = lease_end.saturating_sub(self.timeout);
+                self.signer.secret(held.org_id, id, deadline).await.map(Some)
+            }
             None => Ok(None),
         };
         let began = self.clock.monotonic();

@@ -2,16 +2,12 @@
 //! result never waits for company.
 
 use std::collections::HashSet;
-use std::time::Duration;
 
 use store::{Effect, Settlement, Store, StoreError, finish};
 use tokio::sync::mpsc;
 
-use crate::BATCH;
 use crate::attempt::Done;
-
-/// How long to wait before a refused connection is tried again.
-const OUTAGE_PAUSE: Duration = Duration::from_millis(250);
+use crate::{BATCH, OUTAGE_PAUSE};
 
 /// Writes until the last sender is gone.
 pub(crate) async fn run(store: Store, mut results: mpsc::Receiver<Done>) {

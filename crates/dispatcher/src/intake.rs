@@ -15,14 +15,11 @@ use tokio::time::{Instant, sleep, sleep_until};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::BATCH;
 use crate::attempt::Attempts;
+use crate::{BATCH, OUTAGE_PAUSE};
 
 /// How often the relay looks for what is due. A retry is late by at most this, plus its claim.
 const RELAY_PERIOD: Duration = Duration::from_millis(250);
-
-/// How long to wait before a database that is away is asked again.
-const OUTAGE_PAUSE: Duration = Duration::from_millis(250);
 
 pub(crate) struct Intake {
     pub(crate) store: Store,
@@ -102,7 +99,9 @@ impl Intake {
             };
             let Some(batch) = batch else { break };
             for claimed in batch.claimed {
-                let slot = slots.split(1).expect("no more is claimed than there are slots");
+                // Only a claim whose earlier tries came through as well can exceed its slots; what is over is not
+                // sent, and its lease ends.
+                let Some(slot) = slots.split(1) else { break };
                 let (attempts, lease_end) = (self.attempts.clone(), batch.since + self.lease);
                 self.in_flight.spawn(async move { attempts.make(claimed, lease_end, slot).await });
             }

@@ -58,16 +58,22 @@ pub struct Dispatcher {
     pub settings: Settings,
 }
 
-/// Why a dispatcher could not start.
+/// Why a dispatcher could not start, or go on.
 #[derive(Debug, Error)]
 pub enum DispatcherError {
     /// The HTTP client could not be set up.
     #[error("the HTTP client could not be set up: {0}")]
     Client(#[from] reqwest::Error),
+    /// What records results has panicked.
+    #[error("results could not be recorded: {0}")]
+    Finisher(tokio::task::JoinError),
 }
 
 /// The most attempts claimed or finished in one transaction: from here on the cost of a commit no longer shows.
 const BATCH: usize = 256;
+
+/// How long to wait before a database that is away is asked again.
+const OUTAGE_PAUSE: Duration = Duration::from_millis(250);
 
 impl Dispatcher {
     /// Works until `shutdown`, then claims nothing more and finishes what is in flight, for at most `drain`.
@@ -75,7 +81,15 @@ impl Dispatcher {
         let sender = Sender::new(&self.settings, self.egress)?;
         let signer = Signer::new(self.store.clone(), self.keyring);
         let (results, finished) = mpsc::channel(BATCH);
-        let finisher = tokio::spawn(finisher::run(self.store.clone(), finished));
+        // Without its finisher a dispatcher must not go on sending.
+        let stop = shutdown.child_token();
+        let finisher = tokio::spawn({
+            let (store, guard) = (self.store.clone(), stop.clone().drop_guard());
+            async move {
+                finisher::run(store, finished).await;
+                drop(guard);
+            }
+        });
         let in_flight = TaskTracker::new();
         let attempts = Arc::new(Attempts {
             clock: self.store.clock().clone(),
@@ -98,7 +112,7 @@ impl Dispatcher {
         };
         let abort = finisher.abort_handle();
         let work = async {
-            intake.run(shutdown.clone()).await;
+            intake.run(stop).await;
             in_flight.close();
             in_flight.wait().await;
             finisher.await
@@ -110,7 +124,7 @@ impl Dispatcher {
         tokio::select! {
             recorded = work => match recorded {
                 Ok(()) => tracing::info!("stopped, nothing left in flight"),
-                Err(error) => tracing::error!(%error, "stopped, results may be unrecorded"),
+                Err(error) => return Err(DispatcherError::Finisher(error)),
             },
             () = too_late => {
                 abort.abort();

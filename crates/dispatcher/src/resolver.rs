@@ -1,14 +1,28 @@
 //! Name resolution under the egress policy: the client only ever sees addresses that were judged.
 
-use std::net::SocketAddr;
+use std::net::{SocketAddr, ToSocketAddrs};
 use std::sync::Arc;
 
 use egress::{Policy, Refused};
 use reqwest::dns::{Addrs, Name, Resolve, Resolving};
 use thiserror::Error;
+use tokio::sync::Semaphore;
 
 /// Resolves each name once per connection and drops refused addresses.
-pub(crate) struct Resolver(pub(crate) Arc<Policy>);
+pub(crate) struct Resolver {
+    policy: Arc<Policy>,
+    lookups: Arc<Semaphore>,
+}
+
+/// A look-up holds a thread until the system gives it up, long after its attempt has. Only so many may, since the
+/// database's transactions use the same threads.
+const LOOKUPS: usize = 64;
+
+impl Resolver {
+    pub(crate) fn new(policy: Arc<Policy>) -> Resolver {
+        Resolver { policy, lookups: Arc::new(Semaphore::new(LOOKUPS)) }
+    }
+}
 
 /// Why there is no address to connect to.
 #[derive(Debug, Error)]
@@ -23,14 +37,20 @@ pub(crate) enum ResolveError {
 
 impl Resolve for Resolver {
     fn resolve(&self, name: Name) -> Resolving {
-        let policy = self.0.clone();
+        let (policy, lookups) = (self.policy.clone(), self.lookups.clone());
         Box::pin(async move {
-            let name = name.as_str();
-            // The client fills in the port.
-            let found = tokio::net::lookup_host((name, 0))
-                .await
-                .map_err(|error| ResolveError::Lookup(name.to_owned(), error))?;
-            let addresses = permitted(&policy, name, found)?;
+            let name = name.as_str().to_owned();
+            let permit = lookups.acquire_owned().await?;
+            let found = tokio::task::spawn_blocking({
+                let name = name.clone();
+                move || {
+                    let _permit = permit;
+                    // The client fills in the port.
+                    (name.as_str(), 0).to_socket_addrs()
+                }
+            });
+            let found = found.await?.map_err(|error| ResolveError::Lookup(name.clone(), error))?;
+            let addresses = permitted(&policy, &name, found)?;
             Ok(Box::new(addresses.into_iter()) as Addrs)
         })
     }

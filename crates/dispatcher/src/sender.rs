@@ -40,7 +40,7 @@ impl Sender {
         let client = reqwest::Client::builder()
             .http1_only()
             .user_agent(concat!("Redial/", env!("CARGO_PKG_VERSION")))
-            .dns_resolver(Resolver(policy.clone()))
+            .dns_resolver(Resolver::new(policy.clone()))
             .connect_timeout(settings.connect_timeout)
             .pool_max_idle_per_host(settings.max_in_flight)
             .pool_idle_timeout(Duration::from_secs(30))

@@ -2,9 +2,12 @@
 
 use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
 
 use contracts::{OrgId, SecretId, SigningSecret};
 use store::{Keyring, Store, StoreError, open_secret};
+
+use crate::OUTAGE_PAUSE;
 
 /// Opens secrets and remembers them: what an id stands for never changes.
 pub(crate) struct Signer {
@@ -21,13 +24,26 @@ impl Signer {
         Signer { store, keyring, opened: Mutex::default() }
     }
 
-    /// The secret, or one sentence on why it can't be had.
-    pub(crate) async fn secret(&self, org: OrgId, id: SecretId) -> Result<SigningSecret, String> {
+    /// The secret, or one sentence on why it can't be had. While the database is away it is asked for again, until
+    /// `deadline` on the clock's monotonic time.
+    pub(crate) async fn secret(
+        &self,
+        org: OrgId,
+        id: SecretId,
+        deadline: Duration,
+    ) -> Result<SigningSecret, String> {
         if let Some(secret) = self.opened.lock().unwrap_or_else(PoisonError::into_inner).get(&id) {
             return Ok(secret.clone());
         }
-        let keyring = self.keyring.clone();
-        let found = self.store.read(move |tx| open_secret(tx, &keyring, org, id)).await;
+        let found = loop {
+            let keyring = self.keyring.clone();
+            match self.store.read(move |tx| open_secret(tx, &keyring, org, id)).await {
+                Err(error) if error.is_outage() && self.store.clock().monotonic() < deadline => {
+                    tokio::time::sleep(OUTAGE_PAUSE).await;
+                }
+                found => break found,
+            }
+        };
         let secret = found
             .map_err(|error: StoreError| {
                 tracing::error!(%error, secret_id = %id, "signing secret not read");

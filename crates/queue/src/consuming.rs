@@ -97,6 +97,6 @@ async fn consume(
 fn reason(error: &JobError) -> String {
     match error {
         JobError::Malformed(error) => format!("{:?} error at column {}", error.classify(), error.column()),
-        JobError::Version(_) => error.to_string(),
+        JobError::Attempt(_) | JobError::Version(_) => error.to_string(),
     }
 }

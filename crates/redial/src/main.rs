@@ -11,6 +11,7 @@ mod stack;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use clap::{Parser, Subcommand};
 
@@ -56,13 +57,20 @@ enum Command {
     Config,
 }
 
+/// For transactions under way when everything else has ended.
+const LAST_WAIT: Duration = Duration::from_secs(1);
 /// Bad usage or configuration; clap uses the same.
 const USAGE: u8 = 2;
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
-    let result = runtime.map_err(Into::into).and_then(|runtime| runtime.block_on(run(cli)));
+    let result = runtime.map_err(Into::into).and_then(|runtime| {
+        let result = runtime.block_on(run(cli));
+        // A database that does not answer must not hold up the end.
+        runtime.shutdown_timeout(LAST_WAIT);
+        result
+    });
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {

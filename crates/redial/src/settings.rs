@@ -35,6 +35,8 @@ const LONGEST: Duration = Duration::from_secs(28 * 24 * 3600);
 const MOST_IN_FLIGHT: u16 = 10_000;
 /// Each attempt is a row that a delivery's answer shows.
 const MOST_ATTEMPTS: AttemptNumber = 100;
+/// What an attempt needs beside its request: to be claimed, signed and recorded.
+const MARGIN: Duration = Duration::from_secs(1);
 /// Within the 30 s that orchestrators leave between SIGTERM and SIGKILL, by default or as the compose file asks.
 const DRAIN: Duration = Duration::from_secs(20);
 /// A body is held in memory, several times over while it becomes a payload.
@@ -268,7 +270,7 @@ impl Settings {
                 jitter: delivery.jitter,
                 stop_on_gone: delivery.stop_on_gone,
             },
-            drain: DRAIN,
+            drain: DRAIN.max(delivery.timeout + MARGIN),
         }
     }
 }
@@ -276,10 +278,11 @@ impl Settings {
 impl DeliverySettings {
     fn check(&self) -> Result<(), SettingsError> {
         let DeliverySettings { timeout, connect_timeout, lease, .. } = *self;
-        if lease <= timeout {
+        if lease < timeout + MARGIN {
             // A second attempt could begin while the first is still being sent.
-            let problem =
-                format!("must be longer than delivery.timeout: {lease:?} is not longer than {timeout:?}");
+            let problem = format!(
+                "must be longer than delivery.timeout by {MARGIN:?} or more: {lease:?} is not, with {timeout:?}"
+            );
             return Err(SettingsError::value("delivery.lease", problem));
         }
         if connect_timeout > timeout {

@@ -37,6 +37,9 @@ pub enum DatabaseUrlError {
     /// `sqlite:` with nothing behind it.
     #[error("a sqlite: URL needs the path of a file, such as sqlite:redial.db")]
     Path,
+    /// Characters that would make the parts of the URL run into each other, and put a password into messages.
+    #[error("a password or name in the URL has a character that must be percent-encoded, such as %, / or @")]
+    Unencoded,
     /// Asks for TLS of a build that has none, which would otherwise fall back to clear text or fail obscurely.
     #[error(
         "sslmode={0} asks for TLS, and this program was built without it: build with --features postgres-tls"
@@ -58,6 +61,15 @@ impl FromStr for DatabaseUrl {
         }
         if !(text.starts_with("postgres://") || text.starts_with("postgresql://")) {
             return Err(DatabaseUrlError::Scheme);
+        }
+        let before_query = text.split('?').next().unwrap_or(text);
+        let path = before_query.splitn(4, '/').nth(3).unwrap_or("");
+        let is_encoded = |(place, _)| {
+            text.get(place + 1..place + 3)
+                .is_some_and(|hex| hex.bytes().all(|digit| digit.is_ascii_hexdigit()))
+        };
+        if path.contains('@') || !text.match_indices('%').all(is_encoded) {
+            return Err(DatabaseUrlError::Unencoded);
         }
         if cfg!(not(feature = "postgres-tls")) {
             let mode = text.split(['?', '&']).skip(1).find_map(|pair| pair.strip_prefix("sslmode="));
@@ -93,18 +105,35 @@ impl fmt::Debug for DatabaseUrl {
     }
 }
 
+/// A server that is gone without a word is noticed within seconds instead of hours, unless the URL says otherwise.
+fn with_time_limits(url: &str) -> String {
+    let limits = [
+        ("connect_timeout", 5),
+        ("keepalives_idle", 10),
+        ("keepalives_interval", 5),
+        ("keepalives_count", 3),
+        ("tcp_user_timeout", 15_000),
+    ];
+    limits.iter().filter(|(name, _)| !url.contains(name)).fold(url.to_owned(), |url, (name, value)| {
+        let joint = if url.contains('?') { '&' } else { '?' };
+        format!("{url}{joint}{name}={value}")
+    })
+}
+
 impl DatabaseUrl {
     /// Opens one connection, set up as every connection of this program is.
     pub fn connect(&self) -> diesel::ConnectionResult<AnyConnection> {
         let set_up = diesel::ConnectionError::CouldntSetupConfiguration;
         Ok(match self {
             DatabaseUrl::Postgres(url) => {
-                let mut conn = PgConnection::establish(url)?;
+                let mut conn = PgConnection::establish(&with_time_limits(url))?;
                 // A claim that is forgotten after a crash would be sent again under the same number.
                 conn.batch_execute(
                     "SET application_name = 'redial'; SET client_min_messages = warning;
                      DO $$ BEGIN IF current_setting('synchronous_commit') NOT IN ('on', 'remote_apply') THEN
-                        SET synchronous_commit = on; END IF; END $$",
+                        SET synchronous_commit = on; END IF; END $$;
+                     -- A host that vanishes in mid-transaction must not hold its rows, nor one that waits for them.
+                     SET idle_in_transaction_session_timeout = '10s'; SET lock_timeout = '5s'",
                 )
                 .map_err(set_up)?;
                 AnyConnection::Postgres(conn)
@@ -139,10 +168,12 @@ impl AnyConnection {
     /// it can be refused for want of the lock.
     pub(crate) fn begin_write(&mut self) -> diesel::QueryResult<()> {
         match self {
-            // Said, as the server's default may be another: after a conflict a statement must see what won.
-            AnyConnection::Postgres(conn) => {
-                AnsiTransactionManager::begin_transaction_sql(conn, "BEGIN ISOLATION LEVEL READ COMMITTED")
-            }
+            // Said, as the server's default may be another: after a conflict a statement must see what won, and a
+            // standby must refuse at once.
+            AnyConnection::Postgres(conn) => AnsiTransactionManager::begin_transaction_sql(
+                conn,
+                "BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE",
+            ),
             AnyConnection::Sqlite(conn) => {
                 AnsiTransactionManager::begin_transaction_sql(conn, "BEGIN IMMEDIATE")
             }
@@ -196,8 +227,13 @@ mod tests {
     #[test]
     fn a_password_is_never_shown() {
         let url: DatabaseUrl =
-            "postgres://me:p@ss/w@db.example:5432/redial?password=hunter2".parse().unwrap();
-        assert!(!format!("{url:?}").contains("hunter2"));
+            "postgres://me:p%40ss%2Fw@db.example:5432/redial?password=hunter2".parse().unwrap();
+        assert_eq!(format!("{url:?}"), "postgres://db.example:5432/redial");
+        for url in
+            ["postgres://me:p@ss/w@db/redial", "postgres://me:abc/def@db/redial", "postgres://u:100%safe@db"]
+        {
+            assert_eq!(url.parse::<DatabaseUrl>(), Err(DatabaseUrlError::Unencoded), "{url}");
+        }
         let url: DatabaseUrl = "postgres://me:secret@db.example:5432/redial".parse().unwrap();
         assert_eq!(url.to_string(), "postgres://db.example:5432/redial");
     }

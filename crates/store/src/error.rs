@@ -37,10 +37,14 @@ impl StoreError {
             StoreError::Query(Error::DatabaseError(kind, info)) => match kind {
                 DatabaseErrorKind::ClosedConnection
                 | DatabaseErrorKind::SerializationFailure
+                | DatabaseErrorKind::ReadOnlyTransaction
                 | DatabaseErrorKind::UnableToSendCommand => true,
-                // The server's own notices of going away carry no kind of their own.
+                // What the server says of its own state carries no kind. None of it is about our data.
                 DatabaseErrorKind::Unknown => [
                     "terminating connection",
+                    "canceling statement due to",
+                    "No space left on device",
+                    "database or disk is full",
                     "the database system is",
                     "deadlock detected",
                     "database is locked",
