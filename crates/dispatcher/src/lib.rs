@@ -1,7 +1,7 @@
 //! Brings deliveries to their receivers: claims attempts, signs and sends them, settles what came of them and
 //! writes it down. Any number of dispatchers share one database and one queue.
 //!
-//! One attempt's way through the files: [`intake`](self) takes a doorbell or a due row and claims it → `attempt`
+//! One attempt's way through the files: `intake` takes a doorbell or a due row and claims it → `attempt`
 //! signs (`signer`), sends (`sender`, `resolver`) and settles (`settle`) it → `finisher` records it in a batch.
 
 mod attempt;

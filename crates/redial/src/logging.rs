@@ -13,8 +13,9 @@ const QUIET: &str = "lapin=off,actix_server=warn,actix_http=off,r2d2=off";
 /// Sends logs to standard error from now on. `filter` is `info`, `debug` or per-target directives.
 pub(crate) fn start(filter: &str, format: LogFormat) -> Result<(), ParseError> {
     let filter = EnvFilter::builder().parse(format!("{QUIET},{filter}"))?;
+    // A complaint about a closed standard error would go there, and panic.
     let logs =
-        tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr).log_internal_errors(false); // the complaint about a closed standard error would go there, and panic
+        tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr).log_internal_errors(false);
     match format {
         LogFormat::Text => logs.with_ansi(io::IsTerminal::is_terminal(&io::stderr())).init(),
         LogFormat::Json => logs.json().flatten_event(true).init(),
