@@ -34,7 +34,8 @@ pub fn migrate(conn: &mut AnyConnection) -> Result<usize, StoreError> {
 fn apply(conn: &mut AnyConnection) -> Result<usize, StoreError> {
     // SQLite's BEGIN IMMEDIATE has shut others out already.
     if matches!(conn, AnyConnection::Postgres(_)) {
-        conn.batch_execute("SELECT pg_advisory_xact_lock(7351246807413)")?;
+        // However long another migration takes.
+        conn.batch_execute("SET LOCAL lock_timeout = 0; SELECT pg_advisory_xact_lock(7351246807413)")?;
     }
     if schema_state(conn)? == SchemaState::Newer {
         return Err(StoreError::Schema(
