@@ -58,15 +58,10 @@ async fn accept(
 ) -> Vec<Result<Redelivery, StoreError>> {
     match accept_together(store, policy, requests.clone()).await {
         Ok(answers) => answers.into_iter().map(Ok).collect(),
-        Err(error) if error.is_outage() || requests.len() == 1 => {
-            let why = error.to_string();
-            let away = requests
-                .iter()
-                .skip(1)
-                .map(|_| Err(StoreError::Unavailable(why.clone())))
-                .collect::<Vec<_>>();
-            std::iter::once(Err(error)).chain(away).collect()
+        Err(error) if error.is_outage() => {
+            requests.iter().map(|_| Err(StoreError::Unavailable(error.to_string()))).collect()
         }
+        Err(error) if requests.len() == 1 => vec![Err(error)],
         Err(_) => {
             let mut answers = Vec::with_capacity(requests.len());
             for request in requests {
