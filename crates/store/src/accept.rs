@@ -1,11 +1,11 @@
-//! Accepting deliveries: redeliveries that are asked for, and the automatic one of a run that ends.
+//! Accepting deliveries: what is fixed on a new one, the automatic one of a run that ends, and the two ways to insert.
 
 use std::collections::HashSet;
 use std::time::Duration;
 
 use contracts::{
     AttemptNumber, CallbackPayload, Delivery, DeliveryId, DeliveryStatus, InFlight, OrgId, PayloadFormat,
-    Run, RunId, RunStatus, SecretId, Timestamp,
+    Run, RunId, SecretId, Timestamp,
 };
 use diesel::prelude::*;
 use diesel::sql_types::{Array, Binary, Integer, Nullable, Text};
@@ -14,7 +14,7 @@ use crate::columns::{Id, Key, Moment, Time};
 use crate::connect::AnyConnection;
 use crate::error::StoreError;
 use crate::prepared::{column, prepared};
-use crate::runs::{RunToDeliver, find_runs_to_deliver};
+use crate::redeliver::RedeliveryRequest;
 use crate::schema::deliveries;
 use crate::secrets::current_secret;
 
@@ -39,98 +39,6 @@ pub struct Accepted {
     pub delivery: Delivery,
 }
 
-/// The answer to a request for a redelivery. Only `Accepted` changes anything.
-#[derive(Debug, PartialEq)]
-pub enum Redelivery {
-    /// A new delivery is on its way.
-    Accepted(Accepted),
-    /// No such run in this organization.
-    RunNotFound,
-    /// The run has not ended.
-    RunNotTerminal(RunStatus),
-    /// The run names no URL.
-    CallbackUrlMissing,
-    /// Another delivery of the run is open.
-    InFlight(InFlight),
-}
-
-/// A request for a redelivery.
-#[derive(Clone, Debug)]
-pub struct RedeliveryRequest {
-    /// The caller's organization.
-    pub org_id: OrgId,
-    /// The run whose callback is to be sent again.
-    pub run_id: RunId,
-    /// The API request that asks for it.
-    pub request_id: String,
-}
-
-/// Accepts a redelivery: [`redeliver_batch`] of one.
-pub fn redeliver(
-    tx: &mut AnyConnection,
-    now: Timestamp,
-    policy: &AcceptPolicy,
-    org: OrgId,
-    run: RunId,
-    request_id: &str,
-) -> Result<Redelivery, StoreError> {
-    let request = RedeliveryRequest { org_id: org, run_id: run, request_id: request_id.to_owned() };
-    let mut answers = redeliver_batch(tx, now, policy, &[request])?;
-    Ok(answers.pop().expect("an answer for each request"))
-}
-
-/// Accepts redeliveries: for each request a new delivery with a payload built from its run's current state, or why
-/// not, in the requests' order. The partial unique index is the judge of "in flight" (contract section 3,
-/// "Redelivery guards"), between the requests of a batch, too.
-pub fn redeliver_batch(
-    tx: &mut AnyConnection,
-    now: Timestamp,
-    policy: &AcceptPolicy,
-    requests: &[RedeliveryRequest],
-) -> Result<Vec<Redelivery>, StoreError> {
-    let keys: Vec<(OrgId, RunId)> = requests.iter().map(|request| (request.org_id, request.run_id)).collect();
-    let known = find_runs_to_deliver(tx, &keys)?;
-    let mut answers = Vec::with_capacity(requests.len());
-    let mut open = Vec::new();
-    for (place, request) in requests.iter().enumerate() {
-        let answer = match known.get(&(request.org_id, request.run_id)) {
-            None => Some(Redelivery::RunNotFound),
-            Some(RunToDeliver { run, .. }) if !run.status_code.is_terminal() => {
-                Some(Redelivery::RunNotTerminal(run.status_code))
-            }
-            Some(RunToDeliver { run, secret }) => match build(now, policy, run, *secret, IsAutomatic(false))?
-            {
-                None => Some(Redelivery::CallbackUrlMissing),
-                Some(delivery) => {
-                    open.push((place, delivery));
-                    None
-                }
-            },
-        };
-        answers.push(answer);
-    }
-    // In one order everywhere, so that two batches can't wait for each other.
-    open.sort_unstable_by_key(|(place, _)| keys[*place]);
-    while !open.is_empty() {
-        let rows: Vec<_> = open.iter().map(|(place, delivery)| (&requests[*place], delivery)).collect();
-        let inserted = insert_unless_in_flight(tx, &rows)?;
-        let mut left = Vec::new();
-        for (place, delivery) in open {
-            let org_id = requests[place].org_id;
-            if inserted.contains(&delivery.id) {
-                answers[place] = Some(Redelivery::Accepted(Accepted { org_id, delivery }));
-            } else if let Some(in_flight) = in_flight(tx, org_id, delivery.run_id)? {
-                answers[place] = Some(Redelivery::InFlight(in_flight));
-            } else {
-                // It ended in between: the way is free.
-                left.push((place, delivery));
-            }
-        }
-        open = left;
-    }
-    Ok(answers.into_iter().map(|answer| answer.expect("every request is answered by now")).collect())
-}
-
 /// Accepts the one automatic delivery of a run that has just become terminal, if it names a URL.
 pub(crate) fn accept_automatic(
     tx: &mut AnyConnection,
@@ -145,10 +53,10 @@ pub(crate) fn accept_automatic(
     Ok(Some(Accepted { org_id: run.org_id, delivery }))
 }
 
-struct IsAutomatic(bool);
+pub(crate) struct IsAutomatic(pub(crate) bool);
 
 /// The delivery that `run` calls for, its payload frozen. None when it names no URL.
-fn build(
+pub(crate) fn build(
     now: Timestamp,
     policy: &AcceptPolicy,
     run: &Run,
@@ -178,7 +86,7 @@ fn build(
 }
 
 /// Inserts the new deliveries but those whose run has an open one, and answers which were inserted.
-fn insert_unless_in_flight(
+pub(crate) fn insert_unless_in_flight(
     tx: &mut AnyConnection,
     rows: &[(&RedeliveryRequest, &Delivery)],
 ) -> QueryResult<HashSet<DeliveryId>> {
@@ -290,7 +198,7 @@ struct NewDeliveryRow<'a> {
     updated_at: Time,
 }
 
-fn in_flight(tx: &mut AnyConnection, org: OrgId, run: RunId) -> QueryResult<Option<InFlight>> {
+pub(crate) fn in_flight(tx: &mut AnyConnection, org: OrgId, run: RunId) -> QueryResult<Option<InFlight>> {
     let row: Option<(Key, Option<Time>)> = deliveries::table
         .filter(deliveries::org_id.eq(Key::from(org)))
         .filter(deliveries::run_id.eq(Key::from(run)))

@@ -11,30 +11,32 @@ mod connect;
 mod deliveries;
 mod engine;
 mod error;
+mod idempotency;
 mod keyring;
 mod migrate;
 mod organizations;
 mod prepared;
 mod record;
+mod redeliver;
 mod runs;
 mod schema;
 mod secrets;
 mod store;
 mod tokens;
 
-pub use accept::{
-    AcceptPolicy, Accepted, Redelivery, RedeliveryRequest, insert_delivery, redeliver, redeliver_batch,
-};
+pub use accept::{AcceptPolicy, Accepted, insert_delivery};
 pub use clock::Clock;
 pub use connect::{AnyConnection, DatabaseUrl, DatabaseUrlError};
 pub use deliveries::{count_deliveries, deliveries_of_run, find_delivery};
 pub use engine::claim::{Claimed, HeldAttempt, claim_due, claim_jobs, claimed_under, expired_leases};
 pub use engine::finish::{AttemptRecord, Effect, Failure, Finished, Settlement, finish};
 pub use error::StoreError;
+pub use idempotency::{IdempotencyKey, forget_idempotency_keys};
 pub use keyring::{Keyring, KeyringError};
 pub use migrate::{SchemaState, migrate};
 pub use organizations::{Organization, create_organization, find_organization};
 pub use record::{Deliver, RecordedRun, record_run};
+pub use redeliver::{Redelivery, RedeliveryRequest, redeliver, redeliver_batch};
 pub use runs::find_run;
 pub use secrets::{NewSecret, create_secret, open_secret};
 pub use store::Store;

@@ -113,4 +113,18 @@ table! {
     }
 }
 
+table! {
+    use diesel::sql_types::{Binary, Nullable, Text};
+    use crate::columns::{Id, Moment};
+
+    idempotency_keys (org_id, idempotency_key) {
+        org_id -> Id,
+        idempotency_key -> Text,
+        request_sha256 -> Binary,
+        made_id -> Id,
+        answer -> Nullable<Text>,
+        created_at -> Moment,
+    }
+}
+
 allow_tables_to_appear_in_same_query!(organizations, api_tokens, signing_secrets, runs, deliveries, attempts);

@@ -7,6 +7,7 @@
 mod claims;
 mod constraints;
 mod finishing;
+mod idempotency;
 mod invariants;
 mod migrations;
 mod redeliveries;

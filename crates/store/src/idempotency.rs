@@ -1,0 +1,165 @@
+//! Idempotency keys: a request that is repeated is answered as before and does nothing again.
+//!
+//! A key is taken in the transaction that accepts the request, and only when that is answered with a 2xx. A second
+//! request with the same key waits for that transaction, then finds what it made.
+
+use std::collections::{HashMap, HashSet};
+use std::time::Duration;
+
+use contracts::{OrgId, Timestamp};
+use diesel::prelude::*;
+use diesel::sql_types::{Array, Binary, Text};
+
+use crate::columns::{Id, Key, Moment, Time};
+use crate::connect::AnyConnection;
+use crate::error::StoreError;
+use crate::prepared::{column, prepared};
+use crate::schema::idempotency_keys as table;
+
+/// How long a key is kept (contract section 3).
+const KEPT: Duration = Duration::from_secs(24 * 3600);
+/// Keys forgotten in one transaction: a few milliseconds.
+const FORGOTTEN_AT_ONCE: i64 = 1000;
+
+/// An `Idempotency-Key` and what request it came with.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct IdempotencyKey {
+    /// As the client chose it.
+    pub key: String,
+    /// SHA-256 of the request's method, path, query and body: what must be the same again.
+    pub request_sha256: [u8; 32],
+}
+
+/// What the first request with a key made.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Made {
+    request_sha256: Vec<u8>,
+    pub(crate) id: Key,
+    pub(crate) answer: Option<String>,
+}
+
+impl Made {
+    /// Whether `key` came with the same request this time.
+    pub(crate) fn is_answer_to(&self, key: &IdempotencyKey) -> bool {
+        self.request_sha256 == key.request_sha256
+    }
+}
+
+/// What the keys that are known made.
+pub(crate) fn find_made(
+    tx: &mut AnyConnection,
+    now: Timestamp,
+    keys: &[(OrgId, &IdempotencyKey)],
+) -> QueryResult<HashMap<(OrgId, String), Made>> {
+    if keys.is_empty() {
+        return Ok(HashMap::new());
+    }
+    // A few more than wanted where organizations choose the same keys; the map is asked for the right ones.
+    let rows: Vec<(Key, String, Vec<u8>, Key, Option<String>)> = table::table
+        .filter(table::org_id.eq_any(keys.iter().map(|(org, _)| Key::from(*org))))
+        .filter(table::idempotency_key.eq_any(keys.iter().map(|(_, key)| &key.key)))
+        .filter(table::created_at.gt(Time::from(now - KEPT)))
+        .select((
+            table::org_id,
+            table::idempotency_key,
+            table::request_sha256,
+            table::made_id,
+            table::answer,
+        ))
+        .load(tx)?;
+    let made = |(org, key, request_sha256, id, answer): (Key, _, _, _, _)| {
+        ((OrgId::from(org), key), Made { request_sha256, id, answer })
+    };
+    Ok(rows.into_iter().map(made).collect())
+}
+
+/// Takes keys for what this transaction is about to make, and answers which are its own. Each waits for any other
+/// transaction that has taken it. Different transactions must take theirs in the same order.
+pub(crate) fn take_keys(
+    tx: &mut AnyConnection,
+    now: Timestamp,
+    rows: &[(OrgId, &IdempotencyKey, Key)],
+) -> QueryResult<HashSet<Key>> {
+    let (moment, expired) = (Time::from(now), Time::from(now - KEPT));
+    let taken: Vec<Key> = match tx {
+        AnyConnection::Postgres(pg) => prepared::<Id, _>(
+            "INSERT INTO idempotency_keys (org_id, idempotency_key, request_sha256, made_id, created_at)
+             SELECT r.*, ? FROM unnest(?, ?, ?, ?) AS r
+             ON CONFLICT (org_id, idempotency_key) DO UPDATE
+                 SET request_sha256 = excluded.request_sha256, made_id = excluded.made_id, answer = NULL,
+                     created_at = excluded.created_at
+                 WHERE idempotency_keys.created_at <= ?
+             RETURNING made_id",
+        )
+        .bind::<Moment, _>(moment)
+        .bind::<Array<Id>, _>(column(rows, |(org, ..)| Key::from(*org)))
+        .bind::<Array<Text>, _>(column(rows, |(_, key, _)| key.key.as_str()))
+        .bind::<Array<Binary>, _>(column(rows, |(_, key, _)| &key.request_sha256[..]))
+        .bind::<Array<Id>, _>(column(rows, |(.., made)| *made))
+        .bind::<Moment, _>(expired)
+        .load(pg)?,
+        AnyConnection::Sqlite(sqlite) => {
+            let mut taken = Vec::with_capacity(rows.len());
+            for (org, key, made) in rows {
+                let own: Option<Key> = prepared::<Id, _>(
+                    "INSERT INTO idempotency_keys (org_id, idempotency_key, request_sha256, made_id, created_at)
+                     VALUES (?, ?, ?, ?, ?)
+                     ON CONFLICT (org_id, idempotency_key) DO UPDATE
+                         SET request_sha256 = excluded.request_sha256, made_id = excluded.made_id,
+                             answer = NULL, created_at = excluded.created_at
+                         WHERE idempotency_keys.created_at <= ?
+                     RETURNING made_id",
+                )
+                .bind::<Id, _>(Key::from(*org))
+                .bind::<Text, _>(key.key.as_str())
+                .bind::<Binary, _>(&key.request_sha256[..])
+                .bind::<Id, _>(*made)
+                .bind::<Moment, _>(moment)
+                .bind::<Moment, _>(expired)
+                .get_result(sqlite)
+                .optional()?;
+                taken.extend(own);
+            }
+            taken
+        }
+    };
+    Ok(taken.into_iter().collect())
+}
+
+/// Gives back keys that this transaction has taken for what it did not make after all.
+pub(crate) fn give_back(tx: &mut AnyConnection, keys: &[(OrgId, &IdempotencyKey)]) -> QueryResult<()> {
+    for (org, key) in keys {
+        diesel::delete(table::table.find((Key::from(*org), &key.key))).execute(tx)?;
+    }
+    Ok(())
+}
+
+/// Keeps what the answer shows that may change later.
+pub(crate) fn keep_answer(
+    tx: &mut AnyConnection,
+    org: OrgId,
+    key: &IdempotencyKey,
+    answer: &str,
+) -> QueryResult<()> {
+    diesel::update(table::table.find((Key::from(org), &key.key)))
+        .set(table::answer.eq(answer))
+        .execute(tx)
+        .map(drop)
+}
+
+/// Forgets some of the keys older than a day, and answers whether there may be more.
+pub fn forget_idempotency_keys(tx: &mut AnyConnection, now: Timestamp) -> Result<bool, StoreError> {
+    let mut old: Vec<(Key, String)> = table::table
+        .filter(table::created_at.le(Time::from(now - KEPT)))
+        .order_by(table::created_at)
+        .limit(FORGOTTEN_AT_ONCE)
+        .select((table::org_id, table::idempotency_key))
+        .load(tx)?;
+    old.sort_unstable(); // in the order in which keys are taken
+    for (org, key) in &old {
+        diesel::delete(table::table.find((*org, key)))
+            .filter(table::created_at.le(Time::from(now - KEPT))) // unless it was taken anew meanwhile
+            .execute(tx)?;
+    }
+    Ok(i64::try_from(old.len()) == Ok(FORGOTTEN_AT_ONCE))
+}

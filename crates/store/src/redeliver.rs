@@ -1,0 +1,260 @@
+//! Accepting redeliveries that are asked for (contract section 3, "Redelivery guards").
+
+use std::collections::{HashMap, HashSet};
+
+use contracts::{
+    Delivery, DeliveryId, DeliveryStatus, FailureReason, InFlight, OrgId, RunId, RunStatus, Timestamp,
+};
+use diesel::prelude::*;
+
+use crate::accept::{AcceptPolicy, Accepted, IsAutomatic, build, in_flight, insert_unless_in_flight};
+use crate::columns::{Key, Time};
+use crate::connect::AnyConnection;
+use crate::deliveries::find_delivery;
+use crate::error::StoreError;
+use crate::idempotency::{IdempotencyKey, Made, find_made, give_back, take_keys};
+use crate::runs::{RunToDeliver, find_runs_to_deliver};
+use crate::schema::deliveries;
+
+/// The answer to a request for a redelivery. Only `Accepted` changes anything.
+#[derive(Debug, PartialEq)]
+pub enum Redelivery {
+    /// A new delivery is on its way.
+    Accepted(Accepted),
+    /// The same request was accepted before under the same idempotency key: its delivery as it was then.
+    Repeated(Delivery),
+    /// The idempotency key was used for another request.
+    KeyReused,
+    /// No such run in this organization.
+    RunNotFound,
+    /// The run has not ended.
+    RunNotTerminal(RunStatus),
+    /// The run names no URL.
+    CallbackUrlMissing,
+    /// Another delivery of the run is open.
+    InFlight(InFlight),
+}
+
+/// A request for a redelivery.
+#[derive(Clone, Debug)]
+pub struct RedeliveryRequest {
+    /// The caller's organization.
+    pub org_id: OrgId,
+    /// The run whose callback is to be sent again.
+    pub run_id: RunId,
+    /// The API request that asks for it.
+    pub request_id: String,
+    /// Whether a delivery that waits for its retry makes way.
+    pub supersede: bool,
+    /// What makes a repeated request known.
+    pub idempotency_key: Option<IdempotencyKey>,
+}
+
+impl RedeliveryRequest {
+    fn key(&self) -> Option<(OrgId, &IdempotencyKey)> {
+        Some((self.org_id, self.idempotency_key.as_ref()?))
+    }
+}
+
+/// Accepts a redelivery: [`redeliver_batch`] of one that supersedes nothing and has no idempotency key.
+pub fn redeliver(
+    tx: &mut AnyConnection,
+    now: Timestamp,
+    policy: &AcceptPolicy,
+    org_id: OrgId,
+    run_id: RunId,
+    request_id: &str,
+) -> Result<Redelivery, StoreError> {
+    let request_id = request_id.to_owned();
+    let request = RedeliveryRequest { org_id, run_id, request_id, supersede: false, idempotency_key: None };
+    let mut answers = redeliver_batch(tx, now, policy, &[request])?;
+    Ok(answers.pop().expect("an answer for each request"))
+}
+
+/// Accepts redeliveries: for each request a new delivery with a payload built from its run's current state, or why
+/// not, in the requests' order. The partial unique index is the judge of "in flight", between the requests of a
+/// batch, too. A request that supersedes must come alone: it locks a row that the engine may be locking.
+pub fn redeliver_batch(
+    tx: &mut AnyConnection,
+    now: Timestamp,
+    policy: &AcceptPolicy,
+    requests: &[RedeliveryRequest],
+) -> Result<Vec<Redelivery>, StoreError> {
+    let mut answers: Vec<Option<Redelivery>> = requests.iter().map(|_| None).collect();
+    let mut left: Vec<usize> = (0..requests.len()).collect();
+    while !left.is_empty() {
+        // Of requests with the same key one is decided first: the others repeat it.
+        let mut keys = HashSet::new();
+        let (round, later): (Vec<usize>, Vec<usize>) =
+            left.into_iter().partition(|place| requests[*place].key().is_none_or(|key| keys.insert(key)));
+        let batch: Vec<&RedeliveryRequest> = round.iter().map(|place| &requests[*place]).collect();
+        for (place, answer) in round.into_iter().zip(decide(tx, now, policy, &batch)?) {
+            answers[place] = Some(answer);
+        }
+        left = later;
+    }
+    Ok(answers.into_iter().map(|answer| answer.expect("every request is answered by now")).collect())
+}
+
+/// Decides requests of different idempotency keys.
+fn decide(
+    tx: &mut AnyConnection,
+    now: Timestamp,
+    policy: &AcceptPolicy,
+    requests: &[&RedeliveryRequest],
+) -> Result<Vec<Redelivery>, StoreError> {
+    let mut answers: Vec<Option<Redelivery>> = requests.iter().map(|_| None).collect();
+    repeat_known(tx, now, requests, &mut answers)?;
+    let mut new = build_unanswered(tx, now, policy, requests, &mut answers)?;
+    // In one order everywhere, so that two batches can't wait for each other.
+    new.sort_unstable_by(|(a, _), (b, _)| requests[*a].key().cmp(&requests[*b].key()));
+    let keyed: Vec<_> = new
+        .iter()
+        .filter_map(|(place, delivery)| {
+            let (org, key) = requests[*place].key()?;
+            Some((org, key, Key::from(delivery.id)))
+        })
+        .collect();
+    if !keyed.is_empty() {
+        let taken = take_keys(tx, now, &keyed)?;
+        new.retain(|(place, delivery)| {
+            requests[*place].idempotency_key.is_none() || taken.contains(&Key::from(delivery.id))
+        });
+        if taken.len() < keyed.len() {
+            // Taken by others after we had looked.
+            repeat_known(tx, now, requests, &mut answers)?;
+        }
+    }
+    insert_or_refuse(tx, requests, new, &mut answers)?;
+    let refused: Vec<_> = requests
+        .iter()
+        .zip(&answers)
+        .filter(|(_, answer)| matches!(answer, Some(Redelivery::InFlight(_))))
+        .filter_map(|(request, _)| request.key())
+        .collect();
+    give_back(tx, &refused)?;
+    Ok(answers.into_iter().map(|answer| answer.expect("every request is answered by now")).collect())
+}
+
+/// Answers the unanswered requests whose idempotency key is known.
+fn repeat_known(
+    tx: &mut AnyConnection,
+    now: Timestamp,
+    requests: &[&RedeliveryRequest],
+    answers: &mut [Option<Redelivery>],
+) -> Result<(), StoreError> {
+    let keys: Vec<_> = requests.iter().filter_map(|request| request.key()).collect();
+    let known: HashMap<(OrgId, String), Made> = find_made(tx, now, &keys)?;
+    for (request, answer) in requests.iter().zip(answers) {
+        let Some((org, key)) = request.key() else { continue };
+        let Some(made) = known.get(&(org, key.key.clone())).filter(|_| answer.is_none()) else { continue };
+        *answer = Some(if made.is_answer_to(key) {
+            let delivery = find_delivery(tx, org, made.id.into())?;
+            let gone = || StoreError::corrupt("the idempotency key of a delivery", &"it does not exist");
+            Redelivery::Repeated(as_accepted(delivery.ok_or_else(gone)?))
+        } else {
+            Redelivery::KeyReused
+        });
+    }
+    Ok(())
+}
+
+/// Builds the deliveries of the unanswered requests, and answers those whose run has none to give.
+fn build_unanswered(
+    tx: &mut AnyConnection,
+    now: Timestamp,
+    policy: &AcceptPolicy,
+    requests: &[&RedeliveryRequest],
+    answers: &mut [Option<Redelivery>],
+) -> Result<Vec<(usize, Delivery)>, StoreError> {
+    let keys: Vec<(OrgId, RunId)> = requests.iter().map(|request| (request.org_id, request.run_id)).collect();
+    let runs = find_runs_to_deliver(tx, &keys)?;
+    let mut new = Vec::new();
+    for (place, (key, answer)) in keys.iter().zip(answers).enumerate() {
+        if answer.is_some() {
+            continue;
+        }
+        let refused = match runs.get(key) {
+            None => Redelivery::RunNotFound,
+            Some(RunToDeliver { run, .. }) if !run.status_code.is_terminal() => {
+                Redelivery::RunNotTerminal(run.status_code)
+            }
+            Some(RunToDeliver { run, secret }) => {
+                if let Some(delivery) = build(now, policy, run, *secret, IsAutomatic(false))? {
+                    new.push((place, delivery));
+                    continue;
+                }
+                Redelivery::CallbackUrlMissing
+            }
+        };
+        *answer = Some(refused);
+    }
+    Ok(new)
+}
+
+/// Inserts the new deliveries, each unless another one of its run is in flight.
+fn insert_or_refuse(
+    tx: &mut AnyConnection,
+    requests: &[&RedeliveryRequest],
+    mut new: Vec<(usize, Delivery)>,
+    answers: &mut [Option<Redelivery>],
+) -> Result<(), StoreError> {
+    // In one order everywhere, so that two batches can't wait for each other.
+    new.sort_unstable_by_key(|(place, _)| (requests[*place].org_id, requests[*place].run_id));
+    while !new.is_empty() {
+        let rows: Vec<_> = new.iter().map(|(place, delivery)| (requests[*place], delivery)).collect();
+        let inserted = insert_unless_in_flight(tx, &rows)?;
+        let mut left = Vec::new();
+        for (place, delivery) in new {
+            let RedeliveryRequest { org_id, supersede, .. } = *requests[place];
+            if inserted.contains(&delivery.id) {
+                answers[place] = Some(Redelivery::Accepted(Accepted { org_id, delivery }));
+                continue;
+            }
+            match in_flight(tx, org_id, delivery.run_id)? {
+                Some(other) if supersede && end_superseded(tx, delivery.created_at, other.delivery_id)? => {
+                    left.push((place, delivery));
+                }
+                Some(other) => answers[place] = Some(Redelivery::InFlight(other)),
+                // It ended in between: the way is free.
+                None => left.push((place, delivery)),
+            }
+        }
+        new = left;
+    }
+    Ok(())
+}
+
+/// Ends a delivery that waits for its retry, and answers whether it did: not one that is being sent or was never
+/// tried.
+fn end_superseded(tx: &mut AnyConnection, now: Timestamp, delivery: DeliveryId) -> QueryResult<bool> {
+    let ended = diesel::update(deliveries::table.find(Key::from(delivery)))
+        .filter(deliveries::status_code.eq(<&str>::from(DeliveryStatus::Pending)))
+        .filter(deliveries::attempt_count.ge(1))
+        .set((
+            deliveries::status_code.eq(<&str>::from(DeliveryStatus::Failed)),
+            deliveries::failure_reason_code.eq(<&str>::from(FailureReason::Superseded)),
+            deliveries::failure_detail.eq("a redelivery took its place"),
+            deliveries::next_attempt_at.eq(None::<Time>),
+            deliveries::wake_at.eq(None::<Time>),
+            deliveries::updated_at.eq(Time::from(now)),
+            deliveries::completed_at.eq(Time::from(now)),
+        ))
+        .execute(tx)?;
+    Ok(ended == 1)
+}
+
+/// A delivery as it stood when it was accepted: all else about it is frozen.
+fn as_accepted(delivery: Delivery) -> Delivery {
+    Delivery {
+        status_code: DeliveryStatus::Pending,
+        failure_reason_code: None,
+        failure_detail: None,
+        attempt_count: 0,
+        next_attempt_at: Some(delivery.created_at),
+        updated_at: delivery.created_at,
+        completed_at: None,
+        attempts: Vec::new(),
+        ..delivery
+    }
+}
