@@ -50,27 +50,37 @@ async fn run(store: Store, policy: AcceptPolicy, mut waiting: mpsc::Receiver<Wai
 }
 
 /// A batch that is refused for what is in it is accepted one by one: a run that can't be read must not fail the
-/// requests beside it.
+/// requests beside it. So is a batch with a request that supersedes, which must come alone.
 async fn accept(
     store: &Store,
     policy: AcceptPolicy,
     requests: Vec<RedeliveryRequest>,
 ) -> Vec<Result<Redelivery, StoreError>> {
+    let alone = requests.len() > 1 && requests.iter().any(|request| request.supersede);
+    if alone {
+        return accept_one_by_one(store, policy, requests).await;
+    }
     match accept_together(store, policy, requests.clone()).await {
         Ok(answers) => answers.into_iter().map(Ok).collect(),
         Err(error) if error.is_outage() => {
             requests.iter().map(|_| Err(StoreError::Unavailable(error.to_string()))).collect()
         }
         Err(error) if requests.len() == 1 => vec![Err(error)],
-        Err(_) => {
-            let mut answers = Vec::with_capacity(requests.len());
-            for request in requests {
-                let alone = accept_together(store, policy, vec![request]).await;
-                answers.push(alone.map(|mut answers| answers.remove(0)));
-            }
-            answers
-        }
+        Err(_) => accept_one_by_one(store, policy, requests).await,
     }
+}
+
+async fn accept_one_by_one(
+    store: &Store,
+    policy: AcceptPolicy,
+    requests: Vec<RedeliveryRequest>,
+) -> Vec<Result<Redelivery, StoreError>> {
+    let mut answers = Vec::with_capacity(requests.len());
+    for request in requests {
+        let alone = accept_together(store, policy, vec![request]).await;
+        answers.push(alone.map(|mut answers| answers.remove(0)));
+    }
+    answers
 }
 
 async fn accept_together(

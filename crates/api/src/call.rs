@@ -6,12 +6,13 @@ use actix_web::web::{Bytes, Data};
 use actix_web::{HttpRequest, HttpResponse};
 use contracts::{Object, OrgId};
 use serde::Serialize;
+use store::IdempotencyKey;
 use uuid::Uuid;
 
 use crate::acceptor::Acceptor;
 use crate::error::ApiError;
-use crate::params::parse_uuid;
-use crate::{Api, body, params};
+use crate::params::{Query, parse_uuid};
+use crate::{Api, body, idempotency, params};
 
 /// What a handler answers.
 pub(crate) type Answer = Result<HttpResponse, ApiError>;
@@ -32,6 +33,16 @@ impl Call {
     pub(crate) fn path_id(&self, name: &str) -> Result<Uuid, ApiError> {
         let text = self.request.match_info().get(name).unwrap_or_default();
         Ok(parse_uuid(&["path", name], text)?)
+    }
+
+    /// The query's parameters, to be taken out one by one.
+    pub(crate) fn query(&self) -> Result<Query, ApiError> {
+        Query::of(&self.request)
+    }
+
+    /// The `Idempotency-Key`, if there is one.
+    pub(crate) fn idempotency_key(&self) -> Result<Option<IdempotencyKey>, ApiError> {
+        Ok(idempotency::key_of(&self.request, &self.body)?)
     }
 
     /// Refuses every query parameter.

@@ -32,6 +32,9 @@ pub(crate) enum ApiError {
     /// What we would answer is no JSON: the database holds a payload that isn't.
     #[error("an answer can't be written: {0}")]
     Unwritable(#[from] serde_json::Error),
+    /// A file of the documentation's page can't be given.
+    #[error("the documentation's page: {0}")]
+    Page(String),
 }
 
 impl From<FieldError> for ApiError {
@@ -60,7 +63,7 @@ impl ApiError {
             ApiError::MethodNotAllowed(_) => ErrorCode::MethodNotAllowed,
             ApiError::Conflict(_) => ErrorCode::Conflict,
             ApiError::Store(error) if error.is_outage() => ErrorCode::ServiceUnavailable,
-            ApiError::Store(_) | ApiError::Unwritable(_) => ErrorCode::InternalError,
+            ApiError::Store(_) | ApiError::Unwritable(_) | ApiError::Page(_) => ErrorCode::InternalError,
         }
     }
 }

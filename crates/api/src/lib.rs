@@ -11,6 +11,9 @@ mod body;
 mod call;
 mod doorbell;
 mod error;
+mod idempotency;
+mod openapi;
+mod operation;
 mod params;
 mod request_id;
 mod routes;
@@ -29,6 +32,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::acceptor::Acceptor;
 use crate::auth::KnownTokens;
+use crate::openapi::Description;
 
 pub use routes::runs::parse_run;
 
@@ -71,11 +75,13 @@ pub async fn run(
     let acceptor = Data::new(Acceptor::start(api.store.clone(), api.accept));
     let api = Data::new(api);
     let tokens = Data::new(KnownTokens::default());
+    let description = Data::new(Description::of(&routes::table()));
     let app = move || {
         App::new()
             .app_data(api.clone())
             .app_data(acceptor.clone())
             .app_data(tokens.clone())
+            .app_data(description.clone())
             .configure(routes::configure)
             .wrap(from_fn(access_log::layer))
             .wrap(from_fn(request_id::layer)) // the last one is the outermost

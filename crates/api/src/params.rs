@@ -14,14 +14,55 @@ pub(crate) fn parse_uuid(loc: &[&str], text: &str) -> Result<Uuid, FieldError> {
 
 /// Refuses every query parameter.
 pub(crate) fn no_query(request: &HttpRequest) -> Result<(), ApiError> {
-    if request.query_string().is_empty() {
-        return Ok(());
+    Query::of(request)?.finish()
+}
+
+/// The parameters of a query. Each is taken out by its name; [`Query::finish`] tells what was wrong with any, and
+/// refuses what was not taken.
+pub(crate) struct Query {
+    given: Vec<(String, String)>,
+    errors: Vec<FieldError>,
+}
+
+impl Query {
+    pub(crate) fn of(request: &HttpRequest) -> Result<Query, ApiError> {
+        let unreadable =
+            |_| FieldError::new(&["query"], "query_malformed", "expected name=value pairs in UTF-8");
+        let given = web::Query::<Vec<(String, String)>>::from_query(request.query_string())
+            .map_err(unreadable)?
+            .into_inner();
+        Ok(Query { given, errors: Vec::new() })
     }
-    let given = web::Query::<Vec<(String, String)>>::from_query(request.query_string());
-    let given = given.map(web::Query::into_inner).unwrap_or_default();
-    let unknown = |(name, _): &(String, String)| {
-        FieldError::new(&["query", name], "extra_forbidden", "unknown query parameter")
-    };
-    let errors: Vec<FieldError> = given.iter().map(unknown).collect();
-    if errors.is_empty() { Ok(()) } else { Err(errors.into()) }
+
+    /// What `parse` makes of the parameter, or none when it is not there or not good.
+    pub(crate) fn take<T>(
+        &mut self,
+        name: &str,
+        parse: impl FnOnce(&str) -> Result<T, (&'static str, String)>,
+    ) -> Option<T> {
+        let mut mine = self.given.extract_if(.., |(given, _)| given == name);
+        let (_, value) = mine.next()?;
+        let repeated = mine.next().is_some();
+        mine.for_each(drop);
+        let parsed = if repeated { Err(("duplicate", "given more than once".into())) } else { parse(&value) };
+        parsed.map_err(|(kind, msg)| self.errors.push(FieldError::new(&["query", name], kind, msg))).ok()
+    }
+
+    /// A boolean, false when it is not there.
+    pub(crate) fn flag(&mut self, name: &str) -> bool {
+        let flag = self.take(name, |value| match value {
+            "true" => Ok(true),
+            "false" => Ok(false),
+            _ => Err(("bool_parsing", "expected true or false".into())),
+        });
+        flag.unwrap_or_default()
+    }
+
+    /// Refuses the query if anything was wrong with it, or if something in it was not asked for.
+    pub(crate) fn finish(mut self) -> Result<(), ApiError> {
+        self.errors.extend(self.given.iter().map(|(name, _)| {
+            FieldError::new(&["query", name], "extra_forbidden", "unknown query parameter")
+        }));
+        if self.errors.is_empty() { Ok(()) } else { Err(self.errors.into()) }
+    }
 }

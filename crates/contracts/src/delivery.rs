@@ -1,14 +1,28 @@
 //! Deliveries and their attempts (contract section 3).
 
-use serde::ser::SerializeStruct;
 use serde::{Serialize, Serializer};
 use serde_json::value::RawValue;
-use strum::{Display, EnumString, IntoStaticStr};
+use strum::{Display, EnumString, IntoStaticStr, VariantArray};
+use utoipa::openapi::{RefOr, Schema};
+use utoipa::{PartialSchema, ToSchema};
 
 use crate::{AttemptId, DeliveryId, RunId, SecretId, Timestamp};
 
 /// A delivery's `status_code`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Display, EnumString, IntoStaticStr)]
+#[derive(
+    Clone,
+    Copy,
+    Debug,
+    PartialEq,
+    Eq,
+    Hash,
+    Serialize,
+    Display,
+    EnumString,
+    IntoStaticStr,
+    VariantArray,
+    ToSchema,
+)]
 #[serde(rename_all = "snake_case")]
 #[strum(serialize_all = "snake_case")]
 pub enum DeliveryStatus {
@@ -23,7 +37,20 @@ pub enum DeliveryStatus {
 }
 
 /// Why an attempt failed, or why a delivery was ended: `failure_reason_code`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Display, EnumString, IntoStaticStr)]
+#[derive(
+    Clone,
+    Copy,
+    Debug,
+    PartialEq,
+    Eq,
+    Hash,
+    Serialize,
+    Display,
+    EnumString,
+    IntoStaticStr,
+    VariantArray,
+    ToSchema,
+)]
 #[serde(rename_all = "snake_case")]
 #[strum(serialize_all = "snake_case")]
 pub enum FailureReason {
@@ -57,7 +84,7 @@ pub enum FailureReason {
 pub type AttemptNumber = i32;
 
 /// One try of a delivery. Keys in the contract's order.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, ToSchema)]
 pub struct Attempt {
     /// Its id.
     pub id: AttemptId,
@@ -66,12 +93,16 @@ pub struct Attempt {
     /// Counted from 1 without gaps.
     pub attempt_number: AttemptNumber,
     /// The HTTP status, or null when no complete response head came.
+    #[schema(required)]
     pub status_code: Option<i32>,
     /// The first 8 KiB of the response body: lossy UTF-8, NUL removed.
+    #[schema(required)]
     pub response_body: Option<String>,
     /// From sending to the end of the exchange, in milliseconds.
+    #[schema(required)]
     pub response_time_ms: Option<i64>,
     /// Null after a 2xx, else `<reason_code>: sentence`.
+    #[schema(required)]
     pub error_message: Option<String>,
     /// When the attempt was claimed.
     pub created_at: Timestamp,
@@ -103,26 +134,79 @@ pub struct Delivery {
 
 impl Serialize for Delivery {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        let payload: &RawValue =
-            serde_json::from_str(&self.payload_bytes).map_err(serde::ser::Error::custom)?;
-        let mut object = serializer.serialize_struct("Delivery", 17)?;
-        object.serialize_field("id", &self.id)?;
-        object.serialize_field("run_id", &self.run_id)?;
-        object.serialize_field("callback_url", &self.callback_url)?;
-        object.serialize_field("payload_bytes", &self.payload_bytes)?;
-        object.serialize_field("payload", payload)?;
-        object.serialize_field("signing_secret_id", &self.signing_secret_id)?;
-        object.serialize_field("is_automatic", &self.is_automatic)?;
-        object.serialize_field("status_code", &self.status_code)?;
-        object.serialize_field("failure_reason_code", &self.failure_reason_code)?;
-        object.serialize_field("failure_detail", &self.failure_detail)?;
-        object.serialize_field("attempt_count", &self.attempt_count)?;
-        object.serialize_field("max_attempts", &self.max_attempts)?;
-        object.serialize_field("next_attempt_at", &self.next_attempt_at)?;
-        object.serialize_field("created_at", &self.created_at)?;
-        object.serialize_field("updated_at", &self.updated_at)?;
-        object.serialize_field("completed_at", &self.completed_at)?;
-        object.serialize_field("attempts", &self.attempts)?;
-        object.end()
+        let payload = serde_json::from_str(&self.payload_bytes).map_err(serde::ser::Error::custom)?;
+        Shown {
+            id: self.id,
+            run_id: self.run_id,
+            callback_url: &self.callback_url,
+            payload_bytes: &self.payload_bytes,
+            payload,
+            signing_secret_id: self.signing_secret_id,
+            is_automatic: self.is_automatic,
+            status_code: self.status_code,
+            failure_reason_code: self.failure_reason_code,
+            failure_detail: self.failure_detail.as_deref(),
+            attempt_count: self.attempt_count,
+            max_attempts: self.max_attempts,
+            next_attempt_at: self.next_attempt_at,
+            created_at: self.created_at,
+            updated_at: self.updated_at,
+            completed_at: self.completed_at,
+            attempts: &self.attempts,
+        }
+        .serialize(serializer)
     }
+}
+
+impl PartialSchema for Delivery {
+    fn schema() -> RefOr<Schema> {
+        Shown::schema()
+    }
+}
+
+impl ToSchema for Delivery {
+    fn schemas(schemas: &mut Vec<(String, RefOr<Schema>)>) {
+        Shown::schemas(schemas);
+    }
+}
+
+/// The delivery as the API shows it, keys in the contract's order.
+#[derive(Serialize, ToSchema)]
+#[schema(description = "The obligation to bring one frozen payload to one URL, with its attempts.")]
+struct Shown<'a> {
+    /// Also the `webhook-id` of all its attempts.
+    id: DeliveryId,
+    run_id: RunId,
+    callback_url: &'a str,
+    /// The request body's exact text.
+    payload_bytes: &'a str,
+    /// The same, parsed.
+    #[schema(value_type = Object)]
+    payload: &'a RawValue,
+    /// The secret it was frozen with; null when the organization had none.
+    #[schema(required)]
+    signing_secret_id: Option<SecretId>,
+    /// Whether the run's end called for it, and not a client.
+    is_automatic: bool,
+    status_code: DeliveryStatus,
+    /// Why the latest attempt failed; null if none did or once succeeded.
+    #[schema(required)]
+    failure_reason_code: Option<FailureReason>,
+    #[schema(required)]
+    failure_detail: Option<&'a str>,
+    /// Attempts begun.
+    #[schema(minimum = 0)]
+    attempt_count: AttemptNumber,
+    #[schema(minimum = 1)]
+    max_attempts: AttemptNumber,
+    /// Set while pending.
+    #[schema(required)]
+    next_attempt_at: Option<Timestamp>,
+    created_at: Timestamp,
+    updated_at: Timestamp,
+    /// Null until it has ended.
+    #[schema(required)]
+    completed_at: Option<Timestamp>,
+    /// Ascending by number.
+    attempts: &'a [Attempt],
 }

@@ -2,9 +2,10 @@
 
 use serde::Serialize;
 use strum::{IntoStaticStr, VariantArray};
+use utoipa::ToSchema;
 
 /// Every `code` the API answers with.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, IntoStaticStr, VariantArray)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, IntoStaticStr, VariantArray, ToSchema)]
 #[serde(rename_all = "SCREAMING_SNAKE_CASE")]
 #[strum(serialize_all = "SCREAMING_SNAKE_CASE")]
 #[allow(missing_docs)]
@@ -70,18 +71,19 @@ impl ErrorCode {
 }
 
 /// The body of every non-2xx answer.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, ToSchema)]
 pub struct ErrorBody {
     /// Which error.
     pub code: ErrorCode,
     /// One sentence for a person.
     pub message: String,
     /// What is wrong where, or null.
+    #[schema(required)]
     pub errors: Option<Vec<FieldError>>,
 }
 
 /// One step of the way to what is wrong: a key or an index.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, ToSchema)]
 #[serde(untagged)]
 #[allow(missing_docs)]
 pub enum Loc {
@@ -96,7 +98,7 @@ impl From<&str> for Loc {
 }
 
 /// One thing that is wrong with a request.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, ToSchema)]
 pub struct FieldError {
     /// Where: `["body", "status_code"]`, `["path", "run_id"]`.
     pub loc: Vec<Loc>,
@@ -111,7 +113,7 @@ pub struct FieldError {
 }
 
 /// What a `conflict` says of the delivery in flight.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, ToSchema)]
 #[allow(missing_docs)]
 pub struct InFlight {
     pub delivery_id: crate::DeliveryId,

@@ -25,6 +25,6 @@ pub use payload::{CallbackPayload, Event, PayloadError, PayloadFormat};
 pub use run::{Run, RunStatus};
 pub use run_update::RunUpdate;
 pub use scope::{Scope, Scopes};
-pub use secret::{CallbackSecret, SecretKeyError, SigningSecret};
+pub use secret::{CallbackSecret, NewSecret, SecretKeyError, SigningSecret};
 pub use signature::{SignedHeaders, sign};
 pub use timestamp::{Timestamp, TimestampError};

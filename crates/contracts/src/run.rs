@@ -2,12 +2,24 @@
 
 use serde::Serialize;
 use strum::{Display, EnumString, IntoStaticStr, VariantArray};
+use utoipa::ToSchema;
 
 use crate::{JsonText, OrgId, RunId, Timestamp};
 
 /// A run's `status_code`, in the order `GET /v1/runs/statuses` lists them (contract section 1).
 #[derive(
-    Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Display, EnumString, IntoStaticStr, VariantArray,
+    Clone,
+    Copy,
+    Debug,
+    PartialEq,
+    Eq,
+    Hash,
+    Serialize,
+    Display,
+    EnumString,
+    IntoStaticStr,
+    VariantArray,
+    ToSchema,
 )]
 #[serde(rename_all = "snake_case")]
 #[strum(serialize_all = "snake_case")]
@@ -30,21 +42,31 @@ impl RunStatus {
 }
 
 /// The run object, keys in the contract's order.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, ToSchema)]
 #[allow(missing_docs)]
 pub struct Run {
     pub id: RunId,
     pub org_id: OrgId,
     pub status_code: RunStatus,
+    /// Whatever JSON the producer gave.
+    #[schema(required, value_type = Value)]
     pub output: Option<JsonText>,
+    #[schema(required)]
     pub duration_ms: Option<i64>,
     pub created_at: Timestamp,
+    #[schema(required)]
     pub started_at: Option<Timestamp>,
+    #[schema(required)]
     pub completed_at: Option<Timestamp>,
+    #[schema(required)]
     pub callback_url: Option<String>,
+    #[schema(required, value_type = Option<Object>)]
     pub metadata: Option<JsonText>,
+    #[schema(required)]
     pub failure_code: Option<String>,
+    #[schema(required)]
     pub failure_message: Option<String>,
+    #[schema(required)]
     pub failure_stage_code: Option<String>,
     pub updated_at: Timestamp,
 }

@@ -4,14 +4,15 @@ use std::fmt;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use serde::Serialize;
+use serde::{Serialize, Serializer};
 use thiserror::Error;
+use utoipa::ToSchema;
 use zeroize::Zeroizing;
 
 use crate::{OrgId, SecretId, Timestamp};
 
 /// The secret object as the API shows it: never secret material. Keys in the contract's order (section 3).
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, ToSchema)]
 #[allow(missing_docs)]
 pub struct CallbackSecret {
     pub id: SecretId,
@@ -19,11 +20,30 @@ pub struct CallbackSecret {
     /// The first characters of the plain secret, to recognise it by.
     pub key_prefix: String,
     pub is_current: bool,
+    #[schema(required)]
     pub label: Option<String>,
+    #[schema(required)]
     pub disabled_at: Option<Timestamp>,
+    #[schema(required)]
     pub last_used_at: Option<Timestamp>,
     pub created_at: Timestamp,
     pub updated_at: Timestamp,
+}
+
+/// A secret just made; the only time the API shows its plain text.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct NewSecret {
+    /// The whole secret, `whsec_…`.
+    #[serde(serialize_with = "shown")]
+    #[schema(value_type = String)]
+    pub plain_secret: SigningSecret,
+    /// What stays readable.
+    #[serde(flatten)]
+    pub secret: CallbackSecret,
+}
+
+fn shown<S: Serializer>(secret: &SigningSecret, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.serialize_str(secret.plain())
 }
 
 /// A plain signing secret: `whsec_` and the standard base64 of its key. Never printed by `Debug`, wiped on drop.

@@ -8,10 +8,12 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use thiserror::Error;
 use time::format_description::well_known::Rfc3339;
 use time::{OffsetDateTime, UtcOffset};
+use utoipa::ToSchema;
 
 /// A point in time: microseconds since 1970-01-01 UTC, within the years 1 to 9999. Both storage engines keep it
 /// exactly. `Display` and serde give the form of the API's envelopes, RFC 3339 with `Z` (contract section 3).
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ToSchema)]
+#[schema(value_type = String, format = DateTime)]
 pub struct Timestamp(i64);
 
 /// Why a text is not a [`Timestamp`].

@@ -59,13 +59,7 @@ pub(crate) fn find_made(
         .filter(table::org_id.eq_any(keys.iter().map(|(org, _)| Key::from(*org))))
         .filter(table::idempotency_key.eq_any(keys.iter().map(|(_, key)| &key.key)))
         .filter(table::created_at.gt(Time::from(now - KEPT)))
-        .select((
-            table::org_id,
-            table::idempotency_key,
-            table::request_sha256,
-            table::made_id,
-            table::answer,
-        ))
+        .select((table::org_id, table::idempotency_key, table::request_sha256, table::made_id, table::answer))
         .load(tx)?;
     let made = |(org, key, request_sha256, id, answer): (Key, _, _, _, _)| {
         ((OrgId::from(org), key), Made { request_sha256, id, answer })

@@ -38,6 +38,6 @@ pub use organizations::{Organization, create_organization, find_organization};
 pub use record::{Deliver, RecordedRun, record_run};
 pub use redeliver::{Redelivery, RedeliveryRequest, redeliver, redeliver_batch};
 pub use runs::find_run;
-pub use secrets::{NewSecret, create_secret, open_secret};
+pub use secrets::{create_secret, open_secret};
 pub use store::Store;
 pub use tokens::{NewToken, Principal, TokenText, authenticate, create_token};

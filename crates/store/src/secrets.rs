@@ -1,6 +1,6 @@
 //! Signing secrets of organizations.
 
-use contracts::{CallbackSecret, OrgId, SecretId, SigningSecret, Timestamp};
+use contracts::{CallbackSecret, NewSecret, OrgId, SecretId, SigningSecret, Timestamp};
 use diesel::prelude::*;
 use diesel::result::{DatabaseErrorKind, Error};
 use zeroize::Zeroizing;
@@ -10,21 +10,6 @@ use crate::connect::AnyConnection;
 use crate::error::StoreError;
 use crate::keyring::{Keyring, KeyringError, Sealed};
 use crate::schema::signing_secrets as table;
-
-/// A secret just made; the only time the API shows its plain text.
-#[derive(Debug, serde::Serialize)]
-pub struct NewSecret {
-    /// The whole secret, `whsec_…`.
-    #[serde(serialize_with = "shown")]
-    pub plain_secret: SigningSecret,
-    /// What stays readable.
-    #[serde(flatten)]
-    pub secret: CallbackSecret,
-}
-
-fn shown<S: serde::Serializer>(secret: &SigningSecret, serializer: S) -> Result<S::Ok, S::Error> {
-    serializer.serialize_str(secret.plain())
-}
 
 /// Makes a secret of 32 random bytes. The organization's first becomes current, later ones do not.
 pub fn create_secret(

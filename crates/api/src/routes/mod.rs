@@ -1,6 +1,7 @@
 //! The table of calls.
 
 mod deliveries;
+mod examples;
 mod health;
 mod redeliveries;
 pub(crate) mod runs;
@@ -9,49 +10,104 @@ mod secrets;
 use actix_web::http::Method;
 use actix_web::web::{self, Data, Payload, ServiceConfig};
 use actix_web::{HttpRequest, Route};
-use contracts::{ErrorCode, Scope};
+use contracts::{Delivery, ErrorCode, NewSecret, Run, Scope};
+use indexmap::IndexMap;
+use serde_json::json;
 
 use crate::acceptor::Acceptor;
 use crate::auth::{KnownTokens, authenticate};
 use crate::call::{Answer, Call};
 use crate::error::ApiError;
-use crate::{Api, body, request_id};
+use crate::operation::Operation;
+use crate::{Api, body, openapi, request_id};
 
-/// Every call of contract section 3: path, method, scope, handler. The first path that fits is taken.
-fn table() -> Vec<(&'static str, Vec<(Method, Route)>)> {
+/// Every call of contract section 3. The first path that fits is taken.
+pub(crate) fn table() -> Vec<Operation> {
+    use ErrorCode::{CallbackDeliveryNotFound, Conflict, RunNotFound};
     use Scope::{CallbackSecretsCreate, RunsCreate, RunsExecute, RunsRead};
-    const GET: Method = Method::GET;
-    const POST: Method = Method::POST;
-    const PUT: Method = Method::PUT;
+    let (run, delivery) = (examples::run(), examples::delivery());
     vec![
+        get("/v1/runs/{run_id}", RunsRead, runs::show)
+            .named("get_run", "A run")
+            .answers::<Run>(200, "the run", &run)
+            .or(&[RunNotFound]),
+        call(Method::PUT, "/v1/runs/{run_id}", RunsCreate, runs::record)
+            .named("record_run", "Records a run; when it has ended, its callback is delivered")
+            .takes(true, runs::update_schema(), &runs::update_example())
+            .answers::<Run>(201, "the run, which is new", &run)
+            .answers::<Run>(200, "the run, which was known", &run)
+            .or(&[Conflict]),
+        get("/v1/runs/{run_id}/callback", RunsRead, deliveries::of_run)
+            .named("list_deliveries_of_run", "A run's deliveries, newest first")
+            .answers_many::<Delivery>(200, "the deliveries", &delivery)
+            .or(&[RunNotFound]),
+        call(Method::POST, "/v1/runs/{run_id}/callback-redeliveries", RunsExecute, redeliveries::create)
+            .named(
+                "create_redelivery",
+                "Delivers a run's callback again, with a payload of its present state",
+            )
+            .query(redeliveries::parameters())
+            .takes(false, json!({"type": "object", "additionalProperties": false}), &json!({}))
+            .answers::<Delivery>(201, "the new delivery", &delivery)
+            .or(&[RunNotFound]),
+        get("/v1/callback-deliveries/{id}", RunsRead, deliveries::show)
+            .named("get_delivery", "A delivery with its attempts")
+            .answers::<Delivery>(200, "the delivery", &delivery)
+            .or(&[CallbackDeliveryNotFound]),
+        call(Method::POST, "/v1/callback-secrets", CallbackSecretsCreate, secrets::create)
+            .named("create_secret", "Makes a signing secret, and shows it this once")
+            .takes(false, secrets::creation_schema(), &json!({"label": "2026"}))
+            .answers::<NewSecret>(201, "the new secret", &examples::new_secret()),
         health(),
-        (
-            "/v1/runs/{run_id}",
-            vec![(GET, needs(RunsRead, runs::show)), (PUT, needs(RunsCreate, runs::record))],
-        ),
-        ("/v1/runs/{run_id}/callback", vec![(GET, needs(RunsRead, deliveries::of_run))]),
-        ("/v1/runs/{run_id}/callback-redeliveries", vec![(POST, needs(RunsExecute, redeliveries::create))]),
-        ("/v1/callback-deliveries/{id}", vec![(GET, needs(RunsRead, deliveries::show))]),
-        ("/v1/callback-secrets", vec![(POST, needs(CallbackSecretsCreate, secrets::create))]),
     ]
 }
 
-fn health() -> (&'static str, Vec<(Method, Route)>) {
-    ("/v1/health", vec![(Method::GET, web::to(health::show))])
+fn health() -> Operation {
+    Operation::new(Method::GET, "/v1/health", None, web::to(health::show))
+        .named("get_health", "Whether the process answers")
+        .answers::<health::Health>(200, "it does", &json!({"status": "ok"}))
 }
 
-/// Puts the table into the application, and the error envelope around it.
+fn get<F, Fut>(path: &'static str, scope: Scope, handler: F) -> Operation
+where
+    F: Fn(Call) -> Fut + Copy + 'static,
+    Fut: Future<Output = Answer> + 'static,
+{
+    call(Method::GET, path, scope, handler)
+}
+
+fn call<F, Fut>(method: Method, path: &'static str, scope: Scope, handler: F) -> Operation
+where
+    F: Fn(Call) -> Fut + Copy + 'static,
+    Fut: Future<Output = Answer> + 'static,
+{
+    Operation::new(method, path, Some(scope), needs(scope, handler))
+}
+
+/// Puts the calls, their description and its page into the application, and the error envelope around them.
 pub(crate) fn configure(app: &mut ServiceConfig) {
-    put(app, table());
+    let described = [
+        ("/openapi.json", web::to(openapi::show)),
+        ("/docs", web::to(openapi::to_page)),
+        ("/docs/{file:.*}", web::to(openapi::page)),
+    ];
+    put(app, table(), described);
 }
 
 /// The same with nothing but the health call.
 pub(crate) fn configure_health(app: &mut ServiceConfig) {
-    put(app, vec![health()]);
+    put(app, vec![health()], []);
 }
 
-fn put(app: &mut ServiceConfig, table: Vec<(&'static str, Vec<(Method, Route)>)>) {
-    for (path, calls) in table {
+fn put<const N: usize>(app: &mut ServiceConfig, table: Vec<Operation>, more: [(&'static str, Route); N]) {
+    let mut paths: IndexMap<&'static str, Vec<(Method, Route)>> = IndexMap::new();
+    for Operation { method, path, route, .. } in table {
+        paths.entry(path).or_default().push((method, route));
+    }
+    for (path, route) in more {
+        paths.entry(path).or_default().push((Method::GET, route));
+    }
+    for (path, calls) in paths {
         let allow = calls.iter().map(|(method, _)| method.as_str()).collect::<Vec<_>>().join(", ");
         let refuse = move || std::future::ready(Answer::Err(ApiError::MethodNotAllowed(allow.clone())));
         let resource = web::resource(path).default_service(web::to(refuse));

@@ -2,27 +2,43 @@
 
 use actix_web::http::StatusCode;
 use contracts::{ErrorCode, FieldError, RunId};
+use serde_json::{Value, json};
 use store::{Redelivery, RedeliveryRequest};
 
 use crate::body::unknown_fields;
-use crate::call::{Answer, Call, json};
+use crate::call::{self, Answer, Call};
+use crate::idempotency::key_reused;
+use crate::operation::query;
+
+/// What the query may hold.
+pub(crate) fn parameters() -> Vec<Value> {
+    let makes_way = "Whether a delivery that waits for its retry makes way: it ends as `superseded`.";
+    vec![query("supersede", json!({"type": "boolean", "default": false}), makes_way)]
+}
 
 /// `POST /v1/runs/{run_id}/callback-redeliveries`: accepts a new delivery of the run's current state.
 pub(crate) async fn create(call: Call) -> Answer {
     let run = RunId(call.path_id("run_id")?);
-    call.no_query()?;
+    let mut query = call.query()?;
+    let supersede = query.flag("supersede");
+    query.finish()?;
+    let idempotency_key = call.idempotency_key()?;
     let unknown: Vec<FieldError> = unknown_fields(&call.optional_object()?).collect();
     if !unknown.is_empty() {
         return Err(unknown.into());
     }
     let Call { api, acceptor, org, request_id, .. } = call;
-    let request = RedeliveryRequest { org_id: org, run_id: run, request_id: request_id.clone() };
+    let asked_by = request_id.clone();
+    let request =
+        RedeliveryRequest { org_id: org, run_id: run, request_id: asked_by, supersede, idempotency_key };
     let refused = |kind, msg: &str| FieldError::new(&["path", "run_id"], kind, msg);
     Err(match acceptor.redeliver(request).await? {
         Redelivery::Accepted(accepted) => {
             api.ring(&accepted, request_id);
-            return json(StatusCode::CREATED, &accepted.delivery);
+            return call::json(StatusCode::CREATED, &accepted.delivery);
         }
+        Redelivery::Repeated(delivery) => return call::json(StatusCode::CREATED, &delivery),
+        Redelivery::KeyReused => return Err(key_reused()),
         Redelivery::RunNotFound => ErrorCode::RunNotFound.into(),
         Redelivery::RunNotTerminal(status) => {
             refused("run_not_terminal", &format!("the run has not ended, it is {status}")).into()

@@ -1,11 +1,13 @@
 //! Runs, as the run engine tells of them.
 
 use actix_web::http::StatusCode;
-use contracts::{ErrorCode, FieldError, RunId, RunUpdate};
+use contracts::{ErrorCode, FieldError, RunId, RunStatus, RunUpdate};
 use egress::{Policy, TargetUrl};
+use serde_json::{Value, json};
 use store::{Deliver, RecordedRun, find_run, record_run};
+use strum::VariantArray;
 
-use crate::call::{Answer, Call, json};
+use crate::call::{self, Answer, Call};
 use crate::error::ApiError;
 
 /// `GET /v1/runs/{run_id}`
@@ -14,7 +16,7 @@ pub(crate) async fn show(call: Call) -> Answer {
     call.no_query()?;
     let org = call.org;
     let run = call.api.store.read(move |tx| find_run(tx, org, run)).await?;
-    json(StatusCode::OK, &run.ok_or(ErrorCode::RunNotFound)?)
+    call::json(StatusCode::OK, &run.ok_or(ErrorCode::RunNotFound)?)
 }
 
 /// `PUT /v1/runs/{run_id}`: records a run, and accepts its automatic delivery when it has ended.
@@ -37,7 +39,7 @@ pub(crate) async fn record(call: Call) -> Answer {
     if let Some(accepted) = accepted {
         api.ring(&accepted, request_id);
     }
-    json(status, &run)
+    call::json(status, &run)
 }
 
 /// Reads what a run engine tells of a run, and judges its `callback_url`: `url_invalid` when it can't be called,
@@ -50,4 +52,38 @@ pub fn parse_run(body: &[u8], policy: &Policy) -> Result<RunUpdate, Vec<FieldErr
         policy.judge_url(&target).map_err(|error| refuse("url_blocked", error.to_string()))?;
     }
     Ok(update)
+}
+
+/// What [`parse_run`] takes, as far as a schema can say it: the egress policy judges `callback_url` besides.
+pub(super) fn update_schema() -> Value {
+    let text = json!({"type": ["string", "null"], "pattern": "^[^\\u0000]*$"});
+    let moment = json!({"type": ["string", "null"], "format": "date-time"});
+    json!({
+        "type": "object",
+        "required": ["status_code"],
+        "additionalProperties": false,
+        "properties": {
+            "status_code": {"type": "string", "enum": RunStatus::VARIANTS},
+            "output": {"description": "Whatever JSON the producer gave."},
+            "duration_ms": {"type": ["integer", "null"], "minimum": 0, "maximum": i64::MAX},
+            "created_at": moment,
+            "started_at": moment,
+            "completed_at": moment,
+            "callback_url": {"type": ["string", "null"], "format": "uri", "pattern": "^https?://", "maxLength": 2048},
+            "metadata": {"type": ["object", "null"]},
+            "failure_code": text,
+            "failure_message": text,
+            "failure_stage_code": text,
+        },
+    })
+}
+
+pub(super) fn update_example() -> Value {
+    json!({
+        "status_code": "succeeded",
+        "output": {"images": ["https://cdn.example.com/1.png"]},
+        "duration_ms": 123,
+        "callback_url": "https://hooks.example.com/callbacks",
+        "metadata": {"order": 17},
+    })
 }

@@ -2,10 +2,11 @@
 
 use actix_web::http::StatusCode;
 use contracts::{FieldError, Json, Object};
+use serde_json::{Value, json};
 use store::create_secret;
 
 use crate::body::unknown_fields;
-use crate::call::{Answer, Call, json};
+use crate::call::{self, Answer, Call};
 
 /// The longest label, in characters.
 const MAX_LABEL: usize = 255;
@@ -17,7 +18,7 @@ pub(crate) async fn create(call: Call) -> Answer {
     let Call { api, org, .. } = call;
     let keyring = api.keyring.clone();
     let secret = api.store.write(move |tx, now| create_secret(tx, now, &keyring, org, label)).await?;
-    json(StatusCode::CREATED, &secret)
+    call::json(StatusCode::CREATED, &secret)
 }
 
 /// The `label` of a body that has nothing else.
@@ -42,4 +43,13 @@ fn label(mut body: Object) -> Result<Option<String>, Vec<FieldError>> {
             Err(errors)
         }
     }
+}
+
+/// What a new secret may be given.
+pub(super) fn creation_schema() -> Value {
+    json!({"type": "object", "additionalProperties": false, "properties": {"label": label_schema()}})
+}
+
+fn label_schema() -> Value {
+    json!({"type": ["string", "null"], "maxLength": MAX_LABEL, "pattern": "^[^\\u0000]*$"})
 }

@@ -6,7 +6,9 @@ use ::store::{IdempotencyKey, Redelivery, RedeliveryRequest, forget_idempotency_
 use contracts::{Delivery, DeliveryId, DeliveryStatus, FailureReason, InFlight, OrgId, RunId};
 use testkit::Engine;
 
-use crate::stage::{MICROSECOND, POLICY, Stage, accepted, at_once, new_run, on_both_engines, retried, succeeded};
+use crate::stage::{
+    MICROSECOND, POLICY, Stage, accepted, at_once, new_run, on_both_engines, retried, succeeded,
+};
 
 on_both_engines!(
     a_repeated_request_is_answered_as_before_and_does_nothing,

@@ -1,0 +1,43 @@
+//! `Idempotency-Key` (contract section 3): which request it stands for.
+
+use actix_web::HttpRequest;
+use contracts::FieldError;
+use sha2::{Digest, Sha256};
+use store::IdempotencyKey;
+
+use crate::error::ApiError;
+
+const HEADER: &str = "idempotency-key";
+const MAX_LEN: usize = 255;
+
+/// Reads the key of a request, if it has one.
+pub(crate) fn key_of(request: &HttpRequest, body: &[u8]) -> Result<Option<IdempotencyKey>, FieldError> {
+    let mut given = request.headers().get_all(HEADER);
+    let (Some(key), another) = (given.next(), given.next()) else { return Ok(None) };
+    let key = key.to_str().ok().filter(|key| {
+        another.is_none()
+            && (1..=MAX_LEN).contains(&key.len())
+            && key.bytes().all(|byte| byte.is_ascii_graphic())
+    });
+    let Some(key) = key else {
+        let expected = "expected one key of 1 to 255 visible ASCII characters";
+        return Err(FieldError::new(&["header", HEADER], "idempotency_key_invalid", expected));
+    };
+    Ok(Some(IdempotencyKey { key: key.to_owned(), request_sha256: digest(request, body) }))
+}
+
+/// The request's identity is method, path, query and body.
+fn digest(request: &HttpRequest, body: &[u8]) -> [u8; 32] {
+    let mut digest = Sha256::new();
+    for part in [request.method().as_str(), request.path(), request.query_string()] {
+        digest.update(part);
+        digest.update([0]); // none of them holds one
+    }
+    digest.update(body);
+    digest.finalize().into()
+}
+
+/// The key was used for another request.
+pub(crate) fn key_reused() -> ApiError {
+    ApiError::Conflict("the idempotency key was used for another request".to_owned())
+}

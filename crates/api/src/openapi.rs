@@ -1,0 +1,79 @@
+//! The description of the API (OpenAPI 3.1), made of the table of calls, and the page that shows it.
+
+use std::sync::Arc;
+
+use actix_web::http::header::{CONTENT_SECURITY_POLICY, ContentType, LOCATION};
+use actix_web::web::{Bytes, Data, Path};
+use actix_web::{HttpRequest, HttpResponse};
+use contracts::ErrorCode;
+use serde_json::{Map, Value, json};
+
+use crate::call::Answer;
+use crate::error::ApiError;
+use crate::operation::Operation;
+use crate::params::no_query;
+
+/// Nothing but what this server gives: the page works, and stays, offline.
+const OFFLINE: &str = "default-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data:";
+
+/// The whole document, ready to be sent.
+pub(crate) struct Description(Bytes);
+
+impl Description {
+    /// Describes the calls of a table.
+    pub(crate) fn of(table: &[Operation]) -> Description {
+        Description(document(table).to_string().into())
+    }
+}
+
+fn document(table: &[Operation]) -> Value {
+    let mut paths = Map::new();
+    let mut schemas = Map::new();
+    for operation in table {
+        let item = paths.entry(operation.path).or_insert_with(|| json!({}));
+        item[operation.method.as_str().to_lowercase()] = operation.describe();
+        for (name, schema) in &operation.schemas {
+            schemas.insert(name.clone(), json!(schema));
+        }
+    }
+    json!({
+        "openapi": "3.1.0",
+        "info": {
+            "title": "Redial",
+            "version": env!("CARGO_PKG_VERSION"),
+            "license": {"name": "Apache-2.0", "identifier": "Apache-2.0"},
+            "description": "Signed callbacks when runs end: the record of their deliveries, and sending them again.",
+        },
+        "paths": paths,
+        "components": {
+            "schemas": schemas,
+            "securitySchemes": {"bearer": {
+                "type": "http",
+                "scheme": "bearer",
+                "bearerFormat": "rf_live_ or rf_svc_ and 64 hexadecimal digits",
+                "description": "`redial token create` makes one. It belongs to one organization.",
+            }},
+        },
+    })
+}
+
+/// `GET /openapi.json`
+pub(crate) async fn show(request: HttpRequest, description: Data<Description>) -> Answer {
+    no_query(&request)?;
+    Ok(HttpResponse::Ok().content_type(ContentType::json()).body(description.0.clone()))
+}
+
+/// `GET /docs`: the page's own links start below it.
+pub(crate) async fn to_page() -> Answer {
+    Ok(HttpResponse::PermanentRedirect().insert_header((LOCATION, "docs/")).finish())
+}
+
+/// `GET /docs/{file}`: Swagger UI, whose files are in the binary.
+pub(crate) async fn page(file: Path<String>) -> Answer {
+    let config = Arc::new(utoipa_swagger_ui::Config::from("../openapi.json").validator_url("none"));
+    let found = utoipa_swagger_ui::serve(&file, config).map_err(|error| ApiError::Page(error.to_string()))?;
+    let file = found.ok_or(ErrorCode::NotFound)?;
+    let mut response = HttpResponse::Ok();
+    response.content_type(file.content_type).insert_header((CONTENT_SECURITY_POLICY, OFFLINE));
+    Ok(response.body(file.bytes.into_owned()))
+}

@@ -1,0 +1,208 @@
+//! One call of the API: its route, and its description from the same words.
+
+use actix_web::Route;
+use actix_web::http::Method;
+use contracts::{ErrorBody, ErrorCode, FieldError, Scope};
+use serde_json::{Map, Value, json};
+use utoipa::openapi::{RefOr, Schema};
+use utoipa::{PartialSchema, ToSchema};
+
+/// A call: what is served and how it is described (OpenAPI 3.1, "Operation Object").
+pub(crate) struct Operation {
+    pub(crate) method: Method,
+    pub(crate) path: &'static str,
+    pub(crate) route: Route,
+    scope: Option<Scope>,
+    id: &'static str,
+    summary: &'static str,
+    query: Vec<Value>,
+    body: Option<Value>,
+    answers: Vec<(u16, Value)>,
+    errors: Vec<ErrorCode>,
+    /// The named schemas it refers to.
+    pub(crate) schemas: Vec<(String, RefOr<Schema>)>,
+}
+
+impl Operation {
+    /// A call that needs `scope`, or not even a token.
+    pub(crate) fn new(method: Method, path: &'static str, scope: Option<Scope>, route: Route) -> Operation {
+        let mut errors = vec![ErrorCode::ValidationError];
+        if scope.is_some() {
+            use ErrorCode::*;
+            errors.extend([Unauthorized, PermissionDenied, OrganizationMembershipRequired]);
+            errors.extend([PayloadTooLarge, RateLimited, InternalError, ServiceUnavailable]);
+        }
+        if method == Method::POST {
+            errors.push(ErrorCode::Conflict); // an idempotency key that was used for another request
+        }
+        let (id, summary, body, query, answers) = ("", "", None, Vec::new(), Vec::new());
+        let mut schemas = Vec::new();
+        ErrorBody::schemas(&mut schemas);
+        schemas.push((ErrorBody::name().into(), ErrorBody::schema()));
+        Operation { method, path, route, scope, id, summary, query, body, answers, errors, schemas }
+    }
+
+    /// Its `operationId` and what it does, in a sentence.
+    pub(crate) fn named(self, id: &'static str, summary: &'static str) -> Operation {
+        Operation { id, summary, ..self }
+    }
+
+    /// The query parameters it takes.
+    pub(crate) fn query(self, query: Vec<Value>) -> Operation {
+        Operation { query, ..self }
+    }
+
+    /// The JSON body it takes.
+    pub(crate) fn takes(mut self, required: bool, schema: Value, example: &Value) -> Operation {
+        self.errors.push(ErrorCode::UnsupportedMediaType);
+        let content = json!({"application/json": {"schema": schema, "example": example}});
+        Operation { body: Some(json!({"required": required, "content": content})), ..self }
+    }
+
+    /// An answer with a `T`.
+    pub(crate) fn answers<T: ToSchema>(self, status: u16, description: &str, example: &Value) -> Operation {
+        let schema = reference::<T>();
+        self.answers_with::<T>(status, description, &schema, example)
+    }
+
+    /// An answer with an array of `T`.
+    pub(crate) fn answers_many<T: ToSchema>(
+        self,
+        status: u16,
+        description: &str,
+        example: &Value,
+    ) -> Operation {
+        let schema = json!({"type": "array", "items": reference::<T>()});
+        self.answers_with::<T>(status, description, &schema, &json!([example]))
+    }
+
+    fn answers_with<T: ToSchema>(
+        mut self,
+        status: u16,
+        description: &str,
+        schema: &Value,
+        example: &Value,
+    ) -> Operation {
+        T::schemas(&mut self.schemas);
+        self.schemas.push((T::name().into(), T::schema()));
+        let content = json!({"application/json": {"schema": schema, "example": example}});
+        self.answers.push((status, answer(description, content, [])));
+        self
+    }
+
+    /// An answer without a body.
+    pub(crate) fn answers_nothing(mut self, status: u16, description: &str) -> Operation {
+        self.answers.push((status, answer(description, Value::Null, [])));
+        self
+    }
+
+    /// Errors of its own.
+    pub(crate) fn or(mut self, errors: &[ErrorCode]) -> Operation {
+        self.errors.extend(errors);
+        self
+    }
+
+    /// The Operation Object.
+    pub(crate) fn describe(&self) -> Value {
+        let mut answers: Map<String, Value> =
+            self.answers.iter().map(|(status, answer)| (status.to_string(), answer.clone())).collect();
+        let mut errors = self.errors.clone();
+        errors.sort_by_key(|code| code.status());
+        for same_status in errors.chunk_by(|a, b| a.status() == b.status()) {
+            answers.insert(same_status[0].status().to_string(), error_answer(same_status));
+        }
+        let mut described = json!({
+            "operationId": self.id,
+            "summary": self.summary,
+            "tags": [self.path.trim_start_matches("/v1/").split('/').next()],
+            "parameters": self.parameters(),
+            "responses": answers,
+            "security": [],
+        });
+        if let Some(scope) = self.scope {
+            described["security"] = json!([{"bearer": [scope]}]);
+            described["description"] = json!(format!("Needs the scope `{scope}`."));
+        }
+        if let Some(body) = &self.body {
+            described["requestBody"] = body.clone();
+        }
+        described
+    }
+
+    fn parameters(&self) -> Vec<Value> {
+        let uuid = json!({"type": "string", "format": "uuid", "minLength": 36, "maxLength": 36});
+        let in_path = self.path.split('/').filter_map(|step| step.strip_prefix('{')?.strip_suffix('}'));
+        let mut parameters: Vec<Value> = in_path
+            .map(|name| json!({"name": name, "in": "path", "required": true, "schema": uuid.clone()}))
+            .collect();
+        parameters.extend(self.query.iter().cloned());
+        let mut header = |name, schema, description| {
+            let in_header =
+                json!({"name": name, "in": "header", "schema": schema, "description": description});
+            parameters.push(in_header);
+        };
+        if self.scope.is_some() {
+            header("X-Organization-Id", uuid, "The token's organization; any other is refused with 403.");
+        }
+        if self.method == Method::POST {
+            let schema = json!({"type": "string", "pattern": "^[!-~]{1,255}$"});
+            header(
+                "Idempotency-Key",
+                schema,
+                "A request repeated with its key within 24 hours is answered as before.",
+            );
+        }
+        let taken = "Taken over if it matches `[A-Za-z0-9._-]{1,128}`, else another one is made.";
+        header("X-Request-Id", json!({"type": "string"}), taken);
+        parameters
+    }
+}
+
+/// A query parameter that may be left out.
+pub(crate) fn query(name: &str, schema: Value, description: &str) -> Value {
+    json!({"name": name, "in": "query", "schema": schema, "description": description})
+}
+
+fn reference<T: ToSchema>() -> Value {
+    json!({"$ref": format!("#/components/schemas/{}", T::name())})
+}
+
+fn answer<const N: usize>(description: &str, content: Value, headers: [(&str, Value); N]) -> Value {
+    let mut all = json!({"X-Request-Id": {"schema": {"type": "string"}, "required": true}});
+    for (name, schema) in headers {
+        all[name] = json!({"schema": schema, "required": true});
+    }
+    let mut answer = json!({"description": description, "headers": all});
+    if !content.is_null() {
+        answer["content"] = content;
+    }
+    answer
+}
+
+/// What codes of one status look like.
+fn error_answer(codes: &[ErrorCode]) -> Value {
+    let examples: Map<String, Value> = codes
+        .iter()
+        .map(|code| {
+            let errors = (*code == ErrorCode::ValidationError).then(|| {
+                vec![FieldError::new(&["query", "colour"], "extra_forbidden", "unknown query parameter")]
+            });
+            let body = ErrorBody { code: *code, message: code.message().to_owned(), errors };
+            (<&str>::from(code).to_owned(), json!({"value": body}))
+        })
+        .collect();
+    let description = codes.iter().map(|code| code.message()).collect::<Vec<_>>().join(", or ");
+    let content = json!({"application/json": {"schema": reference::<ErrorBody>(), "examples": examples}});
+    match codes[0] {
+        ErrorCode::Unauthorized => answer(
+            &description,
+            content,
+            [("WWW-Authenticate", json!({"type": "string", "const": "Bearer"}))],
+        ),
+        ErrorCode::RateLimited | ErrorCode::ServiceUnavailable => {
+            let seconds = json!({"type": "integer", "minimum": 1});
+            answer(&description, content, [("Retry-After", seconds)])
+        }
+        _ => answer(&description, content, []),
+    }
+}
