@@ -1,14 +1,19 @@
 //! `Idempotency-Key` (contract section 3): which request it stands for.
 
+use std::time::Duration;
+
 use actix_web::HttpRequest;
 use contracts::FieldError;
 use sha2::{Digest, Sha256};
-use store::IdempotencyKey;
+use store::{IdempotencyKey, Store, forget_idempotency_keys};
+use tokio_util::sync::CancellationToken;
 
 use crate::error::ApiError;
 
 const HEADER: &str = "idempotency-key";
 const MAX_LEN: usize = 255;
+/// How often old keys are looked for: seldom next to the day they live.
+const FORGETTING: Duration = Duration::from_secs(600);
 
 /// Reads the key of a request, if it has one.
 pub(crate) fn key_of(request: &HttpRequest, body: &[u8]) -> Result<Option<IdempotencyKey>, FieldError> {
@@ -35,6 +40,21 @@ fn digest(request: &HttpRequest, body: &[u8]) -> [u8; 32] {
     }
     digest.update(body);
     digest.finalize().into()
+}
+
+/// Forgets keys older than a day until `shutdown`: they are not taken for known any more, but take up room.
+pub(crate) async fn forget_old_keys(store: Store, shutdown: CancellationToken) {
+    let mut ticks = tokio::time::interval(FORGETTING);
+    while shutdown.run_until_cancelled(ticks.tick()).await.is_some() {
+        // One transaction after another until none is left.
+        while match store.write(forget_idempotency_keys).await {
+            Ok(more) => more && !shutdown.is_cancelled(),
+            Err(error) => {
+                tracing::warn!(%error, "old idempotency keys could not be forgotten; it is tried again");
+                false
+            }
+        } {}
+    }
 }
 
 /// The key was used for another request.

@@ -73,6 +73,7 @@ pub async fn run(
     shutdown: CancellationToken,
 ) -> io::Result<()> {
     let acceptor = Data::new(Acceptor::start(api.store.clone(), api.accept));
+    tokio::spawn(idempotency::forget_old_keys(api.store.clone(), shutdown.clone()));
     let api = Data::new(api);
     let tokens = Data::new(KnownTokens::default());
     let description = Data::new(Description::of(&routes::table()));

@@ -38,6 +38,9 @@ pub use organizations::{Organization, create_organization, find_organization};
 pub use record::{Deliver, RecordedRun, record_run};
 pub use redeliver::{Redelivery, RedeliveryRequest, redeliver, redeliver_batch};
 pub use runs::find_run;
-pub use secrets::{create_secret, open_secret};
+pub use secrets::{
+    CreatedSecret, SecretUpdate, UpdatedSecret, create_secret, create_secret_once, disable_secret,
+    find_secret, open_secret, update_secret,
+};
 pub use store::Store;
 pub use tokens::{NewToken, Principal, TokenText, authenticate, create_token};

@@ -2,16 +2,18 @@
 
 use contracts::{CallbackSecret, NewSecret, OrgId, SecretId, SigningSecret, Timestamp};
 use diesel::prelude::*;
-use diesel::result::{DatabaseErrorKind, Error};
+use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
 
-use crate::columns::{Key, Time};
-use crate::connect::AnyConnection;
+use crate::columns::{Id, Key, Time};
+use crate::connect::{AnyConnection, MultiBackend};
 use crate::error::StoreError;
+use crate::idempotency::{IdempotencyKey, Made, find_made, keep_answer, take_keys};
 use crate::keyring::{Keyring, KeyringError, Sealed};
+use crate::prepared::prepared;
 use crate::schema::signing_secrets as table;
 
-/// Makes a secret of 32 random bytes. The organization's first becomes current, later ones do not.
+/// Makes a secret of 32 random bytes. It becomes current when the organization has no other that is enabled.
 pub fn create_secret(
     tx: &mut AnyConnection,
     now: Timestamp,
@@ -19,32 +21,242 @@ pub fn create_secret(
     org: OrgId,
     label: Option<String>,
 ) -> Result<NewSecret, StoreError> {
-    let plain_secret = SigningSecret::from_key(&Zeroizing::new(rand::random::<[u8; 32]>()));
+    create(tx, now, keyring, (org, SecretId::new(now)), label)
+}
+
+/// What became of a request for a secret.
+#[derive(Debug)]
+pub enum CreatedSecret {
+    /// A new secret, or the one that the same request made before under the same idempotency key, as it was then.
+    Made(NewSecret),
+    /// The idempotency key was used for another request.
+    KeyReused,
+}
+
+/// As [`create_secret`], once for each idempotency key.
+pub fn create_secret_once(
+    tx: &mut AnyConnection,
+    now: Timestamp,
+    keyring: &Keyring,
+    org: OrgId,
+    label: Option<String>,
+    key: &IdempotencyKey,
+) -> Result<CreatedSecret, StoreError> {
     let id = SecretId::new(now);
-    let sealed = keyring.seal(org, id, &plain_secret);
-    let mut secret = CallbackSecret {
+    if take_keys(tx, now, &[(org, key, id.into())])?.is_empty() {
+        let made = find_made(tx, now, &[(org, key)])?.into_values().find(|made| made.is_answer_to(key));
+        let Some(made) = made else { return Ok(CreatedSecret::KeyReused) };
+        return Ok(CreatedSecret::Made(as_made(tx, keyring, org, made)?));
+    }
+    let new = create(tx, now, keyring, (org, id), label)?;
+    let shown = Shown { is_current: new.secret.is_current, label: new.secret.label.clone() };
+    let shown = serde_json::to_string(&shown).map_err(|error| StoreError::corrupt("a label", &error))?;
+    keep_answer(tx, org, key, &shown)?;
+    Ok(CreatedSecret::Made(new))
+}
+
+/// What the answer to a creation showed that may have changed since.
+#[derive(Serialize, Deserialize)]
+struct Shown {
+    is_current: bool,
+    label: Option<String>,
+}
+
+fn as_made(
+    tx: &mut AnyConnection,
+    keyring: &Keyring,
+    org: OrgId,
+    made: Made,
+) -> Result<NewSecret, StoreError> {
+    let unreadable =
+        |why: &dyn ToString| StoreError::corrupt("the answer of an idempotency key", &why.to_string());
+    let id = made.id.into();
+    let secret = find_secret(tx, org, id)?.ok_or_else(|| unreadable(&"its secret does not exist"))?;
+    let plain_secret = open_secret(tx, keyring, org, id)?.map_err(|error| unreadable(&error))?;
+    let Shown { is_current, label } =
+        serde_json::from_str(&made.answer.unwrap_or_default()).map_err(|error| unreadable(&error))?;
+    let updated_at = secret.created_at;
+    let secret =
+        CallbackSecret { is_current, label, disabled_at: None, last_used_at: None, updated_at, ..secret };
+    Ok(NewSecret { plain_secret, secret })
+}
+
+fn create(
+    tx: &mut AnyConnection,
+    now: Timestamp,
+    keyring: &Keyring,
+    (org_id, id): (OrgId, SecretId),
+    label: Option<String>,
+) -> Result<NewSecret, StoreError> {
+    lock_secrets(tx, org_id)?;
+    let plain_secret = SigningSecret::from_key(&Zeroizing::new(rand::random::<[u8; 32]>()));
+    let sealed = keyring.seal(org_id, id, &plain_secret);
+    let secret = CallbackSecret {
         id,
-        org_id: org,
+        org_id,
         key_prefix: plain_secret.key_prefix().to_owned(),
-        is_current: true,
+        is_current: newest_enabled(tx, org_id)?.is_none(),
         label,
         disabled_at: None,
         last_used_at: None,
         created_at: now,
         updated_at: now,
     };
-    let first = table::table.filter(table::org_id.eq(Key::from(org))).select(table::id).first::<Key>(tx);
-    secret.is_current = first.optional()?.is_none();
-    let inserted = tx.transaction(|tx| insert(tx, &secret, &sealed));
-    match inserted {
-        // Another one became the first meanwhile.
-        Err(Error::DatabaseError(DatabaseErrorKind::UniqueViolation, _)) if secret.is_current => {
-            secret.is_current = false;
-            insert(tx, &secret, &sealed)?;
-        }
-        other => other?,
-    }
+    insert(tx, &secret, &sealed)?;
     Ok(NewSecret { plain_secret, secret })
+}
+
+/// Lets one transaction at a time change which of an organization's secrets is current.
+fn lock_secrets(tx: &mut AnyConnection, org: OrgId) -> QueryResult<()> {
+    let AnyConnection::Postgres(pg) = tx else { return Ok(()) }; // SQLite has one writer
+    // Not FOR UPDATE: rows that refer to the organization may be inserted meanwhile.
+    prepared::<Id, _>("SELECT id FROM organizations WHERE id = ? FOR NO KEY UPDATE")
+        .bind::<Id, _>(Key::from(org))
+        .execute(pg)
+        .map(drop)
+}
+
+fn newest_enabled(tx: &mut AnyConnection, org: OrgId) -> QueryResult<Option<Key>> {
+    table::table
+        .filter(table::org_id.eq(Key::from(org)))
+        .filter(table::disabled_at.is_null())
+        .order_by((table::created_at.desc(), table::id.desc()))
+        .select(table::id)
+        .first(tx)
+        .optional()
+}
+
+/// The organization's secret of that id.
+pub fn find_secret(
+    tx: &mut AnyConnection,
+    org: OrgId,
+    id: SecretId,
+) -> Result<Option<CallbackSecret>, StoreError> {
+    let row = table::table
+        .find(Key::from(id))
+        .filter(table::org_id.eq(Key::from(org)))
+        .select(SecretRow::as_select())
+        .first(tx)
+        .optional()?;
+    Ok(row.map(CallbackSecret::from))
+}
+
+/// What is to change of a secret.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SecretUpdate {
+    /// Its new label, or none; the outer none leaves it as it is.
+    pub label: Option<Option<String>>,
+    /// Whether it becomes the current one.
+    pub promote: bool,
+}
+
+/// What became of an update.
+#[derive(Debug, PartialEq)]
+pub enum UpdatedSecret {
+    /// The secret as it is now.
+    Updated(CallbackSecret),
+    /// No such secret in this organization.
+    NotFound,
+    /// A disabled secret can't become current; nothing was changed.
+    Disabled,
+}
+
+/// Labels or promotes a secret. The one that was current before stays enabled.
+pub fn update_secret(
+    tx: &mut AnyConnection,
+    now: Timestamp,
+    org: OrgId,
+    id: SecretId,
+    update: &SecretUpdate,
+) -> Result<UpdatedSecret, StoreError> {
+    lock_secrets(tx, org)?;
+    let Some(known) = find_secret(tx, org, id)? else { return Ok(UpdatedSecret::NotFound) };
+    if update.promote && known.disabled_at.is_some() {
+        return Ok(UpdatedSecret::Disabled);
+    }
+    let secret = CallbackSecret {
+        label: update.label.clone().unwrap_or_else(|| known.label.clone()),
+        is_current: known.is_current || update.promote,
+        ..known.clone()
+    };
+    if secret == known {
+        return Ok(UpdatedSecret::Updated(known));
+    }
+    if secret.is_current && !known.is_current {
+        no_longer_current(tx, now, org)?;
+    }
+    diesel::update(table::table.find(Key::from(id)))
+        .set((
+            table::label.eq(&secret.label),
+            table::is_current.eq(secret.is_current),
+            table::updated_at.eq(Time::from(now)),
+        ))
+        .execute(tx)?;
+    Ok(UpdatedSecret::Updated(CallbackSecret { updated_at: now, ..secret }))
+}
+
+/// Disables a secret, and answers whether there is one. The newest that is enabled takes its place as the current
+/// one. What was frozen with it is still signed with it.
+pub fn disable_secret(
+    tx: &mut AnyConnection,
+    now: Timestamp,
+    org: OrgId,
+    id: SecretId,
+) -> Result<bool, StoreError> {
+    lock_secrets(tx, org)?;
+    let Some(known) = find_secret(tx, org, id)? else { return Ok(false) };
+    if known.disabled_at.is_some() {
+        return Ok(true);
+    }
+    let moment = Time::from(now);
+    diesel::update(table::table.find(Key::from(id)))
+        .set((table::is_current.eq(false), table::disabled_at.eq(moment), table::updated_at.eq(moment)))
+        .execute(tx)?;
+    if known.is_current
+        && let Some(heir) = newest_enabled(tx, org)?
+    {
+        diesel::update(table::table.find(heir))
+            .set((table::is_current.eq(true), table::updated_at.eq(moment)))
+            .execute(tx)?;
+    }
+    Ok(true)
+}
+
+fn no_longer_current(tx: &mut AnyConnection, now: Timestamp, org: OrgId) -> QueryResult<()> {
+    diesel::update(table::table.filter(table::org_id.eq(Key::from(org))).filter(table::is_current))
+        .set((table::is_current.eq(false), table::updated_at.eq(Time::from(now))))
+        .execute(tx)
+        .map(drop)
+}
+
+#[derive(Queryable, Selectable)]
+#[diesel(table_name = table, check_for_backend(MultiBackend))]
+pub(crate) struct SecretRow {
+    id: Key,
+    org_id: Key,
+    key_prefix: String,
+    is_current: bool,
+    label: Option<String>,
+    disabled_at: Option<Time>,
+    last_used_at: Option<Time>,
+    created_at: Time,
+    updated_at: Time,
+}
+
+impl From<SecretRow> for CallbackSecret {
+    fn from(row: SecretRow) -> CallbackSecret {
+        CallbackSecret {
+            id: row.id.into(),
+            org_id: row.org_id.into(),
+            key_prefix: row.key_prefix,
+            is_current: row.is_current,
+            label: row.label,
+            disabled_at: row.disabled_at.map(Timestamp::from),
+            last_used_at: row.last_used_at.map(Timestamp::from),
+            created_at: row.created_at.into(),
+            updated_at: row.updated_at.into(),
+        }
+    }
 }
 
 fn insert(tx: &mut AnyConnection, secret: &CallbackSecret, sealed: &Sealed) -> QueryResult<()> {

@@ -10,7 +10,7 @@ mod secrets;
 use actix_web::http::Method;
 use actix_web::web::{self, Data, Payload, ServiceConfig};
 use actix_web::{HttpRequest, Route};
-use contracts::{Delivery, ErrorCode, NewSecret, Run, Scope};
+use contracts::{CallbackSecret, Delivery, ErrorCode, NewSecret, Run, Scope};
 use indexmap::IndexMap;
 use serde_json::json;
 
@@ -23,9 +23,10 @@ use crate::{Api, body, openapi, request_id};
 
 /// Every call of contract section 3. The first path that fits is taken.
 pub(crate) fn table() -> Vec<Operation> {
-    use ErrorCode::{CallbackDeliveryNotFound, Conflict, RunNotFound};
-    use Scope::{CallbackSecretsCreate, RunsCreate, RunsExecute, RunsRead};
-    let (run, delivery) = (examples::run(), examples::delivery());
+    use ErrorCode::{CallbackDeliveryNotFound, CallbackSecretNotFound, Conflict, RunNotFound};
+    use Scope::{CallbackSecretsCreate, CallbackSecretsDelete, CallbackSecretsEdit, CallbackSecretsRead};
+    use Scope::{RunsCreate, RunsExecute, RunsRead};
+    let (run, delivery, secret) = (examples::run(), examples::delivery(), examples::secret());
     vec![
         get("/v1/runs/{run_id}", RunsRead, runs::show)
             .named("get_run", "A run")
@@ -58,6 +59,19 @@ pub(crate) fn table() -> Vec<Operation> {
             .named("create_secret", "Makes a signing secret, and shows it this once")
             .takes(false, secrets::creation_schema(), &json!({"label": "2026"}))
             .answers::<NewSecret>(201, "the new secret", &examples::new_secret()),
+        get("/v1/callback-secrets/{id}", CallbackSecretsRead, secrets::show)
+            .named("get_secret", "A signing secret, without its secret part")
+            .answers::<CallbackSecret>(200, "the secret", &secret)
+            .or(&[CallbackSecretNotFound]),
+        call(Method::PATCH, "/v1/callback-secrets/{id}", CallbackSecretsEdit, secrets::update)
+            .named("update_secret", "Labels a signing secret, or makes it the current one")
+            .takes(true, secrets::update_schema(), &json!({"is_current": true}))
+            .answers::<CallbackSecret>(200, "the secret", &secret)
+            .or(&[CallbackSecretNotFound]),
+        call(Method::DELETE, "/v1/callback-secrets/{id}", CallbackSecretsDelete, secrets::delete)
+            .named("delete_secret", "Disables a signing secret: no new delivery is signed with it")
+            .answers_nothing(204, "it is disabled")
+            .or(&[CallbackSecretNotFound]),
         health(),
     ]
 }

@@ -1,12 +1,17 @@
 //! Signing secrets.
 
+use actix_web::HttpResponse;
 use actix_web::http::StatusCode;
-use contracts::{FieldError, Json, Object};
+use contracts::{ErrorCode, FieldError, Json, Object, SecretId};
 use serde_json::{Value, json};
-use store::create_secret;
+use store::{
+    CreatedSecret, SecretUpdate, UpdatedSecret, create_secret, create_secret_once, disable_secret,
+    find_secret, update_secret,
+};
 
-use crate::body::unknown_fields;
+use crate::body::{self, unknown_fields};
 use crate::call::{self, Answer, Call};
+use crate::idempotency::key_reused;
 
 /// The longest label, in characters.
 const MAX_LABEL: usize = 255;
@@ -14,40 +19,127 @@ const MAX_LABEL: usize = 255;
 /// `POST /v1/callback-secrets`: makes a secret, and shows it this once.
 pub(crate) async fn create(call: Call) -> Answer {
     call.no_query()?;
-    let label = label(call.optional_object()?)?;
+    let key = call.idempotency_key()?;
+    let mut fields = Fields::new(call.optional_object()?);
+    let label = fields.label().flatten();
+    fields.finish()?;
     let Call { api, org, .. } = call;
     let keyring = api.keyring.clone();
-    let secret = api.store.write(move |tx, now| create_secret(tx, now, &keyring, org, label)).await?;
-    call::json(StatusCode::CREATED, &secret)
+    let created = api.store.write(move |tx, now| match key {
+        None => create_secret(tx, now, &keyring, org, label).map(CreatedSecret::Made),
+        Some(key) => create_secret_once(tx, now, &keyring, org, label, &key),
+    });
+    match created.await? {
+        CreatedSecret::Made(secret) => call::json(StatusCode::CREATED, &secret),
+        CreatedSecret::KeyReused => Err(key_reused()),
+    }
 }
 
-/// The `label` of a body that has nothing else.
-fn label(mut body: Object) -> Result<Option<String>, Vec<FieldError>> {
-    let label = match body.shift_remove("label") {
-        None | Some(Json::Null) => Ok(None),
-        Some(Json::String(text)) if text.contains('\0') => {
-            Err(("null_character", "NUL characters can't be stored"))
+/// `GET /v1/callback-secrets/{id}`
+pub(crate) async fn show(call: Call) -> Answer {
+    let id = SecretId(call.path_id("id")?);
+    call.no_query()?;
+    let org = call.org;
+    let secret = call.api.store.read(move |tx| find_secret(tx, org, id)).await?;
+    call::json(StatusCode::OK, &secret.ok_or(ErrorCode::CallbackSecretNotFound)?)
+}
+
+/// `PATCH /v1/callback-secrets/{id}`: labels it, or makes it the current one.
+pub(crate) async fn update(call: Call) -> Answer {
+    let id = SecretId(call.path_id("id")?);
+    call.no_query()?;
+    let mut fields = Fields::new(body::object(call.json()?)?);
+    let update = SecretUpdate { label: fields.label(), promote: fields.promote() };
+    fields.finish()?;
+    if update == (SecretUpdate { label: None, promote: false }) {
+        return Err(FieldError::new(&["body"], "missing", "expected label or is_current").into());
+    }
+    let org = call.org;
+    let updated = call.api.store.write(move |tx, now| update_secret(tx, now, org, id, &update)).await?;
+    match updated {
+        UpdatedSecret::Updated(secret) => call::json(StatusCode::OK, &secret),
+        UpdatedSecret::NotFound => Err(ErrorCode::CallbackSecretNotFound.into()),
+        UpdatedSecret::Disabled => {
+            let msg = "a deleted secret can't become current";
+            Err(FieldError::new(&["body", "is_current"], "secret_disabled", msg).into())
         }
-        Some(Json::String(text)) if text.chars().count() > MAX_LABEL => {
-            Err(("string_too_long", "expected at most 255 characters"))
+    }
+}
+
+/// `DELETE /v1/callback-secrets/{id}`: disables it.
+pub(crate) async fn delete(call: Call) -> Answer {
+    let id = SecretId(call.path_id("id")?);
+    call.no_query()?;
+    let org = call.org;
+    if call.api.store.write(move |tx, now| disable_secret(tx, now, org, id)).await? {
+        Ok(HttpResponse::NoContent().finish())
+    } else {
+        Err(ErrorCode::CallbackSecretNotFound.into())
+    }
+}
+
+/// A body's members, and what is wrong with those that were read.
+struct Fields {
+    body: Object,
+    errors: Vec<FieldError>,
+}
+
+impl Fields {
+    fn new(body: Object) -> Fields {
+        Fields { body, errors: Vec::new() }
+    }
+
+    fn refuse(&mut self, name: &str, kind: &'static str, msg: &str) {
+        self.errors.push(FieldError::new(&["body", name], kind, msg));
+    }
+
+    /// The label, none when it is null; the outer none when it is absent or wrong.
+    fn label(&mut self) -> Option<Option<String>> {
+        match self.body.shift_remove("label")? {
+            Json::Null => return Some(None),
+            Json::String(text) if text.contains('\0') => {
+                self.refuse("label", "null_character", "NUL characters can't be stored");
+            }
+            Json::String(text) if text.chars().count() > MAX_LABEL => {
+                self.refuse("label", "string_too_long", "expected at most 255 characters");
+            }
+            Json::String(text) => return Some(Some(text)),
+            _ => self.refuse("label", "string_type", "expected a string or null"),
         }
-        Some(Json::String(text)) => Ok(Some(text)),
-        Some(_) => Err(("string_type", "expected a string or null")),
-    };
-    let mut errors: Vec<FieldError> = unknown_fields(&body).collect();
-    match label {
-        Ok(label) if errors.is_empty() => Ok(label),
-        Ok(_) => Err(errors),
-        Err((kind, msg)) => {
-            errors.insert(0, FieldError::new(&["body", "label"], kind, msg));
-            Err(errors)
+        None
+    }
+
+    /// Whether `is_current` is true, the only thing it may be: another secret is made current instead.
+    fn promote(&mut self) -> bool {
+        let given = self.body.shift_remove("is_current");
+        let promote = given == Some(Json::Bool(true));
+        if given.is_some() && !promote {
+            self.refuse("is_current", "literal_error", "expected true");
         }
+        promote
+    }
+
+    /// Refuses a body with anything wrong or unknown.
+    fn finish(mut self) -> Result<(), Vec<FieldError>> {
+        self.errors.extend(unknown_fields(&self.body));
+        if self.errors.is_empty() { Ok(()) } else { Err(self.errors) }
     }
 }
 
 /// What a new secret may be given.
 pub(super) fn creation_schema() -> Value {
     json!({"type": "object", "additionalProperties": false, "properties": {"label": label_schema()}})
+}
+
+/// What may change of a secret.
+pub(super) fn update_schema() -> Value {
+    let is_current = json!({"type": "boolean", "const": true});
+    json!({
+        "type": "object",
+        "additionalProperties": false,
+        "minProperties": 1,
+        "properties": {"label": label_schema(), "is_current": is_current},
+    })
 }
 
 fn label_schema() -> Value {

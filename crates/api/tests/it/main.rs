@@ -2,8 +2,10 @@
 #![allow(clippy::unwrap_used)] // the configured exemption covers test functions only, not their helpers
 
 mod auth;
+mod description;
 mod harness;
 mod health;
+mod idempotency;
 mod logs;
 mod outages;
 mod reading;

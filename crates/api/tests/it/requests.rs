@@ -55,11 +55,14 @@ async fn unknown_query_parameters_are_refused_on_every_call(api: TestApi) {
         (Method::POST, redeliveries(RUN)),
         (Method::GET, format!("/v1/callback-deliveries/{RUN}")),
         (Method::POST, "/v1/callback-secrets".to_owned()),
+        (Method::GET, format!("/v1/callback-secrets/{RUN}")),
+        (Method::PATCH, format!("/v1/callback-secrets/{RUN}")),
+        (Method::DELETE, format!("/v1/callback-secrets/{RUN}")),
     ] {
-        let reply = send(api.request(method, &format!("{path}?supersede=true&a%20b"))).await;
+        let reply = send(api.request(method, &format!("{path}?superseded=true&a%20b"))).await;
         assert_eq!(
             reply.invalid(),
-            ["query.supersede extra_forbidden", "query.a b extra_forbidden"],
+            ["query.superseded extra_forbidden", "query.a b extra_forbidden"],
             "{path}"
         );
     }
