@@ -11,7 +11,9 @@ mod body;
 mod call;
 mod doorbell;
 mod error;
+mod limits;
 mod params;
+mod rate_limit;
 mod request_id;
 mod routes;
 
@@ -28,20 +30,18 @@ use store::{AcceptPolicy, Keyring, Store};
 use tokio_util::sync::CancellationToken;
 
 use crate::acceptor::Acceptor;
-use crate::auth::KnownTokens;
+use crate::auth::Gate;
 
+pub use limits::Limits;
+pub use rate_limit::Rate;
 pub use routes::runs::parse_run;
 
-/// How long a client may take to send a request's head: bounds what a dripping client ties up.
-const HEAD_TIME: Duration = Duration::from_secs(5);
 /// Longer than the 60 s after which common load balancers drop an idle connection, so that the side that reuses
 /// connections is the one that closes them.
 const KEEP_ALIVE: Duration = Duration::from_secs(75);
 /// After a stop, how long requests in flight may still take: within the 10 s that Docker leaves between SIGTERM
 /// and SIGKILL.
 const GRACE_SECONDS: u64 = 5;
-/// A worker's connections: an idle one keeps two buffers of 8 KiB, so a full worker holds about 128 MiB of them.
-const MAX_CONNECTIONS_PER_WORKER: usize = 8_192;
 
 /// What the calls work with.
 #[derive(Clone)]
@@ -58,6 +58,8 @@ pub struct Api {
     pub accept: AcceptPolicy,
     /// The longest request body, in bytes.
     pub max_body: usize,
+    /// What one caller may take of what all share.
+    pub limits: Limits,
 }
 
 /// Serves the API on `listener` with that many worker threads until `shutdown`. Then it takes no more connections,
@@ -69,21 +71,21 @@ pub async fn run(
     shutdown: CancellationToken,
 ) -> io::Result<()> {
     let acceptor = Data::new(Acceptor::start(api.store.clone(), api.accept));
+    let (limits, gate) = (api.limits, Data::new(Gate::new(&api.limits)));
     let api = Data::new(api);
-    let tokens = Data::new(KnownTokens::default());
     let app = move || {
         App::new()
             .app_data(api.clone())
             .app_data(acceptor.clone())
-            .app_data(tokens.clone())
+            .app_data(gate.clone())
             .configure(routes::configure)
             .wrap(from_fn(access_log::layer))
             .wrap(from_fn(request_id::layer)) // the last one is the outermost
     };
     let server = HttpServer::new(app)
         .workers(workers)
-        .max_connections(MAX_CONNECTIONS_PER_WORKER)
-        .client_request_timeout(HEAD_TIME)
+        .max_connections(limits.connections)
+        .client_request_timeout(limits.head_time)
         .keep_alive(KEEP_ALIVE)
         .shutdown_timeout(GRACE_SECONDS)
         .shutdown_signal(shutdown.cancelled_owned())

@@ -12,9 +12,10 @@ use actix_web::{HttpRequest, Route};
 use contracts::{ErrorCode, Scope};
 
 use crate::acceptor::Acceptor;
-use crate::auth::{KnownTokens, authenticate};
+use crate::auth::{Gate, authenticate};
 use crate::call::{Answer, Call};
 use crate::error::ApiError;
+use crate::limits::DatabaseTime;
 use crate::{Api, body, request_id};
 
 /// Every call of contract section 3: path, method, scope, handler. The first path that fits is taken.
@@ -73,13 +74,14 @@ where
     web::to(
         move |api: Data<Api>,
               acceptor: Data<Acceptor>,
-              tokens: Data<KnownTokens>,
+              gate: Data<Gate>,
               request: HttpRequest,
               payload: Payload| async move {
-            let org = authenticate(&api, &tokens, &request, scope).await?;
-            let body = body::read(&request, payload, api.max_body).await?;
+            let mut database = DatabaseTime::new(api.limits.database_time);
+            let org = database.within(authenticate(&api, &gate, &request, scope)).await?;
+            let body = body::read(&request, payload, api.max_body, api.limits.body_time).await?;
             let request_id = request_id::of(&request);
-            handler(Call { api, acceptor, org, request_id, request, body }).await
+            database.within(handler(Call { api, acceptor, org, request_id, request, body })).await
         },
     )
 }
