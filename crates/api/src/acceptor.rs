@@ -1,8 +1,11 @@
 //! Accepts redeliveries in batches: a commit waits for the disk, so whatever gathered while the last batch was being
 //! committed is the next one. A lone request never waits for company.
 
+use std::time::Duration;
+
 use store::{AcceptPolicy, Redelivery, RedeliveryRequest, Store, StoreError, redeliver_batch};
 use tokio::sync::{mpsc, oneshot};
+use tokio::time::timeout;
 
 use crate::error::ApiError;
 
@@ -21,10 +24,11 @@ struct Waiting {
 }
 
 impl Acceptor {
-    /// Starts the task that accepts, which ends when the last clone is dropped.
-    pub(crate) fn start(store: Store, policy: AcceptPolicy) -> Acceptor {
+    /// Starts the task that accepts, which ends when the last clone is dropped. A transaction that takes longer than
+    /// `patience` is left to itself, so that one connection gone silent does not hold up all batches to come.
+    pub(crate) fn start(store: Store, policy: AcceptPolicy, patience: Duration) -> Acceptor {
         let (requests, waiting) = mpsc::channel(WAITING);
-        tokio::spawn(run(store, policy, waiting));
+        tokio::spawn(run(Acceptance { store, policy, patience }, waiting));
         Acceptor(requests)
     }
 
@@ -37,46 +41,56 @@ impl Acceptor {
     }
 }
 
-async fn run(store: Store, policy: AcceptPolicy, mut waiting: mpsc::Receiver<Waiting>) {
+struct Acceptance {
+    store: Store,
+    policy: AcceptPolicy,
+    patience: Duration,
+}
+
+async fn run(acceptance: Acceptance, mut waiting: mpsc::Receiver<Waiting>) {
     let mut batch = Vec::with_capacity(BATCH);
     while waiting.recv_many(&mut batch, BATCH).await > 0 {
-        let (requests, answers): (Vec<_>, Vec<_>) =
-            batch.drain(..).map(|Waiting { request, answer }| (request, answer)).unzip();
-        for (answer, result) in answers.into_iter().zip(accept(&store, policy, requests).await) {
+        // Nobody waits any more for those that waited too long: they have been told so, and may have asked again.
+        let (requests, answers): (Vec<_>, Vec<_>) = batch
+            .drain(..)
+            .filter(|waiting| !waiting.answer.is_closed())
+            .map(|Waiting { request, answer }| (request, answer))
+            .unzip();
+        for (answer, result) in answers.into_iter().zip(acceptance.accept(requests).await) {
             // A client that hung up wants no answer; its delivery is accepted all the same.
             let _ = answer.send(result);
         }
     }
 }
 
-/// A batch that is refused for what is in it is accepted one by one: a run that can't be read must not fail the
-/// requests beside it.
-async fn accept(
-    store: &Store,
-    policy: AcceptPolicy,
-    requests: Vec<RedeliveryRequest>,
-) -> Vec<Result<Redelivery, StoreError>> {
-    match accept_together(store, policy, requests.clone()).await {
-        Ok(answers) => answers.into_iter().map(Ok).collect(),
-        Err(error) if error.is_outage() => {
-            requests.iter().map(|_| Err(StoreError::Unavailable(error.to_string()))).collect()
+impl Acceptance {
+    /// A batch that is refused for what is in it is accepted one by one: a run that can't be read must not fail the
+    /// requests beside it.
+    async fn accept(&self, requests: Vec<RedeliveryRequest>) -> Vec<Result<Redelivery, StoreError>> {
+        if requests.is_empty() {
+            return Vec::new();
         }
-        Err(error) if requests.len() == 1 => vec![Err(error)],
-        Err(_) => {
-            let mut answers = Vec::with_capacity(requests.len());
-            for request in requests {
-                let alone = accept_together(store, policy, vec![request]).await;
-                answers.push(alone.map(|mut answers| answers.remove(0)));
+        match self.accept_together(requests.clone()).await {
+            Ok(answers) => answers.into_iter().map(Ok).collect(),
+            Err(error) if error.is_outage() => {
+                requests.iter().map(|_| Err(StoreError::Unavailable(error.to_string()))).collect()
             }
-            answers
+            Err(error) if requests.len() == 1 => vec![Err(error)],
+            Err(_) => {
+                let mut answers = Vec::with_capacity(requests.len());
+                for request in requests {
+                    let alone = self.accept_together(vec![request]).await;
+                    answers.push(alone.map(|mut answers| answers.remove(0)));
+                }
+                answers
+            }
         }
     }
-}
 
-async fn accept_together(
-    store: &Store,
-    policy: AcceptPolicy,
-    requests: Vec<RedeliveryRequest>,
-) -> Result<Vec<Redelivery>, StoreError> {
-    store.write(move |tx, now| redeliver_batch(tx, now, &policy, &requests)).await
+    async fn accept_together(&self, requests: Vec<RedeliveryRequest>) -> Result<Vec<Redelivery>, StoreError> {
+        let policy = self.policy;
+        let accepting = self.store.write(move |tx, now| redeliver_batch(tx, now, &policy, &requests));
+        let silent = |_| StoreError::Unavailable("the database does not answer".into());
+        timeout(self.patience, accepting).await.map_err(silent)?
+    }
 }

@@ -70,7 +70,7 @@ pub async fn run(
     workers: usize,
     shutdown: CancellationToken,
 ) -> io::Result<()> {
-    let acceptor = Data::new(Acceptor::start(api.store.clone(), api.accept));
+    let acceptor = Data::new(Acceptor::start(api.store.clone(), api.accept, api.limits.database_time));
     let (limits, gate) = (api.limits, Data::new(Gate::new(&api.limits)));
     let api = Data::new(api);
     let app = move || {

@@ -179,7 +179,8 @@ mod tests {
     #[test]
     fn in_the_long_run_the_rate_is_kept_exactly() {
         let requests = Requests::new(rate(50, 100));
-        let passed = (0..600_000).filter(|ms| requests.take(org(1), START + Duration::from_millis(*ms)).is_ok());
+        let passed =
+            (0..600_000).filter(|ms| requests.take(org(1), START + Duration::from_millis(*ms)).is_ok());
         assert_eq!(passed.count(), 100 + 50 * 600 - 1);
     }
 

@@ -192,8 +192,10 @@ impl Settings {
                 listen: source.parse("api.listen")?,
                 max_body: source.within("api.max_body", Size(1024)..=LARGEST_BODY)?.0,
                 rate_limit: source.within("api.rate_limit", 0..=HIGHEST_RATE)?,
-                rate_limit_burst: source
-                    .within("api.rate_limit_burst", NonZeroU32::MIN..=NonZeroU32::new(HIGHEST_RATE).unwrap_or(NonZeroU32::MAX))?,
+                rate_limit_burst: source.within(
+                    "api.rate_limit_burst",
+                    NonZeroU32::MIN..=NonZeroU32::new(HIGHEST_RATE).unwrap_or(NonZeroU32::MAX),
+                )?,
                 auth_failure_limit: source.within("api.auth_failure_limit", 0..=HIGHEST_RATE)?,
             },
             dispatcher: DispatcherSettings {
