@@ -1,6 +1,6 @@
 //! The HTTP API (contract section 3), on actix-web.
 //!
-//! `routes` has the one table of calls, each with the scope it needs. A call's guards come in one order: token,
+//! `server` and `connection` say what a connection may do. `routes` has the one table of calls, each with the scope it needs. A call's guards come in one order: token,
 //! organization header, scope (all in `auth`), then path, query and body, then the run. Its handler is one screen:
 //! extract, one transaction, ring, answer. Every answer but a 2xx is an `error::ApiError`.
 
@@ -9,6 +9,7 @@ mod access_log;
 mod auth;
 mod body;
 mod call;
+mod connection;
 mod doorbell;
 mod error;
 mod limits;
@@ -16,14 +17,16 @@ mod params;
 mod rate_limit;
 mod request_id;
 mod routes;
+mod server;
+mod unparsed;
+mod unread;
 
 use std::io;
 use std::net::TcpListener;
-use std::time::Duration;
 
+use actix_web::App;
 use actix_web::middleware::from_fn;
 use actix_web::web::Data;
-use actix_web::{App, HttpServer};
 use egress::Policy;
 use queue::Publisher;
 use store::{AcceptPolicy, Keyring, Store};
@@ -31,17 +34,11 @@ use tokio_util::sync::CancellationToken;
 
 use crate::acceptor::Acceptor;
 use crate::auth::Gate;
+use crate::server::serve;
 
 pub use limits::Limits;
 pub use rate_limit::Rate;
 pub use routes::runs::parse_run;
-
-/// Longer than the 60 s after which common load balancers drop an idle connection, so that the side that reuses
-/// connections is the one that closes them.
-const KEEP_ALIVE: Duration = Duration::from_secs(75);
-/// After a stop, how long requests in flight may still take: within the 10 s that Docker leaves between SIGTERM
-/// and SIGKILL.
-const GRACE_SECONDS: u64 = 5;
 
 /// What the calls work with.
 #[derive(Clone)]
@@ -80,24 +77,21 @@ pub async fn run(
             .app_data(gate.clone())
             .configure(routes::configure)
             .wrap(from_fn(access_log::layer))
-            .wrap(from_fn(request_id::layer)) // the last one is the outermost
+            .wrap(from_fn(request_id::layer))
+            .wrap(from_fn(unread::layer))
+            .wrap(from_fn(connection::layer)) // the last one is the outermost
     };
-    let server = HttpServer::new(app)
-        .workers(workers)
-        .max_connections(limits.connections)
-        .client_request_timeout(limits.head_time)
-        .keep_alive(KEEP_ALIVE)
-        .shutdown_timeout(GRACE_SECONDS)
-        .shutdown_signal(shutdown.cancelled_owned())
-        .listen(listener)?
-        .run();
-    server.await
+    serve(listener, workers, limits, shutdown, app).await
 }
 
 /// Serves only `GET /v1/health` on `listener` until `shutdown`: for a dispatcher, which has no other HTTP.
 pub async fn run_health(listener: TcpListener, shutdown: CancellationToken) -> io::Result<()> {
-    let app = || App::new().configure(routes::configure_health).wrap(from_fn(request_id::layer));
-    let server =
-        HttpServer::new(app).workers(1).shutdown_signal(shutdown.cancelled_owned()).listen(listener)?;
-    server.run().await
+    let app = || {
+        App::new()
+            .configure(routes::configure_health)
+            .wrap(from_fn(request_id::layer))
+            .wrap(from_fn(unread::layer))
+            .wrap(from_fn(connection::layer))
+    };
+    serve(listener, 1, Limits::default(), shutdown, app).await
 }

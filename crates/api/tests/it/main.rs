@@ -4,6 +4,7 @@
 mod auth;
 mod harness;
 mod health;
+mod hostile;
 mod limits;
 mod logs;
 mod outages;
