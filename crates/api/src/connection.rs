@@ -16,6 +16,7 @@ use actix_web::body::MessageBody;
 use actix_web::dev::{ServiceRequest, ServiceResponse};
 use actix_web::middleware::Next;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::TcpStream;
 use tokio::time::{Instant, Sleep, sleep_until};
 
 use crate::Limits;
@@ -53,8 +54,8 @@ pub(crate) async fn layer(
 }
 
 /// A connection whose client may not take its time without end.
-pub(crate) struct Guarded<T> {
-    io: T,
+pub(crate) struct Guarded {
+    io: TcpStream,
     limits: Limits,
     progress: Rc<Progress>,
     /// Kept from head to head, as making one costs more than setting it.
@@ -70,8 +71,8 @@ struct Stalled {
     taken: usize,
 }
 
-impl<T> Guarded<T> {
-    pub(crate) fn new(io: T, limits: Limits) -> Guarded<T> {
+impl Guarded {
+    pub(crate) fn new(io: TcpStream, limits: Limits) -> Guarded {
         let progress = Rc::new(Progress(Cell::new(Turn::Head(None))));
         Guarded { io, limits, progress, head_timer: None, stalled: None, refusal: None }
     }
@@ -100,16 +101,16 @@ impl<T> Guarded<T> {
             stalled.taken = 0;
             stalled.timer.as_mut().reset(deadline());
         }
-        match stalled.timer.as_mut().poll(cx) {
-            Poll::Ready(()) => {
-                Err(io::Error::new(io::ErrorKind::TimedOut, "the client does not read its answer"))
-            }
-            Poll::Pending => Ok(()),
+        if stalled.timer.as_mut().poll(cx).is_pending() {
+            return Ok(());
         }
+        // What lies in the kernel's buffers is thrown away with the connection.
+        self.io.set_zero_linger()?;
+        Err(io::Error::new(io::ErrorKind::TimedOut, "the client does not read its answer"))
     }
 }
 
-impl<T: AsyncWrite + Unpin> Guarded<T> {
+impl Guarded {
     fn poll_refuse(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         if let Some(refusal) = &mut self.refusal {
             while !refusal.rest().is_empty() {
@@ -124,7 +125,7 @@ impl<T: AsyncWrite + Unpin> Guarded<T> {
     }
 }
 
-impl<T: AsyncRead + AsyncWrite + Unpin> AsyncRead for Guarded<T> {
+impl AsyncRead for Guarded {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
         let before = buf.filled().len();
@@ -150,7 +151,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin> AsyncRead for Guarded<T> {
     }
 }
 
-impl<T: AsyncWrite + Unpin> AsyncWrite for Guarded<T> {
+impl AsyncWrite for Guarded {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
         if this.refusal.is_none() && matches!(this.progress.0.get(), Turn::Head(_)) {

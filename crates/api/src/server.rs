@@ -67,7 +67,7 @@ where
                 let stopping = stopping.clone();
                 async move { stopping.notified().await }
             })
-            .on_connect_ext(|io: &Guarded<TcpStream>, data: &mut Extensions| {
+            .on_connect_ext(|io: &Guarded, data: &mut Extensions| {
                 data.insert(io.progress());
             })
             .finish(map_config(app, |()| AppConfig::default()));

@@ -34,7 +34,7 @@ impl Refusal {
             _ => ("Bad Request", ErrorCode::ValidationError, "this is not an HTTP request"),
         };
         let request_id = Uuid::new_v4();
-        info!(status, %request_id, "no request");
+        info!(status, %request_id, "not a request");
         let body = ErrorBody { code, message: message.to_owned(), errors: None };
         let body = serde_json::to_string(&body).unwrap_or_default(); // can't fail: text only
         let head = format!(
