@@ -1,8 +1,11 @@
 //! Accepts redeliveries in batches: a commit waits for the disk, so whatever gathered while the last batch was being
 //! committed is the next one. A lone request never waits for company.
 
+use std::time::Duration;
+
 use store::{AcceptPolicy, Redelivery, RedeliveryRequest, Store, StoreError, redeliver_batch};
 use tokio::sync::{mpsc, oneshot};
+use tokio::time::timeout;
 
 use crate::error::ApiError;
 
@@ -13,7 +16,10 @@ const WAITING: usize = 1024;
 
 /// Takes requests for redeliveries. Cheap to clone.
 #[derive(Clone)]
-pub(crate) struct Acceptor(mpsc::Sender<Waiting>);
+pub(crate) struct Acceptor {
+    requests: mpsc::Sender<Waiting>,
+    acceptance: Acceptance,
+}
 
 struct Waiting {
     request: RedeliveryRequest,
@@ -21,72 +27,81 @@ struct Waiting {
 }
 
 impl Acceptor {
-    /// Starts the task that accepts, which ends when the last clone is dropped.
-    pub(crate) fn start(store: Store, policy: AcceptPolicy) -> Acceptor {
+    /// Starts the task that accepts, which ends when the last clone is dropped. A transaction that takes longer than
+    /// `patience` is left to itself, so that one connection gone silent does not hold up all batches to come.
+    pub(crate) fn start(store: Store, policy: AcceptPolicy, patience: Duration) -> Acceptor {
         let (requests, waiting) = mpsc::channel(WAITING);
-        tokio::spawn(run(store, policy, waiting));
-        Acceptor(requests)
+        let acceptance = Acceptance { store, policy, patience };
+        tokio::spawn(run(acceptance.clone(), waiting));
+        Acceptor { requests, acceptance }
     }
 
     /// Answers once the request's transaction has been committed or has failed.
     pub(crate) async fn redeliver(&self, request: RedeliveryRequest) -> Result<Redelivery, ApiError> {
+        if request.supersede {
+            return Ok(self.acceptance.accept_alone(request).await?); // it must not come in a batch
+        }
         let (answer, answered) = oneshot::channel();
         // The task ends only with the process, or by a panic.
-        self.0.send(Waiting { request, answer }).await.map_err(|_| StoreError::Panicked)?;
+        self.requests.send(Waiting { request, answer }).await.map_err(|_| StoreError::Panicked)?;
         Ok(answered.await.map_err(|_| StoreError::Panicked)??)
     }
 }
 
-async fn run(store: Store, policy: AcceptPolicy, mut waiting: mpsc::Receiver<Waiting>) {
+#[derive(Clone)]
+struct Acceptance {
+    store: Store,
+    policy: AcceptPolicy,
+    patience: Duration,
+}
+
+async fn run(acceptance: Acceptance, mut waiting: mpsc::Receiver<Waiting>) {
     let mut batch = Vec::with_capacity(BATCH);
     while waiting.recv_many(&mut batch, BATCH).await > 0 {
-        let (requests, answers): (Vec<_>, Vec<_>) =
-            batch.drain(..).map(|Waiting { request, answer }| (request, answer)).unzip();
-        for (answer, result) in answers.into_iter().zip(accept(&store, policy, requests).await) {
+        // Nobody waits any more for those that waited too long: they have been told so, and may have asked again.
+        let (requests, answers): (Vec<_>, Vec<_>) = batch
+            .drain(..)
+            .filter(|waiting| !waiting.answer.is_closed())
+            .map(|Waiting { request, answer }| (request, answer))
+            .unzip();
+        for (answer, result) in answers.into_iter().zip(acceptance.accept(requests).await) {
             // A client that hung up wants no answer; its delivery is accepted all the same.
             let _ = answer.send(result);
         }
     }
 }
 
-/// A batch that is refused for what is in it is accepted one by one: a run that can't be read must not fail the
-/// requests beside it. So is a batch with a request that supersedes, which must come alone.
-async fn accept(
-    store: &Store,
-    policy: AcceptPolicy,
-    requests: Vec<RedeliveryRequest>,
-) -> Vec<Result<Redelivery, StoreError>> {
-    let alone = requests.len() > 1 && requests.iter().any(|request| request.supersede);
-    if alone {
-        return accept_one_by_one(store, policy, requests).await;
-    }
-    match accept_together(store, policy, requests.clone()).await {
-        Ok(answers) => answers.into_iter().map(Ok).collect(),
-        Err(error) if error.is_outage() => {
-            requests.iter().map(|_| Err(StoreError::Unavailable(error.to_string()))).collect()
+impl Acceptance {
+    /// A batch that is refused for what is in it is accepted one by one: a run that can't be read must not fail the
+    /// requests beside it.
+    async fn accept(&self, requests: Vec<RedeliveryRequest>) -> Vec<Result<Redelivery, StoreError>> {
+        if requests.is_empty() {
+            return Vec::new();
         }
-        Err(error) if requests.len() == 1 => vec![Err(error)],
-        Err(_) => accept_one_by_one(store, policy, requests).await,
+        match self.accept_together(requests.clone()).await {
+            Ok(answers) => answers.into_iter().map(Ok).collect(),
+            Err(error) if error.is_outage() => {
+                requests.iter().map(|_| Err(StoreError::Unavailable(error.to_string()))).collect()
+            }
+            Err(error) if requests.len() == 1 => vec![Err(error)],
+            Err(_) => {
+                let mut answers = Vec::with_capacity(requests.len());
+                for request in requests {
+                    answers.push(self.accept_alone(request).await);
+                }
+                answers
+            }
+        }
     }
-}
 
-async fn accept_one_by_one(
-    store: &Store,
-    policy: AcceptPolicy,
-    requests: Vec<RedeliveryRequest>,
-) -> Vec<Result<Redelivery, StoreError>> {
-    let mut answers = Vec::with_capacity(requests.len());
-    for request in requests {
-        let alone = accept_together(store, policy, vec![request]).await;
-        answers.push(alone.map(|mut answers| answers.remove(0)));
+    async fn accept_alone(&self, request: RedeliveryRequest) -> Result<Redelivery, StoreError> {
+        Ok(self.accept_together(vec![request]).await?.remove(0))
     }
-    answers
-}
 
-async fn accept_together(
-    store: &Store,
-    policy: AcceptPolicy,
-    requests: Vec<RedeliveryRequest>,
-) -> Result<Vec<Redelivery>, StoreError> {
-    store.write(move |tx, now| redeliver_batch(tx, now, &policy, &requests)).await
+    async fn accept_together(&self, requests: Vec<RedeliveryRequest>) -> Result<Vec<Redelivery>, StoreError> {
+        let policy = self.policy;
+        let accepting = self.store.write(move |tx, now| redeliver_batch(tx, now, &policy, &requests));
+        let silent = |_| StoreError::Unavailable("the database does not answer".into());
+        timeout(self.patience, accepting).await.map_err(silent)?
+    }
 }

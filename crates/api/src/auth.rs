@@ -1,7 +1,9 @@
-//! Who is calling, and whether they may (contract section 3): token, organization header, scope, in this order.
+//! Who is calling, and whether they may (contract section 3): token, the organization's rate, organization header,
+//! scope, in this order.
 
 use std::collections::HashMap;
-use std::sync::Mutex;
+use std::net::{IpAddr, Ipv4Addr};
+use std::sync::{Mutex, MutexGuard};
 use std::time::Duration;
 
 use actix_web::http::header;
@@ -9,20 +11,62 @@ use actix_web::{HttpMessage, HttpRequest};
 use contracts::{ErrorCode, OrgId, Scope};
 use store::{Principal, TokenText};
 
-use crate::Api;
 use crate::error::ApiError;
 use crate::params::parse_uuid;
+use crate::rate_limit::{Failures, Requests};
+use crate::{Api, Limits};
+
+/// What is kept of callers from one request to the next.
+pub(crate) struct Gate {
+    tokens: KnownTokens,
+    requests: Requests,
+    failures: Failures,
+}
+
+impl Gate {
+    pub(crate) fn new(limits: &Limits) -> Gate {
+        Gate {
+            tokens: KnownTokens::default(),
+            requests: Requests::new(limits.requests),
+            failures: Failures::new(limits.auth_failures),
+        }
+    }
+
+    /// Whose the token is. A peer that has shown too many unknown tokens lately may not have another one looked up;
+    /// those that were good the last time are not in question, whoever else is behind the same address.
+    async fn principal(&self, api: &Api, peer: IpAddr, token: TokenText) -> Result<Principal, ApiError> {
+        let now = api.store.clock().monotonic();
+        let known = self.tokens.get(token);
+        let is_stranger = known.is_none();
+        match known {
+            Some((principal, since)) if now.saturating_sub(since) < KnownTokens::TTL => return Ok(principal),
+            Some(_) => {}
+            // Counted beforehand, so that many at once are not let through together.
+            None => self.failures.take(peer, now).map_err(ApiError::RateLimited)?,
+        }
+        let found = api.store.read(move |tx| store::authenticate(tx, token)).await;
+        if is_stranger && !matches!(found, Ok(None)) {
+            self.failures.give_back(peer);
+        }
+        let found = found?;
+        self.tokens.put(token, found.clone(), now); // as of before the look-up
+        Ok(found.ok_or(ErrorCode::Unauthorized)?)
+    }
+}
 
 /// Lets a request pass that bears a known token with that scope, and answers whose it is.
 pub(crate) async fn authenticate(
     api: &Api,
-    tokens: &KnownTokens,
+    gate: &Gate,
     request: &HttpRequest,
     scope: Scope,
 ) -> Result<OrgId, ApiError> {
     let token = bearer(request).ok_or(ErrorCode::Unauthorized)?;
-    let principal = tokens.principal(api, token).await?.ok_or(ErrorCode::Unauthorized)?;
+    let peer = request.peer_addr().map_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED), |peer| peer.ip());
+    let principal = gate.principal(api, peer, token).await?;
     request.extensions_mut().insert(principal.org_id); // for the access log
+    let now = api.store.clock().monotonic();
+    gate.requests.take(principal.org_id, now).map_err(ApiError::RateLimited)?;
     for named in request.headers().get_all("x-organization-id") {
         let named = parse_uuid(&["header", "x-organization-id"], named.to_str().unwrap_or_default())?;
         if OrgId(named) != principal.org_id {
@@ -45,38 +89,33 @@ fn bearer(request: &HttpRequest) -> Option<TokenText> {
 /// a token that is removed, or whose scopes change, may be taken as it was for up to [`KnownTokens::TTL`]. A token
 /// that was not found is looked up each time, so a new one works at once.
 #[derive(Default)]
-pub(crate) struct KnownTokens(Mutex<HashMap<TokenText, (Principal, Duration)>>);
+struct KnownTokens(Mutex<HashMap<TokenText, (Principal, Duration)>>);
 
 impl KnownTokens {
     const TTL: Duration = Duration::from_secs(5);
-    /// About 2 MiB. Beyond it, tokens are looked up each time.
+    /// About 2 MiB. Beyond it, those that are older than the TTL are forgotten, and new ones looked up each time.
     const MAX: usize = 10_000;
 
-    async fn principal(&self, api: &Api, token: TokenText) -> Result<Option<Principal>, ApiError> {
-        let now = api.store.clock().monotonic();
-        if let Some(principal) = self.get(token, now) {
-            return Ok(Some(principal));
-        }
-        let found = api.store.read(move |tx| store::authenticate(tx, token)).await?;
-        if let Some(principal) = &found {
-            self.put(token, principal.clone(), now); // as of before the look-up
-        }
-        Ok(found)
+    /// Whose the token was when it was last looked up, and when that was.
+    fn get(&self, token: TokenText) -> Option<(Principal, Duration)> {
+        self.lock().get(&token).cloned()
     }
 
-    fn get(&self, token: TokenText, now: Duration) -> Option<Principal> {
-        let known = self.0.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
-        let (principal, since) = known.get(&token)?;
-        (now.saturating_sub(*since) < Self::TTL).then(|| principal.clone())
-    }
-
-    fn put(&self, token: TokenText, principal: Principal, now: Duration) {
-        let mut known = self.0.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+    fn put(&self, token: TokenText, found: Option<Principal>, now: Duration) {
+        let mut known = self.lock();
+        let Some(principal) = found else {
+            known.remove(&token);
+            return;
+        };
         if known.len() >= Self::MAX {
             known.retain(|_, (_, since)| now.saturating_sub(*since) < Self::TTL);
         }
         if known.len() < Self::MAX {
             known.insert(token, (principal, now));
         }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<TokenText, (Principal, Duration)>> {
+        self.0.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
     }
 }

@@ -9,16 +9,19 @@ use contracts::{BODY_DEPTH, ErrorCode, FieldError, Json, Loc, Object};
 
 use crate::error::ApiError;
 
-/// How long a body may take: enough for the largest one over a poor line, and the end of one that drips.
-const BODY_TIME: Duration = Duration::from_secs(30);
-
-/// Reads a body of at most `limit` bytes. One that is announced as longer is refused without reading it.
-pub(crate) async fn read(request: &HttpRequest, payload: Payload, limit: usize) -> Result<Bytes, ApiError> {
+/// Reads a body of at most `limit` bytes, for at most `time`. One that is announced as longer is refused without
+/// reading it.
+pub(crate) async fn read(
+    request: &HttpRequest,
+    payload: Payload,
+    limit: usize,
+    time: Duration,
+) -> Result<Bytes, ApiError> {
     let announced = request.headers().get(header::CONTENT_LENGTH).and_then(|length| length.to_str().ok());
     if announced.and_then(|length| length.parse().ok()).is_some_and(|length: usize| length > limit) {
         return Err(ErrorCode::PayloadTooLarge.into());
     }
-    match tokio::time::timeout(BODY_TIME, payload.to_bytes_limited(limit)).await {
+    match tokio::time::timeout(time, payload.to_bytes_limited(limit)).await {
         Ok(Ok(Ok(body))) => Ok(body),
         Ok(Err(_too_large)) => Err(ErrorCode::PayloadTooLarge.into()),
         Ok(Ok(Err(_))) | Err(_) => {

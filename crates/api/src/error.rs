@@ -1,5 +1,7 @@
 //! From what went wrong to the error envelope (contract section 3, "Errors").
 
+use std::time::Duration;
+
 use actix_web::http::{StatusCode, header};
 use actix_web::{HttpResponse, ResponseError};
 use contracts::{ErrorBody, ErrorCode, FieldError};
@@ -23,6 +25,9 @@ pub(crate) enum ApiError {
     /// The path knows only the methods named, separated by commas.
     #[error("{}", ErrorCode::MethodNotAllowed.message())]
     MethodNotAllowed(String),
+    /// More than the limit; there is room again after that time.
+    #[error("{}", ErrorCode::RateLimited.message())]
+    RateLimited(Duration),
     /// The current state forbids it, for a reason the client may read.
     #[error("{0}")]
     Conflict(String),
@@ -61,6 +66,7 @@ impl ApiError {
             ApiError::Plain(code) => *code,
             ApiError::Invalid(_) => ErrorCode::ValidationError,
             ApiError::MethodNotAllowed(_) => ErrorCode::MethodNotAllowed,
+            ApiError::RateLimited(_) => ErrorCode::RateLimited,
             ApiError::Conflict(_) => ErrorCode::Conflict,
             ApiError::Store(error) if error.is_outage() => ErrorCode::ServiceUnavailable,
             ApiError::Store(_) | ApiError::Unwritable(_) | ApiError::Page(_) => ErrorCode::InternalError,
@@ -89,6 +95,11 @@ impl ResponseError for ApiError {
         match self {
             ApiError::MethodNotAllowed(allow) => {
                 response.insert_header((header::ALLOW, allow.as_str()));
+            }
+            ApiError::RateLimited(wait) => {
+                // Whole seconds, and never so few that the client would be refused again.
+                let seconds = (wait.as_secs() + u64::from(wait.subsec_nanos() > 0)).max(1);
+                response.insert_header((header::RETRY_AFTER, seconds));
             }
             ApiError::Conflict(reason) => message = reason,
             ApiError::Invalid(invalid) => errors = Some(invalid.clone()),

@@ -1,6 +1,6 @@
 //! The HTTP API (contract section 3), on actix-web.
 //!
-//! `routes` has the one table of calls, each with the scope it needs. A call's guards come in one order: token,
+//! `server` and `connection` say what a connection may do. `routes` has the one table of calls, each with the scope it needs. A call's guards come in one order: token,
 //! organization header, scope (all in `auth`), then path, query and body, then the run. Its handler is one screen:
 //! extract, one transaction, ring, answer. Every answer but a 2xx is an `error::ApiError`.
 
@@ -9,43 +9,40 @@ mod access_log;
 mod auth;
 mod body;
 mod call;
+mod connection;
 mod doorbell;
 mod error;
 mod idempotency;
+mod limits;
 mod openapi;
 mod operation;
 mod params;
+mod rate_limit;
 mod request_id;
 mod routes;
+mod server;
+mod unparsed;
+mod unread;
 
 use std::io;
 use std::net::TcpListener;
-use std::time::Duration;
 
+use actix_web::App;
 use actix_web::middleware::from_fn;
 use actix_web::web::Data;
-use actix_web::{App, HttpServer};
 use egress::Policy;
 use queue::Publisher;
 use store::{AcceptPolicy, Keyring, Store};
 use tokio_util::sync::CancellationToken;
 
 use crate::acceptor::Acceptor;
-use crate::auth::KnownTokens;
+use crate::auth::Gate;
 use crate::openapi::Description;
+use crate::server::serve;
 
+pub use limits::Limits;
+pub use rate_limit::Rate;
 pub use routes::runs::parse_run;
-
-/// How long a client may take to send a request's head: bounds what a dripping client ties up.
-const HEAD_TIME: Duration = Duration::from_secs(5);
-/// Longer than the 60 s after which common load balancers drop an idle connection, so that the side that reuses
-/// connections is the one that closes them.
-const KEEP_ALIVE: Duration = Duration::from_secs(75);
-/// After a stop, how long requests in flight may still take: within the 10 s that Docker leaves between SIGTERM
-/// and SIGKILL.
-const GRACE_SECONDS: u64 = 5;
-/// A worker's connections: an idle one keeps two buffers of 8 KiB, so a full worker holds about 128 MiB of them.
-const MAX_CONNECTIONS_PER_WORKER: usize = 8_192;
 
 /// What the calls work with.
 #[derive(Clone)]
@@ -62,6 +59,8 @@ pub struct Api {
     pub accept: AcceptPolicy,
     /// The longest request body, in bytes.
     pub max_body: usize,
+    /// What one caller may take of what all share.
+    pub limits: Limits,
 }
 
 /// Serves the API on `listener` with that many worker threads until `shutdown`. Then it takes no more connections,
@@ -72,37 +71,34 @@ pub async fn run(
     workers: usize,
     shutdown: CancellationToken,
 ) -> io::Result<()> {
-    let acceptor = Data::new(Acceptor::start(api.store.clone(), api.accept));
+    let acceptor = Data::new(Acceptor::start(api.store.clone(), api.accept, api.limits.database_time));
     tokio::spawn(idempotency::forget_old_keys(api.store.clone(), shutdown.clone()));
+    let (limits, gate) = (api.limits, Data::new(Gate::new(&api.limits)));
     let api = Data::new(api);
-    let tokens = Data::new(KnownTokens::default());
     let description = Data::new(Description::of(&routes::table()));
     let app = move || {
         App::new()
             .app_data(api.clone())
             .app_data(acceptor.clone())
-            .app_data(tokens.clone())
+            .app_data(gate.clone())
             .app_data(description.clone())
             .configure(routes::configure)
             .wrap(from_fn(access_log::layer))
-            .wrap(from_fn(request_id::layer)) // the last one is the outermost
+            .wrap(from_fn(request_id::layer))
+            .wrap(from_fn(unread::layer))
+            .wrap(from_fn(connection::layer)) // the last one is the outermost
     };
-    let server = HttpServer::new(app)
-        .workers(workers)
-        .max_connections(MAX_CONNECTIONS_PER_WORKER)
-        .client_request_timeout(HEAD_TIME)
-        .keep_alive(KEEP_ALIVE)
-        .shutdown_timeout(GRACE_SECONDS)
-        .shutdown_signal(shutdown.cancelled_owned())
-        .listen(listener)?
-        .run();
-    server.await
+    serve(listener, workers, limits, shutdown, app).await
 }
 
 /// Serves only `GET /v1/health` on `listener` until `shutdown`: for a dispatcher, which has no other HTTP.
 pub async fn run_health(listener: TcpListener, shutdown: CancellationToken) -> io::Result<()> {
-    let app = || App::new().configure(routes::configure_health).wrap(from_fn(request_id::layer));
-    let server =
-        HttpServer::new(app).workers(1).shutdown_signal(shutdown.cancelled_owned()).listen(listener)?;
-    server.run().await
+    let app = || {
+        App::new()
+            .configure(routes::configure_health)
+            .wrap(from_fn(request_id::layer))
+            .wrap(from_fn(unread::layer))
+            .wrap(from_fn(connection::layer))
+    };
+    serve(listener, 1, Limits::default(), shutdown, app).await
 }

@@ -5,6 +5,7 @@ mod commands;
 mod examples;
 mod keys;
 mod logging;
+mod open_files;
 mod settings;
 mod signals;
 mod stack;

@@ -9,11 +9,13 @@ mod source;
 mod tests;
 
 use std::net::SocketAddr;
+use std::num::NonZeroU32;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::time::Duration;
 use std::{fmt, io};
 
+use api::Rate;
 use contracts::{AttemptNumber, PayloadFormat};
 use dispatcher::RetryPolicy;
 use ipnet::IpNet;
@@ -41,6 +43,10 @@ const MARGIN: Duration = Duration::from_secs(1);
 const DRAIN: Duration = Duration::from_secs(20);
 /// A body is held in memory, several times over while it becomes a payload.
 const LARGEST_BODY: Size = Size(64 << 20);
+/// More than one process can answer, and far from where the sums of a bucket overflow.
+const HIGHEST_RATE: u32 = 1_000_000;
+const MINUTE: Duration = Duration::from_secs(60);
+const SECOND: Duration = Duration::from_secs(1);
 
 /// The effective configuration. Serializes with secrets masked.
 #[derive(Clone, Serialize)]
@@ -73,6 +79,11 @@ pub(crate) struct ApiSettings {
     pub(crate) listen: SocketAddr,
     /// In bytes.
     pub(crate) max_body: usize,
+    /// Requests a second of each organization, any number if 0.
+    rate_limit: u32,
+    rate_limit_burst: NonZeroU32,
+    /// A minute, of each peer; any number if 0.
+    auth_failure_limit: u32,
 }
 
 #[derive(Clone, Serialize)]
@@ -180,6 +191,12 @@ impl Settings {
             api: ApiSettings {
                 listen: source.parse("api.listen")?,
                 max_body: source.within("api.max_body", Size(1024)..=LARGEST_BODY)?.0,
+                rate_limit: source.within("api.rate_limit", 0..=HIGHEST_RATE)?,
+                rate_limit_burst: source.within(
+                    "api.rate_limit_burst",
+                    NonZeroU32::MIN..=NonZeroU32::new(HIGHEST_RATE).unwrap_or(NonZeroU32::MAX),
+                )?,
+                auth_failure_limit: source.within("api.auth_failure_limit", 0..=HIGHEST_RATE)?,
             },
             dispatcher: DispatcherSettings {
                 listen: source.parse_optional("dispatcher.listen")?,
@@ -251,6 +268,17 @@ impl Settings {
 
     pub(crate) fn egress_policy(&self) -> egress::Policy {
         egress::Policy::new(self.egress.allow.clone())
+    }
+
+    /// The API's limits.
+    pub(crate) fn limits(&self) -> api::Limits {
+        let ApiSettings { rate_limit, rate_limit_burst, auth_failure_limit, .. } = self.api;
+        let (requests, failures) = (NonZeroU32::new(rate_limit), NonZeroU32::new(auth_failure_limit));
+        api::Limits {
+            requests: requests.map(|count| Rate::new(count, SECOND, rate_limit_burst)),
+            auth_failures: failures.map(|count| Rate::new(count, MINUTE, count)),
+            ..api::Limits::default()
+        }
     }
 
     pub(crate) fn accept_policy(&self) -> AcceptPolicy {

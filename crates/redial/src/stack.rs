@@ -38,6 +38,7 @@ pub(crate) struct Options {
     pub(crate) egress: egress::Policy,
     pub(crate) dispatcher: dispatcher::Settings,
     pub(crate) max_body: usize,
+    pub(crate) limits: api::Limits,
 }
 
 /// A running stack.
@@ -62,6 +63,7 @@ impl Stack {
             keyring: options.keyring.clone(),
             accept: options.accept,
             max_body: options.max_body,
+            limits: options.limits,
         };
         let dispatcher = Dispatcher {
             store: options.store,

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use contracts::Timestamp;
+use diesel::connection::SimpleConnection;
 use diesel::prelude::*;
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
@@ -227,7 +228,13 @@ impl r2d2::ManageConnection for Manager {
     type Error = diesel::ConnectionError;
 
     fn connect(&self) -> Result<Pooled, Self::Error> {
-        Ok(Pooled { inner: self.0.connect()?, lost: false })
+        let mut inner = self.0.connect()?;
+        if let AnyConnection::Postgres(conn) = &mut inner {
+            // Far longer than any statement of ours: one that nobody waits for any more gives its connection back.
+            conn.batch_execute("SET statement_timeout = '30s'")
+                .map_err(diesel::ConnectionError::CouldntSetupConfiguration)?;
+        }
+        Ok(Pooled { inner, lost: false })
     }
 
     fn is_valid(&self, _: &mut Pooled) -> Result<(), Self::Error> {

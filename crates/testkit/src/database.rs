@@ -1,5 +1,7 @@
 //! A database of a test's own, on either engine.
 
+use std::net::{SocketAddr, ToSocketAddrs};
+
 use diesel::connection::SimpleConnection;
 use diesel::{Connection, PgConnection};
 use store::{Clock, DatabaseUrl, Store};
@@ -58,6 +60,27 @@ impl TestDatabase {
         &self.url
     }
 
+    /// Where the PostgreSQL server is, for a [`crate::Proxy`] before it.
+    pub fn server(&self) -> SocketAddr {
+        let DatabaseUrl::Postgres(url) = &self.url else { panic!("a file has no address") };
+        let authority = authority(url);
+        let host = authority.rsplit_once('@').map_or(authority, |(_, host)| host);
+        let host = if host.contains(':') { host.to_owned() } else { format!("{host}:5432") };
+        let resolved = host.to_socket_addrs().ok().and_then(|mut addresses| addresses.next());
+        resolved.expect("DATABASE_URL names a host")
+    }
+
+    /// The database's URL when its server is reached through something at `addr`.
+    pub fn url_through(&self, addr: SocketAddr) -> DatabaseUrl {
+        let DatabaseUrl::Postgres(url) = &self.url else { panic!("a file has no address") };
+        let authority = authority(url);
+        let through = match authority.rsplit_once('@') {
+            Some((user, _)) => format!("{user}@{addr}"),
+            None => addr.to_string(),
+        };
+        url.replacen(authority, &through, 1).parse().expect("a PostgreSQL URL")
+    }
+
     /// A store on it, with the system's clock.
     pub async fn store(&self) -> Store {
         Store::open(&self.url, 8).await.expect("the database can be opened")
@@ -87,8 +110,14 @@ fn administer(server: &str, statement: &str) {
 /// The same server, another database.
 fn with_database(server: &str, name: &str) -> String {
     let (base, query) = server.split_once('?').map_or((server, None), |(base, query)| (base, Some(query)));
-    let (scheme, rest) = base.split_once("://").expect("DATABASE_URL is a postgres:// URL");
-    let authority = rest.split('/').next().unwrap_or(rest);
+    let (scheme, _) = base.split_once("://").expect("DATABASE_URL is a postgres:// URL");
+    let authority = authority(base);
     let query = query.map(|query| format!("?{query}")).unwrap_or_default();
     format!("{scheme}://{authority}/{name}{query}")
+}
+
+/// User, password, host and port.
+fn authority(url: &str) -> &str {
+    let (_, rest) = url.split_once("://").expect("DATABASE_URL is a postgres:// URL");
+    rest.split(['/', '?']).next().unwrap_or(rest)
 }

@@ -1,12 +1,14 @@
-//! Throw-away databases, brokers and stacks for tests. A dev-dependency only.
+//! Throw-away databases, brokers and stacks for tests, and a line to cut between them. A dev-dependency only.
 //!
 //! The servers are those of `DATABASE_URL` and `AMQP_URL`, or the local ones; everything made on them has a name
 //! of its own and is removed again, so tests disturb neither each other nor anything else there.
 
 mod database;
 mod fixtures;
+mod proxy;
 mod rabbit;
 
 pub use database::{Engine, TestDatabase};
 pub use fixtures::{keyring, terminal_run};
+pub use proxy::Proxy;
 pub use rabbit::RabbitNode;

@@ -15,9 +15,10 @@ use indexmap::IndexMap;
 use serde_json::json;
 
 use crate::acceptor::Acceptor;
-use crate::auth::{KnownTokens, authenticate};
+use crate::auth::{Gate, authenticate};
 use crate::call::{Answer, Call};
 use crate::error::ApiError;
+use crate::limits::DatabaseTime;
 use crate::operation::Operation;
 use crate::{Api, body, openapi, request_id};
 
@@ -143,13 +144,14 @@ where
     web::to(
         move |api: Data<Api>,
               acceptor: Data<Acceptor>,
-              tokens: Data<KnownTokens>,
+              gate: Data<Gate>,
               request: HttpRequest,
               payload: Payload| async move {
-            let org = authenticate(&api, &tokens, &request, scope).await?;
-            let body = body::read(&request, payload, api.max_body).await?;
+            let mut database = DatabaseTime::new(api.limits.database_time);
+            let org = database.within(authenticate(&api, &gate, &request, scope)).await?;
+            let body = body::read(&request, payload, api.max_body, api.limits.body_time).await?;
             let request_id = request_id::of(&request);
-            handler(Call { api, acceptor, org, request_id, request, body }).await
+            database.within(handler(Call { api, acceptor, org, request_id, request, body })).await
         },
     )
 }

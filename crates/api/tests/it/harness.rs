@@ -3,7 +3,7 @@
 use std::net::{SocketAddr, TcpListener};
 use std::time::Duration;
 
-use api::Api;
+use api::{Api, Limits};
 use contracts::{
     AttemptId, ClaimId, DeliveryId, FailureReason, Job, OrgId, PayloadFormat, RunId, Scopes, Timestamp,
 };
@@ -11,7 +11,7 @@ use queue::Consumer;
 use reqwest::header::{CONTENT_TYPE, HeaderMap};
 use reqwest::{Method, RequestBuilder};
 use serde_json::Value;
-use store::{AcceptPolicy, AttemptRecord, Clock, Failure, Finished, Settlement, Store};
+use store::{AcceptPolicy, AttemptRecord, Clock, DatabaseUrl, Failure, Finished, Settlement, Store};
 use testkit::{Engine, TestDatabase};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -39,6 +39,8 @@ macro_rules! on_both_engines {
 }
 pub(crate) use on_both_engines;
 
+/// Of the server with its database.
+pub(crate) const CONNECTIONS: u32 = 8;
 pub(crate) const MAX_BODY: usize = 64 * 1024;
 pub(crate) const RUN: &str = "3c90c3cc-0d44-4b50-8888-8dd25736052a";
 /// A run that has succeeded, as the run engine tells of it.
@@ -70,10 +72,20 @@ pub(crate) struct Reply {
 
 impl TestApi {
     pub(crate) async fn start(engine: Engine) -> TestApi {
-        _ = rustls::crypto::ring::default_provider().install_default();
+        TestApi::limited(engine, Limits::default()).await
+    }
+
+    pub(crate) async fn limited(engine: Engine, limits: Limits) -> TestApi {
         let database = TestDatabase::new(engine);
+        let url = database.url().clone();
+        TestApi::at(database, &url, limits).await
+    }
+
+    /// One that reaches its database at `url`, which may lead through something that disturbs it.
+    pub(crate) async fn at(database: TestDatabase, url: &DatabaseUrl, limits: Limits) -> TestApi {
+        _ = rustls::crypto::ring::default_provider().install_default();
         let clock = Clock::manual(Timestamp::parse("2026-01-02T03:04:05.678Z").unwrap());
-        let store = database.store_with_clock(clock.clone()).await;
+        let store = Store::open_with_clock(url, CONNECTIONS, clock.clone()).await.unwrap();
         let (publisher, queue) = queue::in_process(100);
         let api = Api {
             store: store.clone(),
@@ -82,6 +94,7 @@ impl TestApi {
             keyring: testkit::keyring(),
             accept: AcceptPolicy { max_attempts: 8, payload_format: PayloadFormat::Python },
             max_body: MAX_BODY,
+            limits,
         };
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let addr = listener.local_addr().unwrap();

@@ -1,12 +1,21 @@
 //! When the database is away, or holds what can't be shown.
 
+use std::sync::mpsc;
+use std::time::{Duration, Instant};
+
+use api::Limits;
 use contracts::{Delivery, DeliveryStatus};
+use futures_util::future::join_all;
 use reqwest::Method;
-use testkit::Engine;
+use store::StoreError;
+use testkit::{Engine, Proxy, TestDatabase};
 
-use crate::harness::{SUCCEEDED, TestApi, on_both_engines, redeliveries, send};
+use crate::harness::{CONNECTIONS, RUN, Reply, SUCCEEDED, TestApi, on_both_engines, redeliveries, send};
 
-on_both_engines!(an_internal_error_says_nothing_of_its_cause);
+on_both_engines!(
+    an_internal_error_says_nothing_of_its_cause,
+    when_all_connections_stay_busy_a_request_is_asked_to_come_again_after_a_second,
+);
 
 /// PostgreSQL only: an open SQLite file doesn't go away.
 #[tokio::test]
@@ -17,11 +26,8 @@ async fn without_its_database_the_api_asks_to_come_again() {
     api.lose_database();
     let known = api.token.clone();
     for token in [known, format!("rf_live_{}", "0".repeat(64))] {
-        let request = api.bare(Method::POST, &redeliveries(crate::harness::RUN)).bearer_auth(token);
-        let reply = send(request).await;
-        assert_eq!(reply.error(), (503, "SERVICE_UNAVAILABLE".into()));
-        assert_eq!(reply.header("retry-after"), "2");
-        assert_eq!(reply.json()["message"], "the service is temporarily unavailable");
+        let request = api.bare(Method::POST, &redeliveries(RUN)).bearer_auth(token);
+        assert_unavailable(&send(request).await);
     }
     assert_eq!(api.get("/v1/health").await.status, 200);
 }
@@ -44,4 +50,122 @@ async fn an_internal_error_says_nothing_of_its_cause(mut api: TestApi) {
     let reply = api.get(&format!("/v1/callback-deliveries/{id}")).await;
     assert_eq!(reply.status, 500);
     assert_eq!(reply.text, r#"{"code":"INTERNAL_ERROR","message":"internal error","errors":null}"#);
+}
+
+fn assert_unavailable(reply: &Reply) {
+    assert_eq!(reply.error(), (503, "SERVICE_UNAVAILABLE".into()));
+    assert_eq!(reply.header("retry-after"), "2");
+    assert_eq!(reply.json()["message"], "the service is temporarily unavailable");
+}
+
+async fn when_all_connections_stay_busy_a_request_is_asked_to_come_again_after_a_second(api: TestApi) {
+    let (release, busy) = hold(&api).await;
+    let asked = Instant::now();
+    let reply = api.get(&format!("/v1/runs/{RUN}")).await;
+    let waited = asked.elapsed();
+    assert_unavailable(&reply);
+    assert!(Duration::from_millis(900) < waited && waited < Duration::from_secs(3), "{waited:?}");
+    drop(release);
+    join_all(busy).await;
+    assert_eq!(api.get(&format!("/v1/runs/{RUN}")).await.status, 404);
+}
+
+/// Takes every connection that requests could read with, until the sender is dropped.
+async fn hold(api: &TestApi) -> (Vec<mpsc::Sender<()>>, Vec<tokio::task::JoinHandle<()>>) {
+    let (mut release, mut busy) = (Vec::new(), Vec::new());
+    for _ in 0..CONNECTIONS {
+        let (sender, released) = mpsc::channel();
+        let (started, has_started) = tokio::sync::oneshot::channel();
+        let store = api.store.clone();
+        let work = async move {
+            let read = store.read(move |_| {
+                let _ = started.send(());
+                let _ = released.recv();
+                Ok::<_, StoreError>(())
+            });
+            read.await.unwrap();
+        };
+        busy.push(tokio::spawn(work));
+        has_started.await.unwrap();
+        release.push(sender);
+    }
+    (release, busy)
+}
+
+/// An API with a run to redeliver, which reaches its PostgreSQL through a line that can be disturbed.
+async fn behind_a_proxy() -> (TestApi, Proxy) {
+    let database = TestDatabase::new(Engine::Postgres);
+    let proxy = Proxy::start(database.server()).await;
+    let url = database.url_through(proxy.addr);
+    let mut api = TestApi::at(database, &url, Limits::default()).await;
+    api.delivered_run().await;
+    (api, proxy)
+}
+
+/// Many requests at once of every kind: read, written, accepted in a batch, with a token that is known and with one
+/// that must be looked up. All are answered 503 within five seconds.
+async fn all_are_told_to_come_again_in_time(api: &TestApi) {
+    let asked = Instant::now();
+    let unknown = format!("rf_live_{}", "0".repeat(64));
+    let run = format!("/v1/runs/{RUN}");
+    let requests = (0..8).flat_map(|_| {
+        [
+            api.request(Method::GET, &run),
+            api.put(&run, SUCCEEDED),
+            api.request(Method::POST, &redeliveries(RUN)),
+            api.bare(Method::GET, &run).bearer_auth(&unknown),
+        ]
+    });
+    let replies = join_all(requests.map(send));
+    let (replies, health) = tokio::join!(replies, api.get("/v1/health"));
+    let took = asked.elapsed();
+    replies.iter().for_each(assert_unavailable);
+    assert_eq!(health.status, 200);
+    assert!(took < Duration::from_secs(5), "{took:?}");
+}
+
+/// A redelivery is accepted again, however the ones before ended that were told to come again.
+async fn works_again(api: &mut TestApi) {
+    let deadline = Instant::now() + Duration::from_secs(30);
+    let reply = loop {
+        let reply = api.redeliver().await;
+        if reply.status != 503 {
+            break reply;
+        }
+        assert!(Instant::now() < deadline, "still unavailable");
+    };
+    // One of the requests before may have been committed after its client was told to come again.
+    assert!(reply.status == 201 || reply.invalid() == ["path.run_id conflict"], "{}", reply.text);
+    let deliveries = api.record().await.1;
+    assert_eq!(deliveries.len(), 2, "the automatic one and one redelivery");
+    while api.queue.try_next().is_some() {}
+}
+
+#[tokio::test]
+async fn a_database_that_refuses_connections_is_answered_for_in_time() {
+    let (api, proxy) = behind_a_proxy().await;
+    drop(proxy);
+    all_are_told_to_come_again_in_time(&api).await;
+}
+
+/// As when PostgreSQL's main process hangs: the kernel goes on accepting connections.
+#[tokio::test]
+async fn a_database_that_accepts_connections_and_says_nothing_is_answered_for_in_time() {
+    let (mut api, proxy) = behind_a_proxy().await;
+    proxy.swallow();
+    all_are_told_to_come_again_in_time(&api).await;
+    proxy.thaw();
+    works_again(&mut api).await;
+}
+
+/// As when the host or its disk hangs: connections in use say nothing more, and are not closed either.
+#[tokio::test]
+async fn a_database_that_falls_silent_is_answered_for_in_time() {
+    let (mut api, proxy) = behind_a_proxy().await;
+    proxy.freeze();
+    all_are_told_to_come_again_in_time(&api).await;
+    // By now the threads that wait for it have used up the connections.
+    all_are_told_to_come_again_in_time(&api).await;
+    proxy.thaw();
+    works_again(&mut api).await;
 }

@@ -7,6 +7,7 @@ use anyhow::Context;
 use tokio_util::sync::CancellationToken;
 
 use crate::commands::service;
+use crate::open_files;
 use crate::settings::Settings;
 
 /// Each accepted delivery is a transaction of its own that waits for the disk; this many wait together.
@@ -17,6 +18,9 @@ pub(crate) async fn run(settings: &Settings) -> anyhow::Result<()> {
     let listener = TcpListener::bind(settings.api.listen)
         .with_context(|| format!("api.listen: cannot listen on {}", settings.api.listen))?;
     let (store, shutdown) = service::start(&url, CONNECTIONS).await?;
+    let workers = std::thread::available_parallelism().map_or(1, NonZeroUsize::get);
+    let (open_files, limits) = (open_files::raise_limit(), settings.limits());
+    let connections = open_files::connections_per_worker(open_files, workers, limits.connections);
     let publisher_shutdown = CancellationToken::new();
     let publisher = broker.publisher(publisher_shutdown.clone());
     let api = api::Api {
@@ -26,9 +30,15 @@ pub(crate) async fn run(settings: &Settings) -> anyhow::Result<()> {
         keyring,
         accept: settings.accept_policy(),
         max_body: settings.api.max_body,
+        limits: api::Limits { connections, ..limits },
     };
-    let workers = std::thread::available_parallelism().map_or(1, NonZeroUsize::get);
-    tracing::info!(listen = %listener.local_addr()?, "serving the API");
+    tracing::info!(
+        listen = %listener.local_addr()?,
+        workers,
+        connections_per_worker = connections,
+        open_files,
+        "serving the API"
+    );
     // A task of its own, since what runs on the main thread is not moved to a free one.
     tokio::spawn(api::run(listener, api, workers, shutdown)).await??;
     // What the last requests rang is still published.

@@ -104,6 +104,7 @@ async fn show(settings: &Settings, home: &Path) -> Result<()> {
             egress: egress::Policy::new(vec!["127.0.0.0/8".parse()?]),
             dispatcher: dispatcher::Settings { retry, ..settings.dispatcher_settings() },
             max_body: settings.api.max_body,
+            limits: settings.limits(),
         },
     )?;
     let client = Client::new(&format!("http://{}", stack.addr), &tenant.token);

@@ -101,6 +101,7 @@ pub(crate) async fn run(settings: &Settings, args: Args) -> Result<()> {
             ),
             dispatcher: settings.dispatcher_settings(),
             max_body: settings.api.max_body,
+            limits: settings.limits(),
         },
     )?;
     let dev = Dev {

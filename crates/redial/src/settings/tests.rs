@@ -18,6 +18,8 @@ fn without_file_and_environment_the_documented_defaults_hold() {
     let settings = Settings::read(None, &Variables::new()).unwrap();
     assert_eq!(settings.api.listen.to_string(), "127.0.0.1:8080");
     assert_eq!(settings.api.max_body, 2 * 1024 * 1024);
+    let limits = settings.limits();
+    assert_eq!((limits.requests, limits.auth_failures), (None, Some(rate(300, 60, 300))));
     assert_eq!(settings.broker.queue, Broker::DEFAULT_QUEUE);
     assert_eq!((settings.dispatcher.listen, settings.dispatcher.max_in_flight), (None, 256));
     let DeliverySettings { timeout, connect_timeout, schedule, jitter, max_attempts, lease, .. } =
@@ -90,6 +92,21 @@ fn sizes_are_bytes_or_have_a_unit() {
     }
 }
 
+fn rate(count: u32, seconds: u64, burst: u32) -> Rate {
+    Rate::new(count.try_into().unwrap(), Duration::from_secs(seconds), burst.try_into().unwrap())
+}
+
+#[test]
+fn rates_are_limited_as_set_and_not_at_all_if_zero() {
+    let limits = |file: &str| read(file, &[]).unwrap().limits();
+    let limited = limits("[api]\nrate_limit = 50\nrate_limit_burst = 20\nauth_failure_limit = 0");
+    assert_eq!((limited.requests, limited.auth_failures), (Some(rate(50, 1, 20)), None));
+    assert_eq!(limits("[api]\nrate_limit = 7").requests, Some(rate(7, 1, 100)));
+    for highest in ["rate_limit", "rate_limit_burst", "auth_failure_limit"] {
+        limits(&format!("[api]\n{highest} = 1000000"));
+    }
+}
+
 #[test]
 fn every_bad_value_is_refused_by_the_name_of_its_key() {
     for (key, value) in [
@@ -102,6 +119,13 @@ fn every_bad_value_is_refused_by_the_name_of_its_key() {
         ("api.max_body", "2GB"),
         ("api.max_body", "1"),
         ("api.max_body", "99999999999999999999"),
+        ("api.rate_limit", "-1"),
+        ("api.rate_limit", "1.5"),
+        ("api.rate_limit", "1000001"),
+        ("api.rate_limit_burst", "0"),
+        ("api.rate_limit_burst", "1000001"),
+        ("api.auth_failure_limit", "many"),
+        ("api.auth_failure_limit", "1000001"),
         ("dispatcher.listen", "8080"),
         ("dispatcher.max_in_flight", "0"),
         ("dispatcher.max_in_flight", "10001"),

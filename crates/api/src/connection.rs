@@ -1,0 +1,191 @@
+//! What actix leaves open on a connection: the time of any head but the first, clients that don't read their answers,
+//! and the form of the answers that actix gives by itself.
+//!
+//! [`Guarded`] lies between a connection and actix's dispatcher and sees nothing but bytes; [`layer`], around the
+//! whole application, tells it when a request begins and ends. The first head's time is actix's own.
+
+use std::cell::Cell;
+use std::future::Future;
+use std::io;
+use std::pin::Pin;
+use std::rc::Rc;
+use std::task::{Context, Poll, ready};
+
+use actix_web::Error;
+use actix_web::body::MessageBody;
+use actix_web::dev::{ServiceRequest, ServiceResponse};
+use actix_web::middleware::Next;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::TcpStream;
+use tokio::time::{Instant, Sleep, sleep_until};
+
+use crate::Limits;
+use crate::unparsed::Refusal;
+
+/// Whose turn it is.
+#[derive(Clone, Copy, PartialEq)]
+enum Turn {
+    /// The client's: it owes a head, of which the first byte came at that moment.
+    Head(Option<Instant>),
+    /// Ours, since a head was complete.
+    Request,
+    /// The client's again: it is being answered.
+    Answer,
+}
+
+/// What a connection and its requests know of each other.
+pub(crate) struct Progress(Cell<Turn>);
+
+/// Tells the connection of each request.
+pub(crate) async fn layer(
+    request: ServiceRequest,
+    next: Next<impl MessageBody>,
+) -> Result<ServiceResponse<impl MessageBody>, Error> {
+    let progress = request.conn_data::<Rc<Progress>>().cloned();
+    let tell = |turn| {
+        if let Some(progress) = &progress {
+            progress.0.set(turn);
+        }
+    };
+    tell(Turn::Request);
+    let response = next.call(request).await;
+    tell(Turn::Answer);
+    response
+}
+
+/// A connection whose client may not take its time without end.
+pub(crate) struct Guarded {
+    io: TcpStream,
+    limits: Limits,
+    progress: Rc<Progress>,
+    /// Kept from head to head, as making one costs more than setting it.
+    head_timer: Option<Pin<Box<Sleep>>>,
+    /// Runs while the client leaves an answer lying.
+    stalled: Option<Stalled>,
+    /// Takes the place of what actix would answer.
+    refusal: Option<Refusal>,
+}
+
+struct Stalled {
+    timer: Pin<Box<Sleep>>,
+    taken: usize,
+}
+
+impl Guarded {
+    pub(crate) fn new(io: TcpStream, limits: Limits) -> Guarded {
+        let progress = Rc::new(Progress(Cell::new(Turn::Head(None))));
+        Guarded { io, limits, progress, head_timer: None, stalled: None, refusal: None }
+    }
+
+    pub(crate) fn progress(&self) -> Rc<Progress> {
+        self.progress.clone()
+    }
+
+    /// Whether the head that is under way has taken too long.
+    fn head_is_late(&mut self, cx: &mut Context<'_>, since: Instant) -> bool {
+        let deadline = since + self.limits.head_time;
+        let timer = self.head_timer.get_or_insert_with(|| Box::pin(sleep_until(deadline)));
+        if timer.deadline() != deadline {
+            timer.as_mut().reset(deadline);
+        }
+        timer.as_mut().poll(cx).is_ready()
+    }
+
+    /// Fails when the client has left too much of an answer lying for too long.
+    fn poll_stalled(&mut self, cx: &mut Context<'_>) -> io::Result<()> {
+        let deadline = || Instant::now() + self.limits.answer_time;
+        let stalled = self
+            .stalled
+            .get_or_insert_with(|| Stalled { timer: Box::pin(sleep_until(deadline())), taken: 0 });
+        if stalled.taken >= Limits::ANSWER_STEP {
+            stalled.taken = 0;
+            stalled.timer.as_mut().reset(deadline());
+        }
+        if stalled.timer.as_mut().poll(cx).is_pending() {
+            return Ok(());
+        }
+        // What lies in the kernel's buffers is thrown away with the connection.
+        self.io.set_zero_linger()?;
+        Err(io::Error::new(io::ErrorKind::TimedOut, "the client does not read its answer"))
+    }
+}
+
+impl Guarded {
+    fn poll_refuse(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if let Some(refusal) = &mut self.refusal {
+            while !refusal.rest().is_empty() {
+                let written = ready!(Pin::new(&mut self.io).poll_write(cx, refusal.rest()))?;
+                if written == 0 {
+                    return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
+                }
+                refusal.written(written);
+            }
+        }
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl AsyncRead for Guarded {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let this = self.get_mut();
+        let before = buf.filled().len();
+        let read = Pin::new(&mut this.io).poll_read(cx, buf);
+        let Turn::Head(since) = this.progress.0.get() else { return read };
+        match (read, since) {
+            (Poll::Ready(Ok(())), None) if buf.filled().len() > before => {
+                this.progress.0.set(Turn::Head(Some(Instant::now())));
+                Poll::Ready(Ok(()))
+            }
+            // A steady stream of bytes without a request must not put the end off either.
+            (Poll::Pending | Poll::Ready(Ok(())), Some(since)) if this.head_is_late(cx, since) => {
+                if this.refusal.is_none() {
+                    this.refusal = Some(Refusal::new(408));
+                }
+                // Whoever does not take these few bytes at once goes without.
+                let _ = this.poll_refuse(cx)?;
+                buf.set_filled(before); // the end of the stream
+                Poll::Ready(Ok(()))
+            }
+            (read, _) => read,
+        }
+    }
+}
+
+impl AsyncWrite for Guarded {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        let this = self.get_mut();
+        if this.refusal.is_none() && matches!(this.progress.0.get(), Turn::Head(_)) {
+            // There is no request to answer: this comes from actix alone.
+            this.refusal = Refusal::instead_of(buf);
+        }
+        let written = match this.refusal {
+            Some(_) => this.poll_refuse(cx).map_ok(|()| buf.len()),
+            None => Pin::new(&mut this.io).poll_write(cx, buf),
+        };
+        match written {
+            Poll::Pending => this.poll_stalled(cx)?,
+            Poll::Ready(Ok(written)) => {
+                if let Some(stalled) = &mut this.stalled {
+                    stalled.taken += written;
+                }
+            }
+            Poll::Ready(Err(_)) => {}
+        }
+        written
+    }
+
+    /// actix flushes whenever it has nothing left to write, and has written a whole answer by then: ours are in memory.
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let this = self.get_mut();
+        ready!(Pin::new(&mut this.io).poll_flush(cx))?;
+        this.stalled = None;
+        if this.progress.0.get() == Turn::Answer {
+            this.progress.0.set(Turn::Head(None));
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.get_mut().io).poll_shutdown(cx)
+    }
+}

@@ -1,0 +1,56 @@
+//! Answers to what is no request: malformed, too long or too slow in its head. actix gives them by itself, empty and
+//! without asking the application; clients get them with the envelope and a request id all the same.
+
+use contracts::{ErrorBody, ErrorCode};
+use tracing::info;
+use uuid::Uuid;
+
+/// An answer after which the connection is closed.
+pub(crate) struct Refusal {
+    bytes: Vec<u8>,
+    written: usize,
+}
+
+impl Refusal {
+    /// What to say instead of an answer of actix; none if it has already begun.
+    pub(crate) fn instead_of(answer: &[u8]) -> Option<Refusal> {
+        let rest = answer.strip_prefix(b"HTTP/1.1 ").or_else(|| answer.strip_prefix(b"HTTP/1.0 "))?;
+        let status = std::str::from_utf8(rest.get(..3)?).ok()?.parse().ok()?;
+        Some(Refusal::new(status))
+    }
+
+    pub(crate) fn new(status: u16) -> Refusal {
+        // The contract's codes each have a status of their own; these are the nearest.
+        let (reason, code, message) = match status {
+            408 => {
+                ("Request Timeout", ErrorCode::ValidationError, "the request's head did not arrive in time")
+            }
+            431 => (
+                "Request Header Fields Too Large",
+                ErrorCode::PayloadTooLarge,
+                "the request's head is too large",
+            ),
+            500.. => ("Internal Server Error", ErrorCode::InternalError, ErrorCode::InternalError.message()),
+            _ => ("Bad Request", ErrorCode::ValidationError, "this is not an HTTP request"),
+        };
+        let request_id = Uuid::new_v4();
+        info!(status, %request_id, "not a request");
+        let body = ErrorBody { code, message: message.to_owned(), errors: None };
+        let body = serde_json::to_string(&body).unwrap_or_default(); // can't fail: text only
+        let head = format!(
+            "HTTP/1.1 {status} {reason}\r\ncontent-length: {}\r\nconnection: close\r\ncontent-type: application/json\r\n\
+            x-request-id: {request_id}\r\n\r\n",
+            body.len()
+        );
+        Refusal { bytes: (head + &body).into_bytes(), written: 0 }
+    }
+
+    /// What is still to be written.
+    pub(crate) fn rest(&self) -> &[u8] {
+        &self.bytes[self.written..]
+    }
+
+    pub(crate) fn written(&mut self, count: usize) {
+        self.written += count;
+    }
+}

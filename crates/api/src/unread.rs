@@ -1,0 +1,57 @@
+//! Answers to requests whose body was not read to its end, because it was too long, came too slowly, or was of no use.
+//!
+//! actix then closes the connection, as it should, but not if the body comes in chunks and has been dropped: that one
+//! it reads to its end, which may never come. So such a body is kept until its request has been answered.
+
+use std::cell::RefCell;
+use std::pin::Pin;
+use std::rc::Rc;
+use std::task::{Context, Poll};
+
+use actix_web::body::{BodySize, MessageBody};
+use actix_web::dev::{Payload, ServiceRequest, ServiceResponse};
+use actix_web::error::PayloadError;
+use actix_web::middleware::Next;
+use actix_web::web::Bytes;
+use actix_web::{Error, HttpMessage};
+use futures_util::Stream;
+
+pub(crate) async fn layer(
+    mut request: ServiceRequest,
+    next: Next<impl MessageBody + Unpin>,
+) -> Result<ServiceResponse<impl MessageBody>, Error> {
+    let kept = request.chunked()?.then(|| Shared(Rc::new(RefCell::new(request.take_payload()))));
+    if let Some(kept) = &kept {
+        request.set_payload(Payload::Stream { payload: Box::pin(kept.clone()) });
+    }
+    let response = next.call(request).await?;
+    Ok(response.map_body(|_, body| Answer { body, _kept: kept }))
+}
+
+#[derive(Clone)]
+struct Shared(Rc<RefCell<Payload>>);
+
+impl Stream for Shared {
+    type Item = Result<Bytes, PayloadError>;
+
+    fn poll_next(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        Pin::new(&mut *self.0.borrow_mut()).poll_next(cx)
+    }
+}
+
+struct Answer<B> {
+    body: B,
+    _kept: Option<Shared>,
+}
+
+impl<B: MessageBody + Unpin> MessageBody for Answer<B> {
+    type Error = B::Error;
+
+    fn size(&self) -> BodySize {
+        self.body.size()
+    }
+
+    fn poll_next(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Bytes, Self::Error>>> {
+        Pin::new(&mut self.get_mut().body).poll_next(cx)
+    }
+}
