@@ -16,6 +16,7 @@ mod idempotency;
 mod limits;
 mod openapi;
 mod operation;
+mod paging;
 mod params;
 mod rate_limit;
 mod request_id;

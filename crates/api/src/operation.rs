@@ -2,7 +2,7 @@
 
 use actix_web::Route;
 use actix_web::http::Method;
-use contracts::{ErrorBody, ErrorCode, FieldError, Scope};
+use contracts::{ErrorBody, ErrorCode, FieldError, Page, Scope};
 use serde_json::{Map, Value, json};
 use utoipa::openapi::{RefOr, Schema};
 use utoipa::{PartialSchema, ToSchema};
@@ -36,10 +36,9 @@ impl Operation {
             errors.push(ErrorCode::Conflict); // an idempotency key that was used for another request
         }
         let (id, summary, body, query, answers) = ("", "", None, Vec::new(), Vec::new());
-        let mut schemas = Vec::new();
-        ErrorBody::schemas(&mut schemas);
-        schemas.push((ErrorBody::name().into(), ErrorBody::schema()));
+        let schemas = Vec::new();
         Operation { method, path, route, scope, id, summary, query, body, answers, errors, schemas }
+            .knows::<ErrorBody>()
     }
 
     /// Its `operationId` and what it does, in a sentence.
@@ -61,8 +60,7 @@ impl Operation {
 
     /// An answer with a `T`.
     pub(crate) fn answers<T: ToSchema>(self, status: u16, description: &str, example: &Value) -> Operation {
-        let schema = reference::<T>();
-        self.answers_with::<T>(status, description, &schema, example)
+        self.knows::<T>().answers_with(status, description, &reference(&T::name()), example)
     }
 
     /// An answer with an array of `T`.
@@ -72,19 +70,26 @@ impl Operation {
         description: &str,
         example: &Value,
     ) -> Operation {
-        let schema = json!({"type": "array", "items": reference::<T>()});
-        self.answers_with::<T>(status, description, &schema, &json!([example]))
+        let schema = json!({"type": "array", "items": reference(&T::name())});
+        self.knows::<T>().answers_with(status, description, &schema, &json!([example]))
     }
 
-    fn answers_with<T: ToSchema>(
-        mut self,
-        status: u16,
-        description: &str,
-        schema: &Value,
-        example: &Value,
-    ) -> Operation {
+    /// An answer with a page of `T`.
+    pub(crate) fn answers_page<T: ToSchema>(self, description: &str, example: &Value) -> Operation {
+        let mut this = self.knows::<T>();
+        let name = format!("{}Page", T::name()); // utoipa calls every page the same
+        this.schemas.push((name.clone(), Page::<T>::schema()));
+        let example: Page<&Value> = Page { items: vec![example], first: None, next: None, previous: None };
+        this.answers_with(200, description, &reference(&name), &json!(example))
+    }
+
+    fn knows<T: ToSchema>(mut self) -> Operation {
         T::schemas(&mut self.schemas);
         self.schemas.push((T::name().into(), T::schema()));
+        self
+    }
+
+    fn answers_with(mut self, status: u16, description: &str, schema: &Value, example: &Value) -> Operation {
         let content = json!({"application/json": {"schema": schema, "example": example}});
         self.answers.push((status, answer(description, content, [])));
         self
@@ -163,8 +168,8 @@ pub(crate) fn query(name: &str, schema: Value, description: &str) -> Value {
     json!({"name": name, "in": "query", "schema": schema, "description": description})
 }
 
-fn reference<T: ToSchema>() -> Value {
-    json!({"$ref": format!("#/components/schemas/{}", T::name())})
+fn reference(name: &str) -> Value {
+    json!({"$ref": format!("#/components/schemas/{name}")})
 }
 
 fn answer<const N: usize>(description: &str, content: Value, headers: [(&str, Value); N]) -> Value {
@@ -192,7 +197,7 @@ fn error_answer(codes: &[ErrorCode]) -> Value {
         })
         .collect();
     let description = codes.iter().map(|code| code.message()).collect::<Vec<_>>().join(", or ");
-    let content = json!({"application/json": {"schema": reference::<ErrorBody>(), "examples": examples}});
+    let content = json!({"application/json": {"schema": reference(&ErrorBody::name()), "examples": examples}});
     match codes[0] {
         ErrorCode::Unauthorized => answer(
             &description,

@@ -1,7 +1,9 @@
 //! Ids and query parameters.
 
+use std::str::FromStr;
+
 use actix_web::{HttpRequest, web};
-use contracts::FieldError;
+use contracts::{FieldError, Timestamp};
 use uuid::Uuid;
 
 use crate::error::ApiError;
@@ -16,6 +18,9 @@ pub(crate) fn parse_uuid(loc: &[&str], text: &str) -> Result<Uuid, FieldError> {
 pub(crate) fn no_query(request: &HttpRequest) -> Result<(), ApiError> {
     Query::of(request)?.finish()
 }
+
+/// What is wrong with a value: a stable word and a sentence.
+pub(crate) type Fault = (&'static str, String);
 
 /// The parameters of a query. Each is taken out by its name; [`Query::finish`] tells what was wrong with any, and
 /// refuses what was not taken.
@@ -35,11 +40,7 @@ impl Query {
     }
 
     /// What `parse` makes of the parameter, or none when it is not there or not good.
-    pub(crate) fn take<T>(
-        &mut self,
-        name: &str,
-        parse: impl FnOnce(&str) -> Result<T, (&'static str, String)>,
-    ) -> Option<T> {
+    pub(crate) fn take<T>(&mut self, name: &str, parse: impl FnOnce(&str) -> Result<T, Fault>) -> Option<T> {
         let mut mine = self.given.extract_if(.., |(given, _)| given == name);
         let (_, value) = mine.next()?;
         let repeated = mine.next().is_some();
@@ -48,14 +49,35 @@ impl Query {
         parsed.map_err(|(kind, msg)| self.errors.push(FieldError::new(&["query", name], kind, msg))).ok()
     }
 
-    /// A boolean, false when it is not there.
-    pub(crate) fn flag(&mut self, name: &str) -> bool {
-        let flag = self.take(name, |value| match value {
+    /// A boolean.
+    pub(crate) fn bool(&mut self, name: &str) -> Option<bool> {
+        self.take(name, |value| match value {
             "true" => Ok(true),
             "false" => Ok(false),
             _ => Err(("bool_parsing", "expected true or false".into())),
-        });
-        flag.unwrap_or_default()
+        })
+    }
+
+    /// A boolean, false when it is not there.
+    pub(crate) fn flag(&mut self, name: &str) -> bool {
+        self.bool(name).unwrap_or_default()
+    }
+
+    /// One of the words of `T`.
+    pub(crate) fn word<T: FromStr>(&mut self, name: &str) -> Option<T> {
+        self.take(name, |value| value.parse().map_err(|_| ("enum", "not one of the words it may be".into())))
+    }
+
+    /// A moment.
+    pub(crate) fn moment(&mut self, name: &str) -> Option<Timestamp> {
+        self.take(name, |value| {
+            Timestamp::parse(value).map_err(|error| ("datetime_invalid", error.to_string()))
+        })
+    }
+
+    /// A UUID.
+    pub(crate) fn uuid(&mut self, name: &str) -> Option<Uuid> {
+        self.take(name, |value| parse_uuid(&[], value).map_err(|error| (error.kind, error.msg)))
     }
 
     /// Refuses the query if anything was wrong with it, or if something in it was not asked for.

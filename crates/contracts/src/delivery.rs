@@ -91,6 +91,7 @@ pub struct Attempt {
     /// The delivery it belongs to.
     pub delivery_id: DeliveryId,
     /// Counted from 1 without gaps.
+    #[schema(value_type = i32, minimum = 1)]
     pub attempt_number: AttemptNumber,
     /// The HTTP status, or null when no complete response head came.
     #[schema(required)]
@@ -195,9 +196,9 @@ struct Shown<'a> {
     #[schema(required)]
     failure_detail: Option<&'a str>,
     /// Attempts begun.
-    #[schema(minimum = 0)]
+    #[schema(value_type = i32, minimum = 0)]
     attempt_count: AttemptNumber,
-    #[schema(minimum = 1)]
+    #[schema(value_type = i32, minimum = 1)]
     max_attempts: AttemptNumber,
     /// Set while pending.
     #[schema(required)]

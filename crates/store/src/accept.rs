@@ -96,10 +96,10 @@ pub(crate) fn insert_unless_in_flight(
     let (now, wake_at) = (Time::from(*created_at), Time::from(*created_at + DOORBELL_GRACE));
     let inserted: Vec<Key> = match tx {
         AnyConnection::Postgres(pg) => prepared::<Id, _>(
-            "INSERT INTO deliveries (id, org_id, run_id, callback_url, payload, signing_secret_id, request_id,
-                 is_automatic, status_code, attempt_count, max_attempts, next_attempt_at, wake_at, created_at,
-                 updated_at)
-             SELECT r.*, FALSE, 'pending', 0, ?, ?, ?, ?, ? FROM unnest(?, ?, ?, ?, ?, ?, ?) AS r
+            "INSERT INTO deliveries (id, org_id, run_id, callback_url, callback_host, payload, signing_secret_id,
+                 request_id, is_automatic, status_code, attempt_count, max_attempts, next_attempt_at, wake_at,
+                 created_at, updated_at)
+             SELECT r.*, FALSE, 'pending', 0, ?, ?, ?, ?, ? FROM unnest(?, ?, ?, ?, ?, ?, ?, ?) AS r
              ON CONFLICT (org_id, run_id) WHERE completed_at IS NULL DO NOTHING
              RETURNING id",
         )
@@ -112,6 +112,7 @@ pub(crate) fn insert_unless_in_flight(
         .bind::<Array<Id>, _>(column(rows, |(request, _)| Key::from(request.org_id)))
         .bind::<Array<Id>, _>(column(rows, |(_, delivery)| Key::from(delivery.run_id)))
         .bind::<Array<Text>, _>(column(rows, |(_, delivery)| delivery.callback_url.as_str()))
+        .bind::<Array<Text>, _>(column(rows, |(_, delivery)| host(&delivery.callback_url)))
         .bind::<Array<Binary>, _>(column(rows, |(_, delivery)| delivery.payload_bytes.as_bytes()))
         .bind::<Array<Nullable<Id>>, _>(column(rows, |(_, delivery)| delivery.signing_secret_id.map(Key::from)))
         .bind::<Array<Text>, _>(column(rows, |(request, _)| request.request_id.as_str()))
@@ -120,10 +121,10 @@ pub(crate) fn insert_unless_in_flight(
             let mut inserted = Vec::with_capacity(rows.len());
             for (request, delivery) in rows {
                 let id: Option<Key> = prepared::<Id, _>(
-                    "INSERT INTO deliveries (id, org_id, run_id, callback_url, payload, signing_secret_id,
-                         request_id, is_automatic, status_code, attempt_count, max_attempts, next_attempt_at,
-                         wake_at, created_at, updated_at)
-                     VALUES (?, ?, ?, ?, ?, ?, ?, FALSE, 'pending', 0, ?, ?, ?, ?, ?)
+                    "INSERT INTO deliveries (id, org_id, run_id, callback_url, callback_host, payload,
+                         signing_secret_id, request_id, is_automatic, status_code, attempt_count, max_attempts,
+                         next_attempt_at, wake_at, created_at, updated_at)
+                     VALUES (?, ?, ?, ?, ?, ?, ?, ?, FALSE, 'pending', 0, ?, ?, ?, ?, ?)
                      ON CONFLICT (org_id, run_id) WHERE completed_at IS NULL DO NOTHING
                      RETURNING id",
                 )
@@ -131,6 +132,7 @@ pub(crate) fn insert_unless_in_flight(
                 .bind::<Id, _>(Key::from(request.org_id))
                 .bind::<Id, _>(Key::from(delivery.run_id))
                 .bind::<Text, _>(delivery.callback_url.as_str())
+                .bind::<Text, _>(host(&delivery.callback_url))
                 .bind::<Binary, _>(delivery.payload_bytes.as_bytes())
                 .bind::<Nullable<Id>, _>(delivery.signing_secret_id.map(Key::from))
                 .bind::<Text, _>(request.request_id.as_str())
@@ -162,6 +164,7 @@ pub fn insert_delivery(
             org_id: org.into(),
             run_id: delivery.run_id.into(),
             callback_url: &delivery.callback_url,
+            callback_host: host(&delivery.callback_url),
             payload: delivery.payload_bytes.as_bytes(),
             signing_secret_id: delivery.signing_secret_id.map(Key::from),
             is_automatic: delivery.is_automatic,
@@ -185,6 +188,7 @@ struct NewDeliveryRow<'a> {
     org_id: Key,
     run_id: Key,
     callback_url: &'a str,
+    callback_host: String,
     payload: &'a [u8],
     signing_secret_id: Option<Key>,
     is_automatic: bool,
@@ -196,6 +200,11 @@ struct NewDeliveryRow<'a> {
     request_id: &'a str,
     created_at: Time,
     updated_at: Time,
+}
+
+/// The host of a URL, lower-case and without its port; empty when it has none.
+pub(crate) fn host(url: &str) -> String {
+    url::Url::parse(url).ok().and_then(|url| url.host_str().map(str::to_owned)).unwrap_or_default()
 }
 
 pub(crate) fn in_flight(tx: &mut AnyConnection, org: OrgId, run: RunId) -> QueryResult<Option<InFlight>> {

@@ -6,10 +6,12 @@ use contracts::{
     Attempt, Delivery, DeliveryId, DeliveryStatus, FailureReason, OrgId, RunId, SecretId, Timestamp,
 };
 use diesel::prelude::*;
+use strum::VariantArray;
 
-use crate::columns::{Key, Time};
+use crate::columns::{Id, Key, Moment, Time};
 use crate::connect::{AnyConnection, MultiBackend};
 use crate::error::StoreError;
+use crate::page::{PageRequest, Rows, in_order, paged, position};
 use crate::runs::find_run;
 use crate::schema::{attempts, deliveries};
 
@@ -44,6 +46,77 @@ pub fn find_delivery(
         .load(tx)?;
     Ok(with_attempts(tx, rows)?.pop())
 }
+
+/// Which deliveries a list shows: those that fit all that is given.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[allow(missing_docs)]
+pub struct DeliveryFilter {
+    pub status_code: Option<DeliveryStatus>,
+    pub run_id: Option<RunId>,
+    /// Lower-case, without a port.
+    pub callback_host: Option<String>,
+    pub is_automatic: Option<bool>,
+    pub failure_reason_code: Option<FailureReason>,
+}
+
+/// A page of the organization's deliveries, with their attempts.
+pub fn deliveries_page(
+    tx: &mut AnyConnection,
+    org: OrgId,
+    filter: &DeliveryFilter,
+    request: &PageRequest,
+) -> Result<Rows<Delivery>, StoreError> {
+    let mut found = Vec::new();
+    for (status, is_automatic) in filter.ranges() {
+        let query = deliveries::table
+            .filter(deliveries::org_id.eq(Key::from(org)))
+            .filter(deliveries::status_code.eq(<&str>::from(status)))
+            .filter(deliveries::is_automatic.eq(is_automatic))
+            .select((deliveries::created_at, deliveries::id))
+            .into_boxed();
+        let query = filter.narrow(query);
+        let positions: Vec<(Time, Key)> = paged!(query, deliveries, request).load(tx)?;
+        found.extend(positions.into_iter().map(position));
+    }
+    let (positions, more) = request.gather(found);
+    let rows = deliveries::table
+        .filter(deliveries::id.eq_any(positions.iter().map(|at| Key(at.id))))
+        .select(DeliveryRow::as_select())
+        .load(tx)?;
+    let rows = in_order(positions, with_attempts(tx, rows)?, |delivery| delivery.id.0);
+    Ok(Rows { rows, more })
+}
+
+impl DeliveryFilter {
+    /// The ranges of the index that hold what fits.
+    fn ranges(&self) -> Vec<(DeliveryStatus, bool)> {
+        let fits = |status: &&DeliveryStatus| {
+            self.status_code.is_none_or(|wanted| wanted == **status)
+                // A CHECK says so.
+                && (self.failure_reason_code.is_none() || **status != DeliveryStatus::Succeeded)
+        };
+        let kinds: Vec<bool> =
+            [false, true].into_iter().filter(|kind| self.is_automatic.is_none_or(|is| is == *kind)).collect();
+        let statuses = DeliveryStatus::VARIANTS.iter().filter(fits);
+        statuses.flat_map(|status| kinds.iter().map(|kind| (*status, *kind))).collect()
+    }
+
+    fn narrow<'a>(&'a self, mut query: Positions<'a>) -> Positions<'a> {
+        if let Some(run) = self.run_id {
+            query = query.filter(deliveries::run_id.eq(Key::from(run)));
+        }
+        if let Some(host) = &self.callback_host {
+            query = query.filter(deliveries::callback_host.eq(host));
+        }
+        if let Some(reason) = self.failure_reason_code {
+            query = query.filter(deliveries::failure_reason_code.eq(<&str>::from(reason)));
+        }
+        query
+    }
+}
+
+/// A query for where deliveries stand in a list.
+type Positions<'a> = deliveries::BoxedQuery<'a, MultiBackend, (Moment, Id)>;
 
 /// How many deliveries the organization has of each status.
 pub fn count_deliveries(

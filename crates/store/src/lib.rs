@@ -15,6 +15,7 @@ mod idempotency;
 mod keyring;
 mod migrate;
 mod organizations;
+mod page;
 mod prepared;
 mod record;
 mod redeliver;
@@ -27,7 +28,7 @@ mod tokens;
 pub use accept::{AcceptPolicy, Accepted, insert_delivery};
 pub use clock::Clock;
 pub use connect::{AnyConnection, DatabaseUrl, DatabaseUrlError};
-pub use deliveries::{count_deliveries, deliveries_of_run, find_delivery};
+pub use deliveries::{DeliveryFilter, count_deliveries, deliveries_of_run, deliveries_page, find_delivery};
 pub use engine::claim::{Claimed, HeldAttempt, claim_due, claim_jobs, claimed_under, expired_leases};
 pub use engine::finish::{AttemptRecord, Effect, Failure, Finished, Settlement, finish};
 pub use error::StoreError;
@@ -35,12 +36,13 @@ pub use idempotency::{IdempotencyKey, forget_idempotency_keys};
 pub use keyring::{Keyring, KeyringError};
 pub use migrate::{SchemaState, migrate};
 pub use organizations::{Organization, create_organization, find_organization};
+pub use page::{PageRequest, Position, Rows, SortOrder};
 pub use record::{Deliver, RecordedRun, record_run};
 pub use redeliver::{Redelivery, RedeliveryRequest, redeliver, redeliver_batch};
-pub use runs::find_run;
+pub use runs::{find_run, runs_page};
 pub use secrets::{
     CreatedSecret, SecretUpdate, UpdatedSecret, create_secret, create_secret_once, disable_secret,
-    find_secret, open_secret, update_secret,
+    find_secret, open_secret, secrets_page, update_secret,
 };
 pub use store::Store;
 pub use tokens::{NewToken, Principal, TokenText, authenticate, create_token};

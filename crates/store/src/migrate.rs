@@ -4,10 +4,14 @@ use std::collections::BTreeSet;
 
 use diesel::connection::SimpleConnection;
 use diesel::migration::MigrationSource;
+use diesel::prelude::*;
 use diesel_migrations::{EmbeddedMigrations, MigrationHarness, embed_migrations};
 
+use crate::accept::host;
+use crate::columns::Key;
 use crate::connect::{AnyConnection, MultiBackend};
 use crate::error::StoreError;
+use crate::schema::deliveries;
 
 const MIGRATIONS: EmbeddedMigrations = embed_migrations!("../../migrations");
 const POSTGRES_STORAGE: &str = include_str!("../../../migrations/postgres-storage.sql");
@@ -44,10 +48,34 @@ fn apply(conn: &mut AnyConnection) -> Result<usize, StoreError> {
     }
     let applied =
         conn.run_pending_migrations(MIGRATIONS).map_err(|error| StoreError::Schema(error.to_string()))?.len();
+    if applied > 0 {
+        fill_hosts(conn)?;
+    }
     if matches!(conn, AnyConnection::Postgres(_)) {
         conn.batch_execute(POSTGRES_STORAGE)?;
     }
     Ok(applied)
+}
+
+/// Fills `callback_host` in where it is not: in rows that are older than the column.
+fn fill_hosts(conn: &mut AnyConnection) -> Result<(), StoreError> {
+    let mut behind = Key(uuid::Uuid::nil());
+    loop {
+        let rows: Vec<(Key, String)> = deliveries::table
+            .filter(deliveries::callback_host.eq("").and(deliveries::id.gt(behind)))
+            .order_by(deliveries::id)
+            .limit(1000)
+            .select((deliveries::id, deliveries::callback_url))
+            .load(conn)?;
+        let Some((last, _)) = rows.last() else { return Ok(()) };
+        behind = *last;
+        for (id, url) in &rows {
+            let host = host(url);
+            diesel::update(deliveries::table.find(id))
+                .set(deliveries::callback_host.eq(host))
+                .execute(conn)?;
+        }
+    }
 }
 
 /// Compares the migrations the database has seen with those in this program.

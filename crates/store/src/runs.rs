@@ -2,13 +2,15 @@
 
 use std::collections::HashMap;
 
-use contracts::{JsonText, OrgId, Run, RunId, SecretId, Timestamp};
+use contracts::{JsonText, OrgId, Run, RunId, RunStatus, SecretId, Timestamp};
 use diesel::prelude::*;
 use diesel::sql_types::{Array, BigInt, Nullable, Text};
+use strum::VariantArray;
 
 use crate::columns::{Id, Key, Moment, Time};
 use crate::connect::{AnyConnection, MultiBackend};
 use crate::error::StoreError;
+use crate::page::{PageRequest, Rows, in_order, paged, position};
 use crate::prepared::{column, prepared};
 use crate::schema::runs;
 use crate::secrets::current_secret;
@@ -81,6 +83,34 @@ impl TryFrom<RunRow> for Run {
 /// The organization's run of that id.
 pub fn find_run(tx: &mut AnyConnection, org: OrgId, id: RunId) -> Result<Option<Run>, StoreError> {
     find_row(tx, org, id)?.map(Run::try_from).transpose()
+}
+
+/// A page of the organization's runs, of one status or of any.
+pub fn runs_page(
+    tx: &mut AnyConnection,
+    org: OrgId,
+    status: Option<RunStatus>,
+    request: &PageRequest,
+) -> Result<Rows<Run>, StoreError> {
+    let mut found = Vec::new();
+    let all = RunStatus::VARIANTS.iter();
+    for wanted in all.filter(|wanted| status.is_none_or(|status| status == **wanted)) {
+        let query = runs::table
+            .filter(runs::org_id.eq(Key::from(org)))
+            .filter(runs::status_code.eq(<&str>::from(wanted)))
+            .select((runs::created_at, runs::id))
+            .into_boxed();
+        let positions: Vec<(Time, Key)> = paged!(query, runs, request).load(tx)?;
+        found.extend(positions.into_iter().map(position));
+    }
+    let (positions, more) = request.gather(found);
+    let rows = runs::table
+        .filter(runs::org_id.eq(Key::from(org)))
+        .filter(runs::id.eq_any(positions.iter().map(|at| Key(at.id))))
+        .select(RunRow::as_select())
+        .load(tx)?;
+    let runs = rows.into_iter().map(Run::try_from).collect::<Result<Vec<_>, _>>()?;
+    Ok(Rows { rows: in_order(positions, runs, |run| run.id.0), more })
 }
 
 fn find_row(tx: &mut AnyConnection, org: OrgId, id: RunId) -> QueryResult<Option<RunRow>> {

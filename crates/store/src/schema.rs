@@ -77,6 +77,7 @@ table! {
         org_id -> Id,
         run_id -> Id,
         callback_url -> Text,
+        callback_host -> Text,
         payload -> Binary,
         signing_secret_id -> Nullable<Id>,
         is_automatic -> Bool,

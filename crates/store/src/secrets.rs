@@ -10,6 +10,7 @@ use crate::connect::{AnyConnection, MultiBackend};
 use crate::error::StoreError;
 use crate::idempotency::{IdempotencyKey, Made, find_made, keep_answer, take_keys};
 use crate::keyring::{Keyring, KeyringError, Sealed};
+use crate::page::{PageRequest, Rows, in_order, paged, position};
 use crate::prepared::prepared;
 use crate::schema::signing_secrets as table;
 
@@ -139,6 +140,26 @@ pub fn find_secret(
         .first(tx)
         .optional()?;
     Ok(row.map(CallbackSecret::from))
+}
+
+/// A page of the organization's secrets.
+pub fn secrets_page(
+    tx: &mut AnyConnection,
+    org: OrgId,
+    request: &PageRequest,
+) -> Result<Rows<CallbackSecret>, StoreError> {
+    let query = table::table
+        .filter(table::org_id.eq(Key::from(org)))
+        .select((table::created_at, table::id))
+        .into_boxed();
+    let found: Vec<(Time, Key)> = paged!(query, table, request).load(tx)?;
+    let (positions, more) = request.gather(found.into_iter().map(position).collect());
+    let rows = table::table
+        .filter(table::id.eq_any(positions.iter().map(|at| Key(at.id))))
+        .select(SecretRow::as_select())
+        .load(tx)?;
+    let secrets = rows.into_iter().map(CallbackSecret::from).collect();
+    Ok(Rows { rows: in_order(positions, secrets, |secret: &CallbackSecret| secret.id.0), more })
 }
 
 /// What is to change of a secret.

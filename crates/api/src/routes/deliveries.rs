@@ -1,10 +1,15 @@
 //! Deliveries and their attempts.
 
 use actix_web::http::StatusCode;
-use contracts::{DeliveryId, ErrorCode, RunId};
-use store::{deliveries_of_run, find_delivery};
+use contracts::{DeliveryId, DeliveryStatus, ErrorCode, FailureReason, RunId};
+use serde_json::{Value, json};
+use store::{DeliveryFilter, deliveries_of_run, deliveries_page, find_delivery};
+use strum::VariantArray;
 
-use crate::call::{Answer, Call, json};
+use crate::call::{self, Answer, Call};
+use crate::operation::query;
+use crate::paging::{self, page, page_in_time};
+use crate::params::{Fault, Query};
 
 /// `GET /v1/runs/{run_id}/callback`: every delivery of a run, newest first.
 pub(crate) async fn of_run(call: Call) -> Answer {
@@ -12,7 +17,7 @@ pub(crate) async fn of_run(call: Call) -> Answer {
     call.no_query()?;
     let org = call.org;
     let deliveries = call.api.store.read(move |tx| deliveries_of_run(tx, org, run)).await?;
-    json(StatusCode::OK, &deliveries.ok_or(ErrorCode::RunNotFound)?)
+    call::json(StatusCode::OK, &deliveries.ok_or(ErrorCode::RunNotFound)?)
 }
 
 /// `GET /v1/callback-deliveries/{id}`
@@ -21,5 +26,52 @@ pub(crate) async fn show(call: Call) -> Answer {
     call.no_query()?;
     let org = call.org;
     let delivery = call.api.store.read(move |tx| find_delivery(tx, org, id)).await?;
-    json(StatusCode::OK, &delivery.ok_or(ErrorCode::CallbackDeliveryNotFound)?)
+    call::json(StatusCode::OK, &delivery.ok_or(ErrorCode::CallbackDeliveryNotFound)?)
+}
+
+/// `GET /v1/callback-deliveries`: the organization's deliveries, page by page.
+pub(crate) async fn list(call: Call) -> Answer {
+    let mut query = call.query()?;
+    let request = page_in_time(&mut query);
+    let filter = filter_of(&mut query);
+    query.finish()?;
+    let org = call.org;
+    let found = call.api.store.read(move |tx| deliveries_page(tx, org, &filter, &request)).await?;
+    call::json(StatusCode::OK, &page(&request, found))
+}
+
+fn filter_of(query: &mut Query) -> DeliveryFilter {
+    DeliveryFilter {
+        status_code: query.word("status_code"),
+        run_id: query.uuid("run_id").map(RunId),
+        callback_host: query.take("callback_host", parse_host),
+        is_automatic: query.bool("is_automatic"),
+        failure_reason_code: query.word("failure_reason_code"),
+    }
+}
+
+fn parse_host(text: &str) -> Result<String, Fault> {
+    if text.contains('\0') {
+        return Err(("null_character", "no host has NUL characters".into()));
+    }
+    Ok(text.to_lowercase())
+}
+
+/// What the query of [`list`] may hold.
+pub(super) fn parameters() -> Vec<Value> {
+    let host = json!({"type": "string", "pattern": "^[^\\u0000]*$"});
+    let mut parameters = vec![
+        query("status_code", json!({"type": "string", "enum": DeliveryStatus::VARIANTS}), "Only these."),
+        query("run_id", json!({"type": "string", "format": "uuid"}), "Only this run's."),
+        query("callback_host", host, "Only those to this host, which is given without a port."),
+        query("is_automatic", json!({"type": "boolean"}), "Whether the run's end called for them."),
+        query(
+            "failure_reason_code",
+            json!({"type": "string", "enum": FailureReason::VARIANTS}),
+            "Only those whose latest attempt failed so.",
+        ),
+    ];
+    parameters.extend(paging::moment_parameters());
+    parameters.extend(paging::parameters());
+    parameters
 }

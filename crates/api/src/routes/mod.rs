@@ -10,7 +10,7 @@ mod secrets;
 use actix_web::http::Method;
 use actix_web::web::{self, Data, Payload, ServiceConfig};
 use actix_web::{HttpRequest, Route};
-use contracts::{CallbackSecret, Delivery, ErrorCode, NewSecret, Run, Scope};
+use contracts::{CallbackSecret, Delivery, ErrorCode, NewSecret, Run, RunStatus, Scope};
 use indexmap::IndexMap;
 use serde_json::json;
 
@@ -20,7 +20,7 @@ use crate::call::{Answer, Call};
 use crate::error::ApiError;
 use crate::limits::DatabaseTime;
 use crate::operation::Operation;
-use crate::{Api, body, openapi, request_id};
+use crate::{Api, body, openapi, paging, request_id};
 
 /// Every call of contract section 3. The first path that fits is taken.
 pub(crate) fn table() -> Vec<Operation> {
@@ -29,6 +29,13 @@ pub(crate) fn table() -> Vec<Operation> {
     use Scope::{RunsCreate, RunsExecute, RunsRead};
     let (run, delivery, secret) = (examples::run(), examples::delivery(), examples::secret());
     vec![
+        get("/v1/runs", RunsRead, runs::list)
+            .named("list_runs", "The organization's runs")
+            .query(runs::parameters())
+            .answers_page::<Run>("a page of runs", &run),
+        get("/v1/runs/statuses", RunsRead, runs::statuses)
+            .named("list_run_statuses", "Every status a run can have")
+            .answers_many::<RunStatus>(200, "the statuses", &json!("queued")),
         get("/v1/runs/{run_id}", RunsRead, runs::show)
             .named("get_run", "A run")
             .answers::<Run>(200, "the run", &run)
@@ -52,6 +59,10 @@ pub(crate) fn table() -> Vec<Operation> {
             .takes(false, json!({"type": "object", "additionalProperties": false}), &json!({}))
             .answers::<Delivery>(201, "the new delivery", &delivery)
             .or(&[RunNotFound]),
+        get("/v1/callback-deliveries", RunsRead, deliveries::list)
+            .named("list_deliveries", "The organization's deliveries")
+            .query(deliveries::parameters())
+            .answers_page::<Delivery>("a page of deliveries", &delivery),
         get("/v1/callback-deliveries/{id}", RunsRead, deliveries::show)
             .named("get_delivery", "A delivery with its attempts")
             .answers::<Delivery>(200, "the delivery", &delivery)
@@ -60,6 +71,10 @@ pub(crate) fn table() -> Vec<Operation> {
             .named("create_secret", "Makes a signing secret, and shows it this once")
             .takes(false, secrets::creation_schema(), &json!({"label": "2026"}))
             .answers::<NewSecret>(201, "the new secret", &examples::new_secret()),
+        get("/v1/callback-secrets", CallbackSecretsRead, secrets::list)
+            .named("list_secrets", "The organization's signing secrets, without their secret part")
+            .query(paging::parameters())
+            .answers_page::<CallbackSecret>("a page of secrets", &secret),
         get("/v1/callback-secrets/{id}", CallbackSecretsRead, secrets::show)
             .named("get_secret", "A signing secret, without its secret part")
             .answers::<CallbackSecret>(200, "the secret", &secret)

@@ -4,11 +4,13 @@ use actix_web::http::StatusCode;
 use contracts::{ErrorCode, FieldError, RunId, RunStatus, RunUpdate};
 use egress::{Policy, TargetUrl};
 use serde_json::{Value, json};
-use store::{Deliver, RecordedRun, find_run, record_run};
+use store::{Deliver, RecordedRun, find_run, record_run, runs_page};
 use strum::VariantArray;
 
 use crate::call::{self, Answer, Call};
 use crate::error::ApiError;
+use crate::operation::query;
+use crate::paging::{self, page, page_in_time};
 
 /// `GET /v1/runs/{run_id}`
 pub(crate) async fn show(call: Call) -> Answer {
@@ -17,6 +19,32 @@ pub(crate) async fn show(call: Call) -> Answer {
     let org = call.org;
     let run = call.api.store.read(move |tx| find_run(tx, org, run)).await?;
     call::json(StatusCode::OK, &run.ok_or(ErrorCode::RunNotFound)?)
+}
+
+/// `GET /v1/runs`: the organization's runs, page by page.
+pub(crate) async fn list(call: Call) -> Answer {
+    let mut query = call.query()?;
+    let request = page_in_time(&mut query);
+    let status = query.word("status_code");
+    query.finish()?;
+    let org = call.org;
+    let found = call.api.store.read(move |tx| runs_page(tx, org, status, &request)).await?;
+    call::json(StatusCode::OK, &page(&request, found))
+}
+
+/// What the query of [`list`] may hold.
+pub(super) fn parameters() -> Vec<Value> {
+    let status = json!({"type": "string", "enum": RunStatus::VARIANTS});
+    let mut parameters = vec![query("status_code", status, "Only these.")];
+    parameters.extend(paging::moment_parameters());
+    parameters.extend(paging::parameters());
+    parameters
+}
+
+/// `GET /v1/runs/statuses`: every status there is.
+pub(crate) async fn statuses(call: Call) -> Answer {
+    call.no_query()?;
+    call::json(StatusCode::OK, &RunStatus::VARIANTS)
 }
 
 /// `PUT /v1/runs/{run_id}`: records a run, and accepts its automatic delivery when it has ended.

@@ -6,12 +6,13 @@ use contracts::{ErrorCode, FieldError, Json, Object, SecretId};
 use serde_json::{Value, json};
 use store::{
     CreatedSecret, SecretUpdate, UpdatedSecret, create_secret, create_secret_once, disable_secret,
-    find_secret, update_secret,
+    find_secret, secrets_page, update_secret,
 };
 
 use crate::body::{self, unknown_fields};
 use crate::call::{self, Answer, Call};
 use crate::idempotency::key_reused;
+use crate::paging::{page, page_of};
 
 /// The longest label, in characters.
 const MAX_LABEL: usize = 255;
@@ -33,6 +34,16 @@ pub(crate) async fn create(call: Call) -> Answer {
         CreatedSecret::Made(secret) => call::json(StatusCode::CREATED, &secret),
         CreatedSecret::KeyReused => Err(key_reused()),
     }
+}
+
+/// `GET /v1/callback-secrets`: the organization's secrets, page by page.
+pub(crate) async fn list(call: Call) -> Answer {
+    let mut query = call.query()?;
+    let request = page_of(&mut query);
+    query.finish()?;
+    let org = call.org;
+    let found = call.api.store.read(move |tx| secrets_page(tx, org, &request)).await?;
+    call::json(StatusCode::OK, &page(&request, found))
 }
 
 /// `GET /v1/callback-secrets/{id}`

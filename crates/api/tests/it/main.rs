@@ -10,6 +10,7 @@ mod idempotency;
 mod limits;
 mod logs;
 mod outages;
+mod pages;
 mod reading;
 mod redeliveries;
 mod requests;

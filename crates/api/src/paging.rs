@@ -1,0 +1,145 @@
+//! Pages of lists (contract section 3, "Pages"): their query parameters and their cursors.
+
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use contracts::{Page, Timestamp};
+use serde_json::{Value, json};
+use sha2::{Digest, Sha256};
+use store::{PageRequest, Position, Rows, SortOrder};
+use uuid::Uuid;
+
+use crate::operation::query;
+use crate::params::{Fault, Query};
+
+const MAX_LIMIT: usize = 500;
+const DEFAULT_LIMIT: usize = 50;
+
+/// Where a page begins.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Cursor {
+    /// At the list's beginning.
+    Start,
+    /// Next to that row.
+    At(Position),
+}
+
+/// What the query may hold that says which page is wanted.
+pub(crate) fn parameters() -> Vec<Value> {
+    let limit = json!({"type": "integer", "minimum": 1, "maximum": MAX_LIMIT, "default": DEFAULT_LIMIT});
+    let sort_by = json!({"type": "string", "enum": ["created_at:desc", "created_at:asc"], "default": "created_at:desc"});
+    vec![
+        query("limit", limit, "The most items of the page."),
+        query("pq", json!({"type": "string"}), "A page's `first`, `next` or `previous`."),
+        query(
+            "from_prev",
+            json!({"type": "boolean", "default": false}),
+            "Whether `pq` is a page's `previous`.",
+        ),
+        query("sort_by", sort_by, "The order of the items."),
+    ]
+}
+
+/// What the query may hold that says which moments are wanted.
+pub(crate) fn moment_parameters() -> [Value; 2] {
+    let moment = json!({"type": "string", "format": "date-time"});
+    [
+        query("created_after", moment.clone(), "The earliest `created_at`."),
+        query("created_before", moment, "Only what was created before this moment."),
+    ]
+}
+
+/// Takes the parameters of [`parameters`].
+pub(crate) fn page_of(query: &mut Query) -> PageRequest {
+    let limit = query.take("limit", parse_limit).unwrap_or(DEFAULT_LIMIT);
+    let order = query.take("sort_by", parse_order).unwrap_or(SortOrder::Descending);
+    let backwards = query.flag("from_prev");
+    let cursor = query.take("pq", |text| match decode(text, order) {
+        Some(Cursor::Start) if backwards => {
+            Err(("cursor_invalid", "nothing comes before the first page".into()))
+        }
+        Some(cursor) => Ok(cursor),
+        None => Err(("cursor_invalid", "expected a cursor of a page in this order".into())),
+    });
+    let from = match cursor {
+        Some(Cursor::At(position)) => Some(position),
+        _ => None,
+    };
+    PageRequest { limit, order, from, backwards, created_after: None, created_before: None }
+}
+
+/// As [`page_of`], with the parameters of [`moment_parameters`].
+pub(crate) fn page_in_time(query: &mut Query) -> PageRequest {
+    PageRequest {
+        created_after: query.moment("created_after"),
+        created_before: query.moment("created_before"),
+        ..page_of(query)
+    }
+}
+
+/// The page with its cursors.
+pub(crate) fn page<T>(request: &PageRequest, found: Rows<T>) -> Page<T> {
+    let Rows { rows, more } = found;
+    let (is_not_first, is_not_last) =
+        if request.backwards { (more, request.from.is_some()) } else { (request.from.is_some(), more) };
+    let cursor = |row: Option<&(Position, T)>| row.map(|(at, _)| encode(Cursor::At(*at), request.order));
+    Page {
+        first: is_not_first.then(|| encode(Cursor::Start, request.order)),
+        next: is_not_last.then(|| cursor(rows.last())).flatten(),
+        previous: is_not_first.then(|| cursor(rows.first())).flatten(),
+        items: rows.into_iter().map(|(_, item)| item).collect(),
+    }
+}
+
+fn parse_limit(text: &str) -> Result<usize, Fault> {
+    match text.parse::<i64>().map(usize::try_from) {
+        Ok(Ok(limit @ 1..=MAX_LIMIT)) => Ok(limit),
+        Ok(Ok(0) | Err(_)) => Err(("greater_than_equal", "expected 1 or more".into())),
+        Ok(Ok(_)) => Err(("less_than_equal", format!("expected at most {MAX_LIMIT}"))),
+        Err(_) => Err(("int_parsing", "expected an integer".into())),
+    }
+}
+
+fn parse_order(text: &str) -> Result<SortOrder, Fault> {
+    match text {
+        "created_at:asc" => Ok(SortOrder::Ascending),
+        "created_at:desc" => Ok(SortOrder::Descending),
+        _ => Err(("enum", "expected created_at:asc or created_at:desc".into())),
+    }
+}
+
+/// Tells a cursor of another order, or of a later version, from one of ours.
+const VERSION: u8 = 1;
+const CHECKSUM: usize = 4;
+
+/// Version, order, kind, moment, id, checksum; nothing in it is taken on trust but where to begin.
+fn encode(cursor: Cursor, order: SortOrder) -> String {
+    let mut bytes = vec![VERSION, order as u8, matches!(cursor, Cursor::At(_)).into()];
+    if let Cursor::At(Position { created_at, id }) = cursor {
+        bytes.extend(created_at.as_micros().to_be_bytes());
+        bytes.extend(id.as_bytes());
+    }
+    bytes.extend(checksum(&bytes));
+    URL_SAFE_NO_PAD.encode(bytes)
+}
+
+fn decode(text: &str, wanted: SortOrder) -> Option<Cursor> {
+    let bytes = URL_SAFE_NO_PAD.decode(text).ok()?;
+    let (bytes, sum) = bytes.split_last_chunk::<CHECKSUM>()?;
+    let ([VERSION, order, is_position], rest) = bytes.split_first_chunk::<3>()? else { return None };
+    if *order != wanted as u8 || *sum != checksum(bytes) {
+        return None;
+    }
+    match (is_position, rest.split_first_chunk::<8>()) {
+        (0, None) if rest.is_empty() => Some(Cursor::Start),
+        (1, Some((micros, id))) => {
+            let created_at = Timestamp::from_micros(i64::from_be_bytes(*micros));
+            Some(Cursor::At(Position { created_at, id: Uuid::from_slice(id).ok()? }))
+        }
+        _ => None,
+    }
+}
+
+fn checksum(bytes: &[u8]) -> [u8; CHECKSUM] {
+    let digest = Sha256::new().chain_update(b"redial cursor").chain_update(bytes).finalize();
+    std::array::from_fn(|i| digest[i])
+}
