@@ -247,7 +247,8 @@ async fn a_line_that_goes_dead_is_an_outage_whatever_comes_next() {
 /// Nobody may wait for it any more.
 #[tokio::test]
 async fn a_statement_that_never_ends_gives_its_connection_back() {
-    let store = Stage::new(Engine::Postgres).store().await;
+    let stage = Stage::new(Engine::Postgres);
+    let store = stage.store().await;
     let limit = "SELECT setting::bigint FROM pg_settings WHERE name = 'statement_timeout'";
     let limit = store.read(move |tx| Ok::<_, StoreError>(number(tx, limit))).await.unwrap();
     assert_eq!(limit, 30_000);
