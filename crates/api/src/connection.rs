@@ -187,7 +187,8 @@ impl AsyncWrite for Guarded {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
         match this.progress.0.get() {
-            // There is no request to answer: this comes from actix alone.
+            // There is no request to answer: this comes from actix alone. (Behind the answer to an earlier request of
+            // the same connection it could not be told apart, and stays as it is.)
             Turn::Head(_) if this.refusal.is_none() => this.refusal = Refusal::instead_of(buf),
             Turn::Answer if ends_connection(buf) => this.progress.0.set(Turn::Last),
             _ => {}
@@ -227,6 +228,9 @@ impl AsyncWrite for Guarded {
 /// Whether that is the beginning of an answer after which nothing follows.
 fn ends_connection(answer: &[u8]) -> bool {
     const CLOSE: &[u8] = b"\r\nconnection: close\r\n";
+    if !answer.starts_with(b"HTTP/1.") {
+        return false; // the rest of one
+    }
     let head = answer.windows(4).position(|end| end == b"\r\n\r\n").map_or(answer, |end| &answer[..end + 2]);
     head.windows(CLOSE.len()).any(|line| line.eq_ignore_ascii_case(CLOSE))
 }
