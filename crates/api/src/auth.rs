@@ -12,6 +12,7 @@ use contracts::{ErrorCode, OrgId, Scope};
 use store::{Principal, TokenText};
 
 use crate::error::ApiError;
+use crate::limits::DatabaseTime;
 use crate::params::parse_uuid;
 use crate::rate_limit::{Failures, Requests};
 use crate::{Api, Limits};
@@ -34,17 +35,24 @@ impl Gate {
 
     /// Whose the token is. A peer that has shown too many unknown tokens lately may not have another one looked up;
     /// those that were good the last time are not in question, whoever else is behind the same address.
-    async fn principal(&self, api: &Api, peer: IpAddr, token: TokenText) -> Result<Principal, ApiError> {
+    async fn principal(
+        &self,
+        api: &Api,
+        database: &mut DatabaseTime,
+        peer: IpAddr,
+        token: TokenText,
+    ) -> Result<Principal, ApiError> {
         let now = api.store.clock().monotonic();
         let known = self.tokens.get(token);
         let is_stranger = known.is_none();
         match known {
             Some((principal, since)) if now.saturating_sub(since) < KnownTokens::TTL => return Ok(principal),
             Some(_) => {}
-            // Counted beforehand, so that many at once are not let through together.
+            // Counted beforehand, so that neither many at once nor those who hang up at once get through for nothing.
             None => self.failures.take(peer, now).map_err(ApiError::RateLimited)?,
         }
-        let found = api.store.read(move |tx| store::authenticate(tx, token)).await;
+        let look_up = async { Ok(api.store.read(move |tx| store::authenticate(tx, token)).await?) };
+        let found = database.within(look_up).await;
         if is_stranger && !matches!(found, Ok(None)) {
             self.failures.give_back(peer);
         }
@@ -58,12 +66,13 @@ impl Gate {
 pub(crate) async fn authenticate(
     api: &Api,
     gate: &Gate,
+    database: &mut DatabaseTime,
     request: &HttpRequest,
     scope: Scope,
 ) -> Result<OrgId, ApiError> {
     let token = bearer(request).ok_or(ErrorCode::Unauthorized)?;
     let peer = request.peer_addr().map_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED), |peer| peer.ip());
-    let principal = gate.principal(api, peer, token).await?;
+    let principal = gate.principal(api, database, peer, token).await?;
     request.extensions_mut().insert(principal.org_id); // for the access log
     let now = api.store.clock().monotonic();
     gate.requests.take(principal.org_id, now).map_err(ApiError::RateLimited)?;

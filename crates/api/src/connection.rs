@@ -23,15 +23,30 @@ use crate::Limits;
 use crate::unparsed::Refusal;
 
 /// Whose turn it is.
-#[derive(Clone, Copy, PartialEq)]
+#[derive(Clone, Copy)]
 enum Turn {
-    /// The client's: it owes a head, of which the first byte came at that moment.
-    Head(Option<Instant>),
+    /// The client's: it owes a head.
+    Head(Head),
     /// Ours, since a head was complete.
     Request,
     /// The client's again: it is being answered.
     Answer,
+    /// The answer ends the connection. What still comes is read for a moment, by actix, and of no interest.
+    Last,
 }
+
+/// What has come of a head.
+#[derive(Clone, Copy, Default)]
+struct Head {
+    /// When the first byte came.
+    since: Option<Instant>,
+    bytes: usize,
+    /// actix has been given the opportunity to find a request in that many bytes.
+    judged: bool,
+}
+
+/// The longest head, give or take what comes in one piece. actix would take 128 KiB, of each connection.
+const LONGEST_HEAD: usize = 32 * 1024;
 
 /// What a connection and its requests know of each other.
 pub(crate) struct Progress(Cell<Turn>);
@@ -73,7 +88,7 @@ struct Stalled {
 
 impl Guarded {
     pub(crate) fn new(io: TcpStream, limits: Limits) -> Guarded {
-        let progress = Rc::new(Progress(Cell::new(Turn::Head(None))));
+        let progress = Rc::new(Progress(Cell::new(Turn::Head(Head::default()))));
         Guarded { io, limits, progress, head_timer: None, stalled: None, refusal: None }
     }
 
@@ -111,6 +126,16 @@ impl Guarded {
 }
 
 impl Guarded {
+    /// Answers a head that can't become a request, and ends the stream.
+    fn refuse(&mut self, cx: &mut Context<'_>, status: u16) -> Poll<io::Result<()>> {
+        if self.refusal.is_none() {
+            self.refusal = Some(Refusal::new(status));
+        }
+        // Whoever does not take these few bytes at once goes without.
+        let _ = self.poll_refuse(cx);
+        Poll::Ready(Ok(()))
+    }
+
     fn poll_refuse(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         if let Some(refusal) = &mut self.refusal {
             while !refusal.rest().is_empty() {
@@ -128,35 +153,45 @@ impl Guarded {
 impl AsyncRead for Guarded {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
-        let before = buf.filled().len();
-        let read = Pin::new(&mut this.io).poll_read(cx, buf);
-        let Turn::Head(since) = this.progress.0.get() else { return read };
-        match (read, since) {
-            (Poll::Ready(Ok(())), None) if buf.filled().len() > before => {
-                this.progress.0.set(Turn::Head(Some(Instant::now())));
-                Poll::Ready(Ok(()))
-            }
-            // A steady stream of bytes without a request must not put the end off either.
-            (Poll::Pending | Poll::Ready(Ok(())), Some(since)) if this.head_is_late(cx, since) => {
-                if this.refusal.is_none() {
-                    this.refusal = Some(Refusal::new(408));
-                }
-                // Whoever does not take these few bytes at once goes without.
-                let _ = this.poll_refuse(cx)?;
-                buf.set_filled(before); // the end of the stream
-                Poll::Ready(Ok(()))
-            }
-            (read, _) => read,
+        let Turn::Head(mut head) = this.progress.0.get() else {
+            return Pin::new(&mut this.io).poll_read(cx, buf);
+        };
+        // A steady stream of bytes without a request must not put the end off either.
+        if head.since.is_some_and(|since| this.head_is_late(cx, since)) {
+            return this.refuse(cx, 408);
         }
+        if head.bytes >= LONGEST_HEAD {
+            // actix reads all there is before it looks for a request, which may be followed by a long body.
+            if head.judged {
+                return this.refuse(cx, 431);
+            }
+            this.progress.0.set(Turn::Head(Head { judged: true, ..head }));
+            cx.waker().wake_by_ref();
+            return Poll::Pending;
+        }
+        let before = buf.filled().len();
+        ready!(Pin::new(&mut this.io).poll_read(cx, buf))?;
+        let len = buf.filled().len() - before;
+        if len > 0 {
+            head.bytes += len;
+            if head.since.is_none() {
+                head.since = Some(Instant::now());
+            }
+            this.progress.0.set(Turn::Head(head));
+        }
+        Poll::Ready(Ok(()))
     }
 }
 
 impl AsyncWrite for Guarded {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
-        if this.refusal.is_none() && matches!(this.progress.0.get(), Turn::Head(_)) {
-            // There is no request to answer: this comes from actix alone.
-            this.refusal = Refusal::instead_of(buf);
+        match this.progress.0.get() {
+            // There is no request to answer: this comes from actix alone. (Behind the answer to an earlier request of
+            // the same connection it could not be told apart, and stays as it is.)
+            Turn::Head(_) if this.refusal.is_none() => this.refusal = Refusal::instead_of(buf),
+            Turn::Answer if ends_connection(buf) => this.progress.0.set(Turn::Last),
+            _ => {}
         }
         let written = match this.refusal {
             Some(_) => this.poll_refuse(cx).map_ok(|()| buf.len()),
@@ -179,8 +214,8 @@ impl AsyncWrite for Guarded {
         let this = self.get_mut();
         ready!(Pin::new(&mut this.io).poll_flush(cx))?;
         this.stalled = None;
-        if this.progress.0.get() == Turn::Answer {
-            this.progress.0.set(Turn::Head(None));
+        if let Turn::Answer = this.progress.0.get() {
+            this.progress.0.set(Turn::Head(Head::default()));
         }
         Poll::Ready(Ok(()))
     }
@@ -188,4 +223,14 @@ impl AsyncWrite for Guarded {
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         Pin::new(&mut self.get_mut().io).poll_shutdown(cx)
     }
+}
+
+/// Whether that is the beginning of an answer after which nothing follows.
+fn ends_connection(answer: &[u8]) -> bool {
+    const CLOSE: &[u8] = b"\r\nconnection: close\r\n";
+    if !answer.starts_with(b"HTTP/1.") {
+        return false; // the rest of one
+    }
+    let head = answer.windows(4).position(|end| end == b"\r\n\r\n").map_or(answer, |end| &answer[..end + 2]);
+    head.windows(CLOSE.len()).any(|line| line.eq_ignore_ascii_case(CLOSE))
 }

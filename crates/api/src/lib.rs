@@ -1,8 +1,9 @@
 //! The HTTP API (contract section 3), on actix-web.
 //!
-//! `server` and `connection` say what a connection may do. `routes` has the one table of calls, each with the scope it needs. A call's guards come in one order: token,
-//! organization header, scope (all in `auth`), then path, query and body, then the run. Its handler is one screen:
-//! extract, one transaction, ring, answer. Every answer but a 2xx is an `error::ApiError`.
+//! `server` and `connection` say what a connection may do. `routes` has the one table of calls, each with the scope
+//! it needs. A call's guards come in one order: token, the organization's rate, organization header, scope (all in
+//! `auth`), then path, query and body, then the run. Its handler is one screen: extract, one transaction, ring, answer.
+//! Every answer but a 2xx is an `error::ApiError`, or an `unparsed::Refusal` when there is no request.
 
 mod acceptor;
 mod access_log;
@@ -101,5 +102,7 @@ pub async fn run_health(listener: TcpListener, shutdown: CancellationToken) -> i
             .wrap(from_fn(unread::layer))
             .wrap(from_fn(connection::layer))
     };
-    serve(listener, 1, Limits::default(), shutdown, app).await
+    // It is asked now and then, and must not take the files that deliveries need.
+    let limits = Limits { connections: 256, ..Limits::default() };
+    serve(listener, 1, limits, shutdown, app).await
 }

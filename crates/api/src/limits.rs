@@ -18,6 +18,9 @@ pub struct Limits {
     /// A worker's connections. An idle one keeps two buffers of 8 KiB, so a full worker of the default holds about
     /// 128 MiB of them.
     pub connections: usize,
+    /// How long a connection may lie idle between requests. Longer than the 60 s after which common load balancers
+    /// drop one, so that the side that reuses connections is the one that closes them.
+    pub idle_time: Duration,
     /// How long a request's head may take: bounds what a client that drips ties up.
     pub head_time: Duration,
     /// How long a body may take: enough for the largest one over a poor line, and the end of one that drips.
@@ -40,6 +43,7 @@ impl Default for Limits {
             requests: None,
             auth_failures: None,
             connections: 8_192,
+            idle_time: Duration::from_secs(75),
             head_time: Duration::from_secs(5),
             body_time: Duration::from_secs(30),
             answer_time: Duration::from_secs(15),

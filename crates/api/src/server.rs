@@ -19,9 +19,6 @@ use tokio_util::sync::CancellationToken;
 use crate::Limits;
 use crate::connection::Guarded;
 
-/// Longer than the 60 s after which common load balancers drop an idle connection, so that the side that reuses
-/// connections is the one that closes them.
-const KEEP_ALIVE: Duration = Duration::from_secs(75);
 /// After a stop, how long requests in flight may still take: within the 10 s that Docker leaves between SIGTERM
 /// and SIGKILL.
 const GRACE_SECONDS: u64 = 5;
@@ -62,7 +59,7 @@ where
         let http = HttpService::build()
             .client_request_timeout(limits.head_time)
             .client_disconnect_timeout(LINGER)
-            .keep_alive(KEEP_ALIVE)
+            .keep_alive(limits.idle_time)
             .graceful_shutdown_signal(move || {
                 let stopping = stopping.clone();
                 async move { stopping.notified().await }

@@ -20,7 +20,8 @@ pub(crate) async fn layer(
     mut request: ServiceRequest,
     next: Next<impl MessageBody + Unpin>,
 ) -> Result<ServiceResponse<impl MessageBody>, Error> {
-    let kept = request.chunked()?.then(|| Shared(Rc::new(RefCell::new(request.take_payload()))));
+    let kept =
+        request.chunked().unwrap_or(false).then(|| Shared(Rc::new(RefCell::new(request.take_payload()))));
     if let Some(kept) = &kept {
         request.set_payload(Payload::Stream { payload: Box::pin(kept.clone()) });
     }

@@ -163,7 +163,7 @@ where
               request: HttpRequest,
               payload: Payload| async move {
             let mut database = DatabaseTime::new(api.limits.database_time);
-            let org = database.within(authenticate(&api, &gate, &request, scope)).await?;
+            let org = authenticate(&api, &gate, &mut database, &request, scope).await?;
             let body = body::read(&request, payload, api.max_body, api.limits.body_time).await?;
             let request_id = request_id::of(&request);
             database.within(handler(Call { api, acceptor, org, request_id, request, body })).await

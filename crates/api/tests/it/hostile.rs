@@ -82,6 +82,7 @@ async fn kept_alive(api: &TestApi) -> TcpStream {
 async fn what_is_no_request_is_answered_with_the_envelope() {
     let api = start().await;
     let long = format!("GET / HTTP/1.1\r\nHost: x\r\nX: {}\r\n", "x".repeat(140_000));
+    let rather_long = format!("GET / HTTP/1.1\r\nHost: x\r\nX: {}\r\n", "x".repeat(40_000));
     let many = format!("GET / HTTP/1.1\r\nHost: x\r\n{}\r\n", "X: x\r\n".repeat(100));
     let (bad, large) = ((400, "VALIDATION_ERROR".to_owned()), (431, "PAYLOAD_TOO_LARGE".to_owned()));
     for (request, expected) in [
@@ -92,6 +93,7 @@ async fn what_is_no_request_is_answered_with_the_envelope() {
         ("GET / HTTP/1.1\r\nHost: x\r\nContent-Length: 1\r\nTransfer-Encoding: chunked\r\n\r\n", &bad),
         ("\x16\x03\x01\x02\x00\x01\x00\x01\r\n", &bad), // TLS
         (&long, &large),
+        (&rather_long, &large),
         (&many, &large),
     ] {
         for mut stream in [connected(&api).await, kept_alive(&api).await] {
@@ -122,10 +124,10 @@ async fn a_head_that_drips_is_cut_off() {
         let began = Instant::now();
         let dripping = async {
             let mut ticks = tokio::time::interval(Duration::from_millis(20));
-            write.write_all(b"GET / HTTP/1.1\r\nHost: x\r\n").await?;
+            write.write_all(b"GET / HTTP/1.1\r\nHost: x\r\nX: ").await?;
             loop {
                 ticks.tick().await;
-                write.write_all(b"X: x\r\n").await?;
+                write.write_all(b"x").await?;
             }
         };
         let closed = async {
@@ -141,6 +143,16 @@ async fn a_head_that_drips_is_cut_off() {
         timeout(PATIENCE, cut).await.expect("the connection is closed");
         assert!(began.elapsed() < Duration::from_secs(3), "{:?}", began.elapsed());
     }
+}
+
+#[tokio::test]
+async fn an_idle_connection_is_closed() {
+    let idle_time = Duration::from_secs(1);
+    let api = TestApi::limited(Engine::Sqlite, Limits { idle_time, ..Limits::default() }).await;
+    let mut stream = kept_alive(&api).await;
+    let began = Instant::now();
+    assert_eq!(rest(&mut stream).await, "");
+    assert!(began.elapsed() < Duration::from_secs(3), "{:?}", began.elapsed());
 }
 
 fn put(api: &TestApi, framing: &str) -> String {

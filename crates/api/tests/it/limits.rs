@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use api::{Limits, Rate};
 use reqwest::Method;
-use testkit::Engine;
+use testkit::{Engine, Proxy, TestDatabase};
 
 use crate::harness::{RUN, Reply, TestApi, send};
 
@@ -168,6 +168,29 @@ async fn requests_that_cost_no_look_up_do_not_count_as_failures(api: TestApi) {
         assert_eq!(send(api.bare(Method::GET, "/v1/runs/x").bearer_auth("guess")).await.status, 401);
     }
     assert_eq!(guess(&api, 0).await.status, 401);
+}
+
+/// Nor does the database's silence, however many tokens it could not tell good from bad.
+#[tokio::test]
+async fn an_outage_does_not_count_as_a_failure() {
+    let database = TestDatabase::new(Engine::Postgres);
+    let proxy = Proxy::start(database.server()).await;
+    let url = database.url_through(proxy.addr);
+    let limits = Limits { database_time: SECOND / 4, ..failures() };
+    let api = TestApi::at(database, &url, limits).await;
+    let fresh = api.token(contracts::Scopes::All).await;
+    proxy.freeze();
+    for n in 0..6 {
+        assert_eq!(guess(&api, n).await.status, 503);
+    }
+    proxy.thaw();
+    let status = loop {
+        let reply = send(api.bare(Method::GET, "/v1/runs/x").bearer_auth(&fresh)).await;
+        if reply.status != 503 {
+            break reply.status;
+        }
+    };
+    assert_eq!(status, 422);
 }
 
 async fn good_tokens_do_not_count_as_failures(api: TestApi) {

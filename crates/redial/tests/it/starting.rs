@@ -120,6 +120,39 @@ fn services_work_without_their_broker_answer_health_checks_and_end_well_at_sigte
     }
 }
 
+#[tokio::test]
+async fn the_api_keeps_the_limits_that_are_set() {
+    let database = TestDatabase::new(Engine::Postgres);
+    let cli = Cli::on(&database)
+        .with("AMQP_URL", &format!("amqp://{AWAY}"))
+        .with("REDIAL_API__LISTEN", "127.0.0.1:0")
+        .with("REDIAL_API__RATE_LIMIT", "1")
+        .with("REDIAL_API__RATE_LIMIT_BURST", "2")
+        .with("REDIAL_API__AUTH_FAILURE_LIMIT", "1")
+        .with("REDIAL_LOG__FORMAT", "json");
+    let org = cli.ok(&["org", "create", "test"]);
+    let token = cli.ok(&["token", "create", "--org", &org]);
+    let mut running = cli.spawn(&["api"]);
+    let line: serde_json::Value = serde_json::from_str(&running.logged("serving the API")).unwrap();
+    assert!((1..=8192).contains(&line["connections_per_worker"].as_u64().unwrap()), "{line}");
+
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    let client = reqwest::Client::builder().no_proxy().build().unwrap();
+    let url = format!("http://{}/v1/runs/x", line["listen"].as_str().unwrap());
+    let get = async |token: &str| client.get(&url).bearer_auth(token).send().await.unwrap().status().as_u16();
+    let unknown = format!("rf_live_{}", "0".repeat(64));
+    assert_eq!((get(&token).await, get(&unknown).await, get(&unknown).await), (422, 401, 429));
+    let mut answers = Vec::new();
+    for _ in 0..5 {
+        answers.push(get(&token).await); // some of them within the second after the first two
+    }
+    assert!(
+        answers.contains(&429) && answers.iter().all(|status| [422, 429].contains(status)),
+        "{answers:?}"
+    );
+    assert_eq!(running.stop(), 0);
+}
+
 #[test]
 fn an_address_that_is_taken_is_named_by_its_key() {
     let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();

@@ -244,6 +244,16 @@ async fn a_line_that_goes_dead_is_an_outage_whatever_comes_next() {
     at_once(&store, 16, make).await;
 }
 
+/// Nobody may wait for it any more.
+#[tokio::test]
+async fn a_statement_that_never_ends_gives_its_connection_back() {
+    let stage = Stage::new(Engine::Postgres);
+    let store = stage.store().await;
+    let limit = "SELECT setting::bigint FROM pg_settings WHERE name = 'statement_timeout'";
+    let limit = store.read(move |tx| Ok::<_, StoreError>(number(tx, limit))).await.unwrap();
+    assert_eq!(limit, 30_000);
+}
+
 /// A server, a database or a role may have another default.
 #[tokio::test]
 async fn the_default_isolation_level_does_not_matter() {
