@@ -2,7 +2,10 @@
 
 use serde::Serialize;
 use strum::{IntoStaticStr, VariantArray};
-use utoipa::ToSchema;
+use utoipa::openapi::{RefOr, Schema};
+use utoipa::{PartialSchema, ToSchema};
+
+use crate::{DeliveryId, Timestamp};
 
 /// Every `code` the API answers with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, IntoStaticStr, VariantArray, ToSchema)]
@@ -98,7 +101,7 @@ impl From<&str> for Loc {
 }
 
 /// One thing that is wrong with a request.
-#[derive(Clone, Debug, PartialEq, Serialize, ToSchema)]
+#[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct FieldError {
     /// Where: `["body", "status_code"]`, `["path", "run_id"]`.
     pub loc: Vec<Loc>,
@@ -112,12 +115,41 @@ pub struct FieldError {
     pub in_flight: Option<InFlight>,
 }
 
+/// What [`FieldError`] looks like, whose last member is flattened when it is there.
+#[derive(ToSchema)]
+#[schema(as = FieldError, description = "One thing that is wrong with a request.")]
+#[expect(dead_code, reason = "only described")]
+struct Shown {
+    /// Where: `["body", "status_code"]`, `["path", "run_id"]`.
+    loc: Vec<Loc>,
+    /// One sentence for a person.
+    msg: String,
+    /// A stable word for a program.
+    r#type: String,
+    /// On `conflict`: the delivery in flight.
+    delivery_id: Option<DeliveryId>,
+    /// On `conflict`: when it is tried next.
+    next_attempt_at: Option<Timestamp>,
+}
+
+impl PartialSchema for FieldError {
+    fn schema() -> RefOr<Schema> {
+        Shown::schema()
+    }
+}
+
+impl ToSchema for FieldError {
+    fn schemas(schemas: &mut Vec<(String, RefOr<Schema>)>) {
+        Shown::schemas(schemas);
+    }
+}
+
 /// What a `conflict` says of the delivery in flight.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, ToSchema)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[allow(missing_docs)]
 pub struct InFlight {
-    pub delivery_id: crate::DeliveryId,
-    pub next_attempt_at: Option<crate::Timestamp>,
+    pub delivery_id: DeliveryId,
+    pub next_attempt_at: Option<Timestamp>,
 }
 
 impl FieldError {

@@ -4,6 +4,8 @@ use crate::{BODY_DEPTH, FieldError, Json, JsonText, Loc, Object, OrgId, Run, Run
 
 /// The longest `callback_url`, in characters.
 const MAX_URL: usize = 2_048;
+/// The largest float below which every integer is one.
+const MAX_SAFE: f64 = 9_007_199_254_740_991.0;
 
 /// What the run engine tells of a run.
 #[derive(Clone, Debug, PartialEq)]
@@ -140,6 +142,8 @@ impl Fields {
                 Ok(millis) => Some(millis),
                 Err(_) => self.refuse(name, "int_type", "expected an integer below 2^63"),
             },
+            // To JSON's schemas 123.0 is an integer. Below 2^53 each has a float of its own.
+            Json::Float(float) if float.fract() == 0.0 && (0.0..=MAX_SAFE).contains(&float) => Some(float as i64),
             _ => self.refuse(name, "int_type", "expected an integer"),
         }
     }

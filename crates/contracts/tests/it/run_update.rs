@@ -57,7 +57,7 @@ fn null_is_the_same_as_absent() {
 
 #[test]
 fn all_errors_are_told_at_once() {
-    let body = r#"{"status_code": "done", "duration_ms": 1.0, "created_at": "2023-11-07T05:31:56", "callback_url": 1,
+    let body = r#"{"status_code": "done", "duration_ms": 1.5, "created_at": "2023-11-07T05:31:56", "callback_url": 1,
         "metadata": [], "id": "x", "updated_at": null}"#;
     let expected = [
         ("body.status_code", "enum"),
@@ -84,7 +84,9 @@ fn a_duration_is_a_whole_number_that_is_not_negative() {
         ("-1", "greater_than_equal"),
         ("-99999999999999999999", "greater_than_equal"),
         ("9223372036854775808", "int_type"),
-        ("1.0", "int_type"),
+        ("1.5", "int_type"),
+        ("-1.0", "int_type"),
+        ("1e16", "int_type"),
         ("\"1\"", "int_type"),
         ("true", "int_type"),
     ] {
@@ -94,7 +96,7 @@ fn a_duration_is_a_whole_number_that_is_not_negative() {
             "{value}"
         );
     }
-    for (value, millis) in [("-0", 0), ("9223372036854775807", i64::MAX)] {
+    for (value, millis) in [("-0", 0), ("123.0", 123), ("9223372036854775807", i64::MAX)] {
         let body = format!(r#"{{"status_code": "running", "duration_ms": {value}}}"#);
         assert_eq!(RunUpdate::parse(body.as_bytes()).unwrap().duration_ms, Some(millis));
     }
