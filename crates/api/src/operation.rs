@@ -197,7 +197,8 @@ fn error_answer(codes: &[ErrorCode]) -> Value {
         })
         .collect();
     let description = codes.iter().map(|code| code.message()).collect::<Vec<_>>().join(", or ");
-    let content = json!({"application/json": {"schema": reference(&ErrorBody::name()), "examples": examples}});
+    let content =
+        json!({"application/json": {"schema": reference(&ErrorBody::name()), "examples": examples}});
     match codes[0] {
         ErrorCode::Unauthorized => answer(
             &description,

@@ -143,7 +143,9 @@ impl Fields {
                 Err(_) => self.refuse(name, "int_type", "expected an integer below 2^63"),
             },
             // To JSON's schemas 123.0 is an integer. Below 2^53 each has a float of its own.
-            Json::Float(float) if float.fract() == 0.0 && (0.0..=MAX_SAFE).contains(&float) => Some(float as i64),
+            Json::Float(float) if float.fract() == 0.0 && (0.0..=MAX_SAFE).contains(&float) => {
+                Some(float as i64)
+            }
             _ => self.refuse(name, "int_type", "expected an integer"),
         }
     }

@@ -126,6 +126,16 @@ async fn deliveries_are_filtered_by_each_property_and_by_several(mut api: TestAp
         ("status_code=failed", &redelivered),
         ("status_code=delivering", &vec![]),
         (&format!("run_id={second}"), &redelivered),
+        (
+            &format!(
+                "run_id={second}&status_code=failed&is_automatic=false&callback_host=b.example.com&failure_reason_code=http_error"
+            ),
+            &redelivered,
+        ),
+        (&format!("run_id={second}&status_code=pending"), &vec![]),
+        (&format!("run_id={second}&is_automatic=true"), &vec![]),
+        (&format!("run_id={second}&callback_host=a.example.com"), &vec![]),
+        (&format!("run_id={second}&failure_reason_code=timeout"), &vec![]),
         ("callback_host=a.example.com", &automatic),
         ("callback_host=B.Example.Com", &redelivered),
         ("callback_host=example.com", &vec![]),

@@ -10,12 +10,16 @@ on_both_engines!(
     several_that_migrate_a_fresh_database_at_once_all_succeed,
     a_newer_schema_is_refused,
     an_older_schema_is_refused_with_advice_and_can_then_be_migrated,
+    deliveries_of_the_first_schema_get_their_hosts,
 );
+
+/// How many there are.
+const MIGRATIONS: usize = 3;
 
 async fn a_fresh_database_is_migrated_and_a_second_time_changes_nothing(engine: Engine) {
     let database = TestDatabase::empty(engine);
     let mut conn = database.url().connect().unwrap();
-    assert_eq!(migrate(&mut conn).unwrap(), 1);
+    assert_eq!(migrate(&mut conn).unwrap(), MIGRATIONS);
     assert_eq!(migrate(&mut conn).unwrap(), 0);
     database.store().await.ping().await.unwrap();
 }
@@ -31,7 +35,7 @@ async fn several_that_migrate_a_fresh_database_at_once_all_succeed(engine: Engin
         let threads: Vec<_> = (0..4).map(|_| scope.spawn(connect_and_migrate)).collect();
         threads.into_iter().map(|thread| thread.join().unwrap()).sum()
     });
-    assert_eq!(applied, 1);
+    assert_eq!(applied, MIGRATIONS);
 }
 
 async fn a_newer_schema_is_refused(engine: Engine) {
@@ -49,6 +53,22 @@ async fn an_older_schema_is_refused_with_advice_and_can_then_be_migrated(engine:
     let refusal = Store::open(database.url(), 2).await.map(drop).unwrap_err();
     let StoreError::Schema(advice) = refusal else { panic!("refused for its schema") };
     assert!(advice.contains("`redial migrate`"), "{advice}");
-    assert_eq!(migrate(&mut database.url().connect().unwrap()).unwrap(), 1);
+    assert_eq!(migrate(&mut database.url().connect().unwrap()).unwrap(), MIGRATIONS);
     Store::open(database.url(), 2).await.map(drop).unwrap();
+}
+
+async fn deliveries_of_the_first_schema_get_their_hosts(engine: Engine) {
+    let mut stage = Stage::new(engine);
+    let count = 1_001; // more than are filled in at once
+    stage.accept_many(count);
+    for later in ["00000000000003_idempotency_keys", "00000000000002_pages"] {
+        let down = std::fs::read_to_string(format!("../../migrations/{later}/down.sql")).unwrap();
+        for statement in down.split_inclusive(';').filter(|statement| !statement.trim().is_empty()) {
+            stage.sql(statement).unwrap();
+        }
+    }
+    stage.sql("DELETE FROM __diesel_schema_migrations WHERE version > '00000000000001'").unwrap();
+    assert_eq!(migrate(&mut stage.conn).unwrap(), 2);
+    let filled = "SELECT count(*) FROM deliveries WHERE callback_host = 'hooks.example.com'";
+    assert_eq!(stage.number(filled), i64::try_from(count).unwrap());
 }
