@@ -5,7 +5,7 @@ use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use contracts::{OrgId, SecretId, SigningSecret};
-use store::{Keyring, Store, StoreError, open_secret};
+use store::{AnyConnection, Keyring, Store, StoreError, note_secret_used, open_secret};
 
 use crate::OUTAGE_PAUSE;
 
@@ -13,8 +13,18 @@ use crate::OUTAGE_PAUSE;
 pub(crate) struct Signer {
     store: Store,
     keyring: Keyring,
-    opened: Mutex<HashMap<SecretId, SigningSecret>>,
+    opened: Mutex<HashMap<SecretId, Opened>>,
 }
+
+#[derive(Clone)]
+struct Opened {
+    secret: SigningSecret,
+    /// When its use was noted last, on the clock's monotonic time.
+    noted: Duration,
+}
+
+/// How often the use of a secret is noted: in no transaction of a delivery's, and seldom enough not to be felt.
+const NOTED_EVERY: Duration = Duration::from_secs(60);
 
 /// Organizations rotate rarely; with more secrets than this in use at once, forgetting all of them costs little.
 const REMEMBERED: usize = 10_000;
@@ -32,12 +42,19 @@ impl Signer {
         id: SecretId,
         deadline: Duration,
     ) -> Result<SigningSecret, String> {
-        if let Some(secret) = self.opened.lock().unwrap_or_else(PoisonError::into_inner).get(&id) {
-            return Ok(secret.clone());
+        if let Some(secret) = self.remembered(id) {
+            return Ok(secret);
         }
         let found = loop {
             let keyring = self.keyring.clone();
-            match self.store.read(move |tx| open_secret(tx, &keyring, org, id)).await {
+            let opening = move |tx: &mut AnyConnection, now| {
+                let opened = open_secret(tx, &keyring, org, id)?;
+                if opened.is_ok() {
+                    note_secret_used(tx, now, id)?;
+                }
+                Ok::<_, StoreError>(opened)
+            };
+            match self.store.write(opening).await {
                 Err(error) if error.is_outage() && self.store.clock().monotonic() < deadline => {
                     tokio::time::sleep(OUTAGE_PAUSE).await;
                 }
@@ -57,7 +74,23 @@ impl Signer {
         if opened.len() >= REMEMBERED {
             opened.clear();
         }
-        opened.insert(id, secret.clone());
+        opened.insert(id, Opened { secret: secret.clone(), noted: self.store.clock().monotonic() });
         Ok(secret)
+    }
+
+    fn remembered(&self, id: SecretId) -> Option<SigningSecret> {
+        let now = self.store.clock().monotonic();
+        let mut opened = self.opened.lock().unwrap_or_else(PoisonError::into_inner);
+        let Opened { secret, noted } = opened.get_mut(&id)?;
+        if now.saturating_sub(*noted) >= NOTED_EVERY {
+            *noted = now;
+            let store = self.store.clone();
+            tokio::spawn(async move {
+                if let Err(error) = store.write(move |tx, now| note_secret_used(tx, now, id)).await {
+                    tracing::debug!(%error, secret_id = %id, "the use of a signing secret was not noted");
+                }
+            });
+        }
+        Some(secret.clone())
     }
 }

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use anyhow::Context;
-use store::{DatabaseUrl, Keyring};
+use store::{DatabaseUrl, Keyring, Store, missing_keys};
 
 use crate::settings::Settings;
 
@@ -27,4 +27,24 @@ pub(crate) fn keyring_of(url: &DatabaseUrl, settings: &Settings) -> anyhow::Resu
 pub(crate) fn read(path: &Path) -> anyhow::Result<Keyring> {
     let key = std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
     Keyring::parse(&[key.trim()]).with_context(|| format!("{} does not hold a key", path.display()))
+}
+
+/// Refuses keys that don't open what deliveries may still be signed with.
+pub(crate) async fn check(store: &Store, keyring: &Keyring) -> anyhow::Result<()> {
+    let keyring = keyring.clone();
+    let missing = store.read(move |tx| missing_keys(tx, &keyring)).await?;
+    let (needed, idle): (Vec<_>, Vec<_>) = missing.into_iter().partition(|key| key.needed);
+    for key in idle {
+        tracing::warn!(key_id = key.key_id, secrets = key.secrets, "deleted signing secrets can't be opened");
+    }
+    if let Some(key) = needed.first() {
+        anyhow::bail!(
+            "{} signing secret(s) are sealed with key {:?} and can't be opened ({}): put that key back into \
+             secrets.keys, beside others if need be; `redial secret rewrap` seals them with the first one",
+            key.secrets,
+            key.key_id,
+            key.reason
+        );
+    }
+    Ok(())
 }

@@ -50,7 +50,7 @@ enum Command {
     Org(org::Command),
     #[command(subcommand)]
     Token(token::Command),
-    #[command(subcommand)]
+    #[command(subcommand, visible_alias = "secrets")]
     Secret(secret::Command),
     #[command(subcommand)]
     Runs(runs::Command),

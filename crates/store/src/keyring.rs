@@ -1,7 +1,7 @@
 //! The keys that signing secrets are encrypted with at rest.
 //!
-//! XChaCha20-Poly1305 with a random nonce; the secret's and the organization's ids are bound in, so a sealed
-//! secret moved to another row does not open.
+//! XChaCha20-Poly1305 with a random nonce; the secret's and the organization's ids and the key's name are bound in,
+//! so a sealed secret moved to another row does not open.
 
 use std::fmt;
 
@@ -75,10 +75,15 @@ impl Keyring {
         Zeroizing::new(format!("{kid}:{}", STANDARD.encode(*key)))
     }
 
+    /// The name of the key that seals.
+    pub(crate) fn first(&self) -> &str {
+        &self.0[0].0
+    }
+
     pub(crate) fn seal(&self, org: OrgId, id: SecretId, secret: &SigningSecret) -> Sealed {
         let (key_id, cipher) = &self.0[0];
         let nonce: [u8; NONCE] = rand::random();
-        let payload = Payload { msg: secret.plain().as_bytes(), aad: &context(org, id) };
+        let payload = Payload { msg: secret.plain().as_bytes(), aad: &context(org, id, key_id) };
         let sealed = cipher.encrypt(&XNonce::from(nonce), payload).expect("a short text can be sealed");
         Sealed { key_id: key_id.clone(), bytes: [&nonce[..], &sealed].concat() }
     }
@@ -93,7 +98,7 @@ impl Keyring {
         let does_not_open = || KeyringError::DoesNotOpen(sealed.key_id.clone());
         let (_, cipher) = self.0.iter().find(|(kid, _)| *kid == sealed.key_id).ok_or_else(unknown)?;
         let (nonce, text) = sealed.bytes.split_first_chunk::<NONCE>().ok_or_else(does_not_open)?;
-        let payload = Payload { msg: text, aad: &context(org, id) };
+        let payload = Payload { msg: text, aad: &context(org, id, &sealed.key_id) };
         let plain = cipher.decrypt(&XNonce::from(*nonce), payload).map_err(|_| does_not_open())?;
         let plain = Zeroizing::new(String::from_utf8(plain).map_err(|_| does_not_open())?);
         SigningSecret::parse(&plain).map_err(|_| does_not_open())
@@ -101,8 +106,8 @@ impl Keyring {
 }
 
 /// What a sealed secret is bound to.
-fn context(org: OrgId, id: SecretId) -> Vec<u8> {
-    [b"redial signing secret 1".as_slice(), org.0.as_bytes(), id.0.as_bytes()].concat()
+fn context(org: OrgId, id: SecretId, key_id: &str) -> Vec<u8> {
+    [b"redial signing secret 2".as_slice(), org.0.as_bytes(), id.0.as_bytes(), key_id.as_bytes()].concat()
 }
 
 impl fmt::Debug for Keyring {

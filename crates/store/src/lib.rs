@@ -19,6 +19,7 @@ mod page;
 mod prepared;
 mod record;
 mod redeliver;
+mod rewrap;
 mod runs;
 mod schema;
 mod secrets;
@@ -39,10 +40,11 @@ pub use organizations::{Organization, create_organization, find_organization};
 pub use page::{PageRequest, Position, Rows, SortOrder};
 pub use record::{Deliver, RecordedRun, record_run};
 pub use redeliver::{Redelivery, RedeliveryRequest, redeliver, redeliver_batch};
+pub use rewrap::{MissingKey, Rewrapped, Unopened, missing_keys, rewrap_secrets};
 pub use runs::{find_run, runs_page};
 pub use secrets::{
     CreatedSecret, SecretUpdate, UpdatedSecret, create_secret, create_secret_once, disable_secret,
-    find_secret, open_secret, secrets_page, update_secret,
+    find_secret, note_secret_used, open_secret, secrets_page, update_secret,
 };
 pub use store::Store;
 pub use tokens::{NewToken, Principal, TokenText, authenticate, create_token};

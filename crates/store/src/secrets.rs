@@ -1,5 +1,7 @@
 //! Signing secrets of organizations.
 
+use std::time::Duration;
+
 use contracts::{CallbackSecret, NewSecret, OrgId, SecretId, SigningSecret, Timestamp};
 use diesel::prelude::*;
 use serde::{Deserialize, Serialize};
@@ -306,6 +308,19 @@ pub(crate) fn current_secret(tx: &mut AnyConnection, org: OrgId) -> QueryResult<
         .first::<Key>(tx)
         .optional()?;
     Ok(current.map(SecretId::from))
+}
+
+/// How exact `last_used_at` is: a secret that is in use all the time is written this often.
+const USE_NOTED_EVERY: Duration = Duration::from_secs(60);
+
+/// Notes that something was signed with a secret, unless that was noted lately.
+pub fn note_secret_used(tx: &mut AnyConnection, now: Timestamp, id: SecretId) -> Result<(), StoreError> {
+    let lately = Time::from(now - USE_NOTED_EVERY);
+    diesel::update(table::table.find(Key::from(id)))
+        .filter(table::last_used_at.is_null().or(table::last_used_at.le(lately)))
+        .set(table::last_used_at.eq(Time::from(now)))
+        .execute(tx)?;
+    Ok(())
 }
 
 /// Opens a secret to sign with it. The inner error says why it can't be opened.

@@ -7,6 +7,7 @@ use anyhow::Context;
 use tokio_util::sync::CancellationToken;
 
 use crate::commands::service;
+use crate::keys;
 use crate::open_files;
 use crate::settings::Settings;
 
@@ -18,6 +19,7 @@ pub(crate) async fn run(settings: &Settings) -> anyhow::Result<()> {
     let listener = TcpListener::bind(settings.api.listen)
         .with_context(|| format!("api.listen: cannot listen on {}", settings.api.listen))?;
     let (store, shutdown) = service::start(&url, CONNECTIONS).await?;
+    keys::check(&store, &keyring).await?;
     let workers = std::thread::available_parallelism().map_or(1, NonZeroUsize::get);
     let (open_files, limits) = (open_files::raise_limit(), settings.limits());
     let connections = open_files::connections_per_worker(open_files, workers, limits.connections);

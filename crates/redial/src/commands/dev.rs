@@ -66,6 +66,7 @@ pub(crate) async fn run(settings: &Settings, args: Args) -> Result<()> {
 
     let keyring = own_keyring(&args.data_dir.join(keys::FILE))?;
     let store = open_store(&args.data_dir).await?;
+    keys::check(&store, &keyring).await?;
     let dev_json = args.data_dir.join("dev.json");
     let known: Option<Dev> =
         std::fs::read(&dev_json).ok().and_then(|json| serde_json::from_slice(&json).ok());

@@ -6,6 +6,7 @@ use anyhow::Context;
 use dispatcher::Dispatcher;
 
 use crate::commands::service;
+use crate::keys;
 use crate::settings::Settings;
 
 /// One claims, one finishes, the others read secrets.
@@ -18,6 +19,7 @@ pub(crate) async fn run(settings: &Settings) -> anyhow::Result<()> {
     });
     let health = health.transpose()?;
     let (store, shutdown) = service::start(&url, CONNECTIONS).await?;
+    keys::check(&store, &keyring).await?;
     if let Some(listener) = health {
         tracing::info!(listen = %listener.local_addr()?, "answering health checks");
         tokio::spawn(api::run_health(listener, shutdown.clone()));

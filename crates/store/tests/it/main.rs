@@ -11,6 +11,7 @@ mod idempotency;
 mod invariants;
 mod migrations;
 mod redeliveries;
+mod rewrap;
 mod round_trips;
 mod runs;
 mod secrets;

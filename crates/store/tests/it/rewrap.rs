@@ -1,0 +1,86 @@
+//! Keys that change, and keys that are missing.
+
+use ::store::{
+    Keyring, MissingKey, create_secret, disable_secret, missing_keys, open_secret, rewrap_secrets,
+};
+use contracts::NewSecret;
+use testkit::Engine;
+
+use crate::stage::{Stage, on_both_engines};
+
+on_both_engines!(
+    secrets_are_sealed_with_the_first_key_and_then_open_without_the_others,
+    a_secret_that_no_key_opens_is_named_and_left_alone,
+    a_missing_key_is_found_before_it_is_wanted,
+    a_key_that_only_a_deleted_secret_wants_is_not_needed_unless_an_open_delivery_was_frozen_with_it,
+);
+
+fn ring(keys: &[&str]) -> Keyring {
+    Keyring::parse(keys).unwrap()
+}
+
+fn create(stage: &mut Stage, ring: &Keyring) -> NewSecret {
+    create_secret(&mut stage.conn, stage.now, ring, stage.org, None).unwrap()
+}
+
+async fn secrets_are_sealed_with_the_first_key_and_then_open_without_the_others(engine: Engine) {
+    let mut stage = Stage::new(engine);
+    let (old, new) = (Keyring::generate("old"), Keyring::generate("new"));
+    let made: Vec<NewSecret> = (0..120).map(|_| create(&mut stage, &ring(&[&old]))).collect(); // more than one batch
+    let both = ring(&[&new, &old]);
+    let first = rewrap_secrets(&mut stage.conn, &both, None).unwrap();
+    assert_eq!((first.rewrapped, first.unopened.len()), (100, 0));
+    let second = rewrap_secrets(&mut stage.conn, &both, first.behind).unwrap();
+    assert_eq!((second.rewrapped, second.unopened.len()), (20, 0));
+    let again = rewrap_secrets(&mut stage.conn, &both, None).unwrap();
+    assert_eq!((again.rewrapped, again.behind), (0, None));
+    for secret in made {
+        let id = secret.secret.id;
+        let opened = open_secret(&mut stage.conn, &ring(&[&new]), stage.org, id).unwrap().unwrap();
+        assert_eq!(opened.plain(), secret.plain_secret.plain());
+    }
+    assert_eq!(missing_keys(&mut stage.conn, &ring(&[&new])).unwrap(), []);
+}
+
+async fn a_secret_that_no_key_opens_is_named_and_left_alone(engine: Engine) {
+    let mut stage = Stage::new(engine);
+    let (old, new) = (ring(&[&Keyring::generate("old")]), ring(&[&Keyring::generate("new")]));
+    let made = create(&mut stage, &old).secret;
+    let done = rewrap_secrets(&mut stage.conn, &new, None).unwrap();
+    assert_eq!(done.rewrapped, 0);
+    assert_eq!((done.unopened[0].id, done.unopened[0].org_id), (made.id, made.org_id));
+    assert_eq!(done.unopened[0].key_id, "old");
+    open_secret(&mut stage.conn, &old, stage.org, made.id).unwrap().unwrap();
+}
+
+async fn a_missing_key_is_found_before_it_is_wanted(engine: Engine) {
+    let mut stage = Stage::new(engine);
+    let (old, namesake) = (Keyring::generate("k"), Keyring::generate("k"));
+    assert_eq!(missing_keys(&mut stage.conn, &ring(&[&old])).unwrap(), []);
+    for _ in 0..3 {
+        create(&mut stage, &ring(&[&old]));
+    }
+    assert_eq!(missing_keys(&mut stage.conn, &ring(&[&old])).unwrap(), []);
+    for other in [namesake, Keyring::generate("other")] {
+        let missing = missing_keys(&mut stage.conn, &ring(&[&other])).unwrap();
+        let [MissingKey { key_id, secrets: 3, needed: true, .. }] = &missing[..] else {
+            panic!("{missing:?}")
+        };
+        assert_eq!(key_id, "k");
+    }
+}
+
+async fn a_key_that_only_a_deleted_secret_wants_is_not_needed_unless_an_open_delivery_was_frozen_with_it(
+    engine: Engine,
+) {
+    let mut stage = Stage::new(engine);
+    let (old, new) = (ring(&[&Keyring::generate("old")]), ring(&[&Keyring::generate("new")]));
+    let made = create(&mut stage, &old).secret;
+    let delivery = stage.accept();
+    assert!(disable_secret(&mut stage.conn, stage.now, stage.org, made.id).unwrap());
+    let needed = |stage: &mut Stage| missing_keys(&mut stage.conn, &new).unwrap()[0].needed;
+    assert!(needed(&mut stage));
+    let claimed = stage.claim_one(delivery.id, 1);
+    stage.finish_one(crate::stage::succeeded(&claimed));
+    assert!(!needed(&mut stage));
+}
