@@ -3,8 +3,10 @@
 
 mod cli;
 mod commands;
+mod concurrency;
 mod distributed;
 mod embedded;
+mod rotation;
 mod signatures;
 mod starting;
 mod system;

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::io::{BufRead, BufReader};
 use std::net::SocketAddr;
 use std::process::{Child, Command, Stdio};
-use std::sync::mpsc;
+use std::sync::{Arc, Mutex, mpsc};
 use std::time::Duration;
 
 use contracts::{RunId, SigningSecret};
@@ -30,8 +30,10 @@ pub(crate) struct System {
     pub(crate) queue: String,
     broker_url: String,
     environment: Vec<(String, String)>,
-    http: reqwest::Client,
-    database: TestDatabase,
+    /// What the services logged, all together.
+    pub(crate) logs: Arc<Mutex<String>>,
+    pub(crate) http: reqwest::Client,
+    pub(crate) database: TestDatabase,
 }
 
 /// A process of the real binary, killed when dropped.
@@ -88,6 +90,7 @@ impl System {
             queue,
             broker_url: broker_url.to_owned(),
             environment,
+            logs: Arc::default(),
             http: reqwest::Client::builder().no_proxy().build().unwrap(),
             database,
         };
@@ -126,9 +129,11 @@ impl System {
         let mut child = self.redial(&[name]).stderr(Stdio::piped()).spawn().unwrap();
         let log = BufReader::new(child.stderr.take().unwrap());
         let (started, address) = mpsc::channel();
+        let logs = self.logs.clone();
         // Read to its end, or the process would block on a full pipe.
         std::thread::spawn(move || {
             for line in log.lines().map_while(Result::ok) {
+                logs.lock().unwrap().push_str(&line);
                 let Ok(line) = serde_json::from_str::<Value>(&line) else { panic!("not a log line: {line}") };
                 match line["message"].as_str() {
                     Some("serving the API") => {
@@ -224,7 +229,12 @@ impl System {
         arrived
     }
 
-    fn url(&self, api: usize, path: &str) -> String {
+    pub(crate) fn add_api(&mut self) {
+        let api = self.service("api");
+        self.apis.push(api);
+    }
+
+    pub(crate) fn url(&self, api: usize, path: &str) -> String {
         format!("http://{}{path}", self.apis[api].address.unwrap())
     }
 
