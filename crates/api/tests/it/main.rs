@@ -9,6 +9,7 @@ mod hostile;
 mod idempotency;
 mod limits;
 mod logs;
+mod organizations;
 mod outages;
 mod pages;
 mod reading;

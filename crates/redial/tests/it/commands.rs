@@ -5,7 +5,7 @@ use serde_json::Value;
 use store::{DatabaseUrl, Keyring, StoreError, count_deliveries, find_run, open_secret};
 use testkit::{Engine, TestDatabase};
 
-use crate::cli::Cli;
+use crate::cli::{Cli, KEY};
 
 const ENGINES: [Engine; 2] = [Engine::Postgres, Engine::Sqlite];
 const NOBODY: &str = "0190a6e8-0000-7000-8000-000000000000";
@@ -253,5 +253,27 @@ async fn an_import_goes_on_beside_others_that_write_the_same_runs() {
         let org: OrgId = org.parse().unwrap();
         let counted = database.store().await.read(move |tx| count_deliveries(tx, org)).await;
         assert!(counted.map_err(|error: StoreError| error).unwrap().is_empty());
+    }
+}
+
+#[test]
+fn rewrap_seals_every_secret_with_the_first_key_and_names_what_it_cannot_open() {
+    const NEW: &str = "new:Hx4dHBsaGRgXFhUUExIREA8ODQwLCgkIBwYFBAMCAQA=";
+    for engine in ENGINES {
+        let database = TestDatabase::new(engine);
+        let with = |keys: &str| Cli::on(&database).with("REDIAL_SECRETS__KEYS", keys);
+        let old = with(KEY);
+        let org = old.ok(&["org", "create", "acme"]);
+        old.ok(&["secret", "create", "--org", &org]);
+        let alone = with(NEW).run(&["secrets", "rewrap"]);
+        assert_eq!(alone.code, 1);
+        let report: Value = serde_json::from_str(&alone.stdout).unwrap();
+        assert_eq!((&report["rewrapped"], &report["unopened"][0]["key_id"]), (&0.into(), &"test".into()));
+        assert_eq!(report["unopened"][0]["org_id"], org);
+        assert!(alone.stderr.contains("secrets.keys"), "{}", alone.stderr);
+        let both = with(&format!("{NEW},{KEY}"));
+        assert_eq!(both.ok(&["secret", "rewrap"]), r#"{"rewrapped":1,"unopened":[]}"#);
+        assert_eq!(both.ok(&["secret", "rewrap"]), r#"{"rewrapped":0,"unopened":[]}"#);
+        assert_eq!(with(NEW).ok(&["secrets", "rewrap"]), r#"{"rewrapped":0,"unopened":[]}"#);
     }
 }

@@ -74,6 +74,28 @@ fn a_service_without_what_it_needs_refuses_to_start_and_names_the_key() {
 }
 
 #[test]
+fn a_service_refuses_keys_that_do_not_open_the_secrets_at_hand_and_names_the_missing_one() {
+    let database = TestDatabase::new(Engine::Postgres);
+    let cli = Cli::on(&database);
+    let org = cli.ok(&["org", "create", "acme"]);
+    cli.ok(&["secret", "create", "--org", &org]);
+    for service in SERVICES {
+        // Another key, and another one of the same name.
+        for kid in ["other", "test"] {
+            let keys = format!("{kid}:Hx4dHBsaGRgXFhUUExIREA8ODQwLCgkIBwYFBAMCAQA=");
+            let cli = Cli::on(&database)
+                .with("REDIAL_SECRETS__KEYS", &keys)
+                .with("REDIAL_API__LISTEN", "127.0.0.1:0")
+                .with("AMQP_URL", &format!("amqp://{AWAY}"));
+            let ended = cli.run(&[service]);
+            assert_eq!(ended.code, 1, "{service} {kid}: {}", ended.stderr);
+            assert!(ended.stderr.contains("sealed with key \"test\""), "{}", ended.stderr);
+            assert!(ended.stderr.contains("secrets.keys"), "{}", ended.stderr);
+        }
+    }
+}
+
+#[test]
 fn a_service_refuses_a_schema_that_is_not_migrated_and_says_what_helps() {
     let database = TestDatabase::empty(Engine::Postgres);
     let cli = Cli::on(&database)

@@ -1,8 +1,9 @@
 //! Signing secrets.
 
 use std::sync::Arc;
+use std::time::Duration;
 
-use ::store::{KeyringError, create_secret, open_secret};
+use ::store::{KeyringError, create_secret, find_secret, note_secret_used, open_secret};
 use contracts::SecretId;
 use testkit::{Engine, keyring};
 
@@ -15,6 +16,7 @@ on_both_engines!(
     a_secret_opens_with_its_key_and_for_its_organization_only,
     a_secrets_plain_text_and_key_are_nowhere_in_the_database,
     a_delivery_is_frozen_with_the_current_secret,
+    the_use_of_a_secret_is_noted_at_most_once_a_minute,
 );
 
 async fn the_first_secret_becomes_current_and_later_ones_do_not(engine: Engine) {
@@ -93,4 +95,17 @@ async fn a_delivery_is_frozen_with_the_current_secret(engine: Engine) {
     let mut frozen: Vec<_> = stage.claim_due(9).iter().map(|claimed| claimed.signing_secret_id).collect();
     frozen.sort_unstable();
     assert_eq!(frozen, [None, Some(first)]);
+}
+
+async fn the_use_of_a_secret_is_noted_at_most_once_a_minute(engine: Engine) {
+    let mut stage = Stage::new(engine);
+    let made = create_secret(&mut stage.conn, stage.now, &keyring(), stage.org, None).unwrap().secret;
+    assert_eq!(made.last_used_at, None);
+    let first = stage.now;
+    for (after, noted) in [(0, first), (59_999_999, first), (1, first + Duration::from_secs(60))] {
+        stage.advance(Duration::from_micros(after));
+        note_secret_used(&mut stage.conn, stage.now, made.id).unwrap();
+        let secret = find_secret(&mut stage.conn, stage.org, made.id).unwrap().unwrap();
+        assert_eq!((secret.last_used_at, secret.updated_at), (Some(noted), made.updated_at));
+    }
 }
