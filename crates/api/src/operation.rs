@@ -52,7 +52,7 @@ impl Operation {
     }
 
     /// The JSON body it takes.
-    pub(crate) fn takes(mut self, required: bool, schema: Value, example: &Value) -> Operation {
+    pub(crate) fn takes(mut self, required: bool, schema: &Value, example: &Value) -> Operation {
         self.errors.push(ErrorCode::UnsupportedMediaType);
         let content = json!({"application/json": {"schema": schema, "example": example}});
         Operation { body: Some(json!({"required": required, "content": content})), ..self }
@@ -164,7 +164,7 @@ impl Operation {
 }
 
 /// A query parameter that may be left out.
-pub(crate) fn query(name: &str, schema: Value, description: &str) -> Value {
+pub(crate) fn query(name: &str, schema: &Value, description: &str) -> Value {
     json!({"name": name, "in": "query", "schema": schema, "description": description})
 }
 

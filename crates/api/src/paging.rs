@@ -28,14 +28,14 @@ pub(crate) fn parameters() -> Vec<Value> {
     let limit = json!({"type": "integer", "minimum": 1, "maximum": MAX_LIMIT, "default": DEFAULT_LIMIT});
     let sort_by = json!({"type": "string", "enum": ["created_at:desc", "created_at:asc"], "default": "created_at:desc"});
     vec![
-        query("limit", limit, "The most items of the page."),
-        query("pq", json!({"type": "string"}), "A page's `first`, `next` or `previous`."),
+        query("limit", &limit, "The most items of the page."),
+        query("pq", &json!({"type": "string"}), "A page's `first`, `next` or `previous`."),
         query(
             "from_prev",
-            json!({"type": "boolean", "default": false}),
+            &json!({"type": "boolean", "default": false}),
             "Whether `pq` is a page's `previous`.",
         ),
-        query("sort_by", sort_by, "The order of the items."),
+        query("sort_by", &sort_by, "The order of the items."),
     ]
 }
 
@@ -43,8 +43,8 @@ pub(crate) fn parameters() -> Vec<Value> {
 pub(crate) fn moment_parameters() -> [Value; 2] {
     let moment = json!({"type": "string", "format": "date-time"});
     [
-        query("created_after", moment.clone(), "The earliest `created_at`."),
-        query("created_before", moment, "Only what was created before this moment."),
+        query("created_after", &moment, "The earliest `created_at`."),
+        query("created_before", &moment, "Only what was created before this moment."),
     ]
 }
 

@@ -11,7 +11,7 @@ use diesel::prelude::*;
 use diesel::sql_types::{Array, Binary, Text};
 
 use crate::columns::{Id, Key, Moment, Time};
-use crate::connect::AnyConnection;
+use crate::connect::{AnyConnection, MultiBackend};
 use crate::error::StoreError;
 use crate::prepared::{column, prepared};
 use crate::schema::idempotency_keys as table;
@@ -31,9 +31,11 @@ pub struct IdempotencyKey {
 }
 
 /// What the first request with a key made.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Queryable, Selectable, Clone, Debug, PartialEq, Eq)]
+#[diesel(table_name = table, check_for_backend(MultiBackend))]
 pub(crate) struct Made {
     request_sha256: Vec<u8>,
+    #[diesel(column_name = made_id)]
     pub(crate) id: Key,
     pub(crate) answer: Option<String>,
 }
@@ -55,16 +57,13 @@ pub(crate) fn find_made(
         return Ok(HashMap::new());
     }
     // A few more than wanted where organizations choose the same keys; the map is asked for the right ones.
-    let rows: Vec<(Key, String, Vec<u8>, Key, Option<String>)> = table::table
+    let rows: Vec<((Key, String), Made)> = table::table
         .filter(table::org_id.eq_any(keys.iter().map(|(org, _)| Key::from(*org))))
         .filter(table::idempotency_key.eq_any(keys.iter().map(|(_, key)| &key.key)))
         .filter(table::created_at.gt(Time::from(now - KEPT)))
-        .select((table::org_id, table::idempotency_key, table::request_sha256, table::made_id, table::answer))
+        .select(((table::org_id, table::idempotency_key), Made::as_select()))
         .load(tx)?;
-    let made = |(org, key, request_sha256, id, answer): (Key, _, _, _, _)| {
-        ((OrgId::from(org), key), Made { request_sha256, id, answer })
-    };
-    Ok(rows.into_iter().map(made).collect())
+    Ok(rows.into_iter().map(|((org, key), made)| ((org.into(), key), made)).collect())
 }
 
 /// Takes keys for what this transaction is about to make, and answers which are its own. Each waits for any other

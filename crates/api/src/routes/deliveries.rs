@@ -61,13 +61,13 @@ fn parse_host(text: &str) -> Result<String, Fault> {
 pub(super) fn parameters() -> Vec<Value> {
     let host = json!({"type": "string", "pattern": "^[^\\u0000]*$"});
     let mut parameters = vec![
-        query("status_code", json!({"type": "string", "enum": DeliveryStatus::VARIANTS}), "Only these."),
-        query("run_id", json!({"type": "string", "format": "uuid"}), "Only this run's."),
-        query("callback_host", host, "Only those to this host, which is given without a port."),
-        query("is_automatic", json!({"type": "boolean"}), "Whether the run's end called for them."),
+        query("status_code", &json!({"type": "string", "enum": DeliveryStatus::VARIANTS}), "Only these."),
+        query("run_id", &json!({"type": "string", "format": "uuid"}), "Only this run's."),
+        query("callback_host", &host, "Only those to this host, which is given without a port."),
+        query("is_automatic", &json!({"type": "boolean"}), "Whether the run's end called for them."),
         query(
             "failure_reason_code",
-            json!({"type": "string", "enum": FailureReason::VARIANTS}),
+            &json!({"type": "string", "enum": FailureReason::VARIANTS}),
             "Only those whose latest attempt failed so.",
         ),
     ];

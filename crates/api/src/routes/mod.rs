@@ -42,7 +42,7 @@ pub(crate) fn table() -> Vec<Operation> {
             .or(&[RunNotFound]),
         call(Method::PUT, "/v1/runs/{run_id}", RunsCreate, runs::record)
             .named("record_run", "Records a run; when it has ended, its callback is delivered")
-            .takes(true, runs::update_schema(), &runs::update_example())
+            .takes(true, &runs::update_schema(), &runs::update_example())
             .answers::<Run>(201, "the run, which is new", &run)
             .answers::<Run>(200, "the run, which was known", &run)
             .or(&[Conflict]),
@@ -56,7 +56,7 @@ pub(crate) fn table() -> Vec<Operation> {
                 "Delivers a run's callback again, with a payload of its present state",
             )
             .query(redeliveries::parameters())
-            .takes(false, json!({"type": "object", "additionalProperties": false}), &json!({}))
+            .takes(false, &json!({"type": "object", "additionalProperties": false}), &json!({}))
             .answers::<Delivery>(201, "the new delivery", &delivery)
             .or(&[RunNotFound]),
         get("/v1/callback-deliveries", RunsRead, deliveries::list)
@@ -69,7 +69,7 @@ pub(crate) fn table() -> Vec<Operation> {
             .or(&[CallbackDeliveryNotFound]),
         call(Method::POST, "/v1/callback-secrets", CallbackSecretsCreate, secrets::create)
             .named("create_secret", "Makes a signing secret, and shows it this once")
-            .takes(false, secrets::creation_schema(), &json!({"label": "2026"}))
+            .takes(false, &secrets::creation_schema(), &json!({"label": "2026"}))
             .answers::<NewSecret>(201, "the new secret", &examples::new_secret()),
         get("/v1/callback-secrets", CallbackSecretsRead, secrets::list)
             .named("list_secrets", "The organization's signing secrets, without their secret part")
@@ -81,7 +81,7 @@ pub(crate) fn table() -> Vec<Operation> {
             .or(&[CallbackSecretNotFound]),
         call(Method::PATCH, "/v1/callback-secrets/{id}", CallbackSecretsEdit, secrets::update)
             .named("update_secret", "Labels a signing secret, or makes it the current one")
-            .takes(true, secrets::update_schema(), &json!({"is_current": true}))
+            .takes(true, &secrets::update_schema(), &json!({"is_current": true}))
             .answers::<CallbackSecret>(200, "the secret", &secret)
             .or(&[CallbackSecretNotFound]),
         call(Method::DELETE, "/v1/callback-secrets/{id}", CallbackSecretsDelete, secrets::delete)

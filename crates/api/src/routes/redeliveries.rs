@@ -13,7 +13,7 @@ use crate::operation::query;
 /// What the query may hold.
 pub(crate) fn parameters() -> Vec<Value> {
     let makes_way = "Whether a delivery that waits for its retry makes way: it ends as `superseded`.";
-    vec![query("supersede", json!({"type": "boolean", "default": false}), makes_way)]
+    vec![query("supersede", &json!({"type": "boolean", "default": false}), makes_way)]
 }
 
 /// `POST /v1/runs/{run_id}/callback-redeliveries`: accepts a new delivery of the run's current state.

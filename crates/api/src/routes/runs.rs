@@ -35,7 +35,7 @@ pub(crate) async fn list(call: Call) -> Answer {
 /// What the query of [`list`] may hold.
 pub(super) fn parameters() -> Vec<Value> {
     let status = json!({"type": "string", "enum": RunStatus::VARIANTS});
-    let mut parameters = vec![query("status_code", status, "Only these.")];
+    let mut parameters = vec![query("status_code", &status, "Only these.")];
     parameters.extend(paging::moment_parameters());
     parameters.extend(paging::parameters());
     parameters

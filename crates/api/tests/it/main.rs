@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used)] // the configured exemption covers test functions only, not their helpers
 
 mod auth;
+mod contract;
 mod description;
 mod harness;
 mod health;

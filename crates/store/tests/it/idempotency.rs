@@ -94,7 +94,7 @@ async fn a_key_is_forgotten_after_a_day(engine: Engine) {
     finish(&mut stage, first.id);
     stage.now = first.created_at + DAY - MICROSECOND;
     assert!(!forget_idempotency_keys(&mut stage.conn, stage.now).unwrap());
-    assert_eq!(keyed(&mut stage, run, key("k", 1)), Redelivery::Repeated(first.clone()));
+    assert_eq!(keyed(&mut stage, run, key("k", 1)), Redelivery::Repeated(first));
     stage.advance(MICROSECOND);
     // It is taken anew, whether the old one has been cleared away or not.
     let second = accepted(keyed(&mut stage, run, key("k", 2)));
