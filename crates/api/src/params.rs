@@ -68,10 +68,11 @@ impl Query {
         self.take(name, |value| value.parse().map_err(|_| ("enum", "not one of the words it may be".into())))
     }
 
-    /// A moment.
+    /// A moment. A `+` that was not encoded has become a space, which no moment has: it is taken for what was meant.
     pub(crate) fn moment(&mut self, name: &str) -> Option<Timestamp> {
         self.take(name, |value| {
-            Timestamp::parse(value).map_err(|error| ("datetime_invalid", error.to_string()))
+            Timestamp::parse(&value.replace(' ', "+"))
+                .map_err(|error| ("datetime_invalid", error.to_string()))
         })
     }
 

@@ -144,6 +144,7 @@ async fn deliveries_are_filtered_by_each_property_and_by_several(mut api: TestAp
         ("failure_reason_code=http_error", &redelivered),
         ("failure_reason_code=timeout", &vec![]),
         ("created_after=2026-01-02T03:05:05.678Z", &redelivered),
+        ("created_after=2026-01-02T05:05:05.678+02:00", &redelivered),
         ("created_before=2026-01-02T03:05:05.678Z", &automatic),
         ("created_after=2026-01-02T03:04:05.678Z&created_before=2026-01-02T03:05:05.679Z", &both),
         (
