@@ -83,10 +83,11 @@ pub fn redeliver_batch(
     let mut answers: Vec<Option<Redelivery>> = requests.iter().map(|_| None).collect();
     let mut left: Vec<usize> = (0..requests.len()).collect();
     while !left.is_empty() {
-        // Of requests with the same key one is decided first: the others repeat it.
+        // Of requests with the same key one is decided first: the others repeat it, or are told apart from it.
         let mut keys = HashSet::new();
-        let (round, later): (Vec<usize>, Vec<usize>) =
-            left.into_iter().partition(|place| requests[*place].key().is_none_or(|key| keys.insert(key)));
+        let (round, later): (Vec<usize>, Vec<usize>) = left.into_iter().partition(|place| {
+            requests[*place].key().is_none_or(|(org, IdempotencyKey { key, .. })| keys.insert((org, key)))
+        });
         let batch: Vec<&RedeliveryRequest> = round.iter().map(|place| &requests[*place]).collect();
         for (place, answer) in round.into_iter().zip(decide(tx, now, policy, &batch)?) {
             answers[place] = Some(answer);

@@ -18,6 +18,7 @@ on_both_engines!(
     a_key_is_forgotten_after_a_day,
     of_many_requests_with_one_key_exactly_one_is_accepted,
     requests_of_one_batch_with_one_key_are_one_request,
+    requests_of_one_batch_with_one_key_may_differ,
     only_a_delivery_that_waits_for_its_retry_is_superseded,
     a_superseded_delivery_has_ended,
 );
@@ -122,6 +123,15 @@ async fn requests_of_one_batch_with_one_key_are_one_request(engine: Engine) {
     let requests = vec![request(org, run, Some(key("k", 1))); 5];
     let answers = redeliver_batch(&mut stage.conn, stage.now, &POLICY, &requests).unwrap();
     one_accepted_the_others_repeated(answers.into_iter());
+}
+
+async fn requests_of_one_batch_with_one_key_may_differ(engine: Engine) {
+    let mut stage = Stage::new(engine);
+    let (first, second, org) = (stage.run(), stage.run(), stage.org);
+    let requests = [request(org, first, Some(key("k", 1))), request(org, second, Some(key("k", 2)))];
+    let mut answers = redeliver_batch(&mut stage.conn, stage.now, &POLICY, &requests).unwrap();
+    assert_eq!(answers.pop(), Some(Redelivery::KeyReused));
+    accepted(answers.remove(0));
 }
 
 fn one_accepted_the_others_repeated(answers: impl Iterator<Item = Redelivery>) {
