@@ -31,6 +31,9 @@ pub(crate) enum ApiError {
     /// The current state forbids it, for a reason the client may read.
     #[error("{0}")]
     Conflict(String),
+    /// What the process needs is not there, for reasons anybody may read.
+    #[error("{0}")]
+    NotReady(String),
     /// The transaction failed.
     #[error(transparent)]
     Store(#[from] StoreError),
@@ -68,6 +71,7 @@ impl ApiError {
             ApiError::MethodNotAllowed(_) => ErrorCode::MethodNotAllowed,
             ApiError::RateLimited(_) => ErrorCode::RateLimited,
             ApiError::Conflict(_) => ErrorCode::Conflict,
+            ApiError::NotReady(_) => ErrorCode::ServiceUnavailable,
             ApiError::Store(error) if error.is_outage() => ErrorCode::ServiceUnavailable,
             ApiError::Store(_) | ApiError::Unwritable(_) | ApiError::Page(_) => ErrorCode::InternalError,
         }
@@ -101,7 +105,7 @@ impl ResponseError for ApiError {
                 let seconds = (wait.as_secs() + u64::from(wait.subsec_nanos() > 0)).max(1);
                 response.insert_header((header::RETRY_AFTER, seconds));
             }
-            ApiError::Conflict(reason) => message = reason,
+            ApiError::Conflict(reason) | ApiError::NotReady(reason) => message = reason,
             ApiError::Invalid(invalid) => errors = Some(invalid.clone()),
             _ => {}
         }

@@ -20,6 +20,7 @@ mod operation;
 mod paging;
 mod params;
 mod rate_limit;
+mod readiness;
 mod request_id;
 mod routes;
 mod server;
@@ -44,6 +45,7 @@ use crate::server::serve;
 
 pub use limits::Limits;
 pub use rate_limit::Rate;
+pub use readiness::{Readiness, silent};
 pub use routes::runs::parse_run;
 
 /// What the calls work with.
@@ -63,6 +65,8 @@ pub struct Api {
     pub max_body: usize,
     /// What one caller may take of what all share.
     pub limits: Limits,
+    /// What `GET /health/ready` answers by.
+    pub readiness: Readiness,
 }
 
 /// Serves the API on `listener` with that many worker threads until `shutdown`. Then it takes no more connections,
@@ -76,6 +80,7 @@ pub async fn run(
     let acceptor = Data::new(Acceptor::start(api.store.clone(), api.accept, api.limits.database_time));
     tokio::spawn(idempotency::forget_old_keys(api.store.clone(), shutdown.clone()));
     let (limits, gate) = (api.limits, Data::new(Gate::new(&api.limits)));
+    let readiness = Data::new(api.readiness.clone());
     let api = Data::new(api);
     let description = Data::new(Description::of(&routes::table()));
     let app = move || {
@@ -84,6 +89,7 @@ pub async fn run(
             .app_data(acceptor.clone())
             .app_data(gate.clone())
             .app_data(description.clone())
+            .app_data(readiness.clone())
             .configure(routes::configure)
             .wrap(from_fn(access_log::layer))
             .wrap(from_fn(request_id::layer))
@@ -93,10 +99,17 @@ pub async fn run(
     serve(listener, workers, limits, shutdown, app).await
 }
 
-/// Serves only `GET /v1/health` on `listener` until `shutdown`: for a dispatcher, which has no other HTTP.
-pub async fn run_health(listener: TcpListener, shutdown: CancellationToken) -> io::Result<()> {
-    let app = || {
+/// Serves only `GET /v1/health` and `GET /health/ready` on `listener` until `shutdown`: for a dispatcher, which has no
+/// other HTTP.
+pub async fn run_health(
+    listener: TcpListener,
+    readiness: Readiness,
+    shutdown: CancellationToken,
+) -> io::Result<()> {
+    let readiness = Data::new(readiness);
+    let app = move || {
         App::new()
+            .app_data(readiness.clone())
             .configure(routes::configure_health)
             .wrap(from_fn(request_id::layer))
             .wrap(from_fn(unread::layer))

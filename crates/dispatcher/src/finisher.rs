@@ -7,10 +7,10 @@ use store::{Effect, Settlement, Store, StoreError, finish};
 use tokio::sync::mpsc;
 
 use crate::attempt::Done;
-use crate::{BATCH, OUTAGE_PAUSE};
+use crate::{BATCH, OUTAGE_PAUSE, Pulse};
 
 /// Writes until the last sender is gone.
-pub(crate) async fn run(store: Store, mut results: mpsc::Receiver<Done>) {
+pub(crate) async fn run(store: Store, mut results: mpsc::Receiver<Done>, pulse: Pulse) {
     let mut left_over = None;
     loop {
         let first = match left_over.take() {
@@ -34,6 +34,7 @@ pub(crate) async fn run(store: Store, mut results: mpsc::Receiver<Done>) {
             }
         }
         write(&store, batch).await;
+        pulse.beat();
     }
 }
 

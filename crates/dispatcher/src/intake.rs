@@ -4,19 +4,17 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use contracts::{ClaimId, Job, Timestamp};
+use contracts::ClaimId;
 use queue::{Consumer, Message};
-use store::{
-    AnyConnection, Claimed, HeldAttempt, Store, StoreError, claim_due, claim_jobs, claimed_under,
-    expired_leases,
-};
+use store::Store;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{Instant, sleep, sleep_until};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::attempt::Attempts;
-use crate::{BATCH, OUTAGE_PAUSE};
+use crate::steps::{self, Found, Lease, Work};
+use crate::{BATCH, OUTAGE_PAUSE, Pulse};
 
 /// How often the relay looks for what is due. A retry is late by at most this, plus its claim.
 const RELAY_PERIOD: Duration = Duration::from_millis(250);
@@ -28,23 +26,13 @@ pub(crate) struct Intake {
     pub(crate) lease: Duration,
     pub(crate) attempts: Arc<Attempts>,
     pub(crate) in_flight: TaskTracker,
+    pub(crate) pulse: Pulse,
 }
 
-/// Where the next batch comes from.
-enum Turn {
-    Doorbells(Vec<Message>),
-    Relay,
-}
-
-/// What a claim's transaction found: attempts that are ours now, and attempts that nobody finished in time.
-type Found = (Vec<Claimed>, Vec<HeldAttempt>);
-
-/// The same, with the time.
+/// What a claim found, and until when it is ours.
 struct Batch {
-    claimed: Vec<Claimed>,
-    expired: Vec<HeldAttempt>,
-    /// When the claim was begun, on the clock's monotonic time: the leases count from here at the latest.
-    since: Duration,
+    found: Found,
+    lease: Lease,
 }
 
 impl Intake {
@@ -54,108 +42,91 @@ impl Intake {
         let mut relay_was_last = false;
         // A slot before anything is pulled.
         while let Some(mut slots) = shutdown.run_until_cancelled(free_slots(&self.slots)).await {
-            let turn = if !relay_was_last && look_at <= Instant::now() {
-                Turn::Relay
+            let room = slots.num_permits();
+            let doorbells = if !relay_was_last && look_at <= Instant::now() {
+                None
             } else {
                 tokio::select! {
                     biased;
                     () = shutdown.cancelled() => break,
-                    Some(message) = self.consumer.next() => self.gathered(message, slots.num_permits()),
-                    () = sleep_until(look_at) => Turn::Relay,
+                    Some(message) = self.consumer.next() => Some(self.gathered(message, room)),
+                    () = sleep_until(look_at) => None,
                 }
             };
-            let claim_id = ClaimId::new(self.attempts.clock.now());
-            let batch = match turn {
-                Turn::Doorbells(messages) => {
-                    relay_was_last = false;
-                    let jobs: Arc<[Job]> = messages.iter().map(|message| message.job.clone()).collect();
-                    let lease = self.lease;
-                    let batch = self
-                        .claim(&shutdown, claim_id, move |tx, now| {
-                            let claimed = claim_jobs(tx, now, lease, claim_id, &jobs)?;
-                            Ok((claimed, Vec::new()))
-                        })
-                        .await;
-                    // The leases have taken over. At a shutdown the messages go back unacknowledged.
-                    if batch.is_some() {
-                        messages.into_iter().for_each(Message::ack);
-                    }
-                    batch
+            relay_was_last = doorbells.is_none();
+            let work = match &doorbells {
+                Some(messages) => {
+                    Work::Doorbells(messages.iter().map(|message| message.job.clone()).collect())
                 }
-                Turn::Relay => {
-                    relay_was_last = true;
-                    let (lease, room) = (self.lease, slots.num_permits());
-                    let batch = self
-                        .claim(&shutdown, claim_id, move |tx, now| {
-                            let expired = expired_leases(tx, now, BATCH)?;
-                            Ok((claim_due(tx, now, lease, claim_id, room)?, expired))
-                        })
-                        .await;
-                    let more =
-                        batch.as_ref().is_some_and(|b| b.claimed.len() == room || b.expired.len() == BATCH);
+                None => Work::Relay { room },
+            };
+            // At a shutdown the messages go back unacknowledged.
+            let Some(Batch { found, lease }) = self.claim(&shutdown, work).await else { break };
+            match doorbells {
+                // The leases have taken over.
+                Some(messages) => messages.into_iter().for_each(Message::ack),
+                None => {
+                    let more = found.claimed.len() == room || found.expired.len() == BATCH;
                     look_at = Instant::now() + if more { Duration::ZERO } else { RELAY_PERIOD };
-                    batch
                 }
-            };
-            let Some(batch) = batch else { break };
-            for claimed in batch.claimed {
+            }
+            for claimed in found.claimed {
                 // Only a claim whose earlier tries came through as well can exceed its slots; what is over is not
                 // sent, and its lease ends.
                 let Some(slot) = slots.split(1) else { break };
-                let (attempts, lease_end) = (self.attempts.clone(), batch.since + self.lease);
-                self.in_flight.spawn(async move { attempts.make(claimed, lease_end, slot).await });
+                let attempts = self.attempts.clone();
+                self.in_flight.spawn(async move { attempts.make(claimed, lease, slot).await });
             }
-            for lease in batch.expired {
-                self.attempts.give_up(lease).await;
+            for held in found.expired {
+                self.attempts.give_up(held).await;
             }
         }
     }
 
     /// The doorbells that are here already, as many as there is room for.
-    fn gathered(&mut self, first: Message, room: usize) -> Turn {
+    fn gathered(&mut self, first: Message, room: usize) -> Vec<Message> {
         let mut messages = vec![first];
         while messages.len() < room
             && let Some(message) = self.consumer.try_next()
         {
             messages.push(message);
         }
-        Turn::Doorbells(messages)
+        messages
     }
 
-    /// Claims in one transaction, again and again while the database is away; meanwhile nothing is pulled from
-    /// the queue. None when a shutdown ends the waiting; nothing claimed when the database refuses the claim itself.
-    async fn claim<F>(&self, shutdown: &CancellationToken, claim_id: ClaimId, claim: F) -> Option<Batch>
-    where
-        F: Fn(&mut AnyConnection, Timestamp) -> Result<Found, StoreError> + Clone + Send + 'static,
-    {
-        let clock = &self.attempts.clock;
-        let first_since = clock.monotonic();
-        let mut outcome_unknown = false;
+    /// Claims in one transaction, again and again while the database is away; meanwhile nothing is heard from the
+    /// queue, so that others get to hear it. None when a shutdown ends the waiting; nothing when the database refuses
+    /// the claim itself.
+    async fn claim(&mut self, shutdown: &CancellationToken, work: Work) -> Option<Batch> {
+        let clock = self.attempts.clock.clone();
+        let claim_id = ClaimId::new(clock.now());
+        let (work, lease) = (Arc::new(work), self.lease);
+        let first_try = clock.monotonic();
+        let mut is_another_try = false;
         loop {
-            let since = clock.monotonic();
-            let claim = claim.clone();
-            let step = move |tx: &mut AnyConnection, now| -> Result<Batch, StoreError> {
-                if outcome_unknown {
-                    // An earlier commit may have come through: what carries our claim id is ours, since then.
-                    let claimed = claimed_under(tx, claim_id)?;
-                    if !claimed.is_empty() {
-                        return Ok(Batch { claimed, expired: Vec::new(), since: first_since });
-                    }
+            let this_try = clock.monotonic();
+            let work = work.clone();
+            let claimed = self
+                .store
+                .write(move |tx, now| steps::claim(tx, now, lease, claim_id, &work, is_another_try))
+                .await;
+            match claimed {
+                Ok(found) => {
+                    self.pulse.beat();
+                    self.consumer.resume();
+                    let since = if found.by_earlier_try { first_try } else { this_try };
+                    return Some(Batch { found, lease: Lease::since(since, lease) });
                 }
-                let (claimed, expired) = claim(tx, now)?;
-                Ok(Batch { claimed, expired, since })
-            };
-            match self.store.write(step).await {
-                Ok(batch) => return Some(batch),
                 Err(error) if error.is_outage() => {
                     tracing::warn!(%error, "nothing claimed, the database is away");
-                    outcome_unknown = true;
+                    self.consumer.pause();
+                    is_another_try = true;
                 }
                 Err(error) => {
                     // The relay tries again what is due; the doorbells have served.
                     tracing::error!(%error, "claim refused");
                     shutdown.run_until_cancelled(sleep(OUTAGE_PAUSE)).await?;
-                    return Some(Batch { claimed: Vec::new(), expired: Vec::new(), since });
+                    return Some(Batch { found: Found::default(), lease: Lease::since(this_try, lease) });
                 }
             }
             shutdown.run_until_cancelled(sleep(OUTAGE_PAUSE)).await?;

@@ -2,7 +2,8 @@
 //! writes it down. Any number of dispatchers share one database and one queue.
 //!
 //! One attempt's way through the files: `intake` takes a doorbell or a due row and claims it → `attempt`
-//! signs (`signer`), sends (`sender`, `resolver`) and settles (`settle`) it → `finisher` records it in a batch.
+//! signs (`signer`), sends (`sender`, `resolver`) and settles (`settle`) it → `finisher` records it in a batch. What
+//! each of them does to the database, and what it decides, is in `steps`.
 
 mod attempt;
 mod finisher;
@@ -12,16 +13,18 @@ mod resolver;
 mod sender;
 mod settle;
 mod signer;
+pub mod steps;
 
+pub use outcome::{Answer, Outcome};
 pub use settle::RetryPolicy;
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use queue::Consumer;
 use store::{Keyring, Store};
 use thiserror::Error;
-use tokio::sync::{Semaphore, mpsc};
+use tokio::sync::{Semaphore, mpsc, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -56,6 +59,29 @@ pub struct Dispatcher {
     pub egress: egress::Policy,
     /// How it works.
     pub settings: Settings,
+    /// Beats as long as it works.
+    pub pulse: Pulse,
+}
+
+/// When a dispatcher last claimed, or found nothing to claim, or recorded results. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Pulse(watch::Sender<Instant>);
+
+impl Default for Pulse {
+    fn default() -> Pulse {
+        Pulse(watch::Sender::new(Instant::now()))
+    }
+}
+
+impl Pulse {
+    fn beat(&self) {
+        self.0.send_replace(Instant::now());
+    }
+
+    /// When it last beat.
+    pub fn last_beat(&self) -> Instant {
+        *self.0.borrow()
+    }
 }
 
 /// Why a dispatcher could not start, or go on.
@@ -75,18 +101,29 @@ const BATCH: usize = 256;
 /// How long to wait before a database that is away is asked again.
 const OUTAGE_PAUSE: Duration = Duration::from_millis(250);
 
+/// A place where a build for failure tests can be made to stop: the variable `FAILPOINTS=claimed=return` sends the
+/// process SIGSTOP there.
+fn failpoint(_name: &'static str) {
+    #[cfg(feature = "failpoints")]
+    fail::fail_point!(_name, |_| {
+        let stopped = rustix::process::kill_process(rustix::process::getpid(), rustix::process::Signal::STOP);
+        tracing::warn!(?stopped, "stopped at a failpoint");
+    });
+}
+
 impl Dispatcher {
     /// Works until `shutdown`, then claims nothing more and finishes what is in flight, for at most `drain`.
     pub async fn run(self, consumer: Consumer, shutdown: CancellationToken) -> Result<(), DispatcherError> {
-        let sender = Sender::new(&self.settings, self.egress)?;
+        let sender = Sender::new(&self.settings, self.egress, self.store.clock().clone())?;
         let signer = Signer::new(self.store.clone(), self.keyring);
         let (results, finished) = mpsc::channel(BATCH);
         // Without its finisher a dispatcher must not go on sending.
         let stop = shutdown.child_token();
         let finisher = tokio::spawn({
             let (store, guard) = (self.store.clone(), stop.clone().drop_guard());
+            let pulse = self.pulse.clone();
             async move {
-                finisher::run(store, finished).await;
+                finisher::run(store, finished, pulse).await;
                 drop(guard);
             }
         });
@@ -109,6 +146,7 @@ impl Dispatcher {
             lease: self.settings.lease,
             attempts,
             in_flight: in_flight.clone(),
+            pulse: self.pulse,
         };
         let abort = finisher.abort_handle();
         let work = async {

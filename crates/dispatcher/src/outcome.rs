@@ -5,7 +5,7 @@ use store::Failure;
 
 /// The outcome of an attempt.
 #[derive(Clone, Debug, PartialEq)]
-pub(crate) enum Outcome {
+pub enum Outcome {
     /// A complete response head came, whatever became of the body.
     Answered(Answer),
     /// None came, or nothing was sent.
@@ -14,16 +14,18 @@ pub(crate) enum Outcome {
 
 /// What the receiver answered.
 #[derive(Clone, Debug, PartialEq)]
-pub(crate) struct Answer {
-    pub(crate) status: u16,
+pub struct Answer {
+    /// The status code.
+    pub status: u16,
     /// The start of the body, cleaned for storing.
-    pub(crate) body: String,
+    pub body: String,
     /// The `Retry-After` header, as it came.
-    pub(crate) retry_after: Option<String>,
+    pub retry_after: Option<String>,
 }
 
 impl Outcome {
-    pub(crate) fn failed(reason: FailureReason, detail: impl Into<String>) -> Outcome {
+    /// None came, for that reason.
+    pub fn failed(reason: FailureReason, detail: impl Into<String>) -> Outcome {
         Outcome::Failed(Failure { reason, detail: detail.into() })
     }
 }

@@ -1,25 +1,33 @@
 //! One HTTP exchange: sign, POST, read the start of the answer, all under one budget (contract section 2).
 
 use std::error::Error as _;
+use std::pin::Pin;
 use std::sync::Arc;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
+use bytes::Bytes;
 use contracts::{FailureReason, SigningSecret, Timestamp, sign};
 use egress::{Policy, TargetUrl};
+use http_body::{Frame, SizeHint};
+use reqwest::Body;
 use reqwest::header::{CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue, RETRY_AFTER};
-use store::Claimed;
+use store::{Claimed, Clock};
+use thiserror::Error;
 use tokio::time::{Instant, timeout_at};
 use uuid::Uuid;
 
 use crate::Settings;
 use crate::outcome::{Answer, BODY_KEPT, Outcome, kept_body};
 use crate::resolver::{ResolveError, Resolver};
+use crate::steps::refuse;
 
 /// Sends attempts. One client with one pool of connections for all of them.
 pub(crate) struct Sender {
     client: reqwest::Client,
     policy: Arc<Policy>,
     timeout: Duration,
+    clock: Clock,
 }
 
 /// A body longer than this is not read to its end, which costs its connection.
@@ -33,7 +41,7 @@ const WEBHOOK_SIGNATURE: HeaderName = HeaderName::from_static("webhook-signature
 const REDIAL_ATTEMPT: HeaderName = HeaderName::from_static("redial-attempt");
 
 impl Sender {
-    pub(crate) fn new(settings: &Settings, policy: Policy) -> Result<Sender, reqwest::Error> {
+    pub(crate) fn new(settings: &Settings, policy: Policy, clock: Clock) -> Result<Sender, reqwest::Error> {
         // Fails only when some other part of the process has chosen a provider before, which serves as well.
         let _ = rustls::crypto::ring::default_provider().install_default();
         let policy = Arc::new(policy);
@@ -50,31 +58,37 @@ impl Sender {
             .no_proxy()
             .referer(false)
             .build()?;
-        Ok(Sender { client, policy, timeout: settings.timeout })
+        Ok(Sender { client, policy, timeout: settings.timeout, clock })
     }
 
-    /// Sends one attempt. `request_id` is what the receiver sees as `Runflow-Request-Id`.
+    /// Sends one attempt, if its budget allows that before `send_before` on the clock's monotonic time. `request_id`
+    /// is what the receiver sees as `Runflow-Request-Id`.
     pub(crate) async fn send(
         &self,
         claimed: &Claimed,
         secret: Option<&SigningSecret>,
-        now: Timestamp,
+        send_before: Duration,
         request_id: Uuid,
     ) -> Outcome {
-        let target = match TargetUrl::parse(&claimed.callback_url) {
+        let target = match refuse(&claimed.callback_url, &self.policy) {
             Ok(target) => target,
-            Err(error) => return Outcome::failed(FailureReason::InvalidUrl, error.to_string()),
+            Err(outcome) => return outcome,
         };
-        // The client does not resolve IP literals, so the resolver never sees them.
-        if let Err(refused) = self.policy.judge_url(&target) {
-            return Outcome::failed(FailureReason::BlockedAddress, refused.to_string());
+        let began = self.clock.monotonic();
+        if began >= send_before {
+            return not_sent();
         }
         let deadline = Instant::now() + self.timeout;
+        let body = TimelyBody {
+            payload: Some(claimed.payload.clone().into()),
+            clock: self.clock.clone(),
+            write_before: began + self.timeout,
+        };
         let request = self
             .client
             .post(target.url().clone())
-            .headers(headers(claimed, secret, now, request_id))
-            .body(claimed.payload.clone());
+            .headers(headers(claimed, secret, self.clock.now(), request_id))
+            .body(Body::wrap(body));
         let mut response = match timeout_at(deadline, request.send()).await {
             Ok(Ok(response)) => response,
             Ok(Err(error)) => return failed(&error, &target),
@@ -97,6 +111,49 @@ impl Sender {
             body.extend_from_slice(&chunk[..chunk.len().min(room)]);
         }
         Outcome::Answered(Answer { status, body: kept_body(&body), retry_after })
+    }
+}
+
+/// An attempt that its dispatcher came to too late.
+fn not_sent() -> Outcome {
+    let detail = "not sent: the dispatcher stalled until too little was left of the attempt's lease";
+    Outcome::failed(FailureReason::Timeout, detail)
+}
+
+/// A payload that refuses to be written too late. It is asked for in the same step that writes the request's head, so
+/// a process that was stopped while it connected, or at any moment before, sends nothing when it goes on.
+struct TimelyBody {
+    payload: Option<Bytes>,
+    clock: Clock,
+    /// On the clock's monotonic time.
+    write_before: Duration,
+}
+
+/// What [`TimelyBody`] refuses with.
+#[derive(Debug, Error)]
+#[error("too late to be sent")]
+struct TooLate;
+
+impl http_body::Body for TimelyBody {
+    type Data = Bytes;
+    type Error = TooLate;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        _: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, TooLate>>> {
+        if self.clock.monotonic() >= self.write_before {
+            return Poll::Ready(Some(Err(TooLate)));
+        }
+        Poll::Ready(self.payload.take().map(|payload| Ok(Frame::data(payload))))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.payload.is_none()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        SizeHint::with_exact(self.payload.as_ref().map_or(0, |payload| payload.len() as u64))
     }
 }
 
@@ -134,6 +191,9 @@ fn failed(error: &reqwest::Error, target: &TargetUrl) -> Outcome {
         if let Some(tls) = tls_error(cause) {
             return Outcome::failed(FailureReason::TlsError, format!("no TLS session: {tls}"));
         }
+        if cause.is::<TooLate>() {
+            return not_sent();
+        }
         causes.push(cause.to_string());
         next = cause.source();
     }
@@ -157,4 +217,28 @@ fn tls_error<'e>(cause: &'e (dyn std::error::Error + 'static)) -> Option<&'e rus
 
 fn humane(duration: Duration) -> String {
     format!("{} s", duration.as_secs_f64())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Read;
+    use std::net::TcpListener;
+
+    use super::*;
+
+    /// As after a SIGSTOP between connecting and writing.
+    #[tokio::test]
+    async fn what_is_too_late_when_it_would_be_written_is_not_written() {
+        let _ = rustls::crypto::ring::default_provider().install_default();
+        let receiver = TcpListener::bind("127.0.0.1:0").unwrap();
+        let url = format!("http://{}/", receiver.local_addr().unwrap());
+        let clock = Clock::manual(Timestamp::from_micros(1_000_000));
+        let body = TimelyBody { payload: Some("{}".into()), write_before: clock.monotonic(), clock };
+        let client = reqwest::Client::builder().no_proxy().build().unwrap();
+        let error = client.post(&url).body(Body::wrap(body)).send().await.unwrap_err();
+        assert_eq!(failed(&error, &TargetUrl::parse(&url).unwrap()), not_sent());
+        let mut received = Vec::new();
+        receiver.accept().unwrap().0.read_to_end(&mut received).unwrap();
+        assert_eq!(received, b"", "not even the head");
+    }
 }

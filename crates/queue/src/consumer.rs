@@ -15,7 +15,15 @@ use tracing::debug;
 pub struct Consumer {
     messages: mpsc::Receiver<Message>,
     stats: watch::Receiver<ConsumerStats>,
+    paused: watch::Sender<bool>,
     shutdown: CancellationToken,
+}
+
+/// What a broker's task needs of its consumer.
+pub(crate) struct Forwarding {
+    pub(crate) messages: mpsc::Sender<Message>,
+    pub(crate) stats: watch::Sender<ConsumerStats>,
+    pub(crate) paused: watch::Receiver<bool>,
 }
 
 /// How a consumer fares.
@@ -23,6 +31,12 @@ pub struct Consumer {
 pub struct ConsumerStats {
     /// Whether doorbells can be heard now.
     pub connected: bool,
+    /// When the consuming channel last gave a sign of life. In process it needs none.
+    pub alive_at: Option<Instant>,
+    /// Whether the consumer has asked not to be given any.
+    pub paused: bool,
+    /// Messages in the parked queue, as last heard: given out too often, for a person to look at.
+    pub parked: u32,
     /// How often it has connected to the broker.
     pub connects: u64,
     /// Messages that were no job this version knows. They are acknowledged and forgotten.
@@ -42,18 +56,31 @@ pub struct Message {
 impl Consumer {
     pub(crate) fn in_process(messages: mpsc::Receiver<Message>) -> Consumer {
         let stats = ConsumerStats { connected: true, ..ConsumerStats::default() };
-        Consumer { messages, stats: watch::channel(stats).1, shutdown: CancellationToken::new() }
+        let (paused, _) = watch::channel(false);
+        Consumer { messages, stats: watch::channel(stats).1, paused, shutdown: CancellationToken::new() }
     }
 
-    /// A consumer of what a broker's task forwards, and the two ends that task needs.
-    pub(crate) fn forwarded(
-        prefetch: u16,
-        shutdown: CancellationToken,
-    ) -> (Consumer, mpsc::Sender<Message>, watch::Sender<ConsumerStats>) {
+    /// A consumer of what a broker's task forwards, and the ends that task needs.
+    pub(crate) fn forwarded(prefetch: u16, shutdown: CancellationToken) -> (Consumer, Forwarding) {
         // The broker's prefetch is the bound; with room for all of it the task never waits here.
         let (forward, messages) = mpsc::channel(usize::from(prefetch));
         let (stats, watched) = watch::channel(ConsumerStats::default());
-        (Consumer { messages, stats: watched, shutdown }, forward, stats)
+        let (pause, paused) = watch::channel(false);
+        let consumer = Consumer { messages, stats: watched, paused: pause, shutdown };
+        (consumer, Forwarding { messages: forward, stats, paused })
+    }
+
+    /// Stops listening until [`Consumer::resume`]: a broker gives what was not acknowledged to others.
+    pub fn pause(&mut self) {
+        if !self.paused.send_replace(true) {
+            // A broker gives these out again; in process the relay serves them.
+            while self.messages.try_recv().is_ok() {}
+        }
+    }
+
+    /// Listens again.
+    pub fn resume(&mut self) {
+        self.paused.send_if_modified(|paused| std::mem::replace(paused, false));
     }
 
     /// The next message; none once the queue is shut down and its connection closed. Cancel-safe.

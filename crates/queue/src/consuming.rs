@@ -1,66 +1,97 @@
 //! The task that consumes doorbells from RabbitMQ.
 
 use std::convert::Infallible;
+use std::time::{Duration, Instant};
 
 use contracts::{Job, JobError};
 use futures_util::StreamExt;
 use lapin::options::{BasicCancelOptions, BasicConsumeOptions, BasicQosOptions};
 use lapin::types::FieldTable;
 use tokio::sync::{mpsc, watch};
-use tokio::time::timeout;
+use tokio::time::{MissedTickBehavior, interval, timeout};
 use tokio_util::sync::CancellationToken;
-use tracing::{info, warn};
+use tracing::{debug, info, warn};
 
 use crate::backoff::Backoff;
-use crate::consumer::ack;
+use crate::consumer::{Forwarding, ack};
 use crate::session::{Lost, PATIENCE, Session};
 use crate::{Broker, ConsumerStats, Message};
 
 /// The consumer's name on its channel, where it is the only one.
 const TAG: &str = "redial";
 
+/// How often the consuming channel is asked for a sign of life.
+const HEARTBEAT: Duration = Duration::from_secs(5);
+
 /// Consumes until `shutdown`, or until the consumer is dropped.
 pub(crate) async fn run(
     broker: Broker,
     prefetch: u16,
-    messages: mpsc::Sender<Message>,
-    stats: watch::Sender<ConsumerStats>,
+    mut forwarding: Forwarding,
     shutdown: CancellationToken,
 ) {
-    let stop = async {
-        tokio::select! {
-            () = shutdown.cancelled() => {}
-            () = messages.closed() => {}
-        }
-    };
-    let mut stop = std::pin::pin!(stop);
     let mut backoff = Backoff::new();
     loop {
-        let opened = tokio::select! {
-            () = &mut stop => return,
-            opened = Session::open(&broker, "redial dispatcher") => opened,
-        };
-        let ended = match opened {
-            Err(lost) => Err(lost),
-            Ok(session) => tokio::select! {
-                () = &mut stop => {
-                    // By the time this is answered, acknowledgements handed over before it are written.
-                    let cancel = session.channel.basic_cancel(TAG.into(), BasicCancelOptions::default());
-                    let _ = timeout(PATIENCE, cancel).await;
-                    session.close().await;
-                    Ok(())
+        let listened = listen(&broker, prefetch, &mut forwarding, &shutdown).await;
+        forwarding.stats.send_modify(|stats| stats.connected = false);
+        match listened {
+            Ok(Ended::Paused) => debug!(%broker, "not consuming, asked to pause"),
+            Ok(Ended::Stopped) => return,
+            Err(lost) => {
+                warn!(%broker, reason = %lost, "not consuming, connecting again");
+                tokio::select! {
+                    () = stopped(&shutdown, &forwarding.messages) => return,
+                    () = backoff.wait() => {}
                 }
-                Err(lost) = consume(&broker, &session, prefetch, &messages, &stats) => Err(lost),
-            },
-        };
-        stats.send_modify(|stats| stats.connected = false);
-        let Err(lost) = ended else { return };
-        warn!(%broker, reason = %lost, "not consuming, connecting again");
-        tokio::select! {
-            () = &mut stop => return,
-            () = backoff.wait() => {}
+            }
         }
     }
+}
+
+/// Waits until nobody wants to hear any more.
+async fn stopped(shutdown: &CancellationToken, messages: &mpsc::Sender<Message>) {
+    tokio::select! {
+        () = shutdown.cancelled() => {}
+        () = messages.closed() => {}
+    }
+}
+
+/// Why listening ended without anything having gone wrong.
+enum Ended {
+    Paused,
+    Stopped,
+}
+
+/// One session, from when it is wanted until it is lost or not wanted any more.
+async fn listen(
+    broker: &Broker,
+    prefetch: u16,
+    forwarding: &mut Forwarding,
+    shutdown: &CancellationToken,
+) -> Result<Ended, Lost> {
+    let Forwarding { messages, stats, paused } = forwarding;
+    let set_paused = |paused| stats.send_modify(|stats| stats.paused = paused);
+    set_paused(*paused.borrow());
+    let open = async {
+        // It fails when the consumer is dropped, which is what `stopped` waits for.
+        let _ = paused.wait_for(|paused| !paused).await;
+        set_paused(false);
+        Session::open(broker, "redial dispatcher").await
+    };
+    let session = tokio::select! {
+        () = stopped(shutdown, messages) => return Ok(Ended::Stopped),
+        session = open => session?,
+    };
+    let ended = tokio::select! {
+        () = stopped(shutdown, messages) => Ended::Stopped,
+        Ok(_) = paused.wait_for(|paused| *paused) => Ended::Paused,
+        Err(lost) = consume(broker, &session, prefetch, messages, stats) => return Err(lost),
+    };
+    // By the time this is answered, acknowledgements handed over before it are written.
+    let cancel = session.channel.basic_cancel(TAG.into(), BasicCancelOptions::default());
+    let _ = timeout(PATIENCE, cancel).await;
+    session.close().await;
+    Ok(ended)
 }
 
 /// Forwards messages until the session is lost.
@@ -78,8 +109,27 @@ async fn consume(
     let mut deliveries = timeout(PATIENCE, consume).await??;
     stats.send_modify(|stats| (stats.connected, stats.connects) = (true, stats.connects + 1));
     info!(%broker, prefetch, "consuming");
-    while let Some(delivery) = deliveries.next().await {
-        let delivery = delivery?;
+    let mut heartbeat = interval(HEARTBEAT);
+    heartbeat.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    // Messages waited at the last heartbeat, we had room for them, and none has come since.
+    let mut is_passed_over = false;
+    loop {
+        let delivery = tokio::select! {
+            delivery = deliveries.next() => delivery.ok_or(Lost::Cancelled)??,
+            _ = heartbeat.tick() => {
+                let depth = session.depth(broker).await?;
+                alert_of_parked(broker, stats, depth.parked);
+                let has_room = messages.capacity() == messages.max_capacity();
+                let waits = depth.waiting > 0 && has_room;
+                if depth.consumers == 0 || (waits && is_passed_over) {
+                    return Err(Lost::Cancelled);
+                }
+                is_passed_over = waits;
+                stats.send_modify(|stats| stats.alive_at = Some(Instant::now()));
+                continue;
+            }
+        };
+        is_passed_over = false;
         match Job::decode(&delivery.data) {
             // This fails only when the consumer is dropped, which ends the task.
             Ok(job) => drop(messages.send(Message::heard(job, delivery.acker)).await),
@@ -90,7 +140,15 @@ async fn consume(
             }
         }
     }
-    Err(Lost::Cancelled)
+}
+
+/// Parked messages are nobody's work: their deliveries are served by the relay. But something ended every connection
+/// they were given to, which a person should know.
+fn alert_of_parked(broker: &Broker, stats: &watch::Sender<ConsumerStats>, parked: u32) {
+    let changed = stats.send_if_modified(|stats| std::mem::replace(&mut stats.parked, parked) != parked);
+    if changed && parked > 0 {
+        warn!(%broker, parked, queue = broker.parked, "messages are parked: they were given out too often");
+    }
 }
 
 /// Why a message is no job, without quoting from it.

@@ -47,8 +47,8 @@ impl Broker {
     pub fn consumer(&self, prefetch: u16, shutdown: CancellationToken) -> Consumer {
         // Zero would mean "without limit" to the broker.
         let prefetch = prefetch.max(1);
-        let (consumer, messages, stats) = Consumer::forwarded(prefetch, shutdown.clone());
-        tokio::spawn(consuming::run(self.clone(), prefetch, messages, stats, shutdown));
+        let (consumer, forwarding) = Consumer::forwarded(prefetch, shutdown.clone());
+        tokio::spawn(consuming::run(self.clone(), prefetch, forwarding, shutdown));
         consumer
     }
 

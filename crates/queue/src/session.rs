@@ -41,6 +41,16 @@ pub(crate) struct Session {
     _socket: Socket,
 }
 
+/// How full the queues are.
+pub(crate) struct Depth {
+    /// Messages that are ready to be given out.
+    pub(crate) waiting: u32,
+    /// Consumers of all connections.
+    pub(crate) consumers: u32,
+    /// Messages in the parked queue.
+    pub(crate) parked: u32,
+}
+
 impl Session {
     /// Connects and declares the queues. `name` is how the broker shows the connection.
     pub(crate) async fn open(broker: &Broker, name: &str) -> Result<Session, Lost> {
@@ -63,6 +73,19 @@ impl Session {
             timeout(PATIENCE, delete).await??;
         }
         Ok(())
+    }
+
+    /// Asks how full the queues are. Nothing to ask after, or no answer in time, means that the session is lost.
+    pub(crate) async fn depth(&self, broker: &Broker) -> Result<Depth, Lost> {
+        let passive = QueueDeclareOptions { passive: true, ..QueueDeclareOptions::default() };
+        let ask = |queue: &str| self.channel.queue_declare(queue.into(), passive, FieldTable::default());
+        let queue = timeout(PATIENCE, ask(&broker.queue)).await??;
+        let parked = timeout(PATIENCE, ask(&broker.parked)).await??;
+        Ok(Depth {
+            waiting: queue.message_count(),
+            consumers: queue.consumer_count(),
+            parked: parked.message_count(),
+        })
     }
 
     /// Closes the connection; whatever it held unacknowledged goes back at once.

@@ -4,8 +4,9 @@ use std::net::{SocketAddr, TcpListener};
 use std::path::Path;
 
 use anyhow::{Context, Result};
+use api::Readiness;
 use contracts::{OrgId, Scopes, SigningSecret};
-use dispatcher::Dispatcher;
+use dispatcher::{Dispatcher, Pulse};
 use store::{AcceptPolicy, DatabaseUrl, Keyring, Store};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
@@ -57,6 +58,7 @@ impl Stack {
         let shutdown = CancellationToken::new();
         let (publisher, consumer) = queue::in_process(QUEUE_CAPACITY);
         let api = api::Api {
+            readiness: Readiness::of_database(&options.store, shutdown.clone()),
             store: options.store.clone(),
             publisher,
             egress: options.egress.clone(),
@@ -70,6 +72,7 @@ impl Stack {
             keyring: options.keyring,
             egress: options.egress,
             settings: options.dispatcher,
+            pulse: Pulse::default(),
         };
         tokio::spawn({
             let (store, shutdown) = (dispatcher.store.clone(), shutdown.clone());

@@ -1,7 +1,7 @@
 //! The one source of time: it follows the database's clock, so that many hosts agree on when something is due.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicI64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 use std::time::Duration;
 
 use contracts::Timestamp;
@@ -12,8 +12,8 @@ use rustix::time::{ClockId, clock_gettime};
 pub struct Clock(Arc<Source>);
 
 enum Source {
-    /// Microseconds to add to the time since boot.
-    System { offset: AtomicI64 },
+    /// Microseconds to add to the time since boot, and whether they come from a database.
+    System { offset: AtomicI64, is_aligned: AtomicBool },
     /// The moment a test has set, in microseconds since 1970.
     Manual(AtomicI64),
 }
@@ -24,7 +24,10 @@ const SLOWEST_SAMPLE: Duration = Duration::from_millis(100);
 impl Clock {
     /// This host's clock, until [`Clock::align`] is told better.
     pub fn system() -> Clock {
-        Clock(Arc::new(Source::System { offset: AtomicI64::new(host_offset()) }))
+        Clock(Arc::new(Source::System {
+            offset: AtomicI64::new(host_offset()),
+            is_aligned: AtomicBool::new(false),
+        }))
     }
 
     /// A clock that stands still until it is set.
@@ -35,7 +38,7 @@ impl Clock {
     /// The present moment.
     pub fn now(&self) -> Timestamp {
         Timestamp::from_micros(match &*self.0 {
-            Source::System { offset } => micros(since_boot()) + offset.load(Ordering::Relaxed),
+            Source::System { offset, .. } => micros(since_boot()) + offset.load(Ordering::Relaxed),
             Source::Manual(now) => now.load(Ordering::Relaxed),
         })
     }
@@ -57,19 +60,22 @@ impl Clock {
 
     /// Takes over this host's time, which may have been set since.
     pub fn align_with_host(&self) {
-        if let Source::System { offset } = &*self.0 {
+        if let Source::System { offset, .. } = &*self.0 {
             offset.store(host_offset(), Ordering::Relaxed);
         }
     }
 
     /// Takes over the database's time: it said `theirs` between `asked` and `answered` of [`Clock::monotonic`].
-    /// Answers whether the sample was good enough to use.
+    /// Answers whether the sample was good enough to use. The first one is, however slow: this host's own clock may be
+    /// a day off.
     pub fn align(&self, theirs: Timestamp, asked: Duration, answered: Duration) -> bool {
-        let Source::System { offset } = &*self.0 else { return false };
+        let Source::System { offset, is_aligned } = &*self.0 else { return false };
         let round_trip = answered.saturating_sub(asked);
-        if round_trip > SLOWEST_SAMPLE {
+        let is_slow = round_trip > SLOWEST_SAMPLE;
+        if is_aligned.load(Ordering::Relaxed) && is_slow {
             return false;
         }
+        is_aligned.store(!is_slow, Ordering::Relaxed);
         offset.store(theirs.as_micros() - micros(asked + round_trip / 2), Ordering::Relaxed);
         true
     }
@@ -96,13 +102,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_quick_sample_moves_the_clock_and_a_slow_one_does_not() {
-        let clock = Clock::system();
-        let day_ahead = clock.now() + Duration::from_secs(86_400);
+    fn a_slow_sample_is_used_only_while_there_is_no_better_one() {
+        let (clock, slow) = (Clock::system(), Duration::from_secs(2));
         let asked = clock.monotonic();
-        assert!(!clock.align(day_ahead, asked, asked + Duration::from_millis(500)));
-        assert!(clock.now() < day_ahead);
+        let day_ahead = clock.now() + Duration::from_secs(86_400);
+        assert!(clock.align(day_ahead, asked, asked + slow));
+        assert!(clock.now() >= day_ahead - slow);
         assert!(clock.align(day_ahead, asked, asked));
-        assert!(clock.now() >= day_ahead);
+        assert!(!clock.align(day_ahead + Duration::from_secs(86_400), asked, asked + slow));
+        assert!(clock.now() < day_ahead + Duration::from_secs(60));
     }
 }

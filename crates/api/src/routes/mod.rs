@@ -120,13 +120,19 @@ pub(crate) fn configure(app: &mut ServiceConfig) {
         ("/openapi.json", web::to(openapi::show)),
         ("/docs", web::to(openapi::to_page)),
         ("/docs/{file:.*}", web::to(openapi::page)),
+        ready(),
     ];
     put(app, table(), described);
 }
 
-/// The same with nothing but the health call.
+/// The same with nothing but what tells of health.
 pub(crate) fn configure_health(app: &mut ServiceConfig) {
-    put(app, vec![health()], []);
+    put(app, vec![health()], [ready()]);
+}
+
+/// For operators; not part of the contract.
+fn ready() -> (&'static str, Route) {
+    ("/health/ready", web::to(health::show_ready))
 }
 
 fn put<const N: usize>(app: &mut ServiceConfig, table: Vec<Operation>, more: [(&'static str, Route); N]) {

@@ -3,7 +3,7 @@
 use std::net::{SocketAddr, TcpListener};
 use std::time::Duration;
 
-use api::{Api, Limits};
+use api::{Api, Limits, Readiness};
 use contracts::{
     AttemptId, ClaimId, DeliveryId, FailureReason, Job, OrgId, PayloadFormat, RunId, Scopes, Timestamp,
 };
@@ -87,7 +87,9 @@ impl TestApi {
         let clock = Clock::manual(Timestamp::parse("2026-01-02T03:04:05.678Z").unwrap());
         let store = Store::open_with_clock(url, CONNECTIONS, clock.clone()).await.unwrap();
         let (publisher, queue) = queue::in_process(100);
+        let shutdown = CancellationToken::new();
         let api = Api {
+            readiness: Readiness::of_database(&store, shutdown.clone()),
             store: store.clone(),
             publisher,
             egress: egress::Policy::default(),
@@ -98,7 +100,6 @@ impl TestApi {
         };
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let addr = listener.local_addr().unwrap();
-        let shutdown = CancellationToken::new();
         let server = tokio::spawn(api::run(listener, api, 2, shutdown.clone()));
         let client = reqwest::Client::builder().no_proxy().build().unwrap();
         let (org, token) = organization(&store, Scopes::All).await;

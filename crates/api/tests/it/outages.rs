@@ -32,6 +32,22 @@ async fn without_its_database_the_api_asks_to_come_again() {
     assert_eq!(api.get("/v1/health").await.status, 200);
 }
 
+/// PostgreSQL only, as above.
+#[tokio::test]
+async fn without_its_database_the_api_is_not_ready_and_says_why() {
+    let mut api = TestApi::start(Engine::Postgres).await;
+    api.lose_database();
+    let reply = loop {
+        let reply = api.get("/health/ready").await;
+        if reply.status != 200 {
+            break reply;
+        }
+    };
+    assert_eq!(reply.error(), (503, "SERVICE_UNAVAILABLE".into()));
+    let message = reply.json()["message"].as_str().unwrap().to_owned();
+    assert!(message.starts_with("the database has not answered for "), "{message}");
+}
+
 async fn an_internal_error_says_nothing_of_its_cause(mut api: TestApi) {
     api.delivered_run().await;
     let delivery = api.record().await.1.remove(0);

@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use contracts::{Delivery, DeliveryId, Destination, Job, OrgId, RunId, SigningSecret};
-use dispatcher::{Dispatcher, DispatcherError, RetryPolicy, Settings};
+use dispatcher::{Dispatcher, DispatcherError, Pulse, RetryPolicy, Settings};
 use queue::Publisher;
 use receiver::{Received, Receiver};
 use store::{AcceptPolicy, Accepted, Deliver, Keyring, RecordedRun, Redelivery, Store, StoreError};
@@ -83,8 +83,13 @@ impl Harness {
     pub(crate) fn dispatch_under(&self, settings: Settings, egress: egress::Policy) -> Running {
         let (publisher, consumer) = queue::in_process(64);
         let shutdown = CancellationToken::new();
-        let dispatcher =
-            Dispatcher { store: self.store.clone(), keyring: self.keyring.clone(), egress, settings };
+        let dispatcher = Dispatcher {
+            store: self.store.clone(),
+            keyring: self.keyring.clone(),
+            egress,
+            settings,
+            pulse: Pulse::default(),
+        };
         let task = tokio::spawn(dispatcher.run(consumer, shutdown.clone()));
         Running { publisher, shutdown, task }
     }

@@ -82,7 +82,7 @@ async fn a_send_that_could_outlive_its_lease_is_not_begun(engine: Engine) {
     let running = harness.dispatch(stalled);
     running.publisher.ring(harness.job(delivery.id, 1));
     let recorded = harness.delivery_when(delivery.id, |delivery| !delivery.attempts.is_empty()).await;
-    assert!(recorded.attempts[0].error_message.as_ref().unwrap().starts_with("outcome_unknown: "));
+    assert!(recorded.attempts[0].error_message.as_ref().unwrap().starts_with("timeout: not sent: "));
     running.stop().await;
     assert_eq!(harness.receiver.posts(), 0);
 }

@@ -108,6 +108,24 @@ async fn messages_not_acknowledged_come_back_when_the_consumer_is_dropped() {
 }
 
 #[tokio::test]
+async fn a_paused_consumer_leaves_its_messages_to_others_until_it_is_resumed() {
+    let rabbit = Rabbit::new().await;
+    let publisher = rabbit.publisher().await;
+    let mut paused = rabbit.consumer(10).await;
+    let job = job();
+    publisher.ring(job.clone());
+    let unanswered = heard(&mut paused).await;
+    paused.pause();
+    let mut other = rabbit.consumer(10).await;
+    let message = heard(&mut other).await;
+    assert_eq!(message.job, job);
+    unanswered.ack(); // on a connection that is gone: nothing happens
+    drop((message, other));
+    paused.resume();
+    assert_eq!(heard(&mut paused).await.job, job);
+}
+
+#[tokio::test]
 async fn acknowledged_messages_do_not_come_back() {
     let rabbit = Rabbit::new().await;
     let (publisher, mut first) = (rabbit.publisher().await, rabbit.consumer(1).await);

@@ -4,6 +4,7 @@ use std::net::TcpListener;
 use std::num::NonZeroUsize;
 
 use anyhow::Context;
+use api::Readiness;
 use tokio_util::sync::CancellationToken;
 
 use crate::commands::service;
@@ -26,6 +27,7 @@ pub(crate) async fn run(settings: &Settings) -> anyhow::Result<()> {
     let publisher_shutdown = CancellationToken::new();
     let publisher = broker.publisher(publisher_shutdown.clone());
     let api = api::Api {
+        readiness: Readiness::of_database(&store, shutdown.clone()),
         store,
         publisher: publisher.clone(),
         egress: settings.egress_policy(),
