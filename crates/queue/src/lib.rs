@@ -17,7 +17,7 @@ mod session;
 pub use broker::{Broker, BrokerError};
 pub use consumer::{Consumer, ConsumerStats, Message};
 pub use publisher::{Publisher, PublisherStats};
-pub use session::Lost;
+pub use session::{Depth, Lost};
 
 use tokio_util::sync::CancellationToken;
 
@@ -50,6 +50,14 @@ impl Broker {
         let (consumer, forwarding) = Consumer::forwarded(prefetch, shutdown.clone());
         tokio::spawn(consuming::run(self.clone(), prefetch, forwarding, shutdown));
         consumer
+    }
+
+    /// How full the queues are. Declares them when they are not there.
+    pub async fn depth(&self) -> Result<Depth, Lost> {
+        let session = session::Session::open(self, "redial").await?;
+        let depth = session.depth(self).await;
+        session.close().await;
+        depth
     }
 
     /// Deletes the queue and its parked queue with all that is in them: for queues made for one occasion, such

@@ -42,13 +42,14 @@ pub(crate) struct Session {
 }
 
 /// How full the queues are.
-pub(crate) struct Depth {
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Depth {
     /// Messages that are ready to be given out.
-    pub(crate) waiting: u32,
+    pub waiting: u32,
     /// Consumers of all connections.
-    pub(crate) consumers: u32,
+    pub consumers: u32,
     /// Messages in the parked queue.
-    pub(crate) parked: u32,
+    pub parked: u32,
 }
 
 impl Session {

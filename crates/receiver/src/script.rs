@@ -24,6 +24,7 @@ A scripted callback receiver. POST to:
   /redirect               302 to /ok
   /gone                   410
   /reset                  closes the connection without an answer
+  /mixed                  of ten requests six 200, one 503, one 200 after a second, one after thirty, one reset
 
 Any query string is allowed. Everything else is answered 404.
 ";
@@ -44,6 +45,7 @@ pub(crate) enum Script {
     Redirect,
     Gone,
     Reset,
+    Mixed,
     /// A mistake in the caller's set-up, which must show.
     Unknown,
 }
@@ -61,6 +63,7 @@ impl Script {
                 "redirect" => Self::Redirect,
                 "gone" => Self::Gone,
                 "reset" => Self::Reset,
+                "mixed" => Self::Mixed,
                 _ => return None,
             },
             Some((name, argument)) => match name {
@@ -78,6 +81,20 @@ impl Script {
         })
     }
 
+    /// What a mixture comes to this time.
+    pub(crate) fn drawn(self) -> Self {
+        if self != Self::Mixed {
+            return self;
+        }
+        match rand::random_range(0..10) {
+            0..6 => Self::Ok,
+            6 => Self::Status(StatusCode::SERVICE_UNAVAILABLE),
+            7 => Self::Hang(1),
+            8 => Self::Hang(30),
+            _ => Self::Reset,
+        }
+    }
+
     /// The status to answer with. `earlier` counts this request and tells how many of the same webhook-id came
     /// before it; it is asked only where that matters.
     pub(crate) fn status(self, earlier: impl FnOnce() -> u32) -> Option<StatusCode> {
@@ -90,6 +107,8 @@ impl Script {
             Self::Gone => StatusCode::GONE,
             Self::Unknown => StatusCode::NOT_FOUND,
             Self::Reset => return None,
+            // Acted out as one of the others.
+            Self::Mixed => StatusCode::OK,
         })
     }
 

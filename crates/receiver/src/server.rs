@@ -144,7 +144,7 @@ async fn respond(request: HttpRequest, body: Bytes, state: Data<State>) -> HttpR
         let mut response = if help { HttpResponse::Ok() } else { HttpResponse::MethodNotAllowed() };
         return response.insert_header((header::ALLOW, "POST")).content_type("text/plain").body(HELP);
     }
-    let script = Script::parse(request.path());
+    let script = Script::parse(request.path()).drawn();
     let status = script.status(|| state.count(&request));
     state.record(&request, &body, status.map(|status| status.as_u16()));
     script.answer(status).await

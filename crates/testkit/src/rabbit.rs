@@ -55,8 +55,19 @@ impl RabbitNode {
 
     /// Throws away what is in a queue.
     pub fn purge(&self, queue: &str) {
-        let output = self.control(&["purge_queue", queue]);
-        assert!(output.status.success(), "the queue is not purged: {output:?}");
+        self.command(&["purge_queue", queue]);
+    }
+
+    /// Runs a command of `rabbitmqctl` on it, and answers what it prints.
+    pub fn command(&self, arguments: &[&str]) -> String {
+        self.try_command(arguments).unwrap_or_else(|why| panic!("rabbitmqctl {arguments:?}: {why}"))
+    }
+
+    /// The same, or what it complains of.
+    pub fn try_command(&self, arguments: &[&str]) -> Result<String, String> {
+        let output = self.control(arguments);
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        if output.status.success() { Ok(text(&output.stdout)) } else { Err(text(&output.stderr)) }
     }
 
     fn wait(&self) {

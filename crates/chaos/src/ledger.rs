@@ -1,0 +1,102 @@
+//! What really arrived: the receiver's own record, independent of the database.
+
+use std::collections::HashMap;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant, SystemTime};
+
+use anyhow::Result;
+use contracts::{AttemptNumber, DeliveryId, SigningSecret, Timestamp};
+use receiver::{Received, Receiver, Verdict};
+use sha2::{Digest, Sha256};
+use tokio::sync::mpsc::unbounded_channel;
+
+/// One callback that arrived.
+#[derive(Clone, Debug)]
+pub(crate) struct Receipt {
+    pub(crate) attempt: AttemptNumber,
+    pub(crate) at: Timestamp,
+    pub(crate) body: [u8; 32],
+    pub(crate) is_valid: bool,
+    /// What `webhook-timestamp` says.
+    pub(crate) signed_at: i64,
+    /// What it was, or would be, answered with; none: the connection was closed.
+    pub(crate) answered: Option<u16>,
+}
+
+/// A receiver and its record.
+pub(crate) struct Ledger {
+    receiver: Receiver,
+    receipts: Arc<Mutex<HashMap<DeliveryId, Vec<Receipt>>>>,
+}
+
+impl Ledger {
+    /// Opens one that verifies with `secret`.
+    pub(crate) fn open(secret: SigningSecret) -> Result<Ledger> {
+        let (sink, mut arrivals) = unbounded_channel();
+        let options = receiver::Options { secrets: vec![secret], sink: Some(sink), ..Default::default() };
+        let receiver = Receiver::bind(SocketAddr::from((Ipv4Addr::LOCALHOST, 0)), options)?;
+        let receipts: Arc<Mutex<HashMap<DeliveryId, Vec<Receipt>>>> = Arc::default();
+        let kept = receipts.clone();
+        let clock = HostClock::read();
+        tokio::spawn(async move {
+            while let Some(received) = arrivals.recv().await {
+                if let Some((id, receipt)) = receipt(&received, &clock) {
+                    kept.lock().expect("no holder panics").entry(id).or_default().push(receipt);
+                }
+            }
+        });
+        Ok(Ledger { receiver, receipts })
+    }
+
+    pub(crate) fn url(&self, path: &str) -> String {
+        self.receiver.url(path)
+    }
+
+    /// How many callbacks arrived.
+    pub(crate) fn posts(&self) -> u64 {
+        self.receiver.posts()
+    }
+
+    /// Everything so far.
+    pub(crate) fn receipts(&self) -> HashMap<DeliveryId, Vec<Receipt>> {
+        self.receipts.lock().expect("no holder panics").clone()
+    }
+}
+
+/// None for what carries no `webhook-id` of ours, which [`Ledger::posts`] counts all the same.
+fn receipt(received: &Received, clock: &HostClock) -> Option<(DeliveryId, Receipt)> {
+    let header = |name| received.header(name);
+    let receipt = Receipt {
+        attempt: header("redial-attempt")?.parse().ok()?,
+        at: clock.at(received.received_at),
+        body: Sha256::digest(&received.body).into(),
+        is_valid: received.verdict == Verdict::Valid,
+        signed_at: header("webhook-timestamp")?.parse().ok()?,
+        answered: received.answered,
+    };
+    Some((header("webhook-id")?.parse().ok()?, receipt))
+}
+
+/// Turns moments of this process into moments of the host's clock, which is the database's as well.
+struct HostClock {
+    then: Instant,
+    was: Timestamp,
+}
+
+impl HostClock {
+    #[expect(clippy::disallowed_methods, reason = "a receiver is another party, with a clock of its own")]
+    fn read() -> HostClock {
+        let since_1970 = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+        HostClock { then: Instant::now(), was: Timestamp::from_micros(0) + since_1970 }
+    }
+
+    fn at(&self, moment: Instant) -> Timestamp {
+        self.was + moment.saturating_duration_since(self.then)
+    }
+}
+
+/// What this host's clock says.
+pub(crate) fn host_now() -> Timestamp {
+    HostClock::read().was + Duration::ZERO
+}

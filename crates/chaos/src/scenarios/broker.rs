@@ -1,0 +1,263 @@
+//! A broker that is away, blocked, restarted or emptied.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, ensure};
+use tokio::time::sleep;
+
+use super::{Outcome, conclude, ms, secs, waits};
+use crate::Scale;
+use crate::load::{Answers, Pace, ask};
+use crate::report::Row;
+use crate::site::{Ground, Plan, Site};
+
+/// What an answer may take when the broker is in trouble.
+const P99: Duration = Duration::from_millis(250);
+/// As fast as they are answered.
+const FLAT_OUT: Pace = Pace { clients: 32, rate: None };
+const LEASE: Duration = Duration::from_secs(60);
+/// As the queue is declared.
+const MAX_LENGTH: u32 = 10_000;
+
+fn p99(answers: &mut Answers) -> Row {
+    let p99 = answers.percentile(0.99);
+    Row::new("api's answers, p99", ms(P99), ms(p99), p99 < P99)
+}
+
+fn all_accepted(answers: &Answers, count: usize) -> Row {
+    let accepted = answers.statuses.get(&201).copied().unwrap_or(0);
+    let others = answers.others();
+    let is_good = accepted == count && answers.statuses.len() == 1 && answers.unanswered == 0;
+    Row::new("answers of 201", format!("{count} of {count}"), format!("{accepted}; {others}"), is_good)
+}
+
+/// Accepts deliveries while nobody delivers.
+async fn accept(site: &Site, count: usize, path: &str, all: &mut Answers) -> Result<()> {
+    let answers = ask(site, site.runs(count, path).await?, FLAT_OUT).await?;
+    all.accepted.extend(answers.accepted);
+    Ok(())
+}
+
+/// Loses the queue's contents, and then the queue.
+pub(crate) async fn queue_lost(ground: &mut Ground, scale: &Scale) -> Result<Outcome> {
+    let plan = Plan { name: "queue-lost", apis: 1, dispatchers: 2, settings: &[] };
+    let mut site = Site::open(ground, plan).await?;
+    let count = scale.of(10_000);
+    let (mut all, mut rows) = (Answers::default(), Vec::new());
+    for (number, command) in ["purge_queue", "delete_queue"].into_iter().enumerate() {
+        scale.say(command);
+        let recipes = site.dismiss_dispatchers().await?;
+        accept(&site, count, "/ok", &mut all).await?;
+        let waiting = site.depth().await?.waiting;
+        ensure!(waiting as usize >= count.min(9000), "only {waiting} doorbells are in the queue");
+        ground.node.command(&[command, &site.queue]);
+        site.hire(recipes)?;
+        let took = site.all_ended((number + 1) * count).await?;
+        let what = format!("{command} with {count} waiting: all delivered after");
+        rows.push(Row::new(what, "60 s", secs(took), took < Duration::from_secs(60)));
+    }
+    conclude(site, rows, &all, &[], LEASE).await
+}
+
+/// Sets off the broker's disk alarm, which blocks whoever publishes.
+pub(crate) async fn disk_alarm(ground: &mut Ground, scale: &Scale) -> Result<Outcome> {
+    let plan = Plan { name: "disk-alarm", apis: 1, dispatchers: 2, settings: &[] };
+    let site = Site::open(ground, plan).await?;
+    let seconds = scale.of(60);
+    let count = seconds * 100;
+    // So that memory is compared with that of an api that has worked.
+    let mut all = ask(&site, site.runs(500, "/ok").await?, FLAT_OUT).await?;
+    let runs = site.runs(count, "/ok").await?;
+    scale.say("alarm");
+    ground.node.command(&["set_disk_free_limit", "100000GB"]);
+    let (before, _) = site.apis[0].memory()?;
+    let mut answers = ask(&site, runs, Pace { clients: 16, rate: Some(100.0) }).await?;
+    let meanwhile = site.ledger.posts().saturating_sub(500);
+    let (after, _) = site.apis[0].memory()?;
+    ground.node.command(&["set_disk_free_limit", "50MB"]);
+    let share = meanwhile as f64 / count as f64;
+    let rows = vec![
+        all_accepted(&answers, count),
+        p99(&mut answers),
+        Row::new(
+            "api's memory grew by",
+            "20 MiB",
+            format!("{:.1} MiB", after - before),
+            after - before < 20.0,
+        ),
+        Row::new("delivered while the alarm lasted", "90 %", format!("{:.1} %", share * 100.0), share > 0.9),
+    ];
+    site.all_ended(count + 500).await?;
+    all.accepted.extend(answers.accepted);
+    conclude(site, rows, &all, &[], LEASE).await
+}
+
+/// Delivers one backlog with the broker, and one without it while more is accepted.
+pub(crate) async fn away(ground: &mut Ground, scale: &Scale) -> Result<Outcome> {
+    let plan = Plan { name: "broker-away", apis: 1, dispatchers: 2, settings: &[] };
+    let mut site = Site::open(ground, plan).await?;
+    let (backlog, fresh) = (scale.of(20_000), scale.of(1000));
+    let mut all = Answers::default();
+    let recipes = site.dismiss_dispatchers().await?;
+    accept(&site, backlog, "/ok", &mut all).await?;
+    scale.say("a backlog with the broker");
+    site.hire(recipes)?;
+    super::processes::all_answer(&mut site.dispatchers, &site.http).await?;
+    let with = site.all_ended(backlog).await?;
+
+    let recipes = site.dismiss_dispatchers().await?;
+    accept(&site, backlog, "/ok", &mut all).await?;
+    let runs = site.runs(fresh, "/ok").await?;
+    scale.say("a backlog without the broker");
+    ground.node.kill();
+    let seconds = 120.0 * fresh as f64 / 1000.0;
+    let stopped = Instant::now();
+    let load = tokio::spawn(ask(&site, runs, Pace { clients: 8, rate: Some(fresh as f64 / seconds) }));
+    site.hire(recipes)?;
+    super::processes::all_answer(&mut site.dispatchers, &site.http).await?;
+    let began = Instant::now();
+    let without = loop {
+        match site.counts().await {
+            Some((ended, _)) if ended >= 2 * backlog => break began.elapsed(),
+            _ => sleep(Duration::from_millis(100)).await,
+        }
+        ensure!(
+            began.elapsed() < Duration::from_secs(300),
+            "the backlog is not delivered without the broker"
+        );
+    };
+    let mut answers = load.await??;
+    let away = stopped.elapsed();
+    tokio::task::block_in_place(|| ground.node.restart());
+    site.all_ended(2 * backlog + fresh).await?;
+    let rate = |time: Duration| backlog as f64 / time.as_secs_f64();
+    let share = rate(without) / rate(with);
+    let seen =
+        format!("{:.0} %: {:.0} a second, {:.0} with the broker", share * 100.0, rate(without), rate(with));
+    let rows = vec![
+        Row::new("RabbitMQ was away for", secs(Duration::from_secs_f64(seconds)), secs(away), true),
+        all_accepted(&answers, fresh),
+        p99(&mut answers),
+        Row::new(
+            format!("a backlog of {backlog} is delivered at"),
+            "50 % of the normal rate",
+            seen,
+            share >= 0.5,
+        ),
+    ];
+    all.accepted.extend(answers.accepted);
+    conclude(site, rows, &all, &[], LEASE).await
+}
+
+/// Restarts the broker beside a full queue, with receivers so slow that it stays full.
+pub(crate) async fn restarts(ground: &mut Ground, scale: &Scale) -> Result<Outcome> {
+    let plan = Plan { name: "broker-restarts", apis: 1, dispatchers: 1, settings: &[] };
+    let mut site = Site::open(ground, plan).await?;
+    let (restarts, waiting) = (scale.of(50), scale.of(100_000));
+    let recipes = site.dismiss_dispatchers().await?;
+    let mut all = Answers::default();
+    scale.say(format!("accepting {waiting}"));
+    accept(&site, waiting, "/hang/30", &mut all).await?;
+    let full = site.depth().await?.waiting;
+    site.hire(recipes)?;
+    super::processes::all_answer(&mut site.dispatchers, &site.http).await?;
+    let mut right = 0;
+    for number in 1..=restarts {
+        scale.say(format!("{number} of {restarts} restarts"));
+        // Most are restarts of the broker in its process, which are quicker.
+        if number % 10 == 0 {
+            tokio::task::block_in_place(|| {
+                ground.node.kill();
+                ground.node.restart();
+            });
+        } else {
+            tokio::task::block_in_place(|| {
+                ground.node.command(&["stop_app"]);
+                ground.node.command(&["start_app"]);
+            });
+        }
+        let deadline = Instant::now() + Duration::from_secs(60);
+        loop {
+            let consumers = ground.node.command(&["list_consumers", "queue_name", "prefetch_count"]);
+            let ours: Vec<&str> = consumers.lines().filter(|line| line.starts_with(&site.queue)).collect();
+            if let [consumer] = ours.as_slice() {
+                right += usize::from(consumer.ends_with("\t256"));
+                break;
+            }
+            ensure!(Instant::now() < deadline, "the dispatcher does not consume again: {consumers}");
+        }
+    }
+    let (_, peak) = site.dispatchers[0].memory()?;
+    let left = site.counts().await.map_or(0, |(_, open)| open);
+    let rows = vec![
+        Row::new(
+            "doorbells in the queue",
+            format!("{MAX_LENGTH}"),
+            full.to_string(),
+            full as usize >= waiting.min(9900),
+        ),
+        Row::new(
+            "prefetch right after a restart",
+            restarts.to_string(),
+            right.to_string(),
+            right == restarts,
+        ),
+        Row::new("dispatcher's memory at most", "150 MiB", format!("{peak:.1} MiB"), peak < 150.0),
+        Row::new("deliveries still waiting in the end", "", format!("{left} of {waiting}"), true),
+    ];
+    site.close().await?;
+    Ok(Outcome { rows, broken: Vec::new() })
+}
+
+/// Accepts for ten minutes without a dispatcher; then the backlog is delivered while fresh ones come in.
+pub(crate) async fn backlog(ground: &mut Ground, scale: &Scale) -> Result<Outcome> {
+    let plan = Plan { name: "backlog", apis: 2, dispatchers: 2, settings: &[] };
+    let mut site = Site::open(ground, plan).await?;
+    let (count, fresh) = (scale.of(50_000), scale.of(500));
+    let recipes = site.dismiss_dispatchers().await?;
+    let seconds = scale.of(600);
+    let runs = site.runs(count, "/ok").await?;
+    let pace = Pace { clients: 16, rate: Some(count as f64 / seconds as f64) };
+    let load = tokio::spawn(ask(&site, runs, pace));
+    let mut deepest = 0;
+    while !load.is_finished() {
+        let waiting = site.depth().await?.waiting;
+        deepest = deepest.max(waiting);
+        scale.say(format!("{waiting} doorbells in the queue"));
+        sleep(Duration::from_secs(2)).await;
+    }
+    let mut all = load.await??;
+    let runs = site.runs(fresh, "/ok").await?;
+    scale.say("delivering");
+    site.hire(recipes)?;
+    super::processes::all_answer(&mut site.dispatchers, &site.http).await?;
+    let began = Instant::now();
+    let fresh_answers = ask(&site, runs, Pace { clients: 4, rate: Some(100.0) }).await?;
+    site.all_ended(count + fresh).await?;
+    let drained = began.elapsed();
+    deepest = deepest.max(site.depth().await?.waiting);
+    let waits = waits(&site.history().await?, &site.ledger.receipts());
+    let of_fresh = waits.iter().filter(|(delivery, _)| fresh_answers.accepted.contains_key(&delivery.run_id));
+    let longest = of_fresh.map(|(_, wait)| *wait).max().unwrap_or_default();
+    let limit = MAX_LENGTH + MAX_LENGTH / 10;
+    let mut rows = vec![
+        all_accepted(&all, count),
+        Row::new("doorbells in the queue at most", limit.to_string(), deepest.to_string(), deepest <= limit),
+        Row::new("backlog delivered after", "", secs(drained), true),
+        Row::new(
+            "longest wait of one accepted meanwhile",
+            "what the backlog takes",
+            secs(longest),
+            longest <= drained + Duration::from_secs(2),
+        ),
+    ];
+    let posts = site.ledger.posts();
+    rows.push(Row::new(
+        "callbacks",
+        (count + fresh).to_string(),
+        posts.to_string(),
+        posts == (count + fresh) as u64,
+    ));
+    all.accepted.extend(fresh_answers.accepted);
+    conclude(site, rows, &all, &[], LEASE).await
+}

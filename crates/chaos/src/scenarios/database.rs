@@ -1,0 +1,53 @@
+//! A database that crashes.
+
+use std::time::Duration;
+
+use anyhow::Result;
+use tokio::time::sleep;
+
+use super::{Outcome, conclude, secs};
+use crate::Scale;
+use crate::ledger::host_now;
+use crate::load::{Pace, ask};
+use crate::report::Row;
+use crate::site::{Ground, Plan, Site};
+use crate::verdict::Disturbance;
+
+/// Stops PostgreSQL with `immediate` and starts it again, under load.
+pub(crate) async fn crashes(ground: &mut Ground, scale: &Scale) -> Result<Outcome> {
+    let settings = &[("REDIAL_DELIVERY__LEASE", "12s"), ("REDIAL_DELIVERY__SCHEDULE", "1s")];
+    let plan = Plan { name: "database-crashes", apis: 2, dispatchers: 2, settings };
+    let site = Site::open(ground, plan).await?;
+    let crashes = scale.of(20);
+    // About four seconds for each crash.
+    let count = crashes * 400;
+    let runs = site.runs(count, "/ok").await?;
+    let load = tokio::spawn(ask(&site, runs, Pace { clients: 32, rate: Some(100.0) }));
+    let mut disturbances = Vec::new();
+    for number in 1..=crashes {
+        scale.say(format!("{number} of {crashes} crashes"));
+        sleep(Duration::from_secs(2)).await;
+        let from = host_now();
+        ground.cluster.crash()?;
+        sleep(Duration::from_millis(if number % 5 == 0 { 6000 } else { 700 })).await;
+        ground.cluster.go_on()?;
+        disturbances.push(Disturbance { from, to: host_now() });
+    }
+    scale.say("recovering");
+    let answers = load.await??;
+    let recovery = site.all_ended(count).await?;
+    let refused = answers.slowest_refusal;
+    let rows = vec![
+        Row::new("crashes", crashes.to_string(), disturbances.len().to_string(), true),
+        Row::new(
+            "accepted in the end",
+            count.to_string(),
+            answers.accepted.len().to_string(),
+            answers.accepted.len() == count,
+        ),
+        Row::new("slowest 503", "5 s", secs(refused), refused < Duration::from_secs(5)),
+        Row::new("other answers", "", answers.others(), true),
+        Row::new("all delivered after the last answer", "", secs(recovery), true),
+    ];
+    conclude(site, rows, &answers, &disturbances, Duration::from_secs(12)).await
+}

@@ -1,0 +1,98 @@
+//! One file per kind of failure, one function per scenario.
+
+mod broker;
+mod clocks;
+mod database;
+mod processes;
+mod storm;
+
+use std::pin::Pin;
+use std::time::Duration;
+
+use anyhow::Result;
+use contracts::{Delivery, DeliveryId};
+use std::collections::HashMap;
+
+use crate::Scale;
+use crate::ledger::Receipt;
+use crate::load::Answers;
+use crate::report::Row;
+use crate::site::{Ground, Site};
+use crate::verdict::{Disturbance, Evidence, Verdict};
+
+/// What a scenario found.
+pub(crate) struct Outcome {
+    pub(crate) rows: Vec<Row>,
+    pub(crate) broken: Vec<String>,
+}
+
+type Run = for<'a> fn(&'a mut Ground, &'a Scale) -> Pin<Box<dyn Future<Output = Result<Outcome>> + 'a>>;
+
+/// A scenario by its name.
+pub(crate) struct Scenario {
+    pub(crate) name: &'static str,
+    pub(crate) title: &'static str,
+    pub(crate) run: Run,
+}
+
+macro_rules! scenario {
+    ($name:literal, $title:literal, $run:path) => {
+        Scenario { name: $name, title: $title, run: |ground, scale| Box::pin($run(ground, scale)) }
+    };
+}
+
+/// All of them, in the order they are run.
+pub(crate) const SCENARIOS: &[Scenario] = &[
+    scenario!("api-killed", "the api dies between commit and publish", processes::api_killed),
+    scenario!("queue-lost", "the queue is purged, and deleted, with deliveries waiting", broker::queue_lost),
+    scenario!("stalls", "dispatchers stopped beyond their lease, between claim and send", processes::stalls),
+    scenario!("clocks", "dispatchers whose clocks are a day off", clocks::clocks),
+    scenario!("rolling-restart", "every process restarted in turn under load", processes::rolling_restart),
+    scenario!("disk-alarm", "the broker blocks publishers", broker::disk_alarm),
+    scenario!("database-crashes", "PostgreSQL crashes again and again under load", database::crashes),
+    scenario!("broker-away", "RabbitMQ is away while a backlog is delivered", broker::away),
+    scenario!("broker-restarts", "RabbitMQ restarts beside a full queue", broker::restarts),
+    scenario!("storm", "everything at once", storm::storm),
+    scenario!("backlog", "accepted for ten minutes without a dispatcher", broker::backlog),
+];
+
+/// Judges a site whose deliveries have all ended, and closes it.
+async fn conclude(
+    site: Site,
+    mut rows: Vec<Row>,
+    answers: &Answers,
+    disturbances: &[Disturbance],
+    lease: Duration,
+) -> Result<Outcome> {
+    let (history, receipts) = (site.history().await?, site.ledger.receipts());
+    let evidence =
+        Evidence { accepted: &answers.accepted, history: &history, receipts: &receipts, disturbances, lease };
+    let verdict = Verdict::of(&evidence);
+    rows.extend(verdict.rows());
+    let broken = verdict
+        .broken
+        .iter()
+        .flat_map(|(promise, lines)| lines.iter().map(move |line| format!("{promise}: {line}")))
+        .collect();
+    site.close().await?;
+    Ok(Outcome { rows, broken })
+}
+
+/// How long each delivery took from its acceptance to its first arrival.
+fn waits(history: &[Delivery], receipts: &HashMap<DeliveryId, Vec<Receipt>>) -> Vec<(Delivery, Duration)> {
+    history
+        .iter()
+        .filter_map(|delivery| {
+            let first = receipts.get(&delivery.id)?.iter().map(|receipt| receipt.at).min()?;
+            Some((delivery.clone(), first.since(delivery.created_at)))
+        })
+        .collect()
+}
+
+fn ms(duration: Duration) -> String {
+    format!("{:.1} ms", duration.as_secs_f64() * 1000.0)
+}
+
+fn secs(duration: Duration) -> String {
+    format!("{:.1} s", duration.as_secs_f64())
+}

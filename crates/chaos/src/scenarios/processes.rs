@@ -1,0 +1,185 @@
+//! Processes that die, stall and are restarted.
+
+use std::time::Duration;
+
+use anyhow::{Result, ensure};
+use futures_util::future::try_join_all;
+use tokio::time::{Instant, sleep};
+
+use super::{Outcome, conclude, secs, waits};
+use crate::Scale;
+use crate::ledger::host_now;
+use crate::load::{Answers, Pace, ask};
+use crate::process::Process;
+use crate::report::Row;
+use crate::site::{Ground, Plan, Site};
+use crate::verdict::Disturbance;
+
+/// Kills an api at the failpoint between commit and publish, again and again.
+pub(crate) async fn api_killed(ground: &mut Ground, scale: &Scale) -> Result<Outcome> {
+    let plan = Plan { name: "api-killed", apis: 1, dispatchers: 1, settings: &[] };
+    let mut site = Site::open(ground, plan).await?;
+    let kills = scale.of(100);
+    let runs = site.runs(kills, "/ok").await?;
+    let mut recipe = site.apis.remove(0).recipe.clone();
+    recipe.environment.push(("FAILPOINTS".into(), "committed=return".into()));
+    let mut aborted = 0;
+    for (number, run) in runs.iter().enumerate() {
+        scale.say(format!("{number} of {kills} killed"));
+        let mut api = Process::start(recipe.clone())?;
+        api.answers(&site.http).await?;
+        let url = api.url(&format!("/v1/runs/{run}/callback-redeliveries"));
+        let answer = site.http.post(url).bearer_auth(&site.token).send().await;
+        ensure!(answer.is_err(), "an api that should have died answered");
+        let status = api.ended().await?;
+        aborted += usize::from(std::os::unix::process::ExitStatusExt::signal(&status) == Some(6));
+    }
+    site.all_ended(kills).await?;
+    let waits = waits(&site.history().await?, &site.ledger.receipts());
+    let longest = waits.iter().map(|(_, wait)| *wait).max().unwrap_or_default();
+    let rows = vec![
+        Row::new(
+            "apis that died between commit and publish",
+            kills.to_string(),
+            aborted.to_string(),
+            aborted == kills,
+        ),
+        Row::new(
+            "longest wait from commit to arrival",
+            "10 s",
+            secs(longest),
+            waits.len() == kills && longest < Duration::from_secs(10),
+        ),
+    ];
+    conclude(site, rows, &Answers::default(), &[], Duration::from_secs(60)).await
+}
+
+/// How many dispatchers stall at once.
+const STALLED: usize = 10;
+const LEASE: Duration = Duration::from_secs(12);
+
+/// Stops dispatchers at the failpoint between claim and send for longer than their lease, and lets them go on.
+pub(crate) async fn stalls(ground: &mut Ground, scale: &Scale) -> Result<Outcome> {
+    let plan = Plan {
+        name: "stalls",
+        apis: 1,
+        dispatchers: STALLED,
+        settings: &[("REDIAL_DELIVERY__LEASE", "12s"), ("REDIAL_DELIVERY__SCHEDULE", "1s")],
+    };
+    let mut site = Site::open(ground, plan).await?;
+    let mut recipes = site.dismiss_dispatchers().await?;
+    let healthy = recipes.pop().into_iter().collect::<Vec<_>>();
+    let (rounds, mut stops) = (scale.of(6), 0);
+    let (mut answers, mut disturbances) = (Answers::default(), Vec::new());
+    for round in 1..=rounds {
+        scale.say(format!("round {round} of {rounds}"));
+        let began = host_now();
+        let mut stalled = Vec::new();
+        for recipe in &recipes {
+            let mut process = Process::start_with(recipe.clone(), &[("FAILPOINTS", "claimed=1*return")])?;
+            process.answers(&site.http).await?;
+            stalled.push(process);
+        }
+        // One after the other, until each dispatcher has claimed one and stopped.
+        let deadline = Instant::now() + Duration::from_secs(60);
+        while !stalled
+            .iter()
+            .map(Process::is_stopped)
+            .collect::<Result<Vec<_>>>()?
+            .iter()
+            .all(|stopped| *stopped)
+        {
+            ensure!(Instant::now() < deadline, "not every dispatcher has claimed something");
+            let asked = ask(&site, site.runs(2, "/ok").await?, Pace { clients: 1, rate: None }).await?;
+            answers.accepted.extend(asked.accepted);
+            sleep(Duration::from_millis(50)).await;
+        }
+        stops += stalled.len();
+        sleep(LEASE + Duration::from_secs(1)).await;
+        site.hire(healthy.clone())?;
+        site.all_ended(answers.accepted.len()).await?;
+        for process in &stalled {
+            process.signal("CONT")?;
+        }
+        for process in &mut stalled {
+            process.terminate().await?;
+        }
+        site.dismiss_dispatchers().await?;
+        disturbances.push(Disturbance { from: began, to: host_now() });
+    }
+    let records = site.history().await?;
+    let not_sent = records
+        .iter()
+        .flat_map(|delivery| &delivery.attempts)
+        .filter(|attempt| attempt.error_message.as_ref().is_some_and(|error| error.contains("not sent: ")))
+        .count();
+    let rows = vec![
+        Row::new(
+            "dispatchers stopped between claim and send",
+            scale.of(50).to_string(),
+            stops.to_string(),
+            stops >= scale.of(50),
+        ),
+        Row::new(
+            "attempts they found too late to send",
+            "at least one each",
+            not_sent.to_string(),
+            not_sent >= stops,
+        ),
+    ];
+    conclude(site, rows, &answers, &disturbances, LEASE).await
+}
+
+/// Restarts every process with SIGTERM, one after the other, while clients ask.
+pub(crate) async fn rolling_restart(ground: &mut Ground, scale: &Scale) -> Result<Outcome> {
+    let plan = Plan { name: "rolling-restart", apis: 2, dispatchers: 4, settings: &[] };
+    let mut site = Site::open(ground, plan).await?;
+    let rounds = scale.of(5);
+    let count = rounds * 2000;
+    let runs = site.runs(count, "/hang/1").await?;
+    let load = tokio::spawn(ask(&site, runs, Pace { clients: 16, rate: Some(200.0) }));
+    let (mut slowest, mut ended_well, mut restarts) = (Duration::ZERO, 0, 0);
+    while !load.is_finished() {
+        let http = site.http.clone();
+        for process in site.apis.iter_mut().chain(&mut site.dispatchers) {
+            scale.say(format!("{restarts} restarts"));
+            let (status, took) = process.terminate().await?;
+            *process = Process::start(process.recipe.clone())?;
+            process.answers(&http).await?;
+            slowest = slowest.max(took);
+            ended_well += usize::from(status.success());
+            restarts += 1;
+        }
+    }
+    let answers = load.await??;
+    site.all_ended(count).await?;
+    let failures: usize =
+        answers.statuses.iter().filter(|(status, _)| **status >= 500).map(|(_, count)| count).sum();
+    let unknown = site
+        .history()
+        .await?
+        .iter()
+        .flat_map(|delivery| &delivery.attempts)
+        .filter(|attempt| {
+            attempt.error_message.as_ref().is_some_and(|error| error.starts_with("outcome_unknown"))
+        })
+        .count();
+    let rows = vec![
+        Row::new(
+            "restarts, and exits with status 0",
+            "all",
+            format!("{ended_well} of {restarts}"),
+            ended_well == restarts,
+        ),
+        Row::new("longest from SIGTERM to exit", "20 s", secs(slowest), slowest < Duration::from_secs(20)),
+        Row::new("answers of 5xx", "0", failures.to_string(), failures == 0),
+        Row::new("outcome_unknown", "0", unknown.to_string(), unknown == 0),
+        Row::new("other answers", "", answers.others(), true),
+    ];
+    conclude(site, rows, &answers, &[], Duration::from_secs(60)).await
+}
+
+/// Waits until all of `processes` answer.
+pub(super) async fn all_answer(processes: &mut [Process], http: &reqwest::Client) -> Result<()> {
+    try_join_all(processes.iter_mut().map(|process| process.answers(http))).await.map(drop)
+}

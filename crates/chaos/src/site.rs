@@ -1,0 +1,238 @@
+//! One scenario's installation: a database, a queue and processes of its own, and a receiver that keeps a ledger.
+
+use std::collections::HashMap;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use contracts::{Delivery, DeliveryStatus, OrgId, RunId, RunUpdate, Scopes};
+use queue::{Broker, Depth};
+use store::{
+    AcceptPolicy, DatabaseUrl, Deliver, DeliveryFilter, Keyring, PageRequest, SortOrder, Store, StoreError,
+    count_deliveries, deliveries_page, record_run,
+};
+use testkit::RabbitNode;
+use tokio::time::sleep;
+use uuid::Uuid;
+
+use crate::cluster::Cluster;
+use crate::ledger::Ledger;
+use crate::ports::free_port;
+use crate::process::{Process, Recipe};
+
+/// What all scenarios stand on: a PostgreSQL cluster and a RabbitMQ node nobody else uses.
+pub(crate) struct Ground {
+    pub(crate) cluster: Cluster,
+    pub(crate) node: RabbitNode,
+    pub(crate) binary: PathBuf,
+    /// Where logs go.
+    pub(crate) directory: PathBuf,
+}
+
+/// What a scenario may set.
+pub(crate) struct Plan {
+    pub(crate) name: &'static str,
+    pub(crate) apis: usize,
+    pub(crate) dispatchers: usize,
+    /// Further settings, as variables.
+    pub(crate) settings: &'static [(&'static str, &'static str)],
+}
+
+/// A running installation.
+pub(crate) struct Site {
+    pub(crate) database: String,
+    pub(crate) queue: String,
+    pub(crate) store: Store,
+    pub(crate) broker: Broker,
+    pub(crate) org: OrgId,
+    pub(crate) token: String,
+    pub(crate) ledger: Ledger,
+    pub(crate) http: reqwest::Client,
+    pub(crate) apis: Vec<Process>,
+    pub(crate) dispatchers: Vec<Process>,
+}
+
+/// Rows written in one transaction while preparing.
+const CHUNK: usize = 500;
+/// The longest a step that goes well may take.
+const PATIENCE: Duration = Duration::from_secs(300);
+const LOOK: Duration = Duration::from_millis(200);
+
+impl Site {
+    /// Sets one up and starts its processes.
+    pub(crate) async fn open(ground: &Ground, plan: Plan) -> Result<Site> {
+        let id = Uuid::new_v4().simple();
+        let database = format!("{}_{id}", plan.name.replace('-', "_"));
+        ground.cluster.sql("postgres", &format!("CREATE DATABASE {database}"))?;
+        let url: DatabaseUrl = ground.cluster.url(&database).parse()?;
+        store::migrate(&mut url.connect()?)?;
+        let store = Store::open(&url, 4).await?;
+        let key = Keyring::generate("chaos");
+        let keyring = Keyring::parse(&[key.as_str()])?;
+        let made = store.write(move |tx, now| {
+            let org = store::create_organization(tx, now, "chaos")?.id;
+            let token = store::create_token(tx, now, org, Scopes::All, None)?.token.to_string();
+            let secret = store::create_secret(tx, now, &keyring, org, None)?.plain_secret;
+            Ok::<_, StoreError>((org, token, secret))
+        });
+        let (org, token, secret) = made.await?;
+        let queue = format!("redial.chaos.{}.{id}", plan.name);
+        let mut environment: Vec<(String, String)> = [
+            ("REDIAL_DATABASE__URL", ground.cluster.url(&database)),
+            ("REDIAL_BROKER__URL", ground.node.url()),
+            ("REDIAL_BROKER__QUEUE", queue.clone()),
+            ("REDIAL_EGRESS__ALLOW", "127.0.0.0/8".to_owned()),
+            ("REDIAL_SECRETS__KEYS", key.to_string()),
+            ("REDIAL_LOG__FORMAT", "json".to_owned()),
+        ]
+        .map(|(key, value)| (key.to_owned(), value))
+        .into();
+        environment.extend(plan.settings.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())));
+        let broker = Broker::parse(&ground.node.url(), &queue)?;
+        let http = reqwest::Client::builder().no_proxy().timeout(Duration::from_secs(20)).build()?;
+        let mut site = Site {
+            database,
+            queue,
+            store,
+            broker,
+            org,
+            token,
+            ledger: Ledger::open(secret)?,
+            http,
+            apis: Vec::new(),
+            dispatchers: Vec::new(),
+        };
+        let logs = ground.directory.join(plan.name);
+        std::fs::create_dir_all(&logs)?;
+        let recipe = |service, number| recipe(ground, &logs, &environment, service, number);
+        for number in 1..=plan.apis {
+            site.apis.push(Process::start(recipe("api", number)?)?);
+        }
+        for number in 1..=plan.dispatchers {
+            site.dispatchers.push(Process::start(recipe("dispatcher", number)?)?);
+        }
+        for process in site.apis.iter_mut().chain(&mut site.dispatchers) {
+            process.answers(&site.http).await?;
+        }
+        Ok(site)
+    }
+
+    /// Takes the dispatchers away, and gives back how they are started.
+    pub(crate) async fn dismiss_dispatchers(&mut self) -> Result<Vec<Recipe>> {
+        let mut recipes = Vec::new();
+        for mut dispatcher in self.dispatchers.drain(..) {
+            dispatcher.terminate().await?;
+            recipes.push(dispatcher.recipe.clone());
+        }
+        Ok(recipes)
+    }
+
+    /// Starts dispatchers, without waiting for them.
+    pub(crate) fn hire(&mut self, recipes: Vec<Recipe>) -> Result<()> {
+        for recipe in recipes {
+            self.dispatchers.push(Process::start(recipe)?);
+        }
+        Ok(())
+    }
+
+    /// Records that many runs that have ended, without announcing them. Their callbacks go to `path` of the receiver.
+    pub(crate) async fn runs(&self, count: usize, path: &str) -> Result<Vec<RunId>> {
+        let url = self.ledger.url(path);
+        let body = format!(
+            r#"{{"status_code":"succeeded","output":{{"text":"{}"}},"duration_ms":1,"callback_url":"{url}","metadata":{{}}}}"#,
+            "x".repeat(700)
+        );
+        let update = RunUpdate::parse(body.as_bytes()).map_err(|errors| anyhow::anyhow!("{errors:?}"))?;
+        let policy = AcceptPolicy { max_attempts: 8, payload_format: contracts::PayloadFormat::Python };
+        let runs: Vec<RunId> = (0..count).map(|_| RunId(Uuid::new_v4())).collect();
+        for chunk in runs.chunks(CHUNK) {
+            let (chunk, update, org) = (chunk.to_vec(), update.clone(), self.org);
+            let record = self.store.write(move |tx, now| {
+                for run in chunk {
+                    record_run(tx, now, &policy, Deliver::Never, (org, run), &update, "chaos")?;
+                }
+                Ok::<_, StoreError>(())
+            });
+            record.await?;
+        }
+        Ok(runs)
+    }
+
+    /// How many deliveries have ended and how many are open; none while the database is away.
+    pub(crate) async fn counts(&self) -> Option<(usize, usize)> {
+        let org = self.org;
+        let counts: HashMap<DeliveryStatus, i64> =
+            self.store.read(move |tx| count_deliveries(tx, org)).await.ok()?;
+        let of = |status| usize::try_from(counts.get(&status).copied().unwrap_or(0)).unwrap_or(0);
+        let ended = of(DeliveryStatus::Succeeded) + of(DeliveryStatus::Failed);
+        Some((ended, of(DeliveryStatus::Pending) + of(DeliveryStatus::Delivering)))
+    }
+
+    /// Waits until that many deliveries have ended and none is open, and answers how long that took.
+    pub(crate) async fn all_ended(&self, count: usize) -> Result<Duration> {
+        let began = Instant::now();
+        loop {
+            let counts = self.counts().await;
+            if let Some((ended, 0)) = counts
+                && ended >= count
+            {
+                return Ok(began.elapsed());
+            }
+            ensure!(began.elapsed() < PATIENCE, "of {count} deliveries (ended, open): {counts:?}");
+            sleep(LOOK).await;
+        }
+    }
+
+    /// Every delivery with its attempts.
+    pub(crate) async fn history(&self) -> Result<Vec<Delivery>> {
+        let (mut all, mut from) = (Vec::new(), None);
+        loop {
+            let org = self.org;
+            let page = self.store.read(move |tx| {
+                let request = PageRequest {
+                    limit: CHUNK,
+                    order: SortOrder::Ascending,
+                    from,
+                    backwards: false,
+                    created_after: None,
+                    created_before: None,
+                };
+                deliveries_page(tx, org, &DeliveryFilter::default(), &request)
+            });
+            let page = page.await?;
+            from = page.rows.last().map(|(position, _)| *position);
+            all.extend(page.rows.into_iter().map(|(_, delivery)| delivery));
+            if !page.more {
+                return Ok(all);
+            }
+        }
+    }
+
+    /// How full the queue is.
+    pub(crate) async fn depth(&self) -> Result<Depth> {
+        self.broker.depth().await.context("the queue can't be asked")
+    }
+
+    /// Ends all processes and the queue.
+    pub(crate) async fn close(mut self) -> Result<()> {
+        self.apis.clear();
+        self.dispatchers.clear();
+        Ok(self.broker.delete_queues().await?)
+    }
+}
+
+fn recipe(
+    ground: &Ground,
+    logs: &Path,
+    environment: &[(String, String)],
+    service: &'static str,
+    number: usize,
+) -> Result<Recipe> {
+    let address = SocketAddr::from((Ipv4Addr::LOCALHOST, free_port()?));
+    let name = format!("{service}-{number}");
+    let mut environment = environment.to_vec();
+    environment.push((format!("REDIAL_{}__LISTEN", service.to_uppercase()), address.to_string()));
+    let log = logs.join(format!("{name}.log"));
+    Ok(Recipe { binary: ground.binary.clone(), service, name, address, environment, log })
+}
