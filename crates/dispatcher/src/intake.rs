@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use contracts::ClaimId;
 use queue::{Consumer, Message};
-use store::Store;
+use store::{Claimed, Store};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{Instant, sleep, sleep_until};
 use tokio_util::sync::CancellationToken;
@@ -101,7 +101,6 @@ impl Intake {
         let clock = self.attempts.clock.clone();
         let claim_id = ClaimId::new(clock.now());
         let (work, lease) = (Arc::new(work), self.lease);
-        let first_try = clock.monotonic();
         let mut is_another_try = false;
         loop {
             let this_try = clock.monotonic();
@@ -114,8 +113,13 @@ impl Intake {
                 Ok(found) => {
                     self.pulse.beat();
                     self.consumer.resume();
-                    let since = if found.by_earlier_try { first_try } else { this_try };
-                    return Some(Batch { found, lease: Lease::since(since, lease) });
+                    let lease = match found.claimed.first().filter(|_| found.by_earlier_try) {
+                        Some(Claimed { held, .. }) => {
+                            Lease::given_at(held.claimed_at, lease, clock.now(), clock.monotonic())
+                        }
+                        None => Lease::since(this_try, lease),
+                    };
+                    return Some(Batch { found, lease });
                 }
                 Err(error) if error.is_outage() => {
                     tracing::warn!(%error, "nothing claimed, the database is away");

@@ -26,14 +26,14 @@ pub enum Work {
     },
 }
 
-/// What a claim found.
+/// What a claim found. All of it was claimed at one moment.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Found {
     /// Attempts that are ours to make.
     pub claimed: Vec<Claimed>,
     /// Attempts that nobody finished while their lease lasted.
     pub expired: Vec<HeldAttempt>,
-    /// Whether an earlier try's commit turns out to have come through: the leases count from that try.
+    /// Whether an earlier try's commit turns out to have come through: the leases count from that one.
     pub by_earlier_try: bool,
 }
 
@@ -73,6 +73,11 @@ impl Lease {
     /// A lease counted from `since`, a moment before its claim was begun: it ends here no later than in the database.
     pub fn since(since: Duration, lease: Duration) -> Lease {
         Lease { end: since + lease }
+    }
+
+    /// What is left, at `now` and `monotonic`, of a lease that turns out to have been given at `claimed_at`.
+    pub fn given_at(claimed_at: Timestamp, lease: Duration, now: Timestamp, monotonic: Duration) -> Lease {
+        Lease { end: monotonic + (claimed_at + lease).since(now) }
     }
 
     /// By when a request with that budget must have been begun, for it to be over while the attempt is still ours.
@@ -126,4 +131,26 @@ pub fn lost(held: &HeldAttempt, retry: &RetryPolicy, now: Timestamp, chance: f64
     let detail = "the dispatcher stopped or stalled during the attempt; it may have reached the receiver";
     let outcome = Outcome::failed(FailureReason::OutcomeUnknown, detail);
     finished(held, outcome, None, retry, now, chance)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// However many tries came before the one that came through, its attempts have their whole lease.
+    #[test]
+    fn a_lease_found_later_ends_when_the_database_says() {
+        let (lease, claimed_at) = (Duration::from_secs(60), Timestamp::from_micros(1_000_000_000));
+        let found = |after: u64| {
+            let now = claimed_at + Duration::from_secs(after);
+            Lease::given_at(claimed_at, lease, now, Duration::from_secs(500 + after))
+        };
+        assert_eq!(found(0).send_before(Duration::from_secs(10)), Duration::from_secs(550));
+        assert_eq!(found(20), found(0));
+        assert_eq!(
+            found(70).send_before(Duration::ZERO),
+            Duration::from_secs(570),
+            "over, and not sent any more"
+        );
+    }
 }

@@ -5,10 +5,12 @@
 
 mod database;
 mod fixtures;
+mod memory;
 mod proxy;
 mod rabbit;
 
 pub use database::{Engine, TestDatabase};
 pub use fixtures::{keyring, terminal_run};
+pub use memory::{Fate, MemoryDatabase};
 pub use proxy::Proxy;
 pub use rabbit::RabbitNode;

@@ -111,7 +111,7 @@ pub(crate) async fn stalls(ground: &mut Ground, scale: &Scale) -> Result<Outcome
     let not_sent = records
         .iter()
         .flat_map(|delivery| &delivery.attempts)
-        .filter(|attempt| attempt.error_message.as_ref().is_some_and(|error| error.contains("not sent: ")))
+        .filter(|attempt| attempt.error_message.as_ref().is_some_and(|error| is_not_sent(error)))
         .count();
     let rows = vec![
         Row::new(
@@ -128,6 +128,12 @@ pub(crate) async fn stalls(ground: &mut Ground, scale: &Scale) -> Result<Outcome
         ),
     ];
     conclude(site, rows, &answers, &disturbances, LEASE).await
+}
+
+/// Whether an attempt's record says that nothing was sent: it was found too late at once, or once the signing secret
+/// could not be had in time.
+fn is_not_sent(error: &str) -> bool {
+    error.contains("not sent: ") || error.starts_with("signing_unavailable: ")
 }
 
 /// Restarts every process with SIGTERM, one after the other, while clients ask.
