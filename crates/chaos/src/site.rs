@@ -90,6 +90,8 @@ impl Site {
         .into();
         environment.extend(plan.settings.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())));
         let broker = Broker::parse(&ground.node.url(), &queue)?;
+        // RabbitMQ 3.10 can trip over a quorum queue that several connections declare first at the same moment.
+        broker.depth().await?;
         let http = reqwest::Client::builder().no_proxy().timeout(Duration::from_secs(20)).build()?;
         let mut site = Site {
             database,

@@ -17,7 +17,7 @@ use std::time::Duration;
 use clap::{Parser, Subcommand};
 
 use crate::commands::{
-    api, bench, config, demo, dev, dispatcher, healthcheck, listen, migrate, org, runs, secret, token,
+    api, bench, config, demo, dev, dispatcher, healthcheck, listen, migrate, org, prune, runs, secret, token,
 };
 use crate::settings::{Settings, SettingsError};
 
@@ -54,6 +54,7 @@ enum Command {
     Secret(secret::Command),
     #[command(subcommand)]
     Runs(runs::Command),
+    Prune(prune::Args),
     /// Print the effective configuration, secrets masked.
     Config,
 }
@@ -107,6 +108,7 @@ async fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Token(command) => token::run(&settings, command).await,
         Command::Secret(command) => secret::run(&settings, command).await,
         Command::Runs(command) => runs::run(&settings, command).await,
+        Command::Prune(args) => prune::run(&settings, args).await,
         Command::Config => config::run(&settings),
     }
 }

@@ -43,3 +43,10 @@ pub fn find_organization(tx: &mut AnyConnection, id: OrgId) -> Result<Option<Org
         .optional()?;
     Ok(row.map(|(name, created_at)| Organization { id, name, created_at: created_at.into() }))
 }
+
+/// Every organization's id.
+pub fn organization_ids(tx: &mut AnyConnection) -> Result<Vec<OrgId>, StoreError> {
+    let ids: Vec<Key> =
+        organizations::table.order_by(organizations::id).select(organizations::id).load(tx)?;
+    Ok(ids.into_iter().map(OrgId::from).collect())
+}

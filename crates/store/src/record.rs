@@ -20,6 +20,8 @@ pub enum RecordedRun {
     Updated(Run, Option<Accepted>),
     /// The run has ended with this other status, which never changes.
     StatusConflict(RunStatus),
+    /// The run's data was erased, and nothing brings it back.
+    Erased,
 }
 
 /// Whether a run that ends is to be announced.
@@ -62,13 +64,14 @@ pub fn record_run(
                 return Ok(RecordedRun::StatusConflict(known.status_code));
             }
             let run = Run { output: update.output.clone(), updated_at: now, ..known };
-            diesel::update(runs::table.find((Key::from(org), Key::from(id))))
+            let updated = diesel::update(runs::table.find((Key::from(org), Key::from(id))))
+                .filter(runs::erased_at.is_null())
                 .set((
                     runs::output.eq(run.output.as_ref().map(JsonText::as_str)),
                     runs::updated_at.eq(Time::from(now)),
                 ))
                 .execute(tx)?;
-            return Ok(RecordedRun::Updated(run, None));
+            return Ok(if updated == 1 { RecordedRun::Updated(run, None) } else { RecordedRun::Erased });
         }
         // A run keeps the moment it was first recorded at, unless told another.
         let created_at = update.created_at.unwrap_or(known.created_at);

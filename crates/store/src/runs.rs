@@ -140,7 +140,8 @@ pub(crate) struct RunToDeliver {
     pub(crate) secret: Option<SecretId>,
 }
 
-/// The runs that exist of these.
+/// The runs that exist of these. They are locked against being erased until the deliveries made of them are there;
+/// inserting a delivery would lock them the same way.
 pub(crate) fn find_runs_to_deliver(
     tx: &mut AnyConnection,
     keys: &[(OrgId, RunId)],
@@ -152,7 +153,8 @@ pub(crate) fn find_runs_to_deliver(
                  r.failure_stage_code, r.updated_at, s.id
              FROM (SELECT DISTINCT org_id, id FROM unnest(?, ?) AS k (org_id, id)) AS k
              JOIN runs r ON r.org_id = k.org_id AND r.id = k.id
-             LEFT JOIN signing_secrets s ON s.org_id = r.org_id AND s.is_current",
+             LEFT JOIN signing_secrets s ON s.org_id = r.org_id AND s.is_current
+             FOR KEY SHARE OF r",
         )
         .bind::<Array<Id>, _>(column(keys, |(org, _)| Key::from(*org)))
         .bind::<Array<Id>, _>(column(keys, |(_, run)| Key::from(*run)))

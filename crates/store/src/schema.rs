@@ -65,6 +65,23 @@ table! {
         failure_message -> Nullable<Text>,
         failure_stage_code -> Nullable<Text>,
         updated_at -> Moment,
+        erased_at -> Nullable<Moment>,
+    }
+}
+
+table! {
+    use diesel::sql_types::{BigInt, Binary, Integer, Nullable, Text};
+    use crate::columns::Id;
+
+    // It has no key of its own, and needs none; diesel wants one.
+    erased_parts (run_id) {
+        org_id -> Id,
+        run_id -> Id,
+        delivery_id -> Nullable<Id>,
+        attempt_number -> Nullable<Integer>,
+        part -> Text,
+        sha256 -> Binary,
+        size -> BigInt,
     }
 }
 
@@ -128,4 +145,12 @@ table! {
     }
 }
 
-allow_tables_to_appear_in_same_query!(organizations, api_tokens, signing_secrets, runs, deliveries, attempts);
+allow_tables_to_appear_in_same_query!(
+    organizations,
+    api_tokens,
+    signing_secrets,
+    runs,
+    deliveries,
+    attempts,
+    erased_parts
+);

@@ -63,6 +63,7 @@ pub(crate) async fn record(call: Call) -> Answer {
         RecordedRun::StatusConflict(status) => {
             return Err(ApiError::Conflict(format!("the run has ended as {status}, which never changes")));
         }
+        RecordedRun::Erased => return Err(ApiError::Conflict("the run's data has been erased".into())),
     };
     if let Some(accepted) = accepted {
         api.ring(&accepted, request_id);

@@ -12,20 +12,20 @@ use crate::process::Process;
 use crate::report::Row;
 use crate::site::{Ground, Plan, Site};
 
-/// From Debian's package faketime.
-const LIBRARY: &str = "/usr/lib/x86_64-linux-gnu/faketime/libfaketime.so.1";
 /// The wait after every attempt; it does not stray here.
 const WAIT: Duration = Duration::from_secs(2);
 
 /// Runs one dispatcher a day ahead, one a day behind and one in time, over deliveries that are tried three times.
 pub(crate) async fn clocks(ground: &mut Ground, scale: &Scale) -> Result<Outcome> {
-    ensure!(Path::new(LIBRARY).exists(), "needs Debian's package faketime");
+    let library = format!("/usr/lib/{}-linux-gnu/faketime/libfaketime.so.1", std::env::consts::ARCH);
+    ensure!(Path::new(&library).exists(), "needs Debian's package faketime");
     let settings = &[("REDIAL_DELIVERY__SCHEDULE", "2s"), ("REDIAL_DELIVERY__JITTER", "0")];
     let plan = Plan { name: "clocks", apis: 1, dispatchers: 3, settings };
     let mut site = Site::open(ground, plan).await?;
     let recipes = site.dismiss_dispatchers().await?;
     for (recipe, offset) in recipes.into_iter().zip(["+1d", "-1d", "+0d"]) {
-        let faked = [("LD_PRELOAD", LIBRARY), ("FAKETIME", offset), ("FAKETIME_DONT_FAKE_MONOTONIC", "1")];
+        let faked =
+            [("LD_PRELOAD", library.as_str()), ("FAKETIME", offset), ("FAKETIME_DONT_FAKE_MONOTONIC", "1")];
         site.dispatchers.push(Process::start_with(recipe, &faked)?);
     }
     super::processes::all_answer(&mut site.dispatchers, &site.http).await?;

@@ -108,10 +108,10 @@ pub(crate) async fn stalls(ground: &mut Ground, scale: &Scale) -> Result<Outcome
         disturbances.push(Disturbance { from: began, to: host_now() });
     }
     let records = site.history().await?;
-    let not_sent = records
+    let too_late = records
         .iter()
         .flat_map(|delivery| &delivery.attempts)
-        .filter(|attempt| attempt.error_message.as_ref().is_some_and(|error| is_not_sent(error)))
+        .filter(|attempt| attempt.error_message.as_ref().is_some_and(|error| is_too_late(error)))
         .count();
     let rows = vec![
         Row::new(
@@ -121,19 +121,19 @@ pub(crate) async fn stalls(ground: &mut Ground, scale: &Scale) -> Result<Outcome
             stops >= scale.of(50),
         ),
         Row::new(
-            "attempts they found too late to send",
+            "their attempts that they found too late when they went on",
             "at least one each",
-            not_sent.to_string(),
-            not_sent >= stops,
+            too_late.to_string(),
+            too_late >= stops,
         ),
     ];
     conclude(site, rows, &answers, &disturbances, LEASE).await
 }
 
-/// Whether an attempt's record says that nothing was sent: it was found too late at once, or once the signing secret
-/// could not be had in time.
-fn is_not_sent(error: &str) -> bool {
-    error.contains("not sent: ") || error.starts_with("signing_unavailable: ")
+/// Whether an attempt's record says that its time ran out: before it was begun, while it connected, or before the
+/// signing secret could be had.
+fn is_too_late(error: &str) -> bool {
+    error.starts_with("timeout: ") || error.starts_with("signing_unavailable: ")
 }
 
 /// Restarts every process with SIGTERM, one after the other, while clients ask.

@@ -91,6 +91,23 @@ async fn the_queues_are_declared_as_documented() {
     declare(&parked, quorum).await.expect("a quorum queue");
 }
 
+/// As when a whole installation starts at once beside a new broker.
+#[tokio::test]
+async fn a_queue_declared_by_many_at_once_works() {
+    for _ in 0..10 {
+        let rabbit = Rabbit::new().await;
+        let publishers: Vec<Publisher> =
+            (0..4).map(|_| rabbit.broker().publisher(rabbit.shutdown.clone())).collect();
+        let mut consumer = rabbit.broker().consumer(10, rabbit.shutdown.clone());
+        for publisher in &publishers {
+            until(publisher.watch(), |stats| stats.connected).await;
+        }
+        let job = job();
+        publishers[0].ring(job.clone());
+        assert_eq!(heard(&mut consumer).await.job, job);
+    }
+}
+
 #[tokio::test]
 async fn messages_not_acknowledged_come_back_when_the_consumer_is_dropped() {
     let rabbit = Rabbit::new().await;

@@ -10,6 +10,7 @@ pub(crate) mod healthcheck;
 pub(crate) mod listen;
 pub(crate) mod migrate;
 pub(crate) mod org;
+pub(crate) mod prune;
 pub(crate) mod runs;
 pub(crate) mod secret;
 mod service;

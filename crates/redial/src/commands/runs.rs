@@ -1,4 +1,4 @@
-//! `redial runs …`: recording runs in bulk.
+//! `redial runs …`: recording runs in bulk, and erasing one.
 
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, Read, Write};
@@ -8,10 +8,13 @@ use anyhow::{Context, bail, ensure};
 use contracts::{BODY_DEPTH, FieldError, Json, Loc, OrgId, PayloadFormat, RunId, RunUpdate};
 use egress::Policy;
 use indicatif::{ProgressBar, ProgressStyle};
-use store::{AcceptPolicy, DatabaseUrl, Deliver, RecordedRun, Store, StoreError, record_run};
+use serde_json::json;
+use store::{
+    AcceptPolicy, DatabaseUrl, Deliver, Erasure, RecordedRun, Store, StoreError, erase_run, record_run,
+};
 use tokio::task::JoinSet;
 
-use crate::commands::require_organization;
+use crate::commands::{open_store, require_organization};
 use crate::settings::Settings;
 
 /// Runs.
@@ -27,6 +30,15 @@ pub(crate) enum Command {
         /// Announce those that have ended by their automatic deliveries, as the API would.
         #[arg(long)]
         deliver: bool,
+    },
+    /// Erase what a run and its callbacks said: output, metadata, payloads, response bodies. Hashes, sizes and times
+    /// stay. A delivery that waits is ended first; while one is being sent nothing is done.
+    Erase {
+        /// The run.
+        run: RunId,
+        /// The organization it belongs to.
+        #[arg(long, value_name = "ID")]
+        org: OrgId,
     },
 }
 
@@ -58,7 +70,38 @@ struct Counts {
 }
 
 pub(crate) async fn run(settings: &Settings, command: Command) -> anyhow::Result<()> {
-    let Command::Import { file, org, deliver } = command;
+    match command {
+        Command::Import { file, org, deliver } => import(settings, file, org, deliver).await,
+        Command::Erase { run, org } => erase(settings, org, run).await,
+    }
+}
+
+async fn erase(settings: &Settings, org: OrgId, run: RunId) -> anyhow::Result<()> {
+    let store = open_store(settings).await?;
+    let erasure = store.write(move |tx, now| {
+        require_organization(tx, org)?;
+        anyhow::Ok(erase_run(tx, now, org, run)?)
+    });
+    let mut out = io::stdout();
+    match erasure.await? {
+        Erasure::Erased { deliveries, response_bodies } => {
+            writeln!(out, "{}", json!({"payloads": deliveries, "response_bodies": response_bodies}))?;
+        }
+        Erasure::ErasedBefore(at) => writeln!(out, "{}", json!({"erased_at": at}))?,
+        Erasure::RunNotFound => bail!("there is no run {run} in this organization"),
+        Erasure::RunNotTerminal(status) => {
+            bail!(
+                "the run is {status}: erase it when it has ended, or what is reported next brings its data back"
+            )
+        }
+        Erasure::BeingSent(delivery) => {
+            bail!("nothing erased: delivery {delivery} is being sent right now; try again in a minute")
+        }
+    }
+    Ok(())
+}
+
+async fn import(settings: &Settings, file: PathBuf, org: OrgId, deliver: bool) -> anyhow::Result<()> {
     let url = settings.database_url()?;
     let lanes = if matches!(url, DatabaseUrl::Sqlite(_)) { 1 } else { LANES };
     let store = Store::open(&url, lanes as u32).await?;
@@ -216,6 +259,7 @@ impl Recorder {
                     RecordedRun::StatusConflict(status) => {
                         Err(format!("the run has ended as {status}, which never changes"))
                     }
+                    RecordedRun::Erased => Err("the run's data has been erased".to_owned()),
                 };
                 Ok((line.number, outcome))
             };

@@ -4,6 +4,7 @@
 mod cli;
 mod commands;
 mod concurrency;
+mod data_care;
 mod distributed;
 mod embedded;
 mod rotation;

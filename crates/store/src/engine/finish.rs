@@ -8,6 +8,7 @@ use diesel::sql_types::{Array, BigInt, Integer, Nullable, Text};
 
 use crate::columns::{Id, Key, Moment, Time};
 use crate::connect::AnyConnection;
+use crate::erase::is_erased;
 use crate::error::StoreError;
 use crate::prepared::{column, prepared};
 use crate::schema::{attempts, deliveries};
@@ -269,11 +270,13 @@ fn finish_late(tx: &mut AnyConnection, now: Timestamp, result: &Finished) -> Res
     if record.failure.as_ref().is_some_and(|failure| failure.reason == FailureReason::OutcomeUnknown) {
         return Ok(Effect::Dropped);
     }
+    let is_erased = is_erased(tx, result.delivery_id)?;
+    let response_body = record.response_body.as_ref().filter(|_| !is_erased);
     let replaced = diesel::update(attempts::table.find((Key::from(result.delivery_id), record.number)))
         .filter(attempts::failure_reason_code.eq(<&str>::from(FailureReason::OutcomeUnknown)))
         .set((
             attempts::status_code.eq(record.status_code),
-            attempts::response_body.eq(&record.response_body),
+            attempts::response_body.eq(response_body),
             attempts::response_time_ms.eq(record.response_time_ms),
             attempts::failure_reason_code.eq(reason(result)),
             attempts::failure_detail.eq(detail(result)),

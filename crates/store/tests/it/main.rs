@@ -6,6 +6,7 @@
 
 mod claims;
 mod constraints;
+mod erasing;
 mod finishing;
 mod idempotency;
 mod invariants;

@@ -137,6 +137,16 @@ impl Stage {
         self.conn.transaction(|tx| finish(tx, now, batch)).unwrap()
     }
 
+    /// One transaction.
+    pub(crate) fn write<T>(&mut self, work: impl FnOnce(&mut AnyConnection) -> Result<T, StoreError>) -> T {
+        self.conn.transaction(work).unwrap()
+    }
+
+    /// The rows of a table, or of those that a condition holds for.
+    pub(crate) fn count(&mut self, from: &str) -> i64 {
+        self.number(&format!("SELECT count(*) AS number FROM {from}"))
+    }
+
     /// What becomes of one result.
     pub(crate) fn finish_one(&mut self, finished: Finished) -> Effect {
         self.finish(&[finished])[0]

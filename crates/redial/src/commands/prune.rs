@@ -1,0 +1,81 @@
+//! `redial prune`: removes deliveries that ended long ago.
+
+use std::io::{self, Write};
+use std::time::{Duration, Instant};
+
+use contracts::Timestamp;
+use indicatif::ProgressBar;
+use serde_json::json;
+use store::{PruneRange, Pruned, Store, StoreError, organization_ids, prune};
+
+use crate::commands::open_store;
+use crate::settings::Settings;
+use crate::signals;
+
+/// Remove deliveries that ended long ago, with their attempts. Can be stopped at any time, and goes on where it was.
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    /// How long ago they must have ended, such as 90d; at least 1d, for which a repeated request is answered from them.
+    #[arg(long, value_name = "AGE", value_parser = age)]
+    older_than: Duration,
+    /// How many are removed in one transaction.
+    #[arg(long, default_value_t = 500, value_parser = clap::value_parser!(u16).range(1..=10_000))]
+    batch: u16,
+}
+
+const DAY: Duration = Duration::from_secs(24 * 3600);
+
+fn age(text: &str) -> Result<Duration, String> {
+    let age = humantime::parse_duration(text).map_err(|error| error.to_string())?;
+    if age < DAY { Err("expected at least 1d".to_owned()) } else { Ok(age) }
+}
+
+pub(crate) async fn run(settings: &Settings, args: Args) -> anyhow::Result<()> {
+    let mut stopped = std::pin::pin!(signals::stop());
+    let store = open_store(settings).await?;
+    let before = store.clock().now() - args.older_than;
+    let progress = ProgressBar::new_spinner();
+    let mut removed = Pruned::default();
+    let pruning = prune_all(&store, before, usize::from(args.batch), &mut removed, &progress);
+    // Between two batches, or in one, which then still commits.
+    let signal = tokio::select! {
+        done = pruning => done.map(|()| None)?,
+        signal = &mut stopped => Some(signal),
+    };
+    progress.finish_and_clear();
+    let figures = json!({"deliveries": removed.deliveries, "attempts": removed.attempts});
+    writeln!(io::stdout(), "{figures}")?;
+    if let Some(signal) = signal {
+        anyhow::bail!("ended by {signal} before everything was removed");
+    }
+    Ok(())
+}
+
+async fn prune_all(
+    store: &Store,
+    before: Timestamp,
+    limit: usize,
+    removed: &mut Pruned,
+    progress: &ProgressBar,
+) -> Result<(), StoreError> {
+    for org in store.read(organization_ids).await? {
+        for range in PruneRange::all_of(org) {
+            let mut behind = None;
+            loop {
+                let began = Instant::now();
+                let batch = store.write(move |tx, _| prune(tx, range, before, behind, limit)).await?;
+                removed.deliveries += batch.deliveries;
+                removed.attempts += batch.attempts;
+                progress.set_message(format!("{} deliveries removed", removed.deliveries));
+                progress.tick();
+                behind = batch.behind;
+                if behind.is_none() {
+                    break;
+                }
+                // Half of the time is left to those who deliver.
+                tokio::time::sleep(began.elapsed()).await;
+            }
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,101 @@
+//! Pruning and erasing, on both engines.
+
+use std::time::Duration;
+
+use contracts::{ClaimId, OrgId, PayloadFormat, RunId, Timestamp};
+use dispatcher::steps;
+use dispatcher::{Answer, Outcome, RetryPolicy};
+use store::{AcceptPolicy, AnyConnection, Clock, Deliver, claim_due, find_run, finish, record_run};
+use testkit::{Engine, TestDatabase, terminal_run};
+use uuid::Uuid;
+
+use crate::cli::Cli;
+
+const ENGINES: [Engine; 2] = [Engine::Postgres, Engine::Sqlite];
+const DAY: Duration = Duration::from_secs(24 * 3600);
+const POLICY: AcceptPolicy = AcceptPolicy { max_attempts: 3, payload_format: PayloadFormat::Python };
+
+/// A run whose callback succeeded that many days ago.
+fn delivered(tx: &mut AnyConnection, org: OrgId, days: u32) -> RunId {
+    let then = now() - DAY * days;
+    let run = RunId(Uuid::new_v4());
+    let update = terminal_run("https://hooks.example.com/");
+    record_run(tx, then, &POLICY, Deliver::Automatically, (org, run), &update, "r").unwrap();
+    let later = then + Duration::from_secs(5);
+    let claimed = claim_due(tx, later, Duration::from_secs(60), ClaimId::new(later), 1).unwrap();
+    let answer = Outcome::Answered(Answer { status: 200, body: "private".into(), retry_after: None });
+    let retry = RetryPolicy { schedule: vec![DAY], jitter: 0.0, stop_on_gone: false };
+    finish(tx, later, &[steps::finished(&claimed[0].held, answer, None, &retry, later, 0.0)]).unwrap();
+    run
+}
+
+fn now() -> Timestamp {
+    Clock::system().now()
+}
+
+#[test]
+fn pruning_removes_what_ended_longer_ago_and_says_how_much() {
+    for engine in ENGINES {
+        let database = TestDatabase::new(engine);
+        let cli = Cli::on(&database);
+        let org = cli.ok(&["org", "create", "acme"]);
+        let mut conn = database.url().connect().unwrap();
+        for days in [100, 95, 91, 80, 3] {
+            delivered(&mut conn, org.parse().unwrap(), days);
+        }
+        let prune = |age| cli.ok(&["prune", "--older-than", age, "--batch", "2"]);
+        assert_eq!(prune("90d"), r#"{"attempts":3,"deliveries":3}"#);
+        assert_eq!(prune("90d"), r#"{"attempts":0,"deliveries":0}"#);
+        assert_eq!(prune("1d"), r#"{"attempts":2,"deliveries":2}"#);
+    }
+}
+
+#[test]
+fn an_age_that_is_none_or_too_short_is_refused() {
+    let cli = Cli::new();
+    for (age, word) in [("12h", "at least 1d"), ("ninety", "invalid"), ("", "empty"), ("-5d", "invalid")] {
+        let ended = cli.run(&["prune", &format!("--older-than={age}")]);
+        assert_eq!(ended.code, 2, "{age}");
+        assert!(ended.stderr.contains(word), "{age}: {}", ended.stderr);
+    }
+    assert_eq!(cli.run(&["prune"]).code, 2);
+}
+
+#[test]
+fn erasing_a_run_says_what_went_and_erasing_again_is_harmless() {
+    for engine in ENGINES {
+        let database = TestDatabase::new(engine);
+        let cli = Cli::on(&database);
+        let org = cli.ok(&["org", "create", "acme"]);
+        let (mut conn, id) = (database.url().connect().unwrap(), org.parse().unwrap());
+        let run = delivered(&mut conn, id, 3).to_string();
+        let erase = ["runs", "erase", &run, "--org", &org];
+        assert_eq!(cli.ok(&erase), r#"{"payloads":1,"response_bodies":1}"#);
+        assert!(cli.ok(&erase).starts_with(r#"{"erased_at":"2"#));
+        let erased = find_run(&mut conn, id, run.parse().unwrap()).unwrap().unwrap();
+        assert_eq!((erased.output, erased.metadata), (None, None));
+    }
+}
+
+#[test]
+fn what_can_not_be_erased_is_refused_with_the_reason() {
+    for engine in ENGINES {
+        let database = TestDatabase::new(engine);
+        let cli = Cli::on(&database);
+        let org = cli.ok(&["org", "create", "acme"]);
+        let other = cli.ok(&["org", "create", "other"]);
+        let mut conn = database.url().connect().unwrap();
+        let run = delivered(&mut conn, org.parse().unwrap(), 3).to_string();
+        let open = r#"{"id": "0190a6e8-0000-7000-8000-000000000001", "status_code": "running"}"#;
+        assert_eq!(cli.run_with_input(&["runs", "import", "-", "--org", &org], open).code, 0);
+        for (run, org, word) in [
+            (run.as_str(), other.as_str(), "there is no run"),
+            (run.as_str(), "0190a6e8-0000-7000-8000-000000000000", "there is no organization"),
+            ("0190a6e8-0000-7000-8000-000000000001", org.as_str(), "the run is running"),
+        ] {
+            let ended = cli.run(&["runs", "erase", run, "--org", org]);
+            assert_eq!(ended.code, 1);
+            assert!(ended.stderr.contains(word), "{}", ended.stderr);
+        }
+    }
+}

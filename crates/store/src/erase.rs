@@ -1,0 +1,206 @@
+//! Erasing what one run's callbacks said, while what is known of their deliveries stays.
+
+use contracts::{DeliveryId, DeliveryStatus, FailureReason, OrgId, RunId, RunStatus, Timestamp};
+use diesel::connection::SimpleConnection;
+use diesel::prelude::*;
+use diesel::sql_types::Integer;
+use sha2::{Digest, Sha256};
+
+use crate::columns::{Id, Key, Time};
+use crate::connect::AnyConnection;
+use crate::error::StoreError;
+use crate::prepared::prepared;
+use crate::runs::find_run;
+use crate::schema::{attempts, deliveries, erased_parts, runs};
+
+/// The answer to a request to erase a run. Only `Erased` changes anything.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Erasure {
+    /// It is done.
+    Erased {
+        /// Deliveries whose payload is gone.
+        deliveries: usize,
+        /// Attempts whose response body is gone.
+        response_bodies: usize,
+    },
+    /// It was done then.
+    ErasedBefore(Timestamp),
+    /// No such run in this organization.
+    RunNotFound,
+    /// The run has not ended: what is still to be reported of it would bring its data back.
+    RunNotTerminal(RunStatus),
+    /// A callback is on its way at this moment.
+    BeingSent(DeliveryId),
+}
+
+/// What stands in place of an erased payload.
+const NOTHING: &[u8] = b"{}";
+
+/// Erases a run's output, metadata, failure message and URL, its deliveries' payloads and their attempts' response
+/// bodies. Hashes, sizes and times stay. A delivery that waits is ended as `erased` first; while one is being sent
+/// nothing is done.
+///
+/// Row versions that PostgreSQL keeps until its next vacuum, write-ahead logs and backups are not reached; SQLite
+/// overwrites what is freed in the file, its write-ahead log at the next checkpoint.
+pub fn erase_run(
+    tx: &mut AnyConnection,
+    now: Timestamp,
+    org: OrgId,
+    run: RunId,
+) -> Result<Erasure, StoreError> {
+    lock(tx, org, run)?;
+    let Some(known) = find_run(tx, org, run)? else { return Ok(Erasure::RunNotFound) };
+    let row = runs::table.find((Key::from(org), Key::from(run)));
+    let erased_at: Option<Time> = row.select(runs::erased_at).first(tx)?;
+    if let Some(at) = erased_at {
+        return Ok(Erasure::ErasedBefore(at.into()));
+    }
+    if !known.status_code.is_terminal() {
+        return Ok(Erasure::RunNotTerminal(known.status_code));
+    }
+    let ids = match lock_deliveries(tx, org, run)? {
+        Ok(ids) => ids,
+        Err(sent) => return Ok(Erasure::BeingSent(sent)),
+    };
+    end_waiting(tx, now, org, run)?;
+    let mut erased = Parts { tx, org, run };
+    let mut response_bodies = 0;
+    for id in &ids {
+        response_bodies += erased.delivery(*id)?;
+    }
+    let text = |text: &Option<contracts::JsonText>| text.as_ref().map(|text| text.as_str().to_owned());
+    erased.note(None, None, "output", text(&known.output))?;
+    erased.note(None, None, "metadata", text(&known.metadata))?;
+    erased.note(None, None, "failure_message", known.failure_message)?;
+    erased.note(None, None, "callback_url", known.callback_url)?;
+    diesel::update(row)
+        .set((
+            runs::output.eq(None::<String>),
+            runs::metadata.eq(None::<String>),
+            runs::failure_message.eq(None::<String>),
+            runs::callback_url.eq(None::<String>),
+            runs::erased_at.eq(Some(Time::from(now))),
+            runs::updated_at.eq(Time::from(now)),
+        ))
+        .execute(tx)?;
+    Ok(Erasure::Erased { deliveries: ids.len(), response_bodies })
+}
+
+/// Locks the run against whoever builds a delivery of it, who holds it FOR KEY SHARE.
+fn lock(tx: &mut AnyConnection, org: OrgId, run: RunId) -> Result<(), StoreError> {
+    match tx {
+        AnyConnection::Postgres(pg) => {
+            prepared::<Integer, _>("SELECT 1 FROM runs WHERE org_id = ? AND id = ? FOR UPDATE")
+                .bind::<Id, _>(Key::from(org))
+                .bind::<Id, _>(Key::from(run))
+                .load::<i32>(pg)?;
+        }
+        AnyConnection::Sqlite(sqlite) => sqlite.batch_execute("PRAGMA secure_delete = ON")?,
+    }
+    Ok(())
+}
+
+/// Locks the run's deliveries, in id order as every batch does, and answers them, or the one that is being sent.
+fn lock_deliveries(
+    tx: &mut AnyConnection,
+    org: OrgId,
+    run: RunId,
+) -> Result<Result<Vec<DeliveryId>, DeliveryId>, StoreError> {
+    if let AnyConnection::Postgres(pg) = tx {
+        prepared::<Integer, _>(
+            "SELECT 1 FROM deliveries WHERE org_id = ? AND run_id = ? ORDER BY id FOR UPDATE",
+        )
+        .bind::<Id, _>(Key::from(org))
+        .bind::<Id, _>(Key::from(run))
+        .load::<i32>(pg)?;
+    }
+    let rows: Vec<(Key, String)> = deliveries::table
+        .filter(deliveries::org_id.eq(Key::from(org)))
+        .filter(deliveries::run_id.eq(Key::from(run)))
+        .order_by(deliveries::id)
+        .select((deliveries::id, deliveries::status_code))
+        .load(tx)?;
+    let delivering = <&str>::from(DeliveryStatus::Delivering);
+    Ok(match rows.iter().find(|(_, status)| status == delivering) {
+        Some((id, _)) => Err((*id).into()),
+        None => Ok(rows.into_iter().map(|(id, _)| id.into()).collect()),
+    })
+}
+
+fn end_waiting(tx: &mut AnyConnection, now: Timestamp, org: OrgId, run: RunId) -> QueryResult<()> {
+    diesel::update(deliveries::table)
+        .filter(deliveries::org_id.eq(Key::from(org)))
+        .filter(deliveries::run_id.eq(Key::from(run)))
+        .filter(deliveries::completed_at.is_null())
+        .set((
+            deliveries::status_code.eq(<&str>::from(DeliveryStatus::Failed)),
+            deliveries::failure_reason_code.eq(<&str>::from(FailureReason::Erased)),
+            deliveries::failure_detail.eq("the run's data was erased"),
+            deliveries::next_attempt_at.eq(None::<Time>),
+            deliveries::wake_at.eq(None::<Time>),
+            deliveries::updated_at.eq(Time::from(now)),
+            deliveries::completed_at.eq(Time::from(now)),
+        ))
+        .execute(tx)
+        .map(drop)
+}
+
+struct Parts<'a> {
+    tx: &'a mut AnyConnection,
+    org: OrgId,
+    run: RunId,
+}
+
+impl Parts<'_> {
+    /// Erases one delivery's payload and its attempts' response bodies, and answers how many those were.
+    fn delivery(&mut self, id: DeliveryId) -> Result<usize, StoreError> {
+        let key = Key::from(id);
+        let payload: Vec<u8> = deliveries::table.find(key).select(deliveries::payload).first(self.tx)?;
+        self.note(Some(key), None, "payload", Some(payload))?;
+        diesel::update(deliveries::table.find(key)).set(deliveries::payload.eq(NOTHING)).execute(self.tx)?;
+        let answered = attempts::delivery_id.eq(key).and(attempts::response_body.is_not_null());
+        let bodies: Vec<(i32, String)> = attempts::table
+            .filter(answered)
+            .select((attempts::attempt_number, attempts::response_body.assume_not_null()))
+            .load(self.tx)?;
+        for (number, body) in &bodies {
+            self.note(Some(key), Some(*number), "response_body", Some(body))?;
+        }
+        diesel::update(attempts::table.filter(answered))
+            .set(attempts::response_body.eq(None::<String>))
+            .execute(self.tx)?;
+        Ok(bodies.len())
+    }
+
+    fn note(
+        &mut self,
+        delivery: Option<Key>,
+        attempt: Option<i32>,
+        part: &str,
+        content: Option<impl AsRef<[u8]>>,
+    ) -> Result<(), StoreError> {
+        let Some(content) = content else { return Ok(()) };
+        let content = content.as_ref();
+        diesel::insert_into(erased_parts::table)
+            .values((
+                erased_parts::org_id.eq(Key::from(self.org)),
+                erased_parts::run_id.eq(Key::from(self.run)),
+                erased_parts::delivery_id.eq(delivery),
+                erased_parts::attempt_number.eq(attempt),
+                erased_parts::part.eq(part),
+                erased_parts::sha256.eq(Sha256::digest(content).as_slice()),
+                erased_parts::size.eq(i64::try_from(content.len()).unwrap_or(i64::MAX)),
+            ))
+            .execute(self.tx)?;
+        Ok(())
+    }
+}
+
+/// Whether the run of that delivery has been erased: a result of it that comes late must not bring anything back.
+pub(crate) fn is_erased(tx: &mut AnyConnection, delivery: DeliveryId) -> QueryResult<bool> {
+    let erased = deliveries::table
+        .inner_join(runs::table.on(runs::org_id.eq(deliveries::org_id).and(runs::id.eq(deliveries::run_id))))
+        .filter(deliveries::id.eq(Key::from(delivery)))
+        .filter(runs::erased_at.is_not_null());
+    diesel::select(diesel::dsl::exists(erased)).get_result(tx)
+}

@@ -1,0 +1,220 @@
+//! Erasing a run, and pruning what ended long ago.
+
+use std::time::Duration;
+
+use ::store::{
+    Effect, Erasure, Position, PruneRange, Pruned, RecordedRun, Redelivery, Settlement, erase_run, prune,
+};
+use contracts::{DeliveryStatus, FailureReason, RunId};
+use diesel::connection::SimpleConnection;
+use testkit::{Engine, terminal_run};
+
+use crate::stage::{LEASE, Stage, URL, finished, lost, new_run, on_both_engines, retried, succeeded};
+
+on_both_engines!(
+    erasing_a_run_leaves_nothing_of_what_its_callbacks_said,
+    what_was_erased_is_kept_as_hash_and_size,
+    a_waiting_delivery_is_ended_before_it_is_erased,
+    nothing_is_erased_while_a_callback_is_being_sent,
+    an_erased_run_can_not_be_filled_or_delivered_again,
+    a_run_that_has_not_ended_or_is_not_there_is_not_erased,
+    a_result_that_comes_after_the_erasure_keeps_its_body_to_itself,
+    what_ended_before_the_moment_is_pruned_batch_by_batch_and_nothing_else,
+    a_pruned_automatic_delivery_is_not_made_again,
+    a_pruned_delivery_takes_its_erased_parts_along,
+);
+
+fn erase(stage: &mut Stage, run: RunId) -> Erasure {
+    let (now, org) = (stage.now, stage.org);
+    stage.write(|tx| erase_run(tx, now, org, run))
+}
+
+/// A run with one delivery that succeeded at its second attempt.
+fn delivered(stage: &mut Stage) -> contracts::Delivery {
+    let delivery = stage.accept();
+    let first = stage.claim_one(delivery.id, 1);
+    let now = stage.now;
+    stage.finish_one(retried(&first, now));
+    let second = stage.claim_one(delivery.id, 2);
+    stage.finish_one(succeeded(&second));
+    stage.delivery(delivery.id)
+}
+
+async fn erasing_a_run_leaves_nothing_of_what_its_callbacks_said(engine: Engine) {
+    let mut stage = Stage::new(engine);
+    let before = delivered(&mut stage);
+    assert!(before.attempts.iter().any(|attempt| attempt.response_body.is_some()));
+    stage.advance(Duration::from_secs(5));
+    let bodies = before.attempts.iter().filter(|attempt| attempt.response_body.is_some()).count();
+    assert_eq!(erase(&mut stage, before.run_id), Erasure::Erased { deliveries: 1, response_bodies: bodies });
+    let after = stage.delivery(before.id);
+    assert_eq!(after.payload_bytes, "{}");
+    let kept =
+        |delivery: &contracts::Delivery| (delivery.status_code, delivery.completed_at, delivery.updated_at);
+    assert_eq!(kept(&after), kept(&before));
+    for (before, after) in before.attempts.iter().zip(&after.attempts) {
+        assert_eq!(after, &contracts::Attempt { response_body: None, ..before.clone() });
+    }
+    let run = stage.stored_run(before.run_id);
+    assert_eq!(
+        (&run.output, &run.metadata, &run.failure_message, &run.callback_url),
+        (&None, &None, &None, &None)
+    );
+    assert_eq!((run.duration_ms, run.updated_at), (Some(123), stage.now));
+    let erased_at = stage.now;
+    stage.advance(Duration::from_secs(5));
+    assert_eq!(erase(&mut stage, before.run_id), Erasure::ErasedBefore(erased_at));
+}
+
+async fn what_was_erased_is_kept_as_hash_and_size(engine: Engine) {
+    let mut stage = Stage::new(engine);
+    let before = delivered(&mut stage);
+    erase(&mut stage, before.run_id);
+    let size = before.payload_bytes.len();
+    assert_eq!(stage.count(&format!("erased_parts WHERE part = 'payload' AND size = {size}")), 1);
+    assert_eq!(stage.count("erased_parts WHERE part = 'output' AND length(sha256) = 32"), 1);
+    assert_eq!(stage.count("erased_parts WHERE part = 'response_body' AND attempt_number = 2"), 1);
+}
+
+async fn a_waiting_delivery_is_ended_before_it_is_erased(engine: Engine) {
+    let mut stage = Stage::new(engine);
+    let waiting = stage.accept();
+    stage.advance(Duration::from_secs(1));
+    assert_eq!(erase(&mut stage, waiting.run_id), Erasure::Erased { deliveries: 1, response_bodies: 0 });
+    let ended = stage.delivery(waiting.id);
+    assert_eq!(
+        (ended.status_code, ended.failure_reason_code),
+        (DeliveryStatus::Failed, Some(FailureReason::Erased))
+    );
+    assert_eq!((ended.completed_at, ended.next_attempt_at), (Some(stage.now), None));
+    stage.advance(Duration::from_secs(3600));
+    assert_eq!(stage.claim_due(10), []);
+}
+
+async fn nothing_is_erased_while_a_callback_is_being_sent(engine: Engine) {
+    let mut stage = Stage::new(engine);
+    let claimed = stage.claimed();
+    let before = stage.delivery(claimed.held.delivery_id);
+    assert_eq!(erase(&mut stage, before.run_id), Erasure::BeingSent(before.id));
+    assert_eq!(stage.delivery(before.id), before);
+    assert!(stage.stored_run(before.run_id).output.is_some());
+}
+
+async fn an_erased_run_can_not_be_filled_or_delivered_again(engine: Engine) {
+    let mut stage = Stage::new(engine);
+    let run = delivered(&mut stage).run_id;
+    erase(&mut stage, run);
+    assert!(matches!(stage.record(run, &terminal_run(URL)), RecordedRun::Erased));
+    assert_eq!(stage.stored_run(run).output, None);
+    assert_eq!(stage.redeliver(run), Redelivery::CallbackUrlMissing);
+}
+
+async fn a_run_that_has_not_ended_or_is_not_there_is_not_erased(engine: Engine) {
+    let mut stage = Stage::new(engine);
+    let run = new_run();
+    assert_eq!(erase(&mut stage, run), Erasure::RunNotFound);
+    let running =
+        contracts::RunUpdate::parse(br#"{"status_code": "running", "metadata": {"a": 1}}"#).unwrap();
+    stage.record(run, &running);
+    assert_eq!(erase(&mut stage, run), Erasure::RunNotTerminal(contracts::RunStatus::Running));
+    assert!(stage.stored_run(run).metadata.is_some());
+}
+
+async fn a_result_that_comes_after_the_erasure_keeps_its_body_to_itself(engine: Engine) {
+    let mut stage = Stage::new(engine);
+    let claimed = stage.claimed();
+    stage.advance(LEASE);
+    let expired = stage.expired();
+    let now = stage.now;
+    stage.finish_one(lost(&expired[0], Settlement::RetryAt(now)));
+    let run = stage.delivery(claimed.held.delivery_id).run_id;
+    assert!(matches!(erase(&mut stage, run), Erasure::Erased { .. }));
+    let mut late = finished(&claimed, None, Settlement::Succeeded);
+    late.record.response_body = Some("private".into());
+    assert_eq!(stage.finish_one(late), Effect::Late { closed: false });
+    let attempt = &stage.delivery(claimed.held.delivery_id).attempts[0];
+    assert_eq!((attempt.status_code, &attempt.response_body), (Some(200), &None));
+}
+
+/// Prunes everything of an organization, and answers what each batch removed.
+fn prune_all(stage: &mut Stage, before: contracts::Timestamp, limit: usize) -> Vec<(usize, usize)> {
+    let mut batches = Vec::new();
+    for range in PruneRange::all_of(stage.org) {
+        let mut behind: Option<Position> = None;
+        loop {
+            let batch: Pruned = stage.write(|tx| prune(tx, range, before, behind, limit));
+            batches.push((batch.deliveries, batch.attempts));
+            behind = batch.behind;
+            if behind.is_none() {
+                break;
+            }
+        }
+    }
+    batches.retain(|batch| *batch != (0, 0));
+    batches
+}
+
+async fn what_ended_before_the_moment_is_pruned_batch_by_batch_and_nothing_else(engine: Engine) {
+    let mut stage = Stage::new(engine);
+    for _ in 0..5 {
+        delivered(&mut stage);
+        stage.advance(Duration::from_secs(1));
+    }
+    let ends_later = stage.claimed();
+    let open = stage.accept();
+    stage.advance(Duration::from_secs(10));
+    let before = stage.now;
+    stage.finish_one(succeeded(&ends_later));
+    let young = delivered(&mut stage);
+    assert_eq!(prune_all(&mut stage, before, 2), [(2, 4), (2, 4), (1, 2)]);
+    assert_eq!(prune_all(&mut stage, before, 2), []);
+    assert_eq!((stage.count("deliveries"), stage.count("attempts")), (3, 3));
+    for id in [ends_later.held.delivery_id, open.id, young.id] {
+        stage.delivery(id);
+    }
+}
+
+async fn a_pruned_automatic_delivery_is_not_made_again(engine: Engine) {
+    let mut stage = Stage::new(engine);
+    let run = new_run();
+    let RecordedRun::Created(_, Some(accepted)) = stage.record(run, &terminal_run(URL)) else {
+        panic!("a run that has ended is announced")
+    };
+    let claimed = stage.claim_one(accepted.delivery.id, 1);
+    stage.finish_one(succeeded(&claimed));
+    stage.advance(Duration::from_secs(1));
+    let now = stage.now;
+    assert_eq!(prune_all(&mut stage, now, 10), [(1, 1)]);
+    assert!(matches!(stage.record(run, &terminal_run(URL)), RecordedRun::Updated(_, None)));
+    assert_eq!(stage.count("deliveries"), 0);
+}
+
+async fn a_pruned_delivery_takes_its_erased_parts_along(engine: Engine) {
+    let mut stage = Stage::new(engine);
+    let run = delivered(&mut stage).run_id;
+    erase(&mut stage, run);
+    stage.advance(Duration::from_secs(1));
+    let now = stage.now;
+    assert_eq!(prune_all(&mut stage, now, 10).len(), 1);
+    assert_eq!(stage.count("erased_parts WHERE delivery_id IS NOT NULL"), 0);
+    assert!(stage.count("erased_parts") > 0, "those of the run stay");
+    stage.conn.batch_execute("SELECT 1").unwrap();
+}
+
+/// PostgreSQL only, where transactions are at work at the same time.
+#[tokio::test]
+async fn a_redelivery_and_an_erasure_at_the_same_time_leave_nothing() {
+    let mut stage = Stage::new(Engine::Postgres);
+    let store = stage.store().await;
+    let org = stage.org;
+    for _ in 0..50 {
+        let run = stage.run();
+        let redelivering =
+            store.write(move |tx, now| ::store::redeliver(tx, now, &crate::stage::POLICY, org, run, "r"));
+        let erasing = store.write(move |tx, now| erase_run(tx, now, org, run));
+        let (redelivered, erased) = tokio::join!(redelivering, erasing);
+        redelivered.unwrap();
+        assert!(matches!(erased.unwrap(), Erasure::Erased { .. }));
+    }
+    assert_eq!(stage.count("deliveries WHERE payload <> '{}' OR completed_at IS NULL"), 0);
+}

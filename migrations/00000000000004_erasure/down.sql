@@ -1,0 +1,2 @@
+DROP TABLE erased_parts;
+ALTER TABLE runs DROP COLUMN erased_at;
