@@ -267,12 +267,17 @@ fn move_deliveries(
 /// delivery has been finished by this very result before.
 fn finish_late(tx: &mut AnyConnection, now: Timestamp, result: &Finished) -> Result<Effect, StoreError> {
     let record = &result.record;
+    let place = attempts::table.find((Key::from(result.delivery_id), record.number));
+    let written: Option<Key> = place.select(attempts::id).first(tx).optional()?;
+    if written == Some(record.id.into()) {
+        return Ok(Effect::Finished); // by an earlier try, whose commit came through unnoticed
+    }
     if record.failure.as_ref().is_some_and(|failure| failure.reason == FailureReason::OutcomeUnknown) {
         return Ok(Effect::Dropped);
     }
     let is_erased = is_erased(tx, result.delivery_id)?;
     let response_body = record.response_body.as_ref().filter(|_| !is_erased);
-    let replaced = diesel::update(attempts::table.find((Key::from(result.delivery_id), record.number)))
+    let replaced = diesel::update(place)
         .filter(attempts::failure_reason_code.eq(<&str>::from(FailureReason::OutcomeUnknown)))
         .set((
             attempts::status_code.eq(record.status_code),
