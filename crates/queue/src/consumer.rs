@@ -33,8 +33,6 @@ pub struct ConsumerStats {
     pub connected: bool,
     /// When the consuming channel last gave a sign of life. In process it needs none.
     pub alive_at: Option<Instant>,
-    /// Whether the consumer has asked not to be given any.
-    pub paused: bool,
     /// Messages in the parked queue, as last heard: given out too often, for a person to look at.
     pub parked: u32,
     /// How often it has connected to the broker.

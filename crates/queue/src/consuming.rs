@@ -70,12 +70,9 @@ async fn listen(
     shutdown: &CancellationToken,
 ) -> Result<Ended, Lost> {
     let Forwarding { messages, stats, paused } = forwarding;
-    let set_paused = |paused| stats.send_modify(|stats| stats.paused = paused);
-    set_paused(*paused.borrow());
     let open = async {
         // It fails when the consumer is dropped, which is what `stopped` waits for.
         let _ = paused.wait_for(|paused| !paused).await;
-        set_paused(false);
         Session::open(broker, "redial dispatcher").await
     };
     let session = tokio::select! {
@@ -121,8 +118,11 @@ async fn consume(
                 alert_of_parked(broker, stats, depth.parked);
                 let has_room = messages.capacity() == messages.max_capacity();
                 let waits = depth.waiting > 0 && has_room;
-                if depth.consumers == 0 || (waits && is_passed_over) {
+                if depth.consumers == 0 {
                     return Err(Lost::Cancelled);
+                }
+                if waits && is_passed_over {
+                    return Err(Lost::PassedOver);
                 }
                 is_passed_over = waits;
                 stats.send_modify(|stats| stats.alive_at = Some(Instant::now()));

@@ -30,6 +30,8 @@ pub enum Lost {
     Late(#[from] Elapsed),
     #[error("the consumer was cancelled; its queue may be gone")]
     Cancelled,
+    #[error("messages wait, and none of them is given to us")]
+    PassedOver,
     #[error("a message was returned; its queue may be gone")]
     Returned,
 }

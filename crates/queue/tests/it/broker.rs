@@ -159,6 +159,20 @@ async fn acknowledged_messages_do_not_come_back() {
 }
 
 #[tokio::test]
+async fn parked_messages_are_told_of() {
+    let rabbit = Rabbit::new().await;
+    rabbit.publisher().await;
+    let parked = format!("{}.parked", rabbit.queue);
+    for _ in 0..2 {
+        rabbit.publish_to(&parked, b"given out too often").await.await.unwrap();
+    }
+    let consumer = rabbit.consumer(10).await;
+    until(consumer.watch(), |stats| stats.parked == 2 && stats.alive_at.is_some()).await;
+    let depth = rabbit.broker().depth().await.unwrap();
+    assert_eq!(depth, queue::Depth { waiting: 0, consumers: 1, parked: 2 });
+}
+
+#[tokio::test]
 async fn what_is_no_job_is_counted_and_forgotten() {
     let rabbit = Rabbit::new().await;
     let (publisher, mut consumer) = (rabbit.publisher().await, rabbit.consumer(1).await);

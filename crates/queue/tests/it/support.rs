@@ -78,8 +78,11 @@ impl Rabbit {
 
     /// Hands a message to the broker; its confirm can be awaited.
     pub(crate) async fn publish(&self, body: &[u8]) -> PublisherConfirm {
-        let (exchange, queue, options) =
-            ("".into(), self.queue.as_str().into(), BasicPublishOptions::default());
+        self.publish_to(&self.queue, body).await
+    }
+
+    pub(crate) async fn publish_to(&self, queue: &str, body: &[u8]) -> PublisherConfirm {
+        let (exchange, queue, options) = ("".into(), queue.into(), BasicPublishOptions::default());
         self.channel.basic_publish(exchange, queue, options, body, BasicProperties::default()).await.unwrap()
     }
 
