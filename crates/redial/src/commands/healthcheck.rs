@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use anyhow::{Context, ensure};
+use anyhow::{Context, bail};
 
 /// Ask a health endpoint; exit status 0 when it answers 2xx, else 1.
 #[derive(clap::Args)]
@@ -23,6 +23,11 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
         .build()?;
     let response =
         client.get(&args.url).send().await.with_context(|| format!("{} does not answer", args.url))?;
-    ensure!(response.status().is_success(), "{} answers {}", args.url, response.status());
+    let status = response.status();
+    if !status.is_success() {
+        // The answer says why, but need not be there.
+        let why = response.text().await.unwrap_or_default();
+        bail!("{} answers {status}: {why}", args.url);
+    }
     Ok(())
 }

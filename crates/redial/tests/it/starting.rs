@@ -137,6 +137,15 @@ fn services_work_without_their_broker_answer_health_checks_and_end_well_at_sigte
         let url = format!("http://{}/v1/health", line["listen"].as_str().unwrap());
         cli.ok(&["healthcheck", &url]);
         assert_eq!(cli.run(&["healthcheck", &url.replace("health", "wealth")]).code, 1);
+        let ready = url.replace("v1/health", "health/ready");
+        cli.ok(&["healthcheck", &ready]);
+        if service == "dispatcher" {
+            // It goes on delivering, but what it is there for has stopped.
+            let red =
+                std::iter::repeat_with(|| cli.run(&["healthcheck", &ready])).find(|ended| ended.code == 1);
+            let why = red.unwrap().stderr;
+            assert!(why.contains("503") && why.contains("RabbitMQ has not been consumed from for "), "{why}");
+        }
         assert_eq!(running.stop(), 0);
         assert_eq!(cli.run(&["healthcheck", &url]).code, 1);
     }
