@@ -9,6 +9,7 @@ mod explore;
 mod facts;
 mod history;
 mod mutant;
+mod recording;
 mod world;
 
 use std::io::Write;

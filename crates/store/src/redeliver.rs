@@ -89,21 +89,24 @@ pub fn redeliver_batch(
             requests[*place].key().is_none_or(|(org, IdempotencyKey { key, .. })| keys.insert((org, key)))
         });
         let batch: Vec<&RedeliveryRequest> = round.iter().map(|place| &requests[*place]).collect();
-        for (place, answer) in round.into_iter().zip(decide(tx, now, policy, &batch)?) {
-            answers[place] = Some(answer);
-        }
         left = later;
+        for (place, answer) in round.into_iter().zip(decide(tx, now, policy, &batch)?) {
+            if answer.is_none() {
+                left.push(place); // its key was somebody else's, and has been given back
+            }
+            answers[place] = answer;
+        }
     }
     Ok(answers.into_iter().map(|answer| answer.expect("every request is answered by now")).collect())
 }
 
-/// Decides requests of different idempotency keys.
+/// Decides requests of different idempotency keys. One stays open when its key was taken and is free again.
 fn decide(
     tx: &mut AnyConnection,
     now: Timestamp,
     policy: &AcceptPolicy,
     requests: &[&RedeliveryRequest],
-) -> Result<Vec<Redelivery>, StoreError> {
+) -> Result<Vec<Option<Redelivery>>, StoreError> {
     let mut answers: Vec<Option<Redelivery>> = requests.iter().map(|_| None).collect();
     repeat_known(tx, now, requests, &mut answers)?;
     let mut new = build_unanswered(tx, now, policy, requests, &mut answers)?;
@@ -134,7 +137,7 @@ fn decide(
         .filter_map(|(request, _)| request.key())
         .collect();
     give_back(tx, &refused)?;
-    Ok(answers.into_iter().map(|answer| answer.expect("every request is answered by now")).collect())
+    Ok(answers)
 }
 
 /// Answers the unanswered requests whose idempotency key is known.

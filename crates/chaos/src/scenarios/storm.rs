@@ -83,7 +83,7 @@ pub(crate) async fn storm(ground: &mut Ground, scale: &Scale) -> Result<Outcome>
         let from = host_now();
         strike(blow, ground, &mut site, &mut rng).await?;
         disturbances.push(Disturbance { from, to: host_now() });
-        sleep(Duration::from_millis(rng.random_range(100..700))).await;
+        sleep(Duration::from_millis(rng.random_range(50..500))).await;
     }
     scale.say("recovering");
     let answers = load.await??;
@@ -114,7 +114,11 @@ async fn strike(blow: Blow, ground: &mut Ground, site: &mut Site, rng: &mut StdR
     match blow {
         Blow::KillDispatcher => site.dispatchers[dispatcher].kill_and_restart()?,
         Blow::KillApi => site.apis[api].kill_and_restart()?,
-        Blow::StopDispatcher => stop(&site.dispatchers[dispatcher], rng.random_range(1..16)).await?,
+        Blow::StopDispatcher => {
+            let beyond_its_lease = rng.random_bool(0.4);
+            let seconds = if beyond_its_lease { rng.random_range(13..16) } else { rng.random_range(1..5) };
+            stop(&site.dispatchers[dispatcher], seconds).await?;
+        }
         Blow::StopApi => stop(&site.apis[api], rng.random_range(1..4)).await?,
         Blow::RestartDispatcher => restart(&mut site.dispatchers[dispatcher]).await?,
         Blow::RestartApi => restart(&mut site.apis[api]).await?,
