@@ -40,8 +40,8 @@ const NOTHING: &[u8] = b"{}";
 /// bodies. Hashes, sizes and times stay. A delivery that waits is ended as `erased` first; while one is being sent
 /// nothing is done.
 ///
-/// Row versions that PostgreSQL keeps until its next vacuum, write-ahead logs and backups are not reached; SQLite
-/// overwrites what is freed in the file, its write-ahead log at the next checkpoint.
+/// Row versions that PostgreSQL keeps until its next vacuum, write-ahead logs and backups are not reached. SQLite
+/// overwrites what is freed in the file; [`Store::checkpoint`](crate::Store::checkpoint) empties its log.
 pub fn erase_run(
     tx: &mut AnyConnection,
     now: Timestamp,

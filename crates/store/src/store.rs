@@ -97,6 +97,17 @@ impl Store {
         .await
     }
 
+    /// Empties SQLite's write-ahead log into the file, so that what was erased is not read there either; while somebody
+    /// else reads, what can be is. PostgreSQL sees to its own.
+    pub async fn checkpoint(&self) -> Result<(), StoreError> {
+        self.writers
+            .run(|conn| match conn {
+                AnyConnection::Postgres(_) => Ok(()),
+                AnyConnection::Sqlite(conn) => Ok(conn.batch_execute("PRAGMA wal_checkpoint(TRUNCATE)")?),
+            })
+            .await
+    }
+
     /// Keeps the clock aligned with the database's until `shutdown`.
     pub async fn keep_clock_aligned(&self, shutdown: CancellationToken) {
         let mut ticks = tokio::time::interval(Duration::from_secs(10));

@@ -85,6 +85,7 @@ async fn erase(settings: &Settings, org: OrgId, run: RunId) -> anyhow::Result<()
     let mut out = io::stdout();
     match erasure.await? {
         Erasure::Erased { deliveries, response_bodies } => {
+            store.checkpoint().await?;
             writeln!(out, "{}", json!({"payloads": deliveries, "response_bodies": response_bodies}))?;
         }
         Erasure::ErasedBefore(at) => writeln!(out, "{}", json!({"erased_at": at}))?,

@@ -13,7 +13,7 @@ use crate::settings::Settings;
 /// Signing secrets.
 #[derive(clap::Subcommand)]
 pub(crate) enum Command {
-    /// Make a signing secret and print it; it is never shown again. An organization's first becomes current.
+    /// Make a signing secret and print it; it is never shown again. It becomes current when no other is enabled.
     Create {
         /// The organization it belongs to.
         #[arg(long, value_name = "ID")]

@@ -5,7 +5,9 @@ use std::time::Duration;
 use contracts::{ClaimId, OrgId, PayloadFormat, RunId, Timestamp};
 use dispatcher::steps;
 use dispatcher::{Answer, Outcome, RetryPolicy};
-use store::{AcceptPolicy, AnyConnection, Clock, Deliver, claim_due, find_run, finish, record_run};
+use store::{
+    AcceptPolicy, AnyConnection, Clock, DatabaseUrl, Deliver, claim_due, find_run, finish, record_run,
+};
 use testkit::{Engine, TestDatabase, terminal_run};
 use uuid::Uuid;
 
@@ -74,6 +76,14 @@ fn erasing_a_run_says_what_went_and_erasing_again_is_harmless() {
         assert!(cli.ok(&erase).starts_with(r#"{"erased_at":"2"#));
         let erased = find_run(&mut conn, id, run.parse().unwrap()).unwrap().unwrap();
         assert_eq!((erased.output, erased.metadata), (None, None));
+        if let DatabaseUrl::Sqlite(path) = database.url() {
+            for file in [path.clone(), format!("{path}-wal")] {
+                let bytes = std::fs::read(file).unwrap_or_default();
+                for said in [&b"private"[..], b"cdn.example.com"] {
+                    assert!(!bytes.windows(said.len()).any(|window| window == said));
+                }
+            }
+        }
     }
 }
 
