@@ -15,7 +15,7 @@ mod verdict;
 use std::io::Write;
 use std::path::PathBuf;
 use std::process::ExitCode;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use clap::Parser;
@@ -41,6 +41,9 @@ struct Arguments {
     /// How much of the full size: of deliveries, disturbances and waiting times.
     #[arg(long, default_value_t = 1.0)]
     scale: f64,
+    /// How long the storm lasts, in minutes. At full scale: six.
+    #[arg(long)]
+    minutes: Option<f64>,
     /// Which disturbances come when.
     #[arg(long, default_value_t = 1)]
     seed: u64,
@@ -50,6 +53,7 @@ struct Arguments {
 #[derive(Clone)]
 pub(crate) struct Scale {
     factor: f64,
+    minutes: Option<f64>,
     seed: u64,
     bar: ProgressBar,
 }
@@ -58,6 +62,11 @@ impl Scale {
     /// That many, scaled, and at least one.
     pub(crate) fn of(&self, count: usize) -> usize {
         ((count as f64 * self.factor).round() as usize).max(1)
+    }
+
+    /// How long the storm lasts.
+    pub(crate) fn storm(&self) -> Duration {
+        Duration::from_secs_f64(60.0 * self.minutes.unwrap_or(6.0 * self.factor))
     }
 
     /// Shows what is going on.
@@ -97,8 +106,13 @@ async fn main() -> Result<ExitCode> {
     for scenario in wanted {
         let style = ProgressStyle::with_template("{spinner} {prefix} {elapsed} {msg}")?;
         let bar = ProgressBar::new_spinner().with_style(style).with_prefix(scenario.name);
-        bar.enable_steady_tick(std::time::Duration::from_millis(200));
-        let scale = Scale { factor: arguments.scale, seed: arguments.seed, bar: bar.clone() };
+        bar.enable_steady_tick(Duration::from_millis(200));
+        let scale = Scale {
+            factor: arguments.scale,
+            minutes: arguments.minutes,
+            seed: arguments.seed,
+            bar: bar.clone(),
+        };
         let began = Instant::now();
         let outcome = (scenario.run)(&mut ground, &scale).await;
         bar.finish_and_clear();

@@ -66,7 +66,9 @@ pub(crate) async fn storm(ground: &mut Ground, scale: &Scale) -> Result<Outcome>
     ];
     let plan = Plan { name: "storm", apis: 2, dispatchers: 4, settings };
     let mut site = Site::open(ground, plan).await?;
-    let (count, least) = (scale.of(21_000), scale.of(200));
+    let count = (scale.storm().as_secs_f64() * RATE).round() as usize;
+    // A short one may be spent waiting for a process that is stopped.
+    let least = if scale.storm() < Duration::from_secs(300) { 1 } else { 200 };
     let runs = site.runs(count, "/mixed").await?;
     let load = tokio::spawn(ask(&site, runs, Pace { clients: 64, rate: Some(RATE) }));
     let mut rng = StdRng::seed_from_u64(scale.seed);
