@@ -8,7 +8,7 @@ use api::Readiness;
 use contracts::{OrgId, Scopes, SigningSecret};
 use dispatcher::{Dispatcher, Pulse};
 use store::{AcceptPolicy, DatabaseUrl, Keyring, Store};
-use tokio::task::JoinHandle;
+use tokio::task::{JoinError, JoinHandle};
 use tokio_util::sync::CancellationToken;
 
 /// Doorbells that may wait in process; the relay serves what exceeds this.
@@ -86,13 +86,26 @@ impl Stack {
         })
     }
 
+    /// Waits until one of the two ends by itself, which only an error makes it do. Nothing is left to stop then.
+    pub(crate) async fn broken(&mut self) -> anyhow::Error {
+        let ended: Result<()> = tokio::select! {
+            api = &mut self.api => flat(api),
+            dispatcher = &mut self.dispatcher => flat(dispatcher),
+        };
+        ended.err().unwrap_or_else(|| anyhow::anyhow!("a part of the stack has ended by itself"))
+    }
+
     /// Stops both: nothing new is taken, what is in flight is finished.
     pub(crate) async fn stop(self) -> Result<()> {
         self.shutdown.cancel();
-        self.api.await??;
-        self.dispatcher.await??;
-        Ok(())
+        flat(self.api.await)?;
+        flat(self.dispatcher.await)
     }
+}
+
+/// A task's end, its panic being an error as well.
+fn flat<E: Into<anyhow::Error>>(ended: Result<Result<(), E>, JoinError>) -> Result<()> {
+    ended?.map_err(Into::into)
 }
 
 /// An organization to work with, and what opens its doors.

@@ -85,7 +85,7 @@ pub(crate) async fn run(settings: &Settings, args: Args) -> Result<()> {
         _ => record_examples(&store, settings.accept_policy(), tenant.org, &receiver).await?,
     };
 
-    let stack = Stack::start(
+    let mut stack = Stack::start(
         listener,
         Options {
             store,
@@ -116,7 +116,10 @@ pub(crate) async fn run(settings: &Settings, args: Args) -> Result<()> {
     write_private(&dev_json, &serde_json::to_vec_pretty(&dev)?)?;
     greet(&dev, &args.data_dir)?;
 
-    print_arrivals(arrivals, stopped).await?;
+    tokio::select! {
+        printed = print_arrivals(arrivals, stopped) => printed?,
+        error = stack.broken() => return Err(error),
+    }
     stack.stop().await?;
     receiver.stop().await;
     Ok(())
