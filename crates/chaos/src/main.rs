@@ -15,6 +15,7 @@ mod verdict;
 use std::io::Write;
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
@@ -41,7 +42,7 @@ struct Arguments {
     /// How much of the full size: of deliveries, disturbances and waiting times.
     #[arg(long, default_value_t = 1.0)]
     scale: f64,
-    /// How long the storm lasts, in minutes. At full scale: six.
+    /// How long the storm lasts, in minutes. At full scale: seven.
     #[arg(long)]
     minutes: Option<f64>,
     /// Which disturbances come when.
@@ -50,13 +51,16 @@ struct Arguments {
 }
 
 /// How large a run is.
-#[derive(Clone)]
 pub(crate) struct Scale {
     factor: f64,
     minutes: Option<f64>,
     seed: u64,
     bar: ProgressBar,
+    /// When something is to be said next where there is no terminal.
+    next_line: Mutex<Duration>,
 }
+
+const LINE_EVERY: Duration = Duration::from_secs(10);
 
 impl Scale {
     /// That many, scaled, and at least one.
@@ -66,12 +70,23 @@ impl Scale {
 
     /// How long the storm lasts.
     pub(crate) fn storm(&self) -> Duration {
-        Duration::from_secs_f64(60.0 * self.minutes.unwrap_or(6.0 * self.factor))
+        Duration::from_secs_f64(60.0 * self.minutes.unwrap_or(7.0 * self.factor))
     }
 
-    /// Shows what is going on.
+    /// Shows what is going on; where there is no terminal, as a line now and then.
     pub(crate) fn say(&self, message: impl Into<String>) {
-        self.bar.set_message(message.into());
+        let message = message.into();
+        if self.bar.is_hidden() {
+            let elapsed = self.bar.elapsed();
+            let mut next_line = self.next_line.lock().expect("no holder panics");
+            if elapsed >= *next_line {
+                *next_line = elapsed + LINE_EVERY;
+                // Nobody to tell when this fails.
+                let _ =
+                    writeln!(std::io::stderr(), "{} {} s: {message}", self.bar.prefix(), elapsed.as_secs());
+            }
+        }
+        self.bar.set_message(message);
     }
 }
 
@@ -112,6 +127,7 @@ async fn main() -> Result<ExitCode> {
             minutes: arguments.minutes,
             seed: arguments.seed,
             bar: bar.clone(),
+            next_line: Mutex::default(),
         };
         let began = Instant::now();
         let outcome = (scenario.run)(&mut ground, &scale).await;

@@ -44,14 +44,15 @@ pub(crate) struct Verdict {
 /// Each promise, as rows of the report name it.
 const LOST: &str = "lost";
 const REPEATED: &str = "repeated attempt numbers";
+const GIVEN_UP: &str = "given up before the attempts were used up";
 const AFTER_SUCCESS: &str = "attempts claimed after a recorded success";
 const UNCLAIMED: &str = "callbacks without an earlier claim";
 const LATE: &str = "callbacks sent after their lease";
 const CHANGED: &str = "callbacks with other bytes or a bad signature";
 const FALSE_SUCCESS: &str = "recorded successes that nobody answered";
 const UNEXPLAINED: &str = "duplicates without an explanation";
-const PROMISES: [&str; 8] =
-    [LOST, REPEATED, AFTER_SUCCESS, UNCLAIMED, LATE, CHANGED, FALSE_SUCCESS, UNEXPLAINED];
+const PROMISES: [&str; 9] =
+    [LOST, GIVEN_UP, REPEATED, AFTER_SUCCESS, UNCLAIMED, LATE, CHANGED, FALSE_SUCCESS, UNEXPLAINED];
 
 /// What clocks on one host may differ by: the dispatchers' follow the database's from samples.
 const CLOCK_ERROR: Duration = Duration::from_millis(150);
@@ -83,7 +84,13 @@ impl Verdict {
         let id = delivery.id;
         match delivery.status_code {
             DeliveryStatus::Succeeded => self.delivered += 1,
-            DeliveryStatus::Failed => self.exhausted += 1,
+            DeliveryStatus::Failed => {
+                self.exhausted += 1;
+                if delivery.attempt_count < delivery.max_attempts {
+                    let reason = delivery.failure_reason_code;
+                    self.breaks(GIVEN_UP, format!("{id} after {}: {reason:?}", delivery.attempt_count));
+                }
+            }
             _ => {
                 self.still_due += 1;
                 self.breaks(LOST, format!("{id} is still {:?}", delivery.status_code));
@@ -94,12 +101,16 @@ impl Verdict {
             self.breaks(REPEATED, format!("{id} has attempts {numbers:?} of {}", delivery.attempt_count));
         }
         self.outcome_unknown += delivery.attempts.iter().filter(|attempt| is_unknown(attempt)).count();
-        if let Some(completed_at) = delivery.completed_at {
-            for attempt in delivery.attempts.iter().filter(|attempt| attempt.created_at > completed_at) {
-                self.breaks(
-                    AFTER_SUCCESS,
-                    format!("{id} attempt {} came after its end", attempt.attempt_number),
-                );
+        for attempt in &delivery.attempts {
+            let is_after_the_end = delivery.completed_at.is_some_and(|end| attempt.created_at > end);
+            // A success recorded while its lease lasted ends the delivery; only a late one finds another attempt.
+            let is_after_a_success = delivery.attempts.iter().any(|earlier| {
+                earlier.error_message.is_none()
+                    && earlier.attempt_number < attempt.attempt_number
+                    && attempt.created_at + CLOCK_ERROR < earlier.created_at + evidence.lease
+            });
+            if is_after_the_end || is_after_a_success {
+                self.breaks(AFTER_SUCCESS, format!("{id} attempt {}", attempt.attempt_number));
             }
         }
         let frozen: [u8; 32] = Sha256::digest(delivery.payload_bytes.as_bytes()).into();

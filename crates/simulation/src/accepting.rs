@@ -1,34 +1,94 @@
 //! What apis do, and what becomes of their doorbells.
 
-use contracts::{Delivery, DeliveryId, Job};
+use contracts::{Delivery, DeliveryId, Job, Timestamp};
 use rand::prelude::*;
-use store::{Redelivery, RedeliveryRequest, redeliver_batch};
+use store::{
+    AnyConnection, Deliver, Erasure, RecordedRun, Redelivery, RedeliveryRequest, StoreError, erase_run,
+    record_run, redeliver_batch,
+};
 use testkit::Fate;
 
 use crate::actors::Message;
 use crate::mutant::Mutant;
-use crate::world::{POLICY, Step, World, promise};
+use crate::world::{POLICY, Step, World, promise, report};
+
+/// The run whose end is still to come.
+const RUNNING: usize = 1;
 
 impl World<'_> {
     /// A client asks an api for a redelivery.
     pub(crate) fn ask(&mut self, api: usize) -> Step {
-        let run = self.runs[self.rng.random_range(0..self.runs.len())];
+        let place = self.any_run();
         let request = RedeliveryRequest {
             org_id: self.org,
-            run_id: run,
+            run_id: self.runs[place].id,
             request_id: "r".into(),
             supersede: self.rng.random_bool(0.3),
             idempotency_key: None,
         };
+        let fate = self.fate();
+        self.accept(api, fate, |tx, now| {
+            Ok(match redeliver_batch(tx, now, &POLICY, &[request])?.pop() {
+                Some(Redelivery::Accepted(accepted)) => Some(accepted.delivery),
+                _ => None,
+            })
+        })
+    }
+
+    /// The run engine reports a run's end to an api, or its output anew.
+    pub(crate) fn report(&mut self, api: usize) -> Step {
+        let (place, org) = (self.any_run(), self.org);
+        let (id, update) =
+            (self.runs[place].id, report(self.runs[place].url, "succeeded", self.rng.random_range(1..1000)));
+        let fate = self.fate();
+        if place == RUNNING && fate != Fate::RolledBack && !self.runs[place].is_announced {
+            self.runs[place].is_announced = true;
+            self.saw("a run's end announced");
+        }
+        self.accept(api, fate, |tx, now| {
+            match record_run(tx, now, &POLICY, Deliver::Automatically, (org, id), &update, "r")? {
+                RecordedRun::Created(_, accepted) | RecordedRun::Updated(_, accepted) => {
+                    Ok(accepted.map(|accepted| accepted.delivery))
+                }
+                RecordedRun::StatusConflict(_) | RecordedRun::Erased => Ok(None),
+            }
+        })
+    }
+
+    /// An operator erases what a run's callbacks said.
+    pub(crate) fn erase(&mut self) -> Step {
+        let (place, org) = (self.any_run(), self.org);
+        let (id, now, fate) = (self.runs[place].id, self.database_time(), self.fate());
+        let mut erasure = Erasure::RunNotFound;
+        self.database.transaction(fate, |tx| {
+            erasure = erase_run(tx, now, org, id)?;
+            Ok(())
+        })?;
+        self.tell(|_| format!("run {place} is erased: {fate:?} {erasure:?}"));
+        if fate != Fate::RolledBack && matches!(erasure, Erasure::Erased { .. }) {
+            self.saw("a run erased");
+            self.runs[place].is_erased = true;
+        }
+        self.check()
+    }
+
+    fn any_run(&mut self) -> usize {
+        self.rng.random_range(0..self.runs.len())
+    }
+
+    /// An api's transaction that may make a delivery, for which it then has a doorbell to ring.
+    fn accept(
+        &mut self,
+        api: usize,
+        fate: Fate,
+        accepting: impl FnOnce(&mut AnyConnection, Timestamp) -> Result<Option<Delivery>, StoreError>,
+    ) -> Step {
         // No two deliveries of one moment: their order would be that of random ids.
         self.now = self.now + std::time::Duration::from_micros(1);
-        let (now, fate) = (self.now, self.fate());
+        let now = self.database_time();
         let mut made: Option<Delivery> = None;
         let answer = self.database.transaction(fate, |tx| {
-            let answers = redeliver_batch(tx, now, &POLICY, &[request])?;
-            if let [Redelivery::Accepted(accepted)] = answers.as_slice() {
-                made = Some(accepted.delivery.clone());
-            }
+            made = accepting(tx, now)?;
             Ok(())
         })?;
         let Some(delivery) = made else { return Ok(()) };

@@ -7,6 +7,8 @@ use dispatcher::Outcome;
 use dispatcher::steps::{Lease, Work};
 use store::{Claimed, Finished};
 
+use crate::world::CLOCK_ERROR;
+
 /// An api.
 #[derive(Default)]
 pub(crate) struct Api {
@@ -92,6 +94,11 @@ impl Dispatcher {
     pub(crate) fn room(&self) -> usize {
         let taken = self.attempts.len() + self.results.iter().filter(|result| result.has_slot).count();
         SLOTS.saturating_sub(taken)
+    }
+
+    /// Whether the database's clock was set since this one was aligned with it.
+    pub(crate) fn is_misaligned(&self) -> bool {
+        Duration::from_micros(self.clock_error.unsigned_abs()) > CLOCK_ERROR
     }
 
     /// Since when the step that has waited longest could be made, or from when on the next one can.

@@ -208,7 +208,7 @@ impl World<'_> {
         let left = (began + TIMEOUT).saturating_sub(self.monotonic());
         let (outcome, after) = match status {
             Some(status) => {
-                let answer = Answer { status, body: String::new(), retry_after: None };
+                let answer = Answer { status, body: "an answer".into(), retry_after: None };
                 (Outcome::Answered(answer), left.mul_f64(self.rng.random_range(0.0..1.0)))
             }
             None if self.rng.random_bool(0.5) => (Outcome::failed(FailureReason::Timeout, "no answer"), left),

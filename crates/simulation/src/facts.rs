@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, HashMap};
 use contracts::{Attempt, AttemptNumber, Delivery, DeliveryId, DeliveryStatus, Timestamp};
 use store::Claimed;
 
+use crate::actors::Dispatcher;
 use crate::world::{CLOCK_ERROR, Known, POLICY, Step, World, promise};
 
 /// What really happened.
@@ -14,6 +15,8 @@ pub(crate) struct Facts {
     pub(crate) order: Vec<DeliveryId>,
     pub(crate) claims: BTreeMap<(usize, AttemptNumber), ClaimFact>,
     pub(crate) receipts: HashMap<(DeliveryId, AttemptNumber), Receipt>,
+    /// The payloads, as they were accepted.
+    pub(crate) frozen: HashMap<DeliveryId, String>,
     /// As they stood after the last step.
     pub(crate) known: Known,
 }
@@ -22,7 +25,10 @@ pub(crate) struct Facts {
 #[derive(Debug)]
 pub(crate) struct ClaimFact {
     pub(crate) dispatcher: usize,
+    /// By true time.
     pub(crate) lease_end: Timestamp,
+    /// By the database's clock.
+    pub(crate) wake_at: Timestamp,
     /// Not on record yet.
     pub(crate) is_open: bool,
     /// Its dispatcher was killed or stopped, or the database went away: it may end as `outcome_unknown`.
@@ -70,11 +76,20 @@ impl World<'_> {
             promise(before.attempts.iter().all(is_failure), || {
                 format!("I7: {name} is claimed after a success")
             })?;
-            promise(payload == before.payload_bytes.as_bytes(), || format!("I8: {name} has other bytes"))?;
-            let is_due = number == 1 || before.next_attempt_at.is_some_and(|at| at <= self.now + CLOCK_ERROR);
+            promise(*payload == self.facts.frozen[&id].as_bytes(), || format!("I8: {name} has other bytes"))?;
+            let latest = self.database_time() + CLOCK_ERROR;
+            let is_due = number == 1
+                || before.next_attempt_at.is_some_and(|at| at <= latest)
+                || self.dispatchers[dispatcher].is_misaligned();
             promise(is_due, || format!("{name} is claimed before it is due"))?;
-            let lease_end = held.claimed_at + self.lease();
-            let fact = ClaimFact { dispatcher, lease_end, is_open: true, is_disturbed: false };
+            let fact = ClaimFact {
+                dispatcher,
+                lease_end: self.now + self.lease(),
+                wake_at: held.claimed_at + self.lease(),
+                is_open: true,
+                // Whoever has not heard yet that the database's clock was set may end its lease early.
+                is_disturbed: self.dispatchers.iter().any(Dispatcher::is_misaligned),
+            };
             let earlier = self.facts.claims.insert((place, number), fact);
             promise(earlier.is_none(), || format!("I5: {name} is claimed twice"))?;
         }
@@ -88,11 +103,14 @@ impl World<'_> {
         let name = format!("attempt {number} of d{place}");
         let claim = self.facts.claims.get(&(place, number));
         promise(claim.is_some(), || format!("I4: {name} is sent without a committed claim"))?;
-        let in_time = claim.is_some_and(|claim| self.now <= claim.lease_end + CLOCK_ERROR);
+        // When the database's clock is set, what an attempt is still sent by is the true length of its lease.
+        let in_time = claim.is_some_and(|claim| {
+            self.now <= claim.lease_end + CLOCK_ERROR || self.database_time() <= claim.wake_at + CLOCK_ERROR
+        });
         promise(in_time, || format!("{name} is sent after its lease"))?;
         let earlier = self.facts.receipts.insert((id, number), Receipt { is_accepted });
         promise(earlier.is_none(), || format!("I5: {name} is sent twice"))?;
-        let is_frozen = bytes == self.facts.known[&id].payload_bytes.as_bytes();
+        let is_frozen = bytes == self.facts.frozen[&id].as_bytes();
         promise(is_frozen, || format!("I8: {name} is sent with other bytes"))?;
         promise(!claimed.callback_url.contains("//10."), || {
             format!("I9: {name} is sent to {}", claimed.callback_url)
@@ -102,12 +120,17 @@ impl World<'_> {
     /// Looks at the database after a step that wrote to it.
     pub(crate) fn check(&mut self) -> Step {
         let mut now = Known::new();
-        for deliveries in self.deliveries()? {
+        for (place, deliveries) in self.deliveries()?.into_iter().enumerate() {
             let open = deliveries.iter().filter(|delivery| delivery.completed_at.is_none()).count();
             promise(open <= 1, || format!("I10: {open} deliveries of a run are open"))?;
+            let automatic = deliveries.iter().filter(|delivery| delivery.is_automatic).count();
+            let is_announced = self.runs[place].is_announced;
+            promise(automatic == usize::from(is_announced), || {
+                format!("a run is announced {automatic} times")
+            })?;
             for delivery in deliveries {
                 if self.facts.known.get(&delivery.id) != Some(&delivery) {
-                    self.check_delivery(&delivery)?;
+                    self.check_delivery(&delivery, self.runs[place].is_erased)?;
                 }
                 now.insert(delivery.id, delivery);
             }
@@ -118,9 +141,10 @@ impl World<'_> {
         Ok(())
     }
 
-    fn check_delivery(&mut self, delivery: &Delivery) -> Step {
+    fn check_delivery(&mut self, delivery: &Delivery, is_erased: bool) -> Step {
         if !self.facts.order.contains(&delivery.id) {
             self.facts.order.push(delivery.id);
+            self.facts.frozen.insert(delivery.id, delivery.payload_bytes.clone());
         }
         let place = self.facts.place(delivery.id);
         let under_way = i32::from(delivery.status_code == DeliveryStatus::Delivering);
@@ -142,12 +166,21 @@ impl World<'_> {
                 )
         });
         promise(!was_terminal || same, || format!("I2: d{place} changed after its end"))?;
-        let bytes = before.is_none_or(|before| before.payload_bytes == delivery.payload_bytes);
-        promise(bytes, || format!("I8: the payload of d{place} changed"))?;
-        let records = before.map(|before| before.attempts.clone()).unwrap_or_default();
+        // Erasing is the one exception to I2 and I8.
+        let stands = if is_erased { "{}" } else { self.facts.frozen[&delivery.id].as_str() };
+        promise(delivery.payload_bytes == stands, || format!("I8: the payload of d{place} changed"))?;
+        let mut records = before.map(|before| before.attempts.clone()).unwrap_or_default();
+        if is_erased {
+            records.iter_mut().for_each(|record| record.response_body = None);
+            let left = delivery.attempts.iter().any(|attempt| attempt.response_body.is_some());
+            promise(!left, || format!("an answer to d{place} is left, or comes, after the erasure"))?;
+        }
         for (index, attempt) in delivery.attempts.iter().enumerate() {
             let earlier = records.get(index);
             if earlier != Some(attempt) {
+                if is_erased && earlier.is_some() {
+                    self.saw("a late result of an erased run");
+                }
                 self.check_record(place, delivery.id, earlier, attempt)?;
             }
         }

@@ -21,6 +21,8 @@ const PROMPT: Duration = Duration::from_secs(2);
 #[derive(Clone, Copy, Debug)]
 enum Event {
     Ask(usize),
+    Report(usize),
+    Erase,
     Ring(usize),
     KillApi(usize),
     Deliver(usize),
@@ -34,6 +36,8 @@ enum Event {
     Stop(usize),
     GoOn(usize),
     SetClock(usize),
+    SetDatabaseClock,
+    Align(usize),
     Purge,
     RestartBroker,
     LoseDatabase,
@@ -98,14 +102,28 @@ impl World<'_> {
         self.outage_until = self.now;
         for dispatcher in 0..self.dispatchers.len() {
             self.dispatchers[dispatcher].is_paused = false;
+            self.align(dispatcher);
         }
+    }
+
+    /// Takes over the database's time, as nearly as can be.
+    fn align(&mut self, dispatcher: usize) {
+        let error = i64::try_from(CLOCK_ERROR.as_micros()).unwrap_or(0);
+        self.dispatchers[dispatcher].clock_error = self.rng.random_range(-error..=error);
     }
 
     /// What can happen, and how likely it is.
     fn possible(&self) -> Vec<(Event, u32)> {
         let mut events = vec![(Event::Purge, 1), (Event::RestartBroker, 1), (Event::LoseDatabase, 1)];
+        if self.may_erase {
+            events.push((Event::Erase, 1));
+        }
+        if self.may_set_database_clock {
+            events.push((Event::SetDatabaseClock, 1));
+        }
         for (api, state) in self.apis.iter().enumerate() {
             events.push((Event::Ask(api), 6));
+            events.push((Event::Report(api), 2));
             events.push((Event::KillApi(api), 1));
             if !state.buffer.is_empty() {
                 events.push((Event::Ring(api), 20));
@@ -122,6 +140,9 @@ impl World<'_> {
                 continue;
             }
             events.push((Event::Stop(d), 1));
+            if dispatcher.is_misaligned() {
+                events.push((Event::Align(d), 12));
+            }
             events.extend(self.steps_of(d, dispatcher).into_iter().map(|event| (event, 12)));
             if !self.is(Mutant::NoRelay) && dispatcher.claim.is_none() && dispatcher.room() > 0 {
                 events.push((Event::Relay(d), 6));
@@ -183,6 +204,8 @@ impl World<'_> {
     fn happen(&mut self, event: Event) -> Step {
         match event {
             Event::Ask(api) => self.ask(api),
+            Event::Report(api) => self.report(api),
+            Event::Erase => self.erase(),
             Event::Ring(api) => self.ring(api),
             Event::Claim(d) => self.begin_claim(d, false),
             Event::Relay(d) => self.begin_claim(d, true),
@@ -234,6 +257,15 @@ impl World<'_> {
                 let error = self.rng.random_range(-3_600_000_000..=3_600_000_000);
                 self.dispatchers[d].host_error = error;
             }
+            Event::SetDatabaseClock => {
+                let jump = self.rng.random_range(-600_000_000..=600_000_000);
+                self.tell(|_| format!("the database's clock is set by {} s", jump / 1_000_000));
+                self.saw("a database's clock set");
+                self.database_ahead += jump;
+                self.dispatchers.iter_mut().for_each(|dispatcher| dispatcher.clock_error -= jump);
+                self.facts.disturb(None);
+            }
+            Event::Align(d) => self.align(d),
             Event::Wait(wait) => self.now = self.now + wait,
             _ => {}
         }

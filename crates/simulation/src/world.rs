@@ -24,7 +24,6 @@ pub(crate) const TIMEOUT: Duration = Duration::from_secs(10);
 const LEASE: Duration = Duration::from_secs(60);
 /// What aligned clocks may be off, and so what two moments of different hosts may be.
 pub(crate) const CLOCK_ERROR: Duration = Duration::from_millis(50);
-const RUNS: usize = 2;
 
 /// A broken promise, or a step that failed.
 #[derive(Debug)]
@@ -43,15 +42,29 @@ pub(crate) fn promise(holds: bool, what: impl FnOnce() -> String) -> Step {
     if holds { Ok(()) } else { Err(Broken(what())) }
 }
 
+/// A run.
+pub(crate) struct Run {
+    pub(crate) id: RunId,
+    pub(crate) url: &'static str,
+    /// Its end has been reported, and so is announced by one automatic delivery.
+    pub(crate) is_announced: bool,
+    pub(crate) is_erased: bool,
+}
+
 /// Everything there is in one history.
 pub(crate) struct World<'a> {
     pub(crate) database: &'a mut MemoryDatabase,
     pub(crate) rng: StdRng,
     pub(crate) mutant: Option<Mutant>,
     pub(crate) org: OrgId,
-    pub(crate) runs: Vec<RunId>,
-    /// True time, which is the database's.
+    pub(crate) runs: Vec<Run>,
+    /// True time.
     pub(crate) now: Timestamp,
+    /// How far the database's clock is ahead of it, in microseconds.
+    pub(crate) database_ahead: i64,
+    /// What happens in some histories only, since it ends or blurs much else.
+    pub(crate) may_set_database_clock: bool,
+    pub(crate) may_erase: bool,
     /// Until when the database is away.
     pub(crate) outage_until: Timestamp,
     pub(crate) apis: [Api; 2],
@@ -75,7 +88,9 @@ impl<'a> World<'a> {
         mutant: Option<Mutant>,
         is_traced: bool,
     ) -> Result<World<'a>, Broken> {
-        database.execute("DELETE FROM attempts; DELETE FROM deliveries; DELETE FROM runs");
+        database.execute(
+            "DELETE FROM erased_parts; DELETE FROM attempts; DELETE FROM deliveries; DELETE FROM runs",
+        );
         let now = Timestamp::parse("2026-03-01T12:00:00.123457Z").expect("a moment");
         let mut rng = StdRng::seed_from_u64(seed);
         let mut dispatchers: [Dispatcher; 3] = Default::default();
@@ -84,19 +99,25 @@ impl<'a> World<'a> {
             dispatcher.clock_error = rng.random_range(-error..=error);
             dispatcher.host_error = rng.random_range(-3_600_000_000..=3_600_000_000);
         }
-        let runs: Vec<RunId> = (0..RUNS).map(|_| RunId(Uuid::new_v4())).collect();
-        let urls: Vec<&str> = runs
+        // One has ended long ago, the other one runs.
+        let statuses = ["succeeded", "running"];
+        let runs: Vec<Run> = statuses
             .iter()
-            .map(|_| if rng.random_bool(0.9) { "https://hooks.example.com/" } else { "https://10.0.0.1/" })
+            .map(|_| {
+                let is_public = rng.random_bool(0.9);
+                let url = if is_public { "https://hooks.example.com/" } else { "https://10.0.0.1/" };
+                Run { id: RunId(Uuid::new_v4()), url, is_announced: false, is_erased: false }
+            })
             .collect();
         let recorded = database.transaction(Fate::Committed, |tx| {
             let org = create_organization(tx, now, "simulated")?.id;
-            for (run, url) in runs.iter().zip(urls) {
-                let update = update(url);
-                record_run(tx, now, &POLICY, Deliver::Never, (org, *run), &update, "r")?;
+            for (run, status) in runs.iter().zip(statuses) {
+                let update = report(run.url, status, 0);
+                record_run(tx, now, &POLICY, Deliver::Never, (org, run.id), &update, "r")?;
             }
             Ok(org)
         })?;
+        let (may_set_database_clock, may_erase) = (rng.random_bool(0.25), rng.random_bool(0.25));
         let org = recorded.expect("a transaction that commits answers");
         Ok(World {
             database,
@@ -105,6 +126,9 @@ impl<'a> World<'a> {
             org,
             runs,
             now,
+            database_ahead: 0,
+            may_set_database_clock,
+            may_erase,
             outage_until: now,
             apis: Default::default(),
             dispatchers,
@@ -138,11 +162,19 @@ impl<'a> World<'a> {
         Duration::from_micros(self.now.as_micros().unsigned_abs())
     }
 
+    /// What the database's clock says.
+    pub(crate) fn database_time(&self) -> Timestamp {
+        Timestamp::from_micros(self.now.as_micros() + self.database_ahead)
+    }
+
     /// What a dispatcher takes for the database's time.
     pub(crate) fn time_of(&self, dispatcher: usize) -> Timestamp {
         let Dispatcher { clock_error, host_error, .. } = self.dispatchers[dispatcher];
-        let error = if self.is(Mutant::HostClock) { host_error } else { clock_error };
-        Timestamp::from_micros(self.now.as_micros() + error)
+        let (from, error) = match self.is(Mutant::HostClock) {
+            true => (self.now, host_error),
+            false => (self.database_time(), clock_error),
+        };
+        Timestamp::from_micros(from.as_micros() + error)
     }
 
     /// What becomes of the next transaction.
@@ -160,9 +192,9 @@ impl<'a> World<'a> {
 
     /// All deliveries as they stand, by run.
     pub(crate) fn deliveries(&mut self) -> Result<Vec<Vec<Delivery>>, Broken> {
-        let (org, runs) = (self.org, self.runs.clone());
+        let (org, runs) = (self.org, &self.runs);
         let read = self.database.transaction(Fate::Committed, |tx| {
-            runs.iter().map(|run| Ok(deliveries_of_run(tx, org, *run)?.unwrap_or_default())).collect()
+            runs.iter().map(|run| Ok(deliveries_of_run(tx, org, run.id)?.unwrap_or_default())).collect()
         })?;
         Ok(read.expect("a transaction that commits answers"))
     }
@@ -191,10 +223,10 @@ impl<'a> World<'a> {
     }
 }
 
-/// A run that has succeeded, with that URL.
-fn update(url: &str) -> RunUpdate {
+/// What the run engine tells of a run.
+pub(crate) fn report(url: &str, status: &str, n: u32) -> RunUpdate {
     let body = format!(
-        r#"{{"status_code":"succeeded","output":{{"n":1}},"duration_ms":1,"callback_url":"{url}","metadata":{{}}}}"#
+        r#"{{"status_code":"{status}","output":{{"n":{n}}},"duration_ms":1,"callback_url":"{url}","metadata":{{}}}}"#
     );
     RunUpdate::parse(body.as_bytes()).expect("a valid run")
 }

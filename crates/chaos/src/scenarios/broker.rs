@@ -12,14 +12,14 @@ use crate::report::Row;
 use crate::site::{Ground, Plan, Site};
 
 /// What an answer may take when the broker is in trouble.
-const P99: Duration = Duration::from_millis(250);
+pub(super) const P99: Duration = Duration::from_millis(250);
 /// As fast as they are answered.
 const FLAT_OUT: Pace = Pace { clients: 32, rate: None };
 const LEASE: Duration = Duration::from_secs(60);
 /// As the queue is declared.
 const MAX_LENGTH: u32 = 10_000;
 
-fn p99(answers: &mut Answers) -> Row {
+pub(super) fn p99(answers: &mut Answers) -> Row {
     let p99 = answers.percentile(0.99);
     Row::new("api's answers, p99", ms(P99), ms(p99), p99 < P99)
 }
@@ -32,7 +32,7 @@ fn all_accepted(answers: &Answers, count: usize) -> Row {
 }
 
 /// Accepts deliveries while nobody delivers.
-async fn accept(site: &Site, count: usize, path: &str, all: &mut Answers) -> Result<()> {
+pub(super) async fn accept(site: &Site, count: usize, path: &str, all: &mut Answers) -> Result<()> {
     let answers = ask(site, site.runs(count, path).await?, FLAT_OUT).await?;
     all.accepted.extend(answers.accepted);
     Ok(())
@@ -246,7 +246,10 @@ pub(crate) async fn backlog(ground: &mut Ground, scale: &Scale) -> Result<Outcom
     deepest = deepest.max(site.depth().await?.waiting);
     let waits = waits(&site.history().await?, &site.ledger.receipts());
     let of_fresh = waits.iter().filter(|(delivery, _)| fresh_answers.accepted.contains_key(&delivery.run_id));
-    let longest = of_fresh.map(|(_, wait)| *wait).max().unwrap_or_default();
+    let mut of_fresh: Vec<Duration> = of_fresh.map(|(_, wait)| *wait).collect();
+    of_fresh.sort_unstable();
+    let longest = of_fresh.last().copied().unwrap_or_default();
+    let median = of_fresh.get(of_fresh.len() / 2).copied().unwrap_or_default();
     let limit = MAX_LENGTH + MAX_LENGTH / 10;
     let mut rows = vec![
         all_accepted(&all, count),
@@ -258,6 +261,7 @@ pub(crate) async fn backlog(ground: &mut Ground, scale: &Scale) -> Result<Outcom
             secs(longest),
             longest <= drained + Duration::from_secs(2),
         ),
+        Row::new("half of them waited at most", "", ms(median), true),
     ];
     let posts = site.ledger.posts();
     rows.push(Row::new(

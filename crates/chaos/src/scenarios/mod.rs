@@ -2,6 +2,7 @@
 
 mod broker;
 mod clocks;
+mod data_care;
 mod database;
 mod processes;
 mod storm;
@@ -48,6 +49,7 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
     scenario!("stalls", "dispatchers stopped beyond their lease, between claim and send", processes::stalls),
     scenario!("clocks", "dispatchers whose clocks are a day off", clocks::clocks),
     scenario!("rolling-restart", "every process restarted in turn under load", processes::rolling_restart),
+    scenario!("pruning", "old deliveries are removed under load", data_care::pruning),
     scenario!("disk-alarm", "the broker blocks publishers", broker::disk_alarm),
     scenario!("database-crashes", "PostgreSQL crashes again and again under load", database::crashes),
     scenario!("broker-away", "RabbitMQ is away while a backlog is delivered", broker::away),

@@ -4,9 +4,10 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use anyhow::Result;
+use contracts::Timestamp;
 use rand::prelude::*;
 use rand::rngs::StdRng;
-use tokio::time::sleep;
+use tokio::time::{Instant, sleep};
 
 use super::{Outcome, conclude};
 use crate::Scale;
@@ -20,9 +21,12 @@ use crate::verdict::Disturbance;
 const LEASE: Duration = Duration::from_secs(12);
 /// New deliveries a second.
 const RATE: f64 = 60.0;
+/// One in so many has a receiver that takes nothing.
+const HOPELESS: usize = 50;
+const NOTHING: &str = "/status/500";
 
 /// A way to break something.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Blow {
     KillDispatcher,
     KillApi,
@@ -41,8 +45,8 @@ enum Blow {
 
 /// How often each comes, of all.
 const BLOWS: [(Blow, u32); 13] = [
-    (Blow::KillDispatcher, 30),
-    (Blow::KillApi, 20),
+    (Blow::KillDispatcher, 35),
+    (Blow::KillApi, 25),
     (Blow::StopDispatcher, 8),
     (Blow::StopApi, 6),
     (Blow::RestartDispatcher, 6),
@@ -56,6 +60,9 @@ const BLOWS: [(Blow, u32); 13] = [
     (Blow::TerminateBackends, 5),
 ];
 
+/// Those that end processes without asking them.
+const KILLS: [Blow; 4] = [Blow::KillDispatcher, Blow::KillApi, Blow::KillBroker, Blow::CrashDatabase];
+
 /// Strikes at random while redeliveries come in and receivers answer as they like.
 pub(crate) async fn storm(ground: &mut Ground, scale: &Scale) -> Result<Outcome> {
     let settings = &[
@@ -65,103 +72,149 @@ pub(crate) async fn storm(ground: &mut Ground, scale: &Scale) -> Result<Outcome>
         ("REDIAL_DELIVERY__SCHEDULE", "500ms,1s,2s,4s"),
     ];
     let plan = Plan { name: "storm", apis: 2, dispatchers: 4, settings };
-    let mut site = Site::open(ground, plan).await?;
+    let site = Site::open(ground, plan).await?;
     let count = (scale.storm().as_secs_f64() * RATE).round() as usize;
-    // A short one may be spent waiting for a process that is stopped.
+    // A short one may be spent waiting for a process.
     let least = if scale.storm() < Duration::from_secs(300) { 1 } else { 200 };
-    let runs = site.runs(count, "/mixed").await?;
-    let load = tokio::spawn(ask(&site, runs, Pace { clients: 64, rate: Some(RATE) }));
     let mut rng = StdRng::seed_from_u64(scale.seed);
-    let mut struck: BTreeMap<String, usize> = BTreeMap::new();
-    let mut disturbances = Vec::new();
+    let hopeless = count.div_ceil(HOPELESS);
+    let mut runs = site.runs(count - hopeless, "/mixed").await?;
+    runs.extend(site.runs(hopeless, NOTHING).await?);
+    runs.shuffle(&mut rng);
+    let load = tokio::spawn(ask(&site, runs, Pace { clients: 64, rate: Some(RATE) }));
+    let mut storm = Storm { site, rng, stopped: Vec::new(), disturbances: Vec::new() };
+    let mut struck: BTreeMap<Blow, usize> = BTreeMap::new();
     while !load.is_finished() {
-        let blow = BLOWS.choose_weighted(&mut rng, |(_, weight)| *weight)?.0;
-        *struck.entry(format!("{blow:?}")).or_default() += 1;
-        let counts = site
-            .counts()
-            .await
-            .map_or_else(String::new, |(ended, open)| format!("{ended} ended, {open} open; "));
+        storm.let_go_on(Instant::now())?;
+        let blow = BLOWS.choose_weighted(&mut storm.rng, |(_, weight)| *weight)?.0;
+        *struck.entry(blow).or_default() += 1;
+        let counts = storm.site.counts().await;
+        let counts = counts.map_or_else(String::new, |(ended, open)| format!("{ended} ended, {open} open; "));
         scale.say(format!("{counts}blow {}: {blow:?}", struck.values().sum::<usize>()));
         let from = host_now();
-        strike(blow, ground, &mut site, &mut rng).await?;
-        disturbances.push(Disturbance { from, to: host_now() });
-        sleep(Duration::from_millis(rng.random_range(50..500))).await;
+        storm.strike(blow, ground).await?;
+        storm.disturbances.push(Disturbance { from, to: host_now() });
+        sleep(Duration::from_millis(storm.rng.random_range(50..400))).await;
     }
     scale.say("recovering");
+    storm.let_go_on(Instant::now() + LONGEST_STOP)?;
     let answers = load.await??;
+    let Storm { site, disturbances, .. } = storm;
     site.all_ended(count).await?;
-    let blows: usize = struck.values().sum();
-    let list: Vec<String> = struck.iter().map(|(blow, times)| format!("{times} × {blow}")).collect();
+    let history = site.history().await?;
+    let takes_nothing = history.iter().filter(|delivery| delivery.callback_url.ends_with(NOTHING));
+    let exhausted =
+        takes_nothing.filter(|delivery| delivery.attempts.len() == delivery.max_attempts as usize).count();
+    let kills: usize = KILLS.iter().filter_map(|kill| struck.get(kill)).sum();
+    let list: Vec<String> = struck.iter().map(|(blow, times)| format!("{times} × {blow:?}")).collect();
+    let accepted = answers.accepted.len();
     let rows = vec![
+        Row::new("asked for", count.to_string(), accepted.to_string(), accepted == count),
         Row::new(
-            "deliveries",
-            count.to_string(),
-            answers.accepted.len().to_string(),
-            answers.accepted.len() == count,
+            "of them to a receiver that takes nothing, and exhausted",
+            hopeless.to_string(),
+            exhausted.to_string(),
+            exhausted == hopeless,
         ),
-        Row::new(
-            "blows",
-            format!("at least {least}"),
-            format!("{blows}: {}", list.join(", ")),
-            blows >= least,
-        ),
+        Row::new("kills", format!("at least {least}"), kills.to_string(), kills >= least),
+        Row::new("all that was done", "", list.join(", "), true),
         Row::new("other answers", "", answers.others(), true),
     ];
     conclude(site, rows, &answers, &disturbances, LEASE).await
 }
 
-async fn strike(blow: Blow, ground: &mut Ground, site: &mut Site, rng: &mut StdRng) -> Result<()> {
-    let (api, dispatcher) =
-        (rng.random_range(0..site.apis.len()), rng.random_range(0..site.dispatchers.len()));
-    match blow {
-        Blow::KillDispatcher => site.dispatchers[dispatcher].kill_and_restart()?,
-        Blow::KillApi => site.apis[api].kill_and_restart()?,
-        Blow::StopDispatcher => {
-            let beyond_its_lease = rng.random_bool(0.4);
-            let seconds = if beyond_its_lease { rng.random_range(13..16) } else { rng.random_range(1..5) };
-            stop(&site.dispatchers[dispatcher], seconds).await?;
-        }
-        Blow::StopApi => stop(&site.apis[api], rng.random_range(1..4)).await?,
-        Blow::RestartDispatcher => restart(&mut site.dispatchers[dispatcher]).await?,
-        Blow::RestartApi => restart(&mut site.apis[api]).await?,
-        Blow::KillBroker => tokio::task::block_in_place(|| {
-            ground.node.kill();
-            ground.node.restart();
-        }),
-        // The queue may not be there at this moment, or just have been deleted.
-        Blow::PurgeQueue => _ = ground.node.try_command(&["purge_queue", &site.queue]),
-        Blow::DeleteQueue => _ = ground.node.try_command(&["delete_queue", &site.queue]),
-        Blow::DiskAlarm => {
-            ground.node.command(&["set_disk_free_limit", "100000GB"]);
-            sleep(Duration::from_secs(4)).await;
-            ground.node.command(&["set_disk_free_limit", "50MB"]);
-        }
-        Blow::CloseConnections => _ = ground.node.try_command(&["close_all_connections", "chaos"]),
-        Blow::CrashDatabase => {
-            ground.cluster.crash()?;
-            sleep(Duration::from_millis(rng.random_range(0..3000))).await;
-            ground.cluster.go_on()?;
-        }
-        Blow::TerminateBackends => {
-            let statement = format!(
-                "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity
-                 WHERE datname = '{}' AND pid <> pg_backend_pid() AND random() < 0.5",
-                site.database
-            );
-            ground.cluster.sql("postgres", &statement)?;
-        }
-    }
-    Ok(())
+/// The installation under attack.
+struct Storm {
+    site: Site,
+    rng: StdRng,
+    stopped: Vec<Stopped>,
+    disturbances: Vec<Disturbance>,
 }
 
-async fn stop(process: &Process, seconds: u64) -> Result<()> {
-    process.signal("STOP")?;
-    sleep(Duration::from_secs(seconds)).await;
-    process.signal("CONT")
+/// A process that SIGSTOP holds.
+struct Stopped {
+    is_api: bool,
+    place: usize,
+    from: Timestamp,
+    until: Instant,
+}
+
+const LONGEST_STOP: Duration = Duration::from_secs(16);
+
+impl Storm {
+    async fn strike(&mut self, blow: Blow, ground: &mut Ground) -> Result<()> {
+        let (site, rng) = (&mut self.site, &mut self.rng);
+        let (api, dispatcher) =
+            (rng.random_range(0..site.apis.len()), rng.random_range(0..site.dispatchers.len()));
+        match blow {
+            Blow::KillDispatcher => site.dispatchers[dispatcher].kill_and_restart()?,
+            Blow::KillApi => site.apis[api].kill_and_restart()?,
+            Blow::StopDispatcher => {
+                let beyond_its_lease = rng.random_bool(0.4);
+                let seconds = if beyond_its_lease { 13.0..16.0 } else { 1.0..5.0 };
+                self.stop(false, dispatcher, seconds)?;
+            }
+            Blow::StopApi => self.stop(true, api, 1.0..4.0)?,
+            Blow::RestartDispatcher => restart(&mut site.dispatchers[dispatcher]).await?,
+            Blow::RestartApi => restart(&mut site.apis[api]).await?,
+            Blow::KillBroker => tokio::task::block_in_place(|| {
+                ground.node.kill();
+                ground.node.restart();
+            }),
+            // The queue may not be there at this moment, or just have been deleted.
+            Blow::PurgeQueue => _ = ground.node.try_command(&["purge_queue", &site.queue]),
+            Blow::DeleteQueue => _ = ground.node.try_command(&["delete_queue", &site.queue]),
+            Blow::DiskAlarm => {
+                ground.node.command(&["set_disk_free_limit", "100000GB"]);
+                sleep(Duration::from_secs(4)).await;
+                ground.node.command(&["set_disk_free_limit", "50MB"]);
+            }
+            Blow::CloseConnections => _ = ground.node.try_command(&["close_all_connections", "chaos"]),
+            Blow::CrashDatabase => {
+                ground.cluster.crash()?;
+                sleep(Duration::from_millis(rng.random_range(0..3000))).await;
+                ground.cluster.go_on()?;
+            }
+            Blow::TerminateBackends => {
+                let statement = format!(
+                    "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity
+                     WHERE datname = '{}' AND pid <> pg_backend_pid() AND random() < 0.5",
+                    site.database
+                );
+                ground.cluster.sql("postgres", &statement)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Stops a process for that many seconds, while other blows fall.
+    fn stop(&mut self, is_api: bool, place: usize, seconds: std::ops::Range<f64>) -> Result<()> {
+        let until = Instant::now() + Duration::from_secs_f64(self.rng.random_range(seconds));
+        self.stopped.push(Stopped { is_api, place, from: host_now(), until });
+        self.process(is_api, place).signal("STOP")
+    }
+
+    /// Lets those go on whose time is over at `now`. One that was killed meanwhile runs already.
+    fn let_go_on(&mut self, now: Instant) -> Result<()> {
+        let (over, held): (Vec<_>, Vec<_>) =
+            std::mem::take(&mut self.stopped).into_iter().partition(|stop| stop.until <= now);
+        self.stopped = held;
+        for Stopped { is_api, place, from, .. } in over {
+            self.process(is_api, place).signal("CONT")?;
+            self.disturbances.push(Disturbance { from, to: host_now() });
+        }
+        Ok(())
+    }
+
+    fn process(&self, is_api: bool, place: usize) -> &Process {
+        if is_api { &self.site.apis[place] } else { &self.site.dispatchers[place] }
+    }
 }
 
 /// As an operator does it.
 async fn restart(process: &mut Process) -> Result<()> {
+    // A process that is stopped does not hear of it.
+    process.signal("CONT")?;
     process.terminate().await?;
     *process = Process::start(process.recipe.clone())?;
     Ok(())

@@ -1,0 +1,81 @@
+//! Old deliveries removed beside new ones.
+
+use std::process::Stdio;
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use tokio::process::Command;
+use tokio::time::Instant;
+
+use super::broker::{P99, accept, p99};
+use super::{Outcome, conclude, ms, secs, waits};
+use crate::Scale;
+use crate::load::{Answers, Pace, ask};
+use crate::report::Row;
+use crate::site::{Ground, Plan, Site};
+
+const LEASE: Duration = Duration::from_secs(60);
+const PACE: Pace = Pace { clients: 16, rate: Some(300.0) };
+
+/// Ends every delivery there is as one that succeeded a hundred days ago.
+const AGE: &str = "
+    UPDATE deliveries SET status_code = 'succeeded', attempt_count = 1, next_attempt_at = NULL, wake_at = NULL,
+        created_at = created_at - interval '100 days', updated_at = created_at - interval '100 days',
+        completed_at = created_at - interval '100 days';
+    INSERT INTO attempts (id, delivery_id, attempt_number, status_code, response_time_ms, created_at)
+        SELECT gen_random_uuid(), id, 1, 200, 5, created_at FROM deliveries;
+    VACUUM ANALYZE";
+
+/// Runs `redial prune` under load, and the same load without it before.
+pub(crate) async fn pruning(ground: &mut Ground, scale: &Scale) -> Result<Outcome> {
+    let plan = Plan { name: "pruning", apis: 1, dispatchers: 2, settings: &[] };
+    let mut site = Site::open(ground, plan).await?;
+    let (old, new) = (scale.of(50_000), scale.of(3000));
+    let recipes = site.dismiss_dispatchers().await?;
+    scale.say(format!("{old} old deliveries"));
+    accept(&site, old, "/ok", &mut Answers::default()).await?;
+    for statement in AGE.split(';') {
+        ground.cluster.sql(&site.database, statement)?;
+    }
+    // Their doorbells are of no use any more.
+    ground.node.command(&["purge_queue", &site.queue]);
+    site.hire(recipes)?;
+    super::processes::all_answer(&mut site.dispatchers, &site.http).await?;
+
+    scale.say("without pruning");
+    let mut alone = ask(&site, site.runs(new, "/ok").await?, PACE).await?;
+    scale.say("with pruning");
+    let runs = site.runs(new, "/ok").await?;
+    let pruning = prune(&site);
+    let (mut beside, (removed, took)) = tokio::try_join!(ask(&site, runs, PACE), pruning)?;
+    site.all_ended(2 * new).await?;
+
+    let waits = waits(&site.history().await?, &site.ledger.receipts());
+    let longest = waits.iter().map(|(_, wait)| *wait).max().unwrap_or_default();
+    let rows = vec![
+        Row::new("removed", old.to_string(), removed.to_string(), removed == old),
+        Row::new("in", "", secs(took), true),
+        Row::new("api's answers before, p99", ms(P99), ms(alone.percentile(0.99)), true),
+        p99(&mut beside),
+        Row::new("longest wait of a new delivery", "2 s", secs(longest), longest < Duration::from_secs(2)),
+    ];
+    beside.accepted.extend(alone.accepted);
+    conclude(site, rows, &beside, &[], LEASE).await
+}
+
+/// How many deliveries the command says it has removed, and how long it took.
+async fn prune(site: &Site) -> Result<(usize, Duration)> {
+    let recipe = &site.apis[0].recipe;
+    let began = Instant::now();
+    let output = Command::new(&recipe.binary)
+        .args(["prune", "--older-than", "90d"])
+        .envs(recipe.environment.iter().cloned())
+        .stdin(Stdio::null())
+        .stderr(Stdio::inherit())
+        .output()
+        .await?;
+    ensure!(output.status.success(), "redial prune ended with {}", output.status);
+    let figures: serde_json::Value = serde_json::from_slice(&output.stdout)?;
+    let removed = figures["deliveries"].as_u64().context("redial prune does not say what it removed")?;
+    Ok((usize::try_from(removed)?, began.elapsed()))
+}
