@@ -1,7 +1,7 @@
 //! The one source of time: it follows the database's clock, so that many hosts agree on when something is due.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
+use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::Duration;
 
 use contracts::Timestamp;
@@ -12,22 +12,19 @@ use rustix::time::{ClockId, clock_gettime};
 pub struct Clock(Arc<Source>);
 
 enum Source {
-    /// Microseconds to add to the time since boot, and whether they come from a database.
-    System { offset: AtomicI64, is_aligned: AtomicBool },
+    /// Microseconds to add to the time since boot.
+    System { offset: AtomicI64 },
     /// The moment a test has set, in microseconds since 1970.
     Manual(AtomicI64),
 }
 
-/// A sample whose round trip took longer says too little about the moment it was taken at.
+/// A sample whose round trip took longer says too little about the moment it was taken at, unless it proves us wrong.
 const SLOWEST_SAMPLE: Duration = Duration::from_millis(100);
 
 impl Clock {
     /// This host's clock, until [`Clock::align`] is told better.
     pub fn system() -> Clock {
-        Clock(Arc::new(Source::System {
-            offset: AtomicI64::new(host_offset()),
-            is_aligned: AtomicBool::new(false),
-        }))
+        Clock(Arc::new(Source::System { offset: AtomicI64::new(host_offset()) }))
     }
 
     /// A clock that stands still until it is set.
@@ -38,7 +35,7 @@ impl Clock {
     /// The present moment.
     pub fn now(&self) -> Timestamp {
         Timestamp::from_micros(match &*self.0 {
-            Source::System { offset, .. } => micros(since_boot()) + offset.load(Ordering::Relaxed),
+            Source::System { offset } => micros(since_boot()) + offset.load(Ordering::Relaxed),
             Source::Manual(now) => now.load(Ordering::Relaxed),
         })
     }
@@ -60,24 +57,24 @@ impl Clock {
 
     /// Takes over this host's time, which may have been set since.
     pub fn align_with_host(&self) {
-        if let Source::System { offset, .. } = &*self.0 {
+        if let Source::System { offset } = &*self.0 {
             offset.store(host_offset(), Ordering::Relaxed);
         }
     }
 
     /// Takes over the database's time: it said `theirs` between `asked` and `answered` of [`Clock::monotonic`].
-    /// Answers whether the sample was good enough to use. The first one is, however slow: this host's own clock may be
-    /// a day off.
+    /// Answers whether the sample was used: a slow one is when the truth is outside of what this clock has shown
+    /// meanwhile, as when the host's clock is a day off, or the database has become another one.
     pub fn align(&self, theirs: Timestamp, asked: Duration, answered: Duration) -> bool {
-        let Source::System { offset, is_aligned } = &*self.0 else { return false };
-        let round_trip = answered.saturating_sub(asked);
-        let is_slow = round_trip > SLOWEST_SAMPLE;
-        if is_aligned.load(Ordering::Relaxed) && is_slow {
-            return false;
+        let Source::System { offset } = &*self.0 else { return false };
+        let half = answered.saturating_sub(asked) / 2;
+        let sampled = theirs.as_micros() - micros(asked + half);
+        let proves_us_wrong = offset.load(Ordering::Relaxed).abs_diff(sampled) > half.as_micros() as u64;
+        let is_used = 2 * half <= SLOWEST_SAMPLE || proves_us_wrong;
+        if is_used {
+            offset.store(sampled, Ordering::Relaxed);
         }
-        is_aligned.store(!is_slow, Ordering::Relaxed);
-        offset.store(theirs.as_micros() - micros(asked + round_trip / 2), Ordering::Relaxed);
-        true
+        is_used
     }
 }
 
@@ -102,14 +99,17 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_slow_sample_is_used_only_while_there_is_no_better_one() {
-        let (clock, slow) = (Clock::system(), Duration::from_secs(2));
+    fn a_slow_sample_is_used_only_when_it_proves_the_clock_wrong() {
+        let (clock, slow, second) = (Clock::system(), Duration::from_secs(2), Duration::from_secs(1));
         let asked = clock.monotonic();
         let day_ahead = clock.now() + Duration::from_secs(86_400);
         assert!(clock.align(day_ahead, asked, asked + slow));
         assert!(clock.now() >= day_ahead - slow);
         assert!(clock.align(day_ahead, asked, asked));
-        assert!(!clock.align(day_ahead + Duration::from_secs(86_400), asked, asked + slow));
-        assert!(clock.now() < day_ahead + Duration::from_secs(60));
+        assert!(!clock.align(day_ahead + second / 2, asked, asked + slow));
+        assert!(clock.now() < day_ahead + second / 2);
+        let another = day_ahead + Duration::from_secs(120);
+        assert!(clock.align(another, asked, asked + slow));
+        assert!(clock.now() >= another - slow);
     }
 }

@@ -141,7 +141,9 @@ impl DatabaseUrl {
             DatabaseUrl::Sqlite(path) => {
                 let mut conn = SqliteConnection::establish(path)?;
                 conn.batch_execute(
-                    "PRAGMA busy_timeout = 5000; PRAGMA synchronous = FULL; PRAGMA foreign_keys = ON;",
+                    // What is rewritten is overwritten, so that erasing leaves nothing in freed pages.
+                    "PRAGMA busy_timeout = 5000; PRAGMA synchronous = FULL; PRAGMA foreign_keys = ON;
+                     PRAGMA secure_delete = ON",
                 )
                 .and_then(|()| enable_wal(&mut conn))
                 .map_err(set_up)?;

@@ -1,7 +1,6 @@
 //! Erasing what one run's callbacks said, while what is known of their deliveries stays.
 
 use contracts::{DeliveryId, DeliveryStatus, FailureReason, OrgId, RunId, RunStatus, Timestamp};
-use diesel::connection::SimpleConnection;
 use diesel::prelude::*;
 use diesel::sql_types::Integer;
 use sha2::{Digest, Sha256};
@@ -41,14 +40,20 @@ const NOTHING: &[u8] = b"{}";
 /// nothing is done.
 ///
 /// Row versions that PostgreSQL keeps until its next vacuum, write-ahead logs and backups are not reached. SQLite
-/// overwrites what is freed in the file; [`Store::checkpoint`](crate::Store::checkpoint) empties its log.
+/// overwrites whatever is freed in its file; [`Store::checkpoint`](crate::Store::checkpoint) empties its log.
 pub fn erase_run(
     tx: &mut AnyConnection,
     now: Timestamp,
     org: OrgId,
     run: RunId,
 ) -> Result<Erasure, StoreError> {
-    lock(tx, org, run)?;
+    if let AnyConnection::Postgres(pg) = tx {
+        // Against whoever builds a delivery of the run, who holds it FOR KEY SHARE.
+        prepared::<Integer, _>("SELECT 1 FROM runs WHERE org_id = ? AND id = ? FOR UPDATE")
+            .bind::<Id, _>(Key::from(org))
+            .bind::<Id, _>(Key::from(run))
+            .load::<i32>(pg)?;
+    }
     let Some(known) = find_run(tx, org, run)? else { return Ok(Erasure::RunNotFound) };
     let row = runs::table.find((Key::from(org), Key::from(run)));
     let erased_at: Option<Time> = row.select(runs::erased_at).first(tx)?;
@@ -84,20 +89,6 @@ pub fn erase_run(
         ))
         .execute(tx)?;
     Ok(Erasure::Erased { deliveries: ids.len(), response_bodies })
-}
-
-/// Locks the run against whoever builds a delivery of it, who holds it FOR KEY SHARE.
-fn lock(tx: &mut AnyConnection, org: OrgId, run: RunId) -> Result<(), StoreError> {
-    match tx {
-        AnyConnection::Postgres(pg) => {
-            prepared::<Integer, _>("SELECT 1 FROM runs WHERE org_id = ? AND id = ? FOR UPDATE")
-                .bind::<Id, _>(Key::from(org))
-                .bind::<Id, _>(Key::from(run))
-                .load::<i32>(pg)?;
-        }
-        AnyConnection::Sqlite(sqlite) => sqlite.batch_execute("PRAGMA secure_delete = ON")?,
-    }
-    Ok(())
 }
 
 /// Locks the run's deliveries, in id order as every batch does, and answers them, or the one that is being sent.

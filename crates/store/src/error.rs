@@ -58,6 +58,15 @@ impl StoreError {
         }
     }
 
+    /// Whether the database refuses the data itself, which no waiting changes. Other refusals, such as a full disk, a
+    /// broken page or a lock in the way, may pass, and not all of them can be told from [`StoreError::is_outage`].
+    pub fn is_violation(&self) -> bool {
+        use diesel::result::{DatabaseErrorKind as Kind, Error};
+        let StoreError::Query(Error::DatabaseError(kind, _)) = self else { return false };
+        use Kind::{CheckViolation, ForeignKeyViolation, NotNullViolation, UniqueViolation};
+        matches!(kind, UniqueViolation | ForeignKeyViolation | NotNullViolation | CheckViolation)
+    }
+
     pub(crate) fn corrupt(what: &'static str, value: &impl ToString) -> StoreError {
         StoreError::Corrupt { what, value: value.to_string() }
     }

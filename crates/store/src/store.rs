@@ -1,18 +1,21 @@
 //! The pool, and the transaction around each use case.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use contracts::Timestamp;
 use diesel::connection::SimpleConnection;
 use diesel::prelude::*;
-use tokio::sync::Semaphore;
+use diesel::result::{DatabaseErrorKind, Error};
+use diesel::sql_types::Integer;
+use tokio::sync::{Semaphore, watch};
 use tokio_util::sync::CancellationToken;
 
 use crate::clock::Clock;
 use crate::connect::{AnyConnection, DatabaseUrl};
 use crate::error::StoreError;
 use crate::migrate::{SchemaState, schema_state};
+use crate::prepared::prepared;
 
 /// A database. Cheap to clone.
 #[derive(Clone)]
@@ -20,6 +23,7 @@ pub struct Store {
     writers: Connections,
     readers: Connections,
     clock: Clock,
+    alive_at: watch::Sender<Instant>,
 }
 
 /// How long a use case waits for a connection to be free.
@@ -37,17 +41,13 @@ impl Store {
         connections: u32,
         clock: Clock,
     ) -> Result<Store, StoreError> {
-        // SQLite's wait for the write lock is unfair: with one writer, callers queue here instead.
-        let store = match url {
-            DatabaseUrl::Postgres(_) => {
-                let pool = Connections::open(url, connections)?;
-                Store { writers: pool.clone(), readers: pool, clock }
-            }
-            DatabaseUrl::Sqlite(_) => {
-                let writers = Connections::open(url, 1)?;
-                Store { writers, readers: Connections::open(url, connections)?, clock }
-            }
+        let readers = Connections::open(url, connections)?;
+        let writers = match url {
+            DatabaseUrl::Postgres(_) => readers.clone(),
+            // SQLite's wait for the write lock is unfair: with one writer, callers queue here instead.
+            DatabaseUrl::Sqlite(_) => Connections::open(url, 1)?,
         };
+        let store = Store { writers, readers, clock, alive_at: watch::Sender::new(Instant::now()) };
         match store.readers.run(schema_state).await? {
             SchemaState::Current => {}
             SchemaState::Older => {
@@ -76,7 +76,11 @@ impl Store {
         T: Send + 'static,
         E: From<StoreError> + From<diesel::result::Error> + Send + 'static,
     {
-        self.writers.transaction(self.clock.clone(), AnyConnection::begin_write, work).await
+        let written = self.writers.transaction(self.clock.clone(), AnyConnection::begin_write, work).await;
+        if written.is_ok() {
+            self.alive_at.send_replace(Instant::now());
+        }
+        written
     }
 
     /// Runs `work` in one transaction that only reads and sees one moment.
@@ -89,23 +93,29 @@ impl Store {
         self.readers.transaction(self.clock.clone(), AnyConnection::begin_read, |conn, _| work(conn)).await
     }
 
-    /// Answers whether the database answers.
+    /// Answers whether the database takes transactions that write.
     pub async fn ping(&self) -> Result<(), StoreError> {
-        self.read(|conn| {
-            Ok(diesel::select(1.into_sql::<diesel::sql_types::Integer>()).execute(conn).map(drop)?)
-        })
-        .await
+        self.write(|conn, _| Ok(diesel::select(1.into_sql::<Integer>()).execute(conn).map(drop)?)).await
     }
 
-    /// Empties SQLite's write-ahead log into the file, so that what was erased is not read there either; while somebody
-    /// else reads, what can be is. PostgreSQL sees to its own.
+    /// When a transaction that may write last came to its end.
+    pub fn alive_at(&self) -> Instant {
+        *self.alive_at.borrow()
+    }
+
+    /// Empties SQLite's write-ahead log into the file, so that what was erased is not read there either. An outage while
+    /// somebody else reads what the log had before. PostgreSQL sees to its own.
     pub async fn checkpoint(&self) -> Result<(), StoreError> {
-        self.writers
-            .run(|conn| match conn {
-                AnyConnection::Postgres(_) => Ok(()),
-                AnyConnection::Sqlite(conn) => Ok(conn.batch_execute("PRAGMA wal_checkpoint(TRUNCATE)")?),
-            })
-            .await
+        let checkpoint = |conn: &mut AnyConnection| {
+            let AnyConnection::Sqlite(conn) = conn else { return Ok(()) };
+            let statement = prepared::<(Integer, Integer, Integer), _>("PRAGMA wal_checkpoint(TRUNCATE)");
+            let (is_busy, ..): (i32, i32, i32) = statement.get_result(conn)?;
+            match is_busy {
+                0 => Ok(()),
+                _ => Err(StoreError::Unavailable("another program reads it".into())),
+            }
+        };
+        self.writers.run(checkpoint).await
     }
 
     /// Keeps the clock aligned with the database's until `shutdown`.
@@ -209,7 +219,8 @@ impl Connections {
 }
 
 /// A connection on which a transaction has begun. One that turns out to be dead, as all are after a restart of the
-/// server, is thrown away and the next one tried; nothing was done on it yet.
+/// server, is thrown away and the next one tried; nothing was done on it yet. A server that is there and refuses, as a
+/// standby does, is not asked on all of them.
 fn begun(
     pool: &r2d2::Pool<Manager>,
     begin: fn(&mut AnyConnection) -> QueryResult<()>,
@@ -220,7 +231,12 @@ fn begun(
         let Err(error) = begin(&mut conn.inner) else { return Ok(conn) };
         conn.lost = true;
         tries -= 1;
-        if tries == 0 || matches!(conn.inner, AnyConnection::Sqlite(_)) {
+        use DatabaseErrorKind::{ClosedConnection, UnableToSendCommand};
+        let is_dead = matches!(
+            error,
+            Error::DatabaseError(ClosedConnection | UnableToSendCommand, _) | Error::BrokenTransactionManager
+        );
+        if tries == 0 || !is_dead {
             return Err(StoreError::Unavailable(error.to_string()));
         }
     }

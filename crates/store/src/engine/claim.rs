@@ -147,14 +147,15 @@ pub fn claim_due(
 ) -> Result<Vec<Claimed>, StoreError> {
     let (now, lease_end) = (Time::from(now), Time::from(now + lease));
     let limit = i64::try_from(limit).unwrap_or(i64::MAX);
-    // Only PostgreSQL has other writers to pass over.
+    // What is open and under no claim is pending, and in the index of what waits. Only PostgreSQL has other writers to
+    // pass over.
     let text = match tx {
         AnyConnection::Postgres(_) => {
             "UPDATE deliveries SET status_code = 'delivering', attempt_count = attempt_count + 1,
                  next_attempt_at = NULL, claim_id = ?, claimed_at = ?, wake_at = ?, updated_at = ?
              WHERE id = ANY (ARRAY (
                  SELECT id FROM deliveries
-                 WHERE wake_at <= ? AND status_code = 'pending' AND attempt_count < max_attempts
+                 WHERE wake_at <= ? AND claim_id IS NULL AND attempt_count < max_attempts
                  ORDER BY wake_at LIMIT ? FOR UPDATE SKIP LOCKED))
              RETURNING id, org_id, run_id, attempt_count, max_attempts, request_id, claim_id, claimed_at,
                  callback_url, payload, signing_secret_id"
@@ -164,7 +165,7 @@ pub fn claim_due(
                  next_attempt_at = NULL, claim_id = ?, claimed_at = ?, wake_at = ?, updated_at = ?
              WHERE id IN (
                  SELECT id FROM deliveries
-                 WHERE wake_at <= ? AND status_code = 'pending' AND attempt_count < max_attempts
+                 WHERE wake_at <= ? AND claim_id IS NULL AND attempt_count < max_attempts
                  ORDER BY wake_at LIMIT ?)
              RETURNING id, org_id, run_id, attempt_count, max_attempts, request_id, claim_id, claimed_at,
                  callback_url, payload, signing_secret_id"
@@ -208,9 +209,9 @@ fn held() -> HeldColumns {
 
 /// The attempts held under a claim id: after a claim whose commit had an unknown outcome, these are ours.
 pub fn claimed_under(tx: &mut AnyConnection, claim_id: ClaimId) -> Result<Vec<Claimed>, StoreError> {
-    // claim_id has no index of its own; the index on wake_at keeps this to the open deliveries.
+    // claim_id has no index of its own; that of the leases keeps this to what is under way.
     let rows = deliveries::table
-        .filter(deliveries::wake_at.is_not_null())
+        .filter(deliveries::claim_id.is_not_null())
         .filter(deliveries::claim_id.eq(Key::from(claim_id)))
         .select((held(), deliveries::callback_url, deliveries::payload, deliveries::signing_secret_id))
         .load::<ClaimedRow>(tx)?;
@@ -226,7 +227,7 @@ pub fn expired_leases(
 ) -> Result<Vec<HeldAttempt>, StoreError> {
     let rows: Vec<HeldRow> = deliveries::table
         .filter(deliveries::wake_at.le(Time::from(now)))
-        .filter(deliveries::status_code.eq("delivering"))
+        .filter(deliveries::claim_id.is_not_null())
         .order_by(deliveries::wake_at)
         .limit(i64::try_from(limit).unwrap_or(i64::MAX))
         .select(held())

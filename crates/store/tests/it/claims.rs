@@ -8,7 +8,8 @@ use diesel::connection::SimpleConnection;
 use testkit::Engine;
 
 use crate::stage::{
-    GRACE, LEASE, MICROSECOND, POLICY, Stage, at_once, ids, job, on_both_engines, retried, succeeded,
+    GRACE, LEASE, MICROSECOND, POLICY, Stage, accepted, at_once, ids, job, on_both_engines, retried,
+    succeeded,
 };
 
 on_both_engines!(
@@ -250,4 +251,44 @@ async fn a_lease_expires_at_its_end_and_not_before(engine: Engine) {
     assert_eq!(expired, [claimed.held.delivery_id, later.held.delivery_id], "oldest first");
     stage.finish_one(succeeded(&claimed));
     assert_eq!(stage.expired().len(), 1);
+}
+
+/// However much else is open: the indexes of what waits and of what is under way are different ones.
+#[tokio::test]
+async fn the_relay_reads_nothing_but_what_it_is_after() {
+    let mut stage = Stage::new(Engine::Postgres);
+    let held = stage.claimed();
+    let run = stage.run();
+    let waiting = accepted(stage.redeliver(run)).id;
+    // A backlog, as copies of one that waits.
+    stage
+        .sql(&format!(
+            "INSERT INTO runs SELECT r.org_id, gen_random_uuid(), r.status_code, NULL, NULL, r.created_at, NULL,
+                 r.completed_at, NULL, NULL, NULL, NULL, NULL, r.updated_at
+             FROM runs r, generate_series(1, 5000) WHERE r.id = '{run}'"
+        ))
+        .unwrap();
+    stage
+        .sql(&format!(
+            "INSERT INTO deliveries (id, org_id, run_id, callback_url, payload, is_automatic, status_code,
+                 attempt_count, max_attempts, next_attempt_at, wake_at, request_id, created_at, updated_at)
+             SELECT gen_random_uuid(), d.org_id, r.id, d.callback_url, d.payload, false, 'pending', 0, 3,
+                 d.next_attempt_at, d.wake_at, 'r', d.created_at, d.updated_at
+             FROM deliveries d, runs r WHERE d.id = '{waiting}' AND r.callback_url IS NULL"
+        ))
+        .unwrap();
+    stage.sql("ANALYZE").unwrap();
+    stage.advance(LEASE + GRACE);
+    assert_eq!(stage.expired().len(), 1);
+    let claim_id = held.held.claim_id;
+    assert_eq!(stage.write(|tx| claimed_under(tx, claim_id)).len(), 1);
+    assert_eq!(scans(&mut stage, "leases_by_wake_at"), 2);
+    assert_eq!(stage.claim_due(10).len(), 10);
+    assert_eq!(scans(&mut stage, "waiting_deliveries_by_wake_at"), 1);
+}
+
+/// How often an index has been used.
+fn scans(stage: &mut Stage, index: &str) -> i64 {
+    stage.sql("SELECT pg_stat_force_next_flush()").unwrap();
+    stage.number(&format!("SELECT idx_scan FROM pg_stat_user_indexes WHERE indexrelname = '{index}'"))
 }

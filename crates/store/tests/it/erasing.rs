@@ -9,10 +9,13 @@ use contracts::{DeliveryStatus, FailureReason, RunId};
 use diesel::connection::SimpleConnection;
 use testkit::{Engine, terminal_run};
 
-use crate::stage::{LEASE, Stage, URL, finished, lost, new_run, on_both_engines, retried, succeeded};
+use crate::stage::{
+    GRACE, LEASE, Stage, URL, finished, lost, new_run, on_both_engines, retried, succeeded, update,
+};
 
 on_both_engines!(
     erasing_a_run_leaves_nothing_of_what_its_callbacks_said,
+    nothing_of_it_is_left_in_the_file_however_often_it_was_rewritten,
     what_was_erased_is_kept_as_hash_and_size,
     a_waiting_delivery_is_ended_before_it_is_erased,
     nothing_is_erased_while_a_callback_is_being_sent,
@@ -64,6 +67,43 @@ async fn erasing_a_run_leaves_nothing_of_what_its_callbacks_said(engine: Engine)
     let erased_at = stage.now;
     stage.advance(Duration::from_secs(5));
     assert_eq!(erase(&mut stage, before.run_id), Erasure::ErasedBefore(erased_at));
+}
+
+/// What is longer than a page of SQLite's goes through pages of its own, which are freed at each rewriting.
+async fn nothing_of_it_is_left_in_the_file_however_often_it_was_rewritten(engine: Engine) {
+    let mut stage = Stage::new(engine);
+    let (run, said) = (new_run(), "what the run said ".repeat(1000));
+    for output in [said.as_str(), "something else"] {
+        let body = format!(
+            r#"{{"status_code": "succeeded", "output": {{"text": "{output}"}}, "callback_url": "{URL}", "metadata": null}}"#
+        );
+        stage.record(run, &update(&body));
+    }
+    stage.advance(GRACE);
+    let claimed = stage.claim_due(1).remove(0);
+    let now = stage.now;
+    stage.finish_one(retried(&claimed, now));
+    let again = stage.claim_one(claimed.held.delivery_id, 2);
+    stage.finish_one(succeeded(&again));
+    assert!(stage.holds(b"what the run said"));
+    assert!(matches!(erase(&mut stage, run), Erasure::Erased { deliveries: 1, .. }));
+    stage.store().await.checkpoint().await.unwrap();
+    assert!(!stage.holds(b"what the run said"));
+}
+
+/// Its write-ahead log can't be emptied while somebody reads what was there before.
+#[tokio::test]
+async fn what_a_reader_still_sees_in_the_log_is_not_passed_over_in_silence() {
+    let mut stage = Stage::new(Engine::Sqlite);
+    let before = delivered(&mut stage);
+    let mut reader = stage.database.url().connect().unwrap();
+    reader.batch_execute("BEGIN; SELECT * FROM runs").unwrap();
+    erase(&mut stage, before.run_id);
+    let store = stage.store().await;
+    let refused = store.checkpoint().await.unwrap_err();
+    assert!(refused.is_outage() && refused.to_string().contains("reads it"), "{refused}");
+    reader.batch_execute("COMMIT").unwrap();
+    store.checkpoint().await.unwrap();
 }
 
 async fn what_was_erased_is_kept_as_hash_and_size(engine: Engine) {

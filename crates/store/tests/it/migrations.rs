@@ -14,7 +14,7 @@ on_both_engines!(
 );
 
 /// How many there are.
-const MIGRATIONS: usize = 4;
+const MIGRATIONS: usize = 5;
 
 async fn a_fresh_database_is_migrated_and_a_second_time_changes_nothing(engine: Engine) {
     let database = TestDatabase::empty(engine);
@@ -61,7 +61,12 @@ async fn deliveries_of_the_first_schema_get_their_hosts(engine: Engine) {
     let mut stage = Stage::new(engine);
     let count = 1_001; // more than are filled in at once
     stage.accept_many(count);
-    for later in ["00000000000004_erasure", "00000000000003_idempotency_keys", "00000000000002_pages"] {
+    for later in [
+        "00000000000005_leases",
+        "00000000000004_erasure",
+        "00000000000003_idempotency_keys",
+        "00000000000002_pages",
+    ] {
         let down = std::fs::read_to_string(format!("../../migrations/{later}/down.sql")).unwrap();
         for statement in down.split_inclusive(';').filter(|statement| !statement.trim().is_empty()) {
             stage.sql(statement).unwrap();
