@@ -5,7 +5,6 @@ use std::time::Duration;
 
 use store::{AcceptPolicy, Redelivery, RedeliveryRequest, Store, StoreError, redeliver_batch};
 use tokio::sync::{mpsc, oneshot};
-use tokio::time::timeout;
 
 use crate::error::ApiError;
 
@@ -100,8 +99,8 @@ impl Acceptance {
 
     async fn accept_together(&self, requests: Vec<RedeliveryRequest>) -> Result<Vec<Redelivery>, StoreError> {
         let policy = self.policy;
-        let accepting = self.store.write(move |tx, now| redeliver_batch(tx, now, &policy, &requests));
-        let silent = |_| StoreError::Unavailable("the database does not answer".into());
-        timeout(self.patience, accepting).await.map_err(silent)?
+        self.store
+            .write_within(self.patience, move |tx, now| redeliver_batch(tx, now, &policy, &requests))
+            .await
     }
 }

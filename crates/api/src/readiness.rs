@@ -4,7 +4,6 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use store::Store;
-use tokio::sync::watch;
 use tokio::time::{MissedTickBehavior, interval};
 use tokio_util::sync::CancellationToken;
 
@@ -19,24 +18,24 @@ const PATIENCE: Duration = Duration::from_secs(5);
 pub struct Readiness(Vec<Arc<dyn Fn() -> Option<String> + Send + Sync>>);
 
 impl Readiness {
-    /// Needs `store`'s database, which is asked for a sign of life every second until `shutdown`.
+    /// Needs `store`'s database to take transactions that write. It is asked for a sign of life every second until
+    /// `shutdown`.
     ///
     /// Must be called within a tokio runtime.
     pub fn of_database(store: &Store, shutdown: CancellationToken) -> Readiness {
-        let (alive, answered) = watch::channel(Instant::now());
-        let store = store.clone();
+        let asked = store.clone();
         tokio::spawn(async move {
             let mut ticks = interval(ASKED_EVERY);
             ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
             while shutdown.run_until_cancelled(ticks.tick()).await.is_some() {
-                match store.ping().await {
-                    Ok(()) => drop(alive.send(Instant::now())),
-                    Err(error) => tracing::debug!(%error, "no sign of life from the database"),
+                if let Err(error) = asked.ping().await {
+                    tracing::debug!(%error, "no sign of life from the database");
                 }
             }
         });
-        Readiness::default()
-            .and(move || silent("the database has not answered", *answered.borrow(), PATIENCE))
+        // Any transaction is a sign of life, so that a busy pool, in which a question waits too long, is no outage.
+        let store = store.clone();
+        Readiness::default().and(move || silent("the database has not answered", store.alive_at(), PATIENCE))
     }
 
     /// Needs another thing.

@@ -32,7 +32,8 @@ pub(crate) struct Done {
     pub(crate) held: HeldAttempt,
     /// `Runflow-Request-Id`, when something was sent.
     pub(crate) runflow_request_id: Option<Uuid>,
-    pub(crate) _slot: Option<OwnedSemaphorePermit>,
+    /// None for an attempt that another dispatcher lost.
+    pub(crate) slot: Option<OwnedSemaphorePermit>,
 }
 
 impl Attempts {
@@ -55,13 +56,13 @@ impl Attempts {
         };
         let elapsed = self.clock.monotonic().saturating_sub(began);
         let finished = steps::finished(held, outcome, Some(elapsed), &self.retry, self.clock.now(), chance());
-        self.hand_over(Done { finished, held: claimed.held, runflow_request_id, _slot: Some(slot) }).await;
+        self.hand_over(Done { finished, held: claimed.held, runflow_request_id, slot: Some(slot) }).await;
     }
 
     /// Puts an attempt whose dispatcher did not come back on record.
     pub(crate) async fn give_up(&self, held: HeldAttempt) {
         let finished = steps::lost(&held, &self.retry, self.clock.now(), chance());
-        self.hand_over(Done { finished, held, runflow_request_id: None, _slot: None }).await;
+        self.hand_over(Done { finished, held, runflow_request_id: None, slot: None }).await;
     }
 
     async fn hand_over(&self, done: Done) {

@@ -2,22 +2,36 @@
 //! result never waits for company.
 
 use std::collections::HashSet;
+use std::time::Duration;
 
 use store::{Effect, Settlement, Store, StoreError, finish};
 use tokio::sync::mpsc;
+use tokio::task::JoinSet;
+use tokio::time::{Instant, sleep};
 
 use crate::attempt::Done;
-use crate::{BATCH, OUTAGE_PAUSE, Pulse};
+use crate::{BATCH, DATABASE_PATIENCE, OUTAGE_PAUSE, Pulse};
 
-/// Writes until the last sender is gone.
+/// How long a result that is refused by itself is tried again: about as long as a person needs to look at the cause.
+const KEPT: Duration = Duration::from_secs(600);
+const KEPT_PAUSE: Duration = Duration::from_secs(1);
+
+/// Writes until the last sender is gone and nothing is left.
 pub(crate) async fn run(store: Store, mut results: mpsc::Receiver<Done>, pulse: Pulse) {
+    let mut finisher = Finisher { store, refused: JoinSet::new() };
     let mut left_over = None;
     loop {
         let first = match left_over.take() {
             Some(done) => done,
-            None => match results.recv().await {
-                Some(done) => done,
-                None => return,
+            None => tokio::select! {
+                Some(_) = finisher.refused.join_next() => {
+                    pulse.records(!finisher.refused.is_empty());
+                    continue;
+                }
+                received = results.recv() => match received {
+                    Some(done) => done,
+                    None => break,
+                },
             },
         };
         let mut deliveries = HashSet::from([first.finished.delivery_id]);
@@ -33,41 +47,78 @@ pub(crate) async fn run(store: Store, mut results: mpsc::Receiver<Done>, pulse: 
                 break;
             }
         }
-        write(&store, batch).await;
-        pulse.beat();
+        pulse.records(true);
+        finisher.write(batch).await;
+        pulse.records(!finisher.refused.is_empty());
+    }
+    finisher.refused.join_all().await;
+    pulse.records(false);
+}
+
+struct Finisher {
+    store: Store,
+    /// Results that were refused by themselves, each tried again in a task of its own: none holds back the others.
+    refused: JoinSet<()>,
+}
+
+impl Finisher {
+    /// Writes a batch, again and again while the database is away. A batch that is refused is written row by row.
+    async fn write(&mut self, mut batch: Vec<Done>) {
+        let refused = match write(&self.store, &batch).await {
+            Ok(effects) => return report(&batch, &effects),
+            Err(error) => error,
+        };
+        if batch.len() > 1 {
+            tracing::warn!(error = %refused, rows = batch.len(), "batch refused, writing row by row");
+            for done in batch {
+                Box::pin(self.write(vec![done])).await;
+            }
+            return;
+        }
+        let Some(done) = batch.pop() else { return };
+        if refused.is_violation() || done.slot.is_none() {
+            give_up(&done, &refused);
+        } else {
+            tracing::warn!(error = %refused, delivery_id = %done.finished.delivery_id,
+                attempt = done.finished.record.number, "result refused, kept and tried again");
+            self.refused.spawn(insist(self.store.clone(), done));
+        }
     }
 }
 
-/// Writes a batch, again and again while the database is away. A batch refused for its data is written row by
-/// row, so that one bad row does not hold back the others.
-async fn write(store: &Store, batch: Vec<Done>) {
-    let refused = match write_once(store, &batch).await {
-        Ok(effects) => return report(&batch, &effects),
-        Err(error) => error,
-    };
-    if batch.len() == 1 {
-        let done = &batch[0].finished;
-        tracing::error!(error = %refused, delivery_id = %done.delivery_id, attempt = done.record.number,
-            "result refused by the database; the lease will end as outcome_unknown");
-        return;
-    }
-    tracing::warn!(error = %refused, rows = batch.len(), "batch refused, writing row by row");
-    for done in batch {
-        Box::pin(write(store, vec![done])).await;
+/// Writes one result that is refused for a reason which may pass: a lock, a broken page, a missing right.
+async fn insist(store: Store, done: Done) {
+    let deadline = Instant::now() + KEPT;
+    loop {
+        sleep(KEPT_PAUSE).await;
+        match write(&store, std::slice::from_ref(&done)).await {
+            Ok(effects) => return report(&[done], &effects),
+            Err(error) if error.is_violation() || Instant::now() >= deadline => {
+                return give_up(&done, &error);
+            }
+            Err(_) => {}
+        }
     }
 }
 
-async fn write_once(store: &Store, batch: &[Done]) -> Result<Vec<Effect>, StoreError> {
+async fn write(store: &Store, batch: &[Done]) -> Result<Vec<Effect>, StoreError> {
     loop {
         let results: Vec<_> = batch.iter().map(|done| done.finished.clone()).collect();
-        match store.write(move |tx, now| finish(tx, now, &results)).await {
+        let finishing = store.write_within(DATABASE_PATIENCE, move |tx, now| finish(tx, now, &results));
+        match finishing.await {
             Err(error) if error.is_outage() => {
                 tracing::warn!(%error, rows = batch.len(), "results not written yet");
-                tokio::time::sleep(OUTAGE_PAUSE).await;
+                sleep(OUTAGE_PAUSE).await;
             }
             other => return other,
         }
     }
+}
+
+/// The relay finds the attempt when its lease has ended. One that it has found already, it finds again.
+fn give_up(done: &Done, error: &StoreError) {
+    tracing::error!(%error, delivery_id = %done.finished.delivery_id, attempt = done.finished.record.number,
+        "result refused by the database; the lease will end as outcome_unknown");
 }
 
 /// One line per attempt.

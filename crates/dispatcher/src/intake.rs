@@ -14,7 +14,7 @@ use tokio_util::task::TaskTracker;
 
 use crate::attempt::Attempts;
 use crate::steps::{self, Found, Lease, Work};
-use crate::{BATCH, OUTAGE_PAUSE, Pulse};
+use crate::{BATCH, DATABASE_PATIENCE, OUTAGE_PAUSE, Pulse};
 
 /// How often the relay looks for what is due. A retry is late by at most this, plus its claim.
 const RELAY_PERIOD: Duration = Duration::from_millis(250);
@@ -107,11 +107,13 @@ impl Intake {
             let work = work.clone();
             let claimed = self
                 .store
-                .write(move |tx, now| steps::claim(tx, now, lease, claim_id, &work, is_another_try))
+                .write_within(DATABASE_PATIENCE, move |tx, now| {
+                    steps::claim(tx, now, lease, claim_id, &work, is_another_try)
+                })
                 .await;
             match claimed {
                 Ok(found) => {
-                    self.pulse.beat();
+                    self.pulse.claimed();
                     self.consumer.resume();
                     let lease = match found.claimed.first().filter(|_| found.by_earlier_try) {
                         Some(Claimed { held, .. }) => {

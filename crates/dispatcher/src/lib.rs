@@ -63,24 +63,42 @@ pub struct Dispatcher {
     pub pulse: Pulse,
 }
 
-/// When a dispatcher last claimed, or found nothing to claim, or recorded results. Cheap to clone.
+/// Whether a dispatcher gets on with its work. Cheap to clone.
 #[derive(Clone, Debug)]
-pub struct Pulse(watch::Sender<Instant>);
+pub struct Pulse(watch::Sender<Work>);
+
+#[derive(Clone, Copy, Debug)]
+struct Work {
+    claimed_at: Instant,
+    unrecorded_since: Option<Instant>,
+}
 
 impl Default for Pulse {
     fn default() -> Pulse {
-        Pulse(watch::Sender::new(Instant::now()))
+        Pulse(watch::Sender::new(Work { claimed_at: Instant::now(), unrecorded_since: None }))
     }
 }
 
 impl Pulse {
-    fn beat(&self) {
-        self.0.send_replace(Instant::now());
+    fn claimed(&self) {
+        self.0.send_modify(|work| work.claimed_at = Instant::now());
     }
 
-    /// When it last beat.
-    pub fn last_beat(&self) -> Instant {
-        *self.0.borrow()
+    /// There are results to be recorded, or there are none any more.
+    fn records(&self, has_results: bool) {
+        self.0.send_modify(|work| {
+            work.unrecorded_since = has_results.then(|| work.unrecorded_since.unwrap_or_else(Instant::now));
+        });
+    }
+
+    /// When it last claimed, or found nothing to claim.
+    pub fn claimed_at(&self) -> Instant {
+        self.0.borrow().claimed_at
+    }
+
+    /// Since when it has had results that it could not record.
+    pub fn unrecorded_since(&self) -> Option<Instant> {
+        self.0.borrow().unrecorded_since
     }
 }
 
@@ -100,6 +118,8 @@ const BATCH: usize = 256;
 
 /// How long to wait before a database that is away is asked again.
 const OUTAGE_PAUSE: Duration = Duration::from_millis(250);
+/// As long as a transaction may take: longer than the server lets any statement take, for when it says nothing at all.
+const DATABASE_PATIENCE: Duration = Duration::from_secs(40);
 
 /// A place where a build for failure tests can be made to stop: the variable `FAILPOINTS=claimed=return` sends the
 /// process SIGSTOP there.

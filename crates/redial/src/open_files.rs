@@ -18,6 +18,18 @@ pub(crate) fn raise_limit() -> Option<u64> {
     }
 }
 
+/// The same, for that many attempts at once: each may have a connection of its own.
+pub(crate) fn raise_limit_for(max_in_flight: usize) {
+    let limit = raise_limit();
+    if limit.is_some_and(|limit| limit < OTHERS + max_in_flight as u64) {
+        tracing::warn!(
+            ?limit,
+            max_in_flight,
+            "too few open files are allowed: raise their limit, or lower dispatcher.max_in_flight"
+        );
+    }
+}
+
 /// How many connections each of `workers` may have: no more than `most`, nor than there are files for. A server that
 /// runs out of files stops taking connections in fits and starts, and can't reconnect to its database.
 pub(crate) fn connections_per_worker(open_files: Option<u64>, workers: usize, most: usize) -> usize {

@@ -9,6 +9,7 @@ use diesel::prelude::*;
 use diesel::result::{DatabaseErrorKind, Error};
 use diesel::sql_types::Integer;
 use tokio::sync::{Semaphore, watch};
+use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
 use crate::clock::Clock;
@@ -28,6 +29,8 @@ pub struct Store {
 
 /// How long a use case waits for a connection to be free.
 const POOL_WAIT: Duration = Duration::from_secs(1);
+/// How long a sign of life is waited for.
+const PING_PATIENCE: Duration = Duration::from_secs(5);
 
 impl Store {
     /// Opens a database whose schema is up to date, with at most `connections` connections.
@@ -83,6 +86,17 @@ impl Store {
         written
     }
 
+    /// As [`Store::write`], for at most `patience`: an outage after that. The transaction is left to itself, and may still
+    /// commit; a connection gone silent must not hold up those to come.
+    pub async fn write_within<T, F>(&self, patience: Duration, work: F) -> Result<T, StoreError>
+    where
+        F: FnOnce(&mut AnyConnection, Timestamp) -> Result<T, StoreError> + Send + 'static,
+        T: Send + 'static,
+    {
+        let silent = |_| StoreError::Unavailable("the database does not answer".into());
+        timeout(patience, self.write(work)).await.map_err(silent)?
+    }
+
     /// Runs `work` in one transaction that only reads and sees one moment.
     pub async fn read<T, E, F>(&self, work: F) -> Result<T, E>
     where
@@ -93,9 +107,12 @@ impl Store {
         self.readers.transaction(self.clock.clone(), AnyConnection::begin_read, |conn, _| work(conn)).await
     }
 
-    /// Answers whether the database takes transactions that write.
+    /// Answers whether the database takes transactions that write, within five seconds.
     pub async fn ping(&self) -> Result<(), StoreError> {
-        self.write(|conn, _| Ok(diesel::select(1.into_sql::<Integer>()).execute(conn).map(drop)?)).await
+        self.write_within(PING_PATIENCE, |conn, _| {
+            Ok(diesel::select(1.into_sql::<Integer>()).execute(conn).map(drop)?)
+        })
+        .await
     }
 
     /// When a transaction that may write last came to its end.

@@ -3,7 +3,8 @@
 use std::net::{SocketAddr, ToSocketAddrs};
 
 use diesel::connection::SimpleConnection;
-use diesel::{Connection, PgConnection};
+use diesel::sql_types::BigInt;
+use diesel::{Connection, PgConnection, RunQueryDsl};
 use store::{Clock, DatabaseUrl, Store};
 use uuid::Uuid;
 
@@ -79,6 +80,18 @@ impl TestDatabase {
             None => addr.to_string(),
         };
         url.replacen(authority, &through, 1).parse().expect("a PostgreSQL URL")
+    }
+
+    /// Runs statements.
+    pub fn execute(&self, statements: &str) {
+        let mut conn = self.url.connect().expect("the database can be opened");
+        conn.batch_execute(statements).expect("the statements are good");
+    }
+
+    /// The one number that a query answers.
+    pub fn number(&self, query: &str) -> i64 {
+        let mut conn = self.url.connect().expect("the database can be opened");
+        diesel::dsl::sql::<BigInt>(query).get_result(&mut conn).expect("the query is good")
     }
 
     /// A store on it, with the system's clock.

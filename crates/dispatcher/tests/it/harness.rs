@@ -26,12 +26,13 @@ pub(crate) struct Harness {
     pub(crate) receiver: Receiver,
     pub(crate) arrivals: UnboundedReceiver<Received>,
     pub(crate) accept: AcceptPolicy,
-    _database: TestDatabase,
+    pub(crate) database: TestDatabase,
 }
 
 /// A dispatcher at work.
 pub(crate) struct Running {
     pub(crate) publisher: Publisher,
+    pub(crate) pulse: Pulse,
     pub(crate) shutdown: CancellationToken,
     pub(crate) task: JoinHandle<Result<(), DispatcherError>>,
 }
@@ -72,7 +73,7 @@ impl Harness {
             receiver::Options { secrets: vec![secret.clone()], sink: Some(sink), ..Default::default() };
         let receiver = Receiver::bind(SocketAddr::from(([127, 0, 0, 1], 0)), options).unwrap();
         let accept = AcceptPolicy { max_attempts: 3, payload_format: contracts::PayloadFormat::Python };
-        Harness { store, keyring, org, secret, receiver, arrivals, accept, _database: database }
+        Harness { store, keyring, org, secret, receiver, arrivals, accept, database }
     }
 
     /// Starts a dispatcher that may call loopback addresses.
@@ -83,15 +84,16 @@ impl Harness {
     pub(crate) fn dispatch_under(&self, settings: Settings, egress: egress::Policy) -> Running {
         let (publisher, consumer) = queue::in_process(64);
         let shutdown = CancellationToken::new();
+        let pulse = Pulse::default();
         let dispatcher = Dispatcher {
             store: self.store.clone(),
             keyring: self.keyring.clone(),
             egress,
             settings,
-            pulse: Pulse::default(),
+            pulse: pulse.clone(),
         };
         let task = tokio::spawn(dispatcher.run(consumer, shutdown.clone()));
-        Running { publisher, shutdown, task }
+        Running { publisher, pulse, shutdown, task }
     }
 
     /// Records a run that has ended and accepts a redelivery of it.

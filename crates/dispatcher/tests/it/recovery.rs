@@ -5,8 +5,9 @@ use std::time::Duration;
 use contracts::{ClaimId, DeliveryStatus, FailureReason};
 use store::claim_jobs;
 use testkit::Engine;
+use tokio::time::Instant;
 
-use crate::harness::{Harness, settings};
+use crate::harness::{Harness, PATIENCE, settings};
 use crate::on_both_engines;
 
 async fn a_shutdown_finishes_what_is_in_flight_and_claims_nothing_more(engine: Engine) {
@@ -85,6 +86,35 @@ async fn a_send_that_could_outlive_its_lease_is_not_begun(engine: Engine) {
     assert!(recorded.attempts[0].error_message.as_ref().unwrap().starts_with("timeout: not sent: "));
     running.stop().await;
     assert_eq!(harness.receiver.posts(), 0);
+}
+
+/// As with a lock, a broken page, or a message in a language that nobody here reads.
+#[tokio::test]
+async fn a_result_that_the_database_refuses_for_a_while_is_kept_and_recorded() {
+    let mut harness = Harness::new(Engine::Postgres).await;
+    harness.database.execute(
+        "CREATE SEQUENCE refusals;
+         CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS
+             $$ BEGIN RAISE EXCEPTION 'refusal no. %', nextval('refusals'); END $$;
+         CREATE TRIGGER refuse BEFORE INSERT ON attempts FOR EACH ROW EXECUTE FUNCTION refuse()",
+    );
+    let running = harness.dispatch(settings());
+    let delivery = harness.accept(&harness.receiver.url("/ok")).await;
+    running.publisher.ring(harness.job(delivery.id, 1));
+    harness.arrival().await;
+    let began = Instant::now();
+    while harness.database.number("SELECT last_value FROM refusals") < 3 {
+        assert!(began.elapsed() < PATIENCE, "it is not tried again");
+        tokio::task::yield_now().await;
+    }
+    assert!(running.pulse.unrecorded_since().is_some());
+    harness.database.execute("DROP TRIGGER refuse ON attempts");
+    let settled = harness.settled(delivery.id).await;
+    assert_eq!((settled.status_code, settled.attempts.len()), (DeliveryStatus::Succeeded, 1));
+    let pulse = running.pulse.clone();
+    running.stop().await;
+    assert_eq!(pulse.unrecorded_since(), None);
+    assert_eq!(harness.receiver.posts(), 1);
 }
 
 async fn two_dispatchers_on_one_database_send_each_delivery_once(engine: Engine) {

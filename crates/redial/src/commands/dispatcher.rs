@@ -7,9 +7,11 @@ use anyhow::Context;
 use api::{Readiness, silent};
 use dispatcher::{Dispatcher, Pulse};
 use queue::Consumer;
+use tokio_util::sync::CancellationToken;
 
 use crate::commands::service;
 use crate::keys;
+use crate::open_files;
 use crate::settings::Settings;
 
 /// One claims, one finishes, the others read secrets.
@@ -21,6 +23,7 @@ pub(crate) async fn run(settings: &Settings) -> anyhow::Result<()> {
         TcpListener::bind(addr).with_context(|| format!("dispatcher.listen: cannot listen on {addr}"))
     });
     let health = health.transpose()?;
+    open_files::raise_limit_for(settings.dispatcher.max_in_flight.into());
     let (store, shutdown) = service::start(&url, CONNECTIONS).await?;
     keys::check(&store, &keyring).await?;
     // Unacknowledged messages are those of one batch being claimed and the next one gathering.
@@ -32,20 +35,35 @@ pub(crate) async fn run(settings: &Settings) -> anyhow::Result<()> {
         settings: settings.dispatcher_settings(),
         pulse: Pulse::default(),
     };
+    // Answered to the end, also while what is in flight is finished.
+    let ended = CancellationToken::new();
+    let _ended = ended.clone().drop_guard();
     if let Some(listener) = health {
         tracing::info!(listen = %listener.local_addr()?, "answering health checks");
-        let readiness = Readiness::of_database(&dispatcher.store, shutdown.clone())
+        let readiness = Readiness::of_database(&dispatcher.store, ended.clone())
+            .and(serving(&shutdown))
             .and(consuming(&consumer))
-            .and(working(&dispatcher));
-        tokio::spawn(api::run_health(listener, readiness, shutdown.clone()));
+            .and(claiming(&dispatcher))
+            .and(recording(&dispatcher));
+        tokio::spawn(async move {
+            if let Err(error) = api::run_health(listener, readiness, ended).await {
+                tracing::error!(%error, "health checks are not answered any more");
+            }
+        });
     }
     Ok(dispatcher.run(consumer, shutdown).await?)
 }
 
 /// Two signs of life of the consuming channel missed.
 const BROKER_PATIENCE: Duration = Duration::from_secs(12);
-/// Beyond the longest attempt: with every slot taken by a slow receiver nothing is claimed for that long.
+/// For claims, beyond the longest attempt: with every slot taken by a slow receiver nothing is claimed for that long.
 const WORK_PATIENCE: Duration = Duration::from_secs(10);
+
+/// That nobody has asked it to stop.
+fn serving(shutdown: &CancellationToken) -> impl Fn() -> Option<String> + Send + Sync + use<> {
+    let shutdown = shutdown.clone();
+    move || shutdown.is_cancelled().then(|| "stopping, what is in flight is finished".to_owned())
+}
 
 /// That doorbells are heard. Without them the relay still delivers everything, later.
 fn consuming(consumer: &Consumer) -> impl Fn() -> Option<String> + Send + Sync + use<> {
@@ -56,8 +74,14 @@ fn consuming(consumer: &Consumer) -> impl Fn() -> Option<String> + Send + Sync +
     }
 }
 
-/// That attempts are claimed or recorded, or none is due.
-fn working(dispatcher: &Dispatcher) -> impl Fn() -> Option<String> + Send + Sync + use<> {
+/// That attempts are claimed, or none is due.
+fn claiming(dispatcher: &Dispatcher) -> impl Fn() -> Option<String> + Send + Sync + use<> {
     let (pulse, patience) = (dispatcher.pulse.clone(), dispatcher.settings.timeout + WORK_PATIENCE);
-    move || silent("no attempt has been claimed or recorded", pulse.last_beat(), patience)
+    move || silent("no attempt has been claimed", pulse.claimed_at(), patience)
+}
+
+/// That results can be recorded.
+fn recording(dispatcher: &Dispatcher) -> impl Fn() -> Option<String> + Send + Sync + use<> {
+    let pulse = dispatcher.pulse.clone();
+    move || silent("results could not be recorded", pulse.unrecorded_since()?, WORK_PATIENCE)
 }
