@@ -1,12 +1,14 @@
 //! `redial prune`: removes deliveries that ended long ago.
 
 use std::io::{self, Write};
+use std::pin::pin;
 use std::time::{Duration, Instant};
 
+use anyhow::{Context, bail};
 use contracts::Timestamp;
 use indicatif::ProgressBar;
 use serde_json::json;
-use store::{PruneRange, Pruned, Store, StoreError, organization_ids, prune};
+use store::{PruneRange, Pruned, Store, organization_ids, prune};
 
 use crate::commands::open_store;
 use crate::settings::Settings;
@@ -31,33 +33,28 @@ fn age(text: &str) -> Result<Duration, String> {
 }
 
 pub(crate) async fn run(settings: &Settings, args: Args) -> anyhow::Result<()> {
-    let mut stopped = std::pin::pin!(signals::stop());
+    let stopped = signals::stop();
     let store = open_store(settings).await?;
     let before = store.clock().now() - args.older_than;
     let progress = ProgressBar::new_spinner();
     let mut removed = Pruned::default();
-    let pruning = prune_all(&store, before, usize::from(args.batch), &mut removed, &progress);
-    // Between two batches, or in one, which then still commits.
-    let signal = tokio::select! {
-        done = pruning => done.map(|()| None)?,
-        signal = &mut stopped => Some(signal),
-    };
+    let pruned = prune_all(&store, before, usize::from(args.batch), stopped, &mut removed, &progress).await;
     progress.finish_and_clear();
     let figures = json!({"deliveries": removed.deliveries, "attempts": removed.attempts});
     writeln!(io::stdout(), "{figures}")?;
-    if let Some(signal) = signal {
-        anyhow::bail!("ended by {signal} before everything was removed");
-    }
-    Ok(())
+    pruned.context("not everything was removed; run it again to go on")
 }
 
+/// Removes batch by batch, until all is done or, between two batches, `stopped`.
 async fn prune_all(
     store: &Store,
     before: Timestamp,
     limit: usize,
+    stopped: impl Future<Output = &'static str>,
     removed: &mut Pruned,
     progress: &ProgressBar,
-) -> Result<(), StoreError> {
+) -> anyhow::Result<()> {
+    let mut stopped = pin!(stopped);
     for org in store.read(organization_ids).await? {
         for range in PruneRange::all_of(org) {
             let mut behind = None;
@@ -73,7 +70,11 @@ async fn prune_all(
                     break;
                 }
                 // Half of the time is left to those who deliver.
-                tokio::time::sleep(began.elapsed()).await;
+                tokio::select! {
+                    biased;
+                    signal = &mut stopped => bail!("ended by {signal}"),
+                    () = tokio::time::sleep(began.elapsed()) => {}
+                }
             }
         }
     }

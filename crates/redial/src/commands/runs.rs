@@ -31,8 +31,9 @@ pub(crate) enum Command {
         #[arg(long)]
         deliver: bool,
     },
-    /// Erase what a run and its callbacks said: output, metadata, payloads, response bodies. Hashes, sizes and times
-    /// stay. A delivery that waits is ended first; while one is being sent nothing is done.
+    /// Erase what a run and its callbacks said: output, metadata, failure message and callback URL of the run, payloads
+    /// and response bodies of its deliveries. Hashes, sizes, times, codes and the deliveries' URLs stay. A delivery that
+    /// waits is ended first; while one is being sent nothing is done.
     Erase {
         /// The run.
         run: RunId,
@@ -85,21 +86,23 @@ async fn erase(settings: &Settings, org: OrgId, run: RunId) -> anyhow::Result<()
     let mut out = io::stdout();
     match erasure.await? {
         Erasure::Erased { deliveries, response_bodies } => {
-            store.checkpoint().await?;
             writeln!(out, "{}", json!({"payloads": deliveries, "response_bodies": response_bodies}))?;
         }
         Erasure::ErasedBefore(at) => writeln!(out, "{}", json!({"erased_at": at}))?,
         Erasure::RunNotFound => bail!("there is no run {run} in this organization"),
         Erasure::RunNotTerminal(status) => {
             bail!(
-                "the run is {status}: erase it when it has ended, or what is reported next brings its data back"
+                "the run is {status}, and what is reported of it next would bring its data back: erase it when its end \
+                 is reported. A PUT of its end without a callback_url sends nothing"
             )
         }
-        Erasure::BeingSent(delivery) => {
-            bail!("nothing erased: delivery {delivery} is being sent right now; try again in a minute")
-        }
+        Erasure::BeingSent(delivery) => bail!(
+            "nothing erased: delivery {delivery} is being sent right now. Try again in a minute, with a dispatcher \
+             running, which ends what another one has left"
+        ),
     }
-    Ok(())
+    let left = "the run is erased, but the database's log still has what was there: erase it again later";
+    store.checkpoint().await.context(left)
 }
 
 async fn import(settings: &Settings, file: PathBuf, org: OrgId, deliver: bool) -> anyhow::Result<()> {
