@@ -74,6 +74,7 @@ impl Intake {
                 // Only a claim whose earlier tries came through as well can exceed its slots; what is over is not
                 // sent, and its lease ends.
                 let Some(slot) = slots.split(1) else { break };
+                tracing::debug!(delivery_id = %claimed.held.delivery_id, attempt = claimed.held.attempt, "claimed");
                 let attempts = self.attempts.clone();
                 self.in_flight.spawn(async move { attempts.make(claimed, lease, slot).await });
             }
