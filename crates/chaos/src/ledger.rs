@@ -22,6 +22,14 @@ pub(crate) struct Receipt {
     pub(crate) signed_at: i64,
     /// What it was, or would be, answered with; none: the connection was closed.
     pub(crate) answered: Option<u16>,
+    /// How long after that.
+    pub(crate) delay: Duration,
+}
+
+impl Receipt {
+    pub(crate) fn is_2xx(&self) -> bool {
+        self.answered.is_some_and(|status| (200..300).contains(&status))
+    }
 }
 
 /// A receiver and its record.
@@ -74,6 +82,7 @@ fn receipt(received: &Received, clock: &HostClock) -> Option<(DeliveryId, Receip
         is_valid: received.verdict == Verdict::Valid,
         signed_at: header("webhook-timestamp")?.parse().ok()?,
         answered: received.answered,
+        delay: received.delay,
     };
     Some((header("webhook-id")?.parse().ok()?, receipt))
 }

@@ -22,8 +22,6 @@ pub(crate) struct Answers {
     pub(crate) unanswered: usize,
     /// How long each answer took.
     pub(crate) times: Vec<Duration>,
-    /// The longest time to an answer of 503.
-    pub(crate) slowest_refusal: Duration,
 }
 
 /// How redeliveries are asked for.
@@ -45,7 +43,6 @@ impl Answers {
         }
         self.unanswered += other.unanswered;
         self.times.extend(other.times);
-        self.slowest_refusal = self.slowest_refusal.max(other.slowest_refusal);
     }
 
     /// A percentile of the times, `share` of 1.
@@ -132,9 +129,6 @@ async fn one(
                 delivery["id"].as_str().and_then(|id| id.parse().ok()).context("an answer without an id")?;
             answers.accepted.insert(run, id);
             return Ok(());
-        }
-        if status == 503 {
-            answers.slowest_refusal = answers.slowest_refusal.max(took);
         }
         turn += 1;
         sleep(PAUSE).await;

@@ -5,6 +5,7 @@
 mod cluster;
 mod ledger;
 mod load;
+mod logs;
 mod ports;
 mod process;
 mod report;

@@ -1,6 +1,7 @@
 //! One scenario's installation: a database, a queue and processes of its own, and a receiver that keeps a ledger.
 
 use std::collections::HashMap;
+use std::io::ErrorKind;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -35,12 +36,31 @@ pub(crate) struct Plan {
     pub(crate) name: &'static str,
     pub(crate) apis: usize,
     pub(crate) dispatchers: usize,
-    /// Further settings, as variables.
-    pub(crate) settings: &'static [(&'static str, &'static str)],
+    pub(crate) lease: Duration,
+    /// An attempt's budget.
+    pub(crate) timeout: Duration,
+    /// The waits between attempts, as the setting has them.
+    pub(crate) schedule: &'static str,
+}
+
+impl Plan {
+    /// With the times that are set by default.
+    pub(crate) fn of(name: &'static str, apis: usize, dispatchers: usize) -> Plan {
+        Plan {
+            name,
+            apis,
+            dispatchers,
+            lease: Duration::from_secs(60),
+            timeout: Duration::from_secs(10),
+            schedule: "10s,1m,5m",
+        }
+    }
 }
 
 /// A running installation.
 pub(crate) struct Site {
+    pub(crate) plan: Plan,
+    pub(crate) logs: PathBuf,
     pub(crate) database: String,
     pub(crate) queue: String,
     pub(crate) store: Store,
@@ -78,22 +98,36 @@ impl Site {
         });
         let (org, token, secret) = made.await?;
         let queue = format!("redial.chaos.{}.{id}", plan.name);
-        let mut environment: Vec<(String, String)> = [
+        let environment: Vec<(String, String)> = [
             ("REDIAL_DATABASE__URL", ground.cluster.url(&database)),
             ("REDIAL_BROKER__URL", ground.node.url()),
             ("REDIAL_BROKER__QUEUE", queue.clone()),
             ("REDIAL_EGRESS__ALLOW", "127.0.0.0/8".to_owned()),
             ("REDIAL_SECRETS__KEYS", key.to_string()),
             ("REDIAL_LOG__FORMAT", "json".to_owned()),
+            // Who claims what is told at debug.
+            ("REDIAL_LOG__FILTER", "info,dispatcher::intake=debug".to_owned()),
+            ("REDIAL_DELIVERY__LEASE", format!("{}s", plan.lease.as_secs())),
+            ("REDIAL_DELIVERY__TIMEOUT", format!("{}s", plan.timeout.as_secs())),
+            ("REDIAL_DELIVERY__CONNECT_TIMEOUT", format!("{}ms", plan.timeout.as_millis() / 2)),
+            ("REDIAL_DELIVERY__SCHEDULE", plan.schedule.to_owned()),
         ]
         .map(|(key, value)| (key.to_owned(), value))
         .into();
-        environment.extend(plan.settings.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())));
         let broker = Broker::parse(&ground.node.url(), &queue)?;
         // RabbitMQ 3.10 can trip over a quorum queue that several connections declare first at the same moment.
         broker.depth().await?;
         let http = reqwest::Client::builder().no_proxy().timeout(Duration::from_secs(20)).build()?;
+        let logs = ground.directory.join(plan.name);
+        // Those of an earlier run would be taken for this one's.
+        match std::fs::remove_dir_all(&logs) {
+            Err(error) if error.kind() != ErrorKind::NotFound => return Err(error.into()),
+            _ => std::fs::create_dir_all(&logs)?,
+        }
+        let (apis, dispatchers) = (plan.apis, plan.dispatchers);
         let mut site = Site {
+            plan,
+            logs: logs.clone(),
             database,
             queue,
             store,
@@ -105,13 +139,11 @@ impl Site {
             apis: Vec::new(),
             dispatchers: Vec::new(),
         };
-        let logs = ground.directory.join(plan.name);
-        std::fs::create_dir_all(&logs)?;
         let recipe = |service, number| recipe(ground, &logs, &environment, service, number);
-        for number in 1..=plan.apis {
+        for number in 1..=apis {
             site.apis.push(Process::start(recipe("api", number)?)?);
         }
-        for number in 1..=plan.dispatchers {
+        for number in 1..=dispatchers {
             site.dispatchers.push(Process::start(recipe("dispatcher", number)?)?);
         }
         for process in site.apis.iter_mut().chain(&mut site.dispatchers) {

@@ -8,13 +8,24 @@ use contracts::{Attempt, Delivery, DeliveryId, DeliveryStatus, RunId, Timestamp}
 use sha2::{Digest, Sha256};
 
 use crate::ledger::Receipt;
+use crate::logs::Logs;
 use crate::report::Row;
 
-/// From when to when something was done to the installation.
-#[derive(Clone, Copy, Debug)]
+/// What was done to the installation, from when to when, if it may cost an attempt its record.
+#[derive(Clone, Debug)]
 pub(crate) struct Disturbance {
+    pub(crate) what: Struck,
     pub(crate) from: Timestamp,
     pub(crate) to: Timestamp,
+}
+
+/// Who may not have been able to record the result of an attempt.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Struck {
+    /// The dispatcher of that name.
+    Dispatcher(String),
+    /// All of them.
+    Database,
 }
 
 /// Everything there is to judge by.
@@ -22,8 +33,15 @@ pub(crate) struct Evidence<'a> {
     pub(crate) accepted: &'a HashMap<RunId, DeliveryId>,
     pub(crate) history: &'a [Delivery],
     pub(crate) receipts: &'a HashMap<DeliveryId, Vec<Receipt>>,
+    /// Everything that arrived, what carries no ids of ours included.
+    pub(crate) posts: u64,
+    pub(crate) logs: &'a Logs,
     pub(crate) disturbances: &'a [Disturbance],
     pub(crate) lease: Duration,
+    /// An attempt's budget.
+    pub(crate) timeout: Duration,
+    /// Whether all deliveries must have ended.
+    pub(crate) is_over: bool,
 }
 
 /// The judgement.
@@ -43,16 +61,16 @@ pub(crate) struct Verdict {
 
 /// Each promise, as rows of the report name it.
 const LOST: &str = "lost";
-const REPEATED: &str = "repeated attempt numbers";
 const GIVEN_UP: &str = "given up before the attempts were used up";
+const REPEATED: &str = "repeated attempt numbers";
 const AFTER_SUCCESS: &str = "attempts claimed after a recorded success";
 const UNCLAIMED: &str = "callbacks without an earlier claim";
 const LATE: &str = "callbacks sent after their lease";
 const CHANGED: &str = "callbacks with other bytes or a bad signature";
-const FALSE_SUCCESS: &str = "recorded successes that nobody answered";
+const FALSE: &str = "records that the receiver contradicts";
 const UNEXPLAINED: &str = "duplicates without an explanation";
 const PROMISES: [&str; 9] =
-    [LOST, GIVEN_UP, REPEATED, AFTER_SUCCESS, UNCLAIMED, LATE, CHANGED, FALSE_SUCCESS, UNEXPLAINED];
+    [LOST, GIVEN_UP, REPEATED, AFTER_SUCCESS, UNCLAIMED, LATE, CHANGED, FALSE, UNEXPLAINED];
 
 /// What clocks on one host may differ by: the dispatchers' follow the database's from samples.
 const CLOCK_ERROR: Duration = Duration::from_millis(150);
@@ -60,6 +78,13 @@ const CLOCK_ERROR: Duration = Duration::from_millis(150);
 impl Verdict {
     pub(crate) fn of(evidence: &Evidence<'_>) -> Verdict {
         let mut verdict = Verdict { accepted: evidence.accepted.len(), ..Verdict::default() };
+        let told: usize = evidence.receipts.values().map(Vec::len).sum();
+        if told as u64 != evidence.posts {
+            verdict.breaks(
+                UNCLAIMED,
+                format!("{} callbacks arrived, and {told} say which they are", evidence.posts),
+            );
+        }
         let known: HashSet<DeliveryId> = evidence.history.iter().map(|delivery| delivery.id).collect();
         for (run, id) in evidence.accepted {
             if !known.contains(id) {
@@ -93,21 +118,22 @@ impl Verdict {
             }
             _ => {
                 self.still_due += 1;
-                self.breaks(LOST, format!("{id} is still {:?}", delivery.status_code));
+                if evidence.is_over {
+                    self.breaks(LOST, format!("{id} is still {:?}", delivery.status_code));
+                }
             }
         }
         let numbers: Vec<_> = delivery.attempts.iter().map(|attempt| attempt.attempt_number).collect();
         if numbers != (1..=delivery.attempt_count).collect::<Vec<_>>() {
             self.breaks(REPEATED, format!("{id} has attempts {numbers:?} of {}", delivery.attempt_count));
         }
-        self.outcome_unknown += delivery.attempts.iter().filter(|attempt| is_unknown(attempt)).count();
+        self.outcome_unknown +=
+            delivery.attempts.iter().filter(|attempt| says(attempt, "outcome_unknown: ")).count();
         for attempt in &delivery.attempts {
             let is_after_the_end = delivery.completed_at.is_some_and(|end| attempt.created_at > end);
-            // A success recorded while its lease lasted ends the delivery; only a late one finds another attempt.
-            let is_after_a_success = delivery.attempts.iter().any(|earlier| {
-                earlier.error_message.is_none()
-                    && earlier.attempt_number < attempt.attempt_number
-                    && attempt.created_at + CLOCK_ERROR < earlier.created_at + evidence.lease
+            let is_after_a_success = (1..attempt.attempt_number).any(|earlier| {
+                let recorded_by = evidence.logs.successes.get(&(id, earlier));
+                recorded_by.is_some_and(|at| attempt.created_at > *at + CLOCK_ERROR)
             });
             if is_after_the_end || is_after_a_success {
                 self.breaks(AFTER_SUCCESS, format!("{id} attempt {}", attempt.attempt_number));
@@ -134,47 +160,34 @@ impl Verdict {
                 _ => self.breaks(UNCLAIMED, format!("{id} attempt {}", receipt.attempt)),
             }
         }
-        for attempt in delivery.attempts.iter().filter(|attempt| attempt.error_message.is_none()) {
-            let answered = |receipt: &&Receipt| receipt.attempt == attempt.attempt_number;
-            if receipts.iter().find(answered).is_none_or(|receipt| !is_2xx(receipt)) {
-                self.breaks(FALSE_SUCCESS, format!("{id} attempt {}", attempt.attempt_number));
+        for attempt in &delivery.attempts {
+            let receipt = receipts.iter().find(|receipt| receipt.attempt == attempt.attempt_number);
+            let answered = receipt.and_then(|receipt| receipt.answered);
+            let was_given = attempt.status_code.is_none_or(|status| answered.map(i32::from) == Some(status));
+            if !was_given || (receipt.is_some() && says(attempt, "timeout: not sent: ")) {
+                let record = (attempt.status_code, &attempt.error_message);
+                self.breaks(FALSE, format!("{id} attempt {}: {record:?}", attempt.attempt_number));
             }
         }
         self.explain_duplicates(delivery, receipts, evidence);
     }
 
-    /// A receiver that answered 2xx and hears of the delivery again deserves a reason.
+    /// A receiver that answered 2xx and hears of the delivery again deserves a reason: why its last 2xx was not on record
+    /// when the attempt was claimed.
     fn explain_duplicates(&mut self, delivery: &Delivery, receipts: &[Receipt], evidence: &Evidence<'_>) {
         let mut receipts: Vec<&Receipt> = receipts.iter().collect();
         receipts.sort_by_key(|receipt| receipt.attempt);
-        for (first, again) in receipts.iter().zip(receipts.iter().skip(1)).filter(|(first, _)| is_2xx(first))
-        {
-            let of = |number| delivery.attempts.iter().find(|attempt| attempt.attempt_number == number);
-            let (Some(earlier), Some(later)) = (of(first.attempt), of(again.attempt)) else { continue };
-            let disturbed = |from: Timestamp, to: Timestamp| {
-                evidence
-                    .disturbances
-                    .iter()
-                    .any(|disturbance| disturbance.from <= to && disturbance.to >= from)
-            };
-            let lease_end = earlier.created_at + evidence.lease;
-            let was_disturbed = disturbed(earlier.created_at - CLOCK_ERROR, lease_end + CLOCK_ERROR);
-            let reason = match earlier.error_message.as_deref() {
-                Some(error) if error.starts_with("outcome_unknown: ") && was_disturbed => {
-                    "the process was killed, stopped or cut off before it could record the answer"
+        let mut accepted: Option<&Receipt> = None;
+        for receipt in receipts {
+            if let Some(accepted) = accepted {
+                match evidence.reason(delivery, accepted, receipt) {
+                    Ok(reason) => *self.duplicates.entry(reason).or_default() += 1,
+                    Err(how) => self.breaks(UNEXPLAINED, how),
                 }
-                Some(error) if error.starts_with("timeout: ") => "the answer came too late",
-                Some(error) if error.starts_with("connection_error: ") => "the answer did not come through",
-                None if later.created_at + CLOCK_ERROR >= lease_end && was_disturbed => {
-                    "the answer was recorded after the lease, when the next attempt was under way"
-                }
-                other => {
-                    let how = format!("{} attempt {}: {other:?}", delivery.id, again.attempt);
-                    self.breaks(UNEXPLAINED, how);
-                    continue;
-                }
-            };
-            *self.duplicates.entry(reason).or_default() += 1;
+            }
+            if receipt.is_2xx() {
+                accepted = Some(receipt);
+            }
         }
     }
 
@@ -184,7 +197,7 @@ impl Verdict {
             "{} accepted, {} delivered, {} exhausted, {} still due",
             self.accepted, self.delivered, self.exhausted, self.still_due
         );
-        let mut rows = vec![Row::new("deliveries", "none still due", what, self.still_due == 0)];
+        let mut rows = vec![Row::new("deliveries", "", what, true)];
         let broken = |promise| self.broken.get(promise).map_or(0, Vec::len);
         rows.extend(
             PROMISES
@@ -196,14 +209,60 @@ impl Verdict {
         let all: usize = self.duplicates.values().sum();
         let seen = if all == 0 { "none".to_owned() } else { duplicates.join("; ") };
         rows.push(Row::new("duplicates and why", "each explained", seen, true));
+        rows.push(Row::new(
+            "attempts recorded as outcome_unknown",
+            "",
+            self.outcome_unknown.to_string(),
+            true,
+        ));
         rows
     }
 }
 
-fn is_2xx(receipt: &Receipt) -> bool {
-    receipt.answered.is_some_and(|status| (200..300).contains(&status))
+impl Evidence<'_> {
+    /// Why `again` was sent although the receiver had taken `accepted`; or what is known of it.
+    fn reason(
+        &self,
+        delivery: &Delivery,
+        accepted: &Receipt,
+        again: &Receipt,
+    ) -> Result<&'static str, String> {
+        let key = (delivery.id, accepted.attempt);
+        let of = |number| delivery.attempts.iter().find(|attempt| attempt.attempt_number == number);
+        let (Some(record), Some(next)) = (of(accepted.attempt), of(again.attempt)) else {
+            return Err(format!("{key:?}: without a record"));
+        };
+        let claimed_by = self.logs.claimed_by.get(&key);
+        let lease_end = record.created_at + self.lease;
+        let was_struck = self.disturbances.iter().any(|disturbance| {
+            let is_theirs = match &disturbance.what {
+                Struck::Database => true,
+                Struck::Dispatcher(name) => claimed_by == Some(name),
+            };
+            let from = record.created_at - CLOCK_ERROR;
+            is_theirs && disturbance.from <= lease_end + CLOCK_ERROR && disturbance.to >= from
+        });
+        if says(record, "outcome_unknown: ") && was_struck {
+            return Ok(
+                "its dispatcher was killed or stopped, or the database away, before the answer was recorded",
+            );
+        }
+        let is_slow = accepted.delay + CLOCK_ERROR >= self.timeout;
+        if says(record, "timeout: ") && is_slow {
+            return Ok("the receiver answered too late");
+        }
+        if (says(record, "timeout: ") || says(record, "connection_error: ")) && was_struck {
+            return Ok("its dispatcher was stopped while the answer was on its way");
+        }
+        let was_under_way =
+            self.logs.successes.get(&key).is_some_and(|at| next.created_at <= *at + CLOCK_ERROR);
+        if record.error_message.is_none() && self.logs.late.contains(&key) && was_under_way && was_struck {
+            return Ok("the answer was recorded after the lease, when the next attempt was under way");
+        }
+        Err(format!("{key:?} by {claimed_by:?}, then {}: {:?}", again.attempt, record.error_message))
+    }
 }
 
-fn is_unknown(attempt: &Attempt) -> bool {
-    attempt.error_message.as_ref().is_some_and(|message| message.starts_with("outcome_unknown: "))
+fn says(attempt: &Attempt, start: &str) -> bool {
+    attempt.error_message.as_ref().is_some_and(|message| message.starts_with(start))
 }

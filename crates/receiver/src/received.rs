@@ -1,7 +1,7 @@
 //! What arrived, and how it is shown to a person.
 
 use std::fmt::Write as _;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use crate::Verdict;
 
@@ -23,6 +23,8 @@ pub struct Received {
     pub verdict: Verdict,
     /// The status it is answered with; none if the connection is closed without an answer.
     pub answered: Option<u16>,
+    /// How long after that.
+    pub delay: Duration,
 }
 
 impl Received {
@@ -72,6 +74,7 @@ mod tests {
             body: body.to_vec(),
             verdict: Verdict::Valid,
             answered: Some(200),
+            delay: Duration::ZERO,
         }
     }
 

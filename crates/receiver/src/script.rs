@@ -112,6 +112,14 @@ impl Script {
         })
     }
 
+    /// How long it takes to answer.
+    pub(crate) fn delay(self) -> Duration {
+        match self {
+            Self::Hang(seconds) => Duration::from_secs(seconds),
+            _ => Duration::ZERO,
+        }
+    }
+
     /// Acts out the answer. Dropped by the server when the client goes away or the server stops.
     pub(crate) async fn answer(self, status: Option<StatusCode>) -> HttpResponse {
         let Some(status) = status else {
@@ -120,8 +128,8 @@ impl Script {
             return HttpResponse::Ok().streaming(broken);
         };
         let mut response = HttpResponse::build(status);
+        tokio::time::sleep(self.delay()).await;
         match self {
-            Self::Hang(seconds) => tokio::time::sleep(Duration::from_secs(seconds)).await,
             Self::Drip(seconds) => return response.streaming(drip(seconds)),
             Self::Large(bytes) => return response.body(SizedStream::new(bytes, large(bytes))),
             Self::Redirect => _ = response.insert_header((header::LOCATION, "/ok")),

@@ -146,7 +146,7 @@ async fn respond(request: HttpRequest, body: Bytes, state: Data<State>) -> HttpR
     }
     let script = Script::parse(request.path()).drawn();
     let status = script.status(|| state.count(&request));
-    state.record(&request, &body, status.map(|status| status.as_u16()));
+    state.record(&request, &body, status.map(|status| status.as_u16()), script.delay());
     script.answer(status).await
 }
 
@@ -163,7 +163,7 @@ impl State {
         *count - 1
     }
 
-    fn record(&self, request: &HttpRequest, body: &Bytes, answered: Option<u16>) {
+    fn record(&self, request: &HttpRequest, body: &Bytes, answered: Option<u16>, delay: Duration) {
         let received_at = Instant::now();
         let verdict = {
             let secrets = self.secrets.read().expect("no holder panics");
@@ -181,6 +181,6 @@ impl State {
         headers.sort(); // actix keeps them in a hash map, so their order of arrival is lost
         let path = request.uri().to_string();
         // Nobody listening any more is no reason to stop answering.
-        _ = sink.send(Received { received_at, path, headers, body: body.to_vec(), verdict, answered });
+        _ = sink.send(Received { received_at, path, headers, body: body.to_vec(), verdict, answered, delay });
     }
 }

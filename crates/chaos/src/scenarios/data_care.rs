@@ -14,7 +14,6 @@ use crate::load::{Answers, Pace, ask};
 use crate::report::Row;
 use crate::site::{Ground, Plan, Site};
 
-const LEASE: Duration = Duration::from_secs(60);
 const PACE: Pace = Pace { clients: 16, rate: Some(300.0) };
 
 /// Ends every delivery there is as one that succeeded a hundred days ago.
@@ -28,8 +27,7 @@ const AGE: &str = "
 
 /// Runs `redial prune` under load, and the same load without it before.
 pub(crate) async fn pruning(ground: &mut Ground, scale: &Scale) -> Result<Outcome> {
-    let plan = Plan { name: "pruning", apis: 1, dispatchers: 2, settings: &[] };
-    let mut site = Site::open(ground, plan).await?;
+    let mut site = Site::open(ground, Plan::of("pruning", 1, 2)).await?;
     let (old, new) = (scale.of(50_000), scale.of(3000));
     let recipes = site.dismiss_dispatchers().await?;
     scale.say(format!("{old} old deliveries"));
@@ -60,7 +58,7 @@ pub(crate) async fn pruning(ground: &mut Ground, scale: &Scale) -> Result<Outcom
         Row::new("longest wait of a new delivery", "2 s", secs(longest), longest < Duration::from_secs(2)),
     ];
     beside.accepted.extend(alone.accepted);
-    conclude(site, rows, &beside, &[], LEASE).await
+    conclude(site, rows, &beside, &[]).await
 }
 
 /// How many deliveries the command says it has removed, and how long it took.

@@ -11,12 +11,11 @@ use crate::ledger::host_now;
 use crate::load::{Pace, ask};
 use crate::report::Row;
 use crate::site::{Ground, Plan, Site};
-use crate::verdict::Disturbance;
+use crate::verdict::{Disturbance, Struck};
 
 /// Stops PostgreSQL with `immediate` and starts it again, under load.
 pub(crate) async fn crashes(ground: &mut Ground, scale: &Scale) -> Result<Outcome> {
-    let settings = &[("REDIAL_DELIVERY__LEASE", "12s"), ("REDIAL_DELIVERY__SCHEDULE", "1s")];
-    let plan = Plan { name: "database-crashes", apis: 2, dispatchers: 2, settings };
+    let plan = Plan { lease: Duration::from_secs(12), schedule: "1s", ..Plan::of("database-crashes", 2, 2) };
     let site = Site::open(ground, plan).await?;
     let crashes = scale.of(20);
     // About four seconds for each crash.
@@ -31,12 +30,12 @@ pub(crate) async fn crashes(ground: &mut Ground, scale: &Scale) -> Result<Outcom
         ground.cluster.crash()?;
         sleep(Duration::from_millis(if number % 5 == 0 { 6000 } else { 700 })).await;
         ground.cluster.go_on()?;
-        disturbances.push(Disturbance { from, to: host_now() });
+        disturbances.push(Disturbance { what: Struck::Database, from, to: host_now() });
     }
     scale.say("recovering");
     let answers = load.await??;
     let recovery = site.all_ended(count).await?;
-    let refused = answers.slowest_refusal;
+    let slowest = answers.times.iter().max().copied().unwrap_or_default();
     let rows = vec![
         Row::new("crashes", crashes.to_string(), disturbances.len().to_string(), true),
         Row::new(
@@ -45,9 +44,9 @@ pub(crate) async fn crashes(ground: &mut Ground, scale: &Scale) -> Result<Outcom
             answers.accepted.len().to_string(),
             answers.accepted.len() == count,
         ),
-        Row::new("slowest 503", "5 s", secs(refused), refused < Duration::from_secs(5)),
-        Row::new("other answers", "", answers.others(), true),
+        Row::new("slowest answer, 201 or 503", "5 s", secs(slowest), slowest < Duration::from_secs(5)),
+        Row::new("other answers, all in time", "", answers.others(), answers.unanswered == 0),
         Row::new("all delivered after the last answer", "", secs(recovery), true),
     ];
-    conclude(site, rows, &answers, &disturbances, Duration::from_secs(12)).await
+    conclude(site, rows, &answers, &disturbances).await
 }

@@ -11,12 +11,13 @@ use std::pin::Pin;
 use std::time::Duration;
 
 use anyhow::Result;
-use contracts::{Delivery, DeliveryId};
-use std::collections::HashMap;
+use contracts::{Delivery, DeliveryId, Timestamp};
+use std::collections::{HashMap, HashSet};
 
 use crate::Scale;
 use crate::ledger::Receipt;
 use crate::load::Answers;
+use crate::logs::Logs;
 use crate::report::Row;
 use crate::site::{Ground, Site};
 use crate::verdict::{Disturbance, Evidence, Verdict};
@@ -61,14 +62,33 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
 /// Judges a site whose deliveries have all ended, and closes it.
 async fn conclude(
     site: Site,
+    rows: Vec<Row>,
+    answers: &Answers,
+    disturbances: &[Disturbance],
+) -> Result<Outcome> {
+    judge(site, rows, answers, disturbances, true).await
+}
+
+/// Judges a site, whose deliveries have all ended if it `is_over`, and closes it.
+async fn judge(
+    site: Site,
     mut rows: Vec<Row>,
     answers: &Answers,
     disturbances: &[Disturbance],
-    lease: Duration,
+    is_over: bool,
 ) -> Result<Outcome> {
-    let (history, receipts) = (site.history().await?, site.ledger.receipts());
-    let evidence =
-        Evidence { accepted: &answers.accepted, history: &history, receipts: &receipts, disturbances, lease };
+    let (history, posts, receipts) = (site.history().await?, site.ledger.posts(), site.ledger.receipts());
+    let evidence = Evidence {
+        accepted: &answers.accepted,
+        history: &history,
+        receipts: &receipts,
+        posts,
+        logs: &Logs::read(&site.logs)?,
+        disturbances,
+        lease: site.plan.lease,
+        timeout: site.plan.timeout,
+        is_over,
+    };
     let verdict = Verdict::of(&evidence);
     rows.extend(verdict.rows());
     let broken = verdict
@@ -78,6 +98,14 @@ async fn conclude(
         .collect();
     site.close().await?;
     Ok(Outcome { rows, broken })
+}
+
+/// From when to when deliveries were delivered: from the first one's first claim to the last one's end.
+fn span(history: &[Delivery], ids: &HashSet<DeliveryId>) -> Option<(Timestamp, Timestamp)> {
+    let of = |delivery: &&Delivery| ids.contains(&delivery.id);
+    let begin = history.iter().filter(of).filter_map(|delivery| Some(delivery.attempts.first()?.created_at));
+    let end = history.iter().filter(of).map(|delivery| delivery.completed_at);
+    Some((begin.min()?, end.max()??))
 }
 
 /// How long each delivery took from its acceptance to its first arrival.

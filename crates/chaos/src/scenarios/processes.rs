@@ -13,12 +13,11 @@ use crate::load::{Answers, Pace, ask};
 use crate::process::Process;
 use crate::report::Row;
 use crate::site::{Ground, Plan, Site};
-use crate::verdict::Disturbance;
+use crate::verdict::{Disturbance, Struck};
 
 /// Kills an api at the failpoint between commit and publish, again and again.
 pub(crate) async fn api_killed(ground: &mut Ground, scale: &Scale) -> Result<Outcome> {
-    let plan = Plan { name: "api-killed", apis: 1, dispatchers: 1, settings: &[] };
-    let mut site = Site::open(ground, plan).await?;
+    let mut site = Site::open(ground, Plan::of("api-killed", 1, 1)).await?;
     let kills = scale.of(100);
     let runs = site.runs(kills, "/ok").await?;
     let mut recipe = site.apis.remove(0).recipe.clone();
@@ -51,7 +50,7 @@ pub(crate) async fn api_killed(ground: &mut Ground, scale: &Scale) -> Result<Out
             waits.len() == kills && longest < Duration::from_secs(10),
         ),
     ];
-    conclude(site, rows, &Answers::default(), &[], Duration::from_secs(60)).await
+    conclude(site, rows, &Answers::default(), &[]).await
 }
 
 /// How many dispatchers stall at once.
@@ -60,12 +59,7 @@ const LEASE: Duration = Duration::from_secs(12);
 
 /// Stops dispatchers at the failpoint between claim and send for longer than their lease, and lets them go on.
 pub(crate) async fn stalls(ground: &mut Ground, scale: &Scale) -> Result<Outcome> {
-    let plan = Plan {
-        name: "stalls",
-        apis: 1,
-        dispatchers: STALLED,
-        settings: &[("REDIAL_DELIVERY__LEASE", "12s"), ("REDIAL_DELIVERY__SCHEDULE", "1s")],
-    };
+    let plan = Plan { lease: LEASE, schedule: "1s", ..Plan::of("stalls", 1, STALLED) };
     let mut site = Site::open(ground, plan).await?;
     let mut recipes = site.dismiss_dispatchers().await?;
     let healthy = recipes.pop().into_iter().collect::<Vec<_>>();
@@ -105,7 +99,11 @@ pub(crate) async fn stalls(ground: &mut Ground, scale: &Scale) -> Result<Outcome
             process.terminate().await?;
         }
         site.dismiss_dispatchers().await?;
-        disturbances.push(Disturbance { from: began, to: host_now() });
+        let to = host_now();
+        disturbances.extend(recipes.iter().map(|recipe| {
+            let what = Struck::Dispatcher(recipe.name.clone());
+            Disturbance { what, from: began, to }
+        }));
     }
     let records = site.history().await?;
     let too_late = records
@@ -113,12 +111,13 @@ pub(crate) async fn stalls(ground: &mut Ground, scale: &Scale) -> Result<Outcome
         .flat_map(|delivery| &delivery.attempts)
         .filter(|attempt| attempt.error_message.as_ref().is_some_and(|error| is_too_late(error)))
         .count();
+    let wanted = rounds * (STALLED - 1);
     let rows = vec![
         Row::new(
             "dispatchers stopped between claim and send",
-            scale.of(50).to_string(),
+            wanted.to_string(),
             stops.to_string(),
-            stops >= scale.of(50),
+            stops == wanted,
         ),
         Row::new(
             "their attempts that they found too late when they went on",
@@ -127,7 +126,7 @@ pub(crate) async fn stalls(ground: &mut Ground, scale: &Scale) -> Result<Outcome
             too_late >= stops,
         ),
     ];
-    conclude(site, rows, &answers, &disturbances, LEASE).await
+    conclude(site, rows, &answers, &disturbances).await
 }
 
 /// Whether an attempt's record says that its time ran out: before it was begun, while it connected, or before the
@@ -138,8 +137,7 @@ fn is_too_late(error: &str) -> bool {
 
 /// Restarts every process with SIGTERM, one after the other, while clients ask.
 pub(crate) async fn rolling_restart(ground: &mut Ground, scale: &Scale) -> Result<Outcome> {
-    let plan = Plan { name: "rolling-restart", apis: 2, dispatchers: 4, settings: &[] };
-    let mut site = Site::open(ground, plan).await?;
+    let mut site = Site::open(ground, Plan::of("rolling-restart", 2, 4)).await?;
     let rounds = scale.of(5);
     let count = rounds * 2000;
     let runs = site.runs(count, "/hang/1").await?;
@@ -182,7 +180,7 @@ pub(crate) async fn rolling_restart(ground: &mut Ground, scale: &Scale) -> Resul
         Row::new("outcome_unknown", "0", unknown.to_string(), unknown == 0),
         Row::new("other answers", "", answers.others(), true),
     ];
-    conclude(site, rows, &answers, &[], Duration::from_secs(60)).await
+    conclude(site, rows, &answers, &[]).await
 }
 
 /// Waits until all of `processes` answer.

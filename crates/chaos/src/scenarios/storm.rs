@@ -16,9 +16,8 @@ use crate::load::{Pace, ask};
 use crate::process::Process;
 use crate::report::Row;
 use crate::site::{Ground, Plan, Site};
-use crate::verdict::Disturbance;
+use crate::verdict::{Disturbance, Struck};
 
-const LEASE: Duration = Duration::from_secs(12);
 /// New deliveries a second.
 const RATE: f64 = 60.0;
 /// One in so many has a receiver that takes nothing.
@@ -65,13 +64,12 @@ const KILLS: [Blow; 4] = [Blow::KillDispatcher, Blow::KillApi, Blow::KillBroker,
 
 /// Strikes at random while redeliveries come in and receivers answer as they like.
 pub(crate) async fn storm(ground: &mut Ground, scale: &Scale) -> Result<Outcome> {
-    let settings = &[
-        ("REDIAL_DELIVERY__LEASE", "12s"),
-        ("REDIAL_DELIVERY__TIMEOUT", "3s"),
-        ("REDIAL_DELIVERY__CONNECT_TIMEOUT", "2s"),
-        ("REDIAL_DELIVERY__SCHEDULE", "500ms,1s,2s,4s"),
-    ];
-    let plan = Plan { name: "storm", apis: 2, dispatchers: 4, settings };
+    let plan = Plan {
+        lease: Duration::from_secs(12),
+        timeout: Duration::from_secs(3),
+        schedule: "500ms,1s,2s,4s",
+        ..Plan::of("storm", 2, 4)
+    };
     let site = Site::open(ground, plan).await?;
     let count = (scale.storm().as_secs_f64() * RATE).round() as usize;
     // A short one may be spent waiting for a process.
@@ -91,9 +89,7 @@ pub(crate) async fn storm(ground: &mut Ground, scale: &Scale) -> Result<Outcome>
         let counts = storm.site.counts().await;
         let counts = counts.map_or_else(String::new, |(ended, open)| format!("{ended} ended, {open} open; "));
         scale.say(format!("{counts}blow {}: {blow:?}", struck.values().sum::<usize>()));
-        let from = host_now();
         storm.strike(blow, ground).await?;
-        storm.disturbances.push(Disturbance { from, to: host_now() });
         sleep(Duration::from_millis(storm.rng.random_range(50..400))).await;
     }
     scale.say("recovering");
@@ -120,7 +116,7 @@ pub(crate) async fn storm(ground: &mut Ground, scale: &Scale) -> Result<Outcome>
         Row::new("all that was done", "", list.join(", "), true),
         Row::new("other answers", "", answers.others(), true),
     ];
-    conclude(site, rows, &answers, &disturbances, LEASE).await
+    conclude(site, rows, &answers, &disturbances).await
 }
 
 /// The installation under attack.
@@ -146,8 +142,14 @@ impl Storm {
         let (site, rng) = (&mut self.site, &mut self.rng);
         let (api, dispatcher) =
             (rng.random_range(0..site.apis.len()), rng.random_range(0..site.dispatchers.len()));
+        let from = host_now();
+        let mut may_cost = None;
         match blow {
-            Blow::KillDispatcher => site.dispatchers[dispatcher].kill_and_restart()?,
+            Blow::KillDispatcher => {
+                let dispatcher = &mut site.dispatchers[dispatcher];
+                may_cost = Some(Struck::Dispatcher(dispatcher.recipe.name.clone()));
+                dispatcher.kill_and_restart()?;
+            }
             Blow::KillApi => site.apis[api].kill_and_restart()?,
             Blow::StopDispatcher => {
                 let beyond_its_lease = rng.random_bool(0.4);
@@ -171,11 +173,13 @@ impl Storm {
             }
             Blow::CloseConnections => _ = ground.node.try_command(&["close_all_connections", "chaos"]),
             Blow::CrashDatabase => {
+                may_cost = Some(Struck::Database);
                 ground.cluster.crash()?;
                 sleep(Duration::from_millis(rng.random_range(0..3000))).await;
                 ground.cluster.go_on()?;
             }
             Blow::TerminateBackends => {
+                may_cost = Some(Struck::Database);
                 let statement = format!(
                     "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity
                      WHERE datname = '{}' AND pid <> pg_backend_pid() AND random() < 0.5",
@@ -184,6 +188,7 @@ impl Storm {
                 ground.cluster.sql("postgres", &statement)?;
             }
         }
+        self.disturbances.extend(may_cost.map(|what| Disturbance { what, from, to: host_now() }));
         Ok(())
     }
 
@@ -200,8 +205,11 @@ impl Storm {
             std::mem::take(&mut self.stopped).into_iter().partition(|stop| stop.until <= now);
         self.stopped = held;
         for Stopped { is_api, place, from, .. } in over {
-            self.process(is_api, place).signal("CONT")?;
-            self.disturbances.push(Disturbance { from, to: host_now() });
+            let process = self.process(is_api, place);
+            process.signal("CONT")?;
+            let what = Struck::Dispatcher(process.recipe.name.clone());
+            // Stopping an api costs no attempt anything.
+            self.disturbances.extend((!is_api).then(|| Disturbance { what, from, to: host_now() }));
         }
         Ok(())
     }
