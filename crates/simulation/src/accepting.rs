@@ -1,10 +1,10 @@
 //! What apis do, and what becomes of their doorbells.
 
-use contracts::{Delivery, DeliveryId, Job, Timestamp};
+use contracts::{Delivery, DeliveryId, DeliveryStatus, Job, RunId, Timestamp};
 use rand::prelude::*;
 use store::{
     AnyConnection, Deliver, Erasure, RecordedRun, Redelivery, RedeliveryRequest, StoreError, erase_run,
-    record_run, redeliver_batch,
+    insert_delivery, record_run, redeliver_batch,
 };
 use testkit::Fate;
 
@@ -19,19 +19,50 @@ impl World<'_> {
     /// A client asks an api for a redelivery.
     pub(crate) fn ask(&mut self, api: usize) -> Step {
         let place = self.any_run();
+        let run_id = self.runs[place].id;
         let request = RedeliveryRequest {
             org_id: self.org,
-            run_id: self.runs[place].id,
+            run_id,
             request_id: "r".into(),
             supersede: self.rng.random_bool(0.3),
             idempotency_key: None,
         };
         let fate = self.fate();
+        if self.is(Mutant::NoOneOpenIndex) {
+            return self.insert_beside(api, fate, run_id);
+        }
         self.accept(api, fate, |tx, now| {
             Ok(match redeliver_batch(tx, now, &POLICY, &[request])?.pop() {
                 Some(Redelivery::Accepted(accepted)) => Some(accepted.delivery),
                 _ => None,
             })
+        })
+    }
+
+    /// Inserts a delivery like the run's last one, which nothing but the index would refuse: the one insertion that
+    /// looks for others cannot do without it.
+    fn insert_beside(&mut self, api: usize, fate: Fate, run_id: RunId) -> Step {
+        let last = self.facts.order.iter().rev().find(|id| self.facts.known[id].run_id == run_id);
+        let Some(last) = last.map(|id| self.facts.known[id].clone()) else { return Ok(()) };
+        let (org, payload_bytes) = (self.org, self.facts.frozen[&last.id].clone());
+        self.accept(api, fate, |tx, now| {
+            let delivery = Delivery {
+                id: DeliveryId::new(now),
+                payload_bytes,
+                is_automatic: false,
+                status_code: DeliveryStatus::Pending,
+                failure_reason_code: None,
+                failure_detail: None,
+                attempt_count: 0,
+                next_attempt_at: Some(now),
+                created_at: now,
+                updated_at: now,
+                completed_at: None,
+                attempts: Vec::new(),
+                ..last
+            };
+            insert_delivery(tx, org, &delivery, "r")?;
+            Ok(Some(delivery))
         })
     }
 
@@ -64,8 +95,11 @@ impl World<'_> {
             erasure = erase_run(tx, now, org, id)?;
             Ok(())
         })?;
-        self.tell(|_| format!("run {place} is erased: {fate:?} {erasure:?}"));
-        if fate != Fate::RolledBack && matches!(erasure, Erasure::Erased { .. }) {
+        let is_erased = matches!(erasure, Erasure::Erased { .. });
+        self.tell(|_| {
+            format!("run {place} is to be erased: {fate:?}, {}", if is_erased { "is" } else { "isn't" })
+        });
+        if fate != Fate::RolledBack && is_erased {
             self.saw("a run erased");
             self.runs[place].is_erased = true;
         }

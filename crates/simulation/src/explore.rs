@@ -11,6 +11,7 @@ use testkit::MemoryDatabase;
 
 use crate::history::play;
 use crate::mutant::Mutant;
+use crate::world::Broken;
 
 /// How often each interesting thing came about.
 pub(crate) type Seen = BTreeMap<&'static str, usize>;
@@ -21,7 +22,7 @@ pub(crate) struct Explored {
     pub(crate) seen: Seen,
     pub(crate) steps: usize,
     /// The lowest seed found that broke a promise, and which.
-    pub(crate) broken: Option<(u64, String)>,
+    pub(crate) broken: Option<(u64, Broken)>,
 }
 
 /// What thousands of histories must have come across, or they prove less than they say.
@@ -66,7 +67,8 @@ pub(crate) fn explore(seeds: Range<u64>, mutant: Option<Mutant>, bar: &ProgressB
             }
             let told = play(&mut database, &mut seen, seed, mutant, false);
             steps += told.steps;
-            broken = told.broken.map(|why| (seed, why));
+            let is_noticed = |broken: &Broken| mutant.is_none() || matches!(broken, Broken::Promise(_));
+            broken = told.broken.filter(is_noticed).map(|broken| (seed, broken));
             bar.inc(1);
         }
         if broken.is_some() {

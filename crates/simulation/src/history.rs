@@ -48,7 +48,7 @@ enum Event {
 pub(crate) struct Told {
     pub(crate) steps: usize,
     pub(crate) trace: Vec<String>,
-    pub(crate) broken: Option<String>,
+    pub(crate) broken: Option<Broken>,
 }
 
 /// Plays the history of a seed, on a database that holds nothing else.
@@ -62,10 +62,10 @@ pub(crate) fn play(
     let mut steps = 0;
     let mut world = match World::new(database, seen, seed, mutant, is_traced) {
         Ok(world) => world,
-        Err(Broken(why)) => return Told { steps, trace: Vec::new(), broken: Some(why) },
+        Err(broken) => return Told { steps, trace: Vec::new(), broken: Some(broken) },
     };
     let played = world.play(&mut steps);
-    let broken = played.err().map(|Broken(why)| why);
+    let broken = played.err();
     Told { steps, trace: world.trace.take().unwrap_or_default(), broken }
 }
 
@@ -77,7 +77,7 @@ impl World<'_> {
         while *steps < STEPS {
             let events = self.possible();
             let drawn = events.choose_weighted(&mut self.rng, |(_, weight)| *weight);
-            let event = drawn.map_err(|error| Broken(format!("nothing can happen: {error}")))?.0;
+            let event = drawn.map_err(|error| Broken::Step(format!("nothing can happen: {error}")))?.0;
             self.happen(event)?;
             *steps += 1;
         }

@@ -100,7 +100,7 @@ fn tell(seed: u64, mutant: Option<&str>) -> Result<ExitCode> {
     for line in &told.trace {
         writeln!(out, "{line}")?;
     }
-    let end = told.broken.as_deref().unwrap_or("every promise was kept");
+    let end = told.broken.as_ref().map_or("every promise was kept".into(), ToString::to_string);
     writeln!(out, "{} steps; {end}", told.steps)?;
     Ok(if told.broken.is_none() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }

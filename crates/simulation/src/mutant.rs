@@ -5,7 +5,7 @@ use strum::{IntoStaticStr, VariantArray};
 /// A protection taken away.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, IntoStaticStr, VariantArray)]
 pub(crate) enum Mutant {
-    /// A result is written under whatever claim holds the delivery.
+    /// A result is written as that of whatever attempt holds the delivery.
     NoFencing,
     /// A message is acknowledged before its claim commits.
     AckBeforeClaim,

@@ -1,9 +1,9 @@
 //! What becomes of outcomes: settled, and written down in batches.
 
-use contracts::{ClaimId, DeliveryId};
+use contracts::DeliveryId;
 use dispatcher::{Answer, Outcome, steps};
 use rand::prelude::*;
-use store::{Effect, Settlement};
+use store::{Effect, HeldAttempt, Settlement};
 use testkit::Fate;
 
 use crate::actors::{InFlight, Result};
@@ -42,9 +42,9 @@ impl World<'_> {
             let known = &self.facts.known[&result.delivery_id];
             let is_late = known.attempts.iter().any(|attempt| attempt.attempt_number == result.record.number);
             if self.is(Mutant::NoFencing)
-                && let Some(claim_id) = self.claim_of(result.delivery_id)
+                && let Some(held) = self.held(result.delivery_id)
             {
-                result.claim_id = claim_id;
+                (result.claim_id, result.record.number) = (held.claim_id, held.attempt);
             }
             if self.is(Mutant::LateSuccessKeepsItOpen)
                 && is_late
@@ -84,10 +84,9 @@ impl World<'_> {
         Ok(())
     }
 
-    /// Under which claim a delivery is held by anybody.
-    fn claim_of(&self, id: DeliveryId) -> Option<ClaimId> {
+    /// The attempt of a delivery that anybody makes.
+    fn held(&self, id: DeliveryId) -> Option<&HeldAttempt> {
         let attempts = self.dispatchers.iter().flat_map(|dispatcher| &dispatcher.attempts);
-        let holds = |attempt: &&InFlight| attempt.claimed.held.delivery_id == id;
-        attempts.filter(holds).map(|attempt| attempt.claimed.held.claim_id).next_back()
+        attempts.map(|attempt| &attempt.claimed.held).rfind(|held| held.delivery_id == id)
     }
 }

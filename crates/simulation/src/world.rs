@@ -11,6 +11,7 @@ use rand::prelude::*;
 use rand::rngs::StdRng;
 use store::{AcceptPolicy, Deliver, StoreError, create_organization, deliveries_of_run, record_run};
 use testkit::{Fate, MemoryDatabase};
+use thiserror::Error;
 use uuid::Uuid;
 
 use crate::actors::{Api, Dispatcher, Message};
@@ -25,13 +26,20 @@ const LEASE: Duration = Duration::from_secs(60);
 /// What aligned clocks may be off, and so what two moments of different hosts may be.
 pub(crate) const CLOCK_ERROR: Duration = Duration::from_millis(50);
 
-/// A broken promise, or a step that failed.
-#[derive(Debug)]
-pub(crate) struct Broken(pub(crate) String);
+/// How a history went wrong.
+#[derive(Debug, PartialEq, Error)]
+pub(crate) enum Broken {
+    /// A promise does not hold.
+    #[error("{0}")]
+    Promise(String),
+    /// A step could not be made. That a mutant trips over itself shows nothing of what it would have broken.
+    #[error("a step failed: {0}")]
+    Step(String),
+}
 
 impl From<StoreError> for Broken {
     fn from(error: StoreError) -> Broken {
-        Broken(format!("a step failed: {error}"))
+        Broken::Step(error.to_string())
     }
 }
 
@@ -39,7 +47,7 @@ pub(crate) type Step = Result<(), Broken>;
 
 /// Answers that a promise is broken unless it holds.
 pub(crate) fn promise(holds: bool, what: impl FnOnce() -> String) -> Step {
-    if holds { Ok(()) } else { Err(Broken(what())) }
+    if holds { Ok(()) } else { Err(Broken::Promise(what())) }
 }
 
 /// A run.
