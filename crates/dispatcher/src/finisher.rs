@@ -6,7 +6,6 @@ use std::time::Duration;
 
 use store::{Effect, Settlement, Store, StoreError, finish};
 use tokio::sync::mpsc;
-use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep};
 
 use crate::attempt::Done;
@@ -17,21 +16,25 @@ const KEPT: Duration = Duration::from_secs(600);
 const KEPT_PAUSE: Duration = Duration::from_secs(1);
 
 /// Writes until the last sender is gone and nothing is left.
-pub(crate) async fn run(store: Store, mut results: mpsc::Receiver<Done>, pulse: Pulse) {
-    let mut finisher = Finisher { store, refused: JoinSet::new() };
+pub(crate) async fn run(store: Store, results: mpsc::Receiver<Done>, pulse: Pulse) {
+    let (refused, kept) = mpsc::unbounded_channel();
+    // Beside each other, so that a result that can't be written holds back no other.
+    tokio::join!(write_all(&store, results, refused, &pulse), insist(&store, kept, &pulse));
+}
+
+async fn write_all(
+    store: &Store,
+    mut results: mpsc::Receiver<Done>,
+    refused: mpsc::UnboundedSender<Done>,
+    pulse: &Pulse,
+) {
     let mut left_over = None;
     loop {
         let first = match left_over.take() {
             Some(done) => done,
-            None => tokio::select! {
-                Some(_) = finisher.refused.join_next() => {
-                    pulse.records(!finisher.refused.is_empty());
-                    continue;
-                }
-                received = results.recv() => match received {
-                    Some(done) => done,
-                    None => break,
-                },
+            None => match results.recv().await {
+                Some(done) => done,
+                None => return,
             },
         };
         let mut deliveries = HashSet::from([first.finished.delivery_id]);
@@ -47,66 +50,69 @@ pub(crate) async fn run(store: Store, mut results: mpsc::Receiver<Done>, pulse: 
                 break;
             }
         }
-        pulse.records(true);
-        finisher.write(batch).await;
-        pulse.records(!finisher.refused.is_empty());
+        pulse.writes(true);
+        write(store, batch, &refused).await;
+        pulse.writes(false);
     }
-    finisher.refused.join_all().await;
-    pulse.records(false);
 }
 
-struct Finisher {
-    store: Store,
-    /// Results that were refused by themselves, each tried again in a task of its own: none holds back the others.
-    refused: JoinSet<()>,
+/// Writes a batch. One that is refused is written row by row, and what is refused by itself is kept, unless the relay
+/// finds it again anyway.
+async fn write(store: &Store, mut batch: Vec<Done>, refused: &mpsc::UnboundedSender<Done>) {
+    let error = match write_once(store, &batch).await {
+        Ok(effects) => return report(&batch, &effects),
+        Err(error) => error,
+    };
+    if batch.len() > 1 {
+        tracing::warn!(%error, rows = batch.len(), "batch refused, writing row by row");
+        for done in batch {
+            Box::pin(write(store, vec![done], refused)).await;
+        }
+        return;
+    }
+    let Some(done) = batch.pop() else { return };
+    if error.is_violation() || done.slot.is_none() {
+        return give_up(&done, &error);
+    }
+    tracing::warn!(%error, delivery_id = %done.finished.delivery_id, attempt = done.finished.record.number,
+        "result refused, kept to be tried again");
+    let _ = refused.send(done); // the other end is held as long as this one
 }
 
-impl Finisher {
-    /// Writes a batch, again and again while the database is away. A batch that is refused is written row by row.
-    async fn write(&mut self, mut batch: Vec<Done>) {
-        let refused = match write(&self.store, &batch).await {
-            Ok(effects) => return report(&batch, &effects),
-            Err(error) => error,
-        };
-        if batch.len() > 1 {
-            tracing::warn!(error = %refused, rows = batch.len(), "batch refused, writing row by row");
-            for done in batch {
-                Box::pin(self.write(vec![done])).await;
+/// Writes results that were refused for a reason which may pass, again and again: a lock, a broken page, a right that
+/// is missing. Their slots stay taken.
+async fn insist(store: &Store, mut refused: mpsc::UnboundedReceiver<Done>, pulse: &Pulse) {
+    let mut kept = Vec::new();
+    while let Some(done) = refused.recv().await {
+        kept.push((done, Instant::now() + KEPT));
+        pulse.keeps(true);
+        while !kept.is_empty() {
+            sleep(KEPT_PAUSE).await;
+            while let Ok(done) = refused.try_recv() {
+                kept.push((done, Instant::now() + KEPT));
             }
-            return;
-        }
-        let Some(done) = batch.pop() else { return };
-        if refused.is_violation() || done.slot.is_none() {
-            give_up(&done, &refused);
-        } else {
-            tracing::warn!(error = %refused, delivery_id = %done.finished.delivery_id,
-                attempt = done.finished.record.number, "result refused, kept and tried again");
-            self.refused.spawn(insist(self.store.clone(), done));
-        }
-    }
-}
-
-/// Writes one result that is refused for a reason which may pass: a lock, a broken page, a missing right.
-async fn insist(store: Store, done: Done) {
-    let deadline = Instant::now() + KEPT;
-    loop {
-        sleep(KEPT_PAUSE).await;
-        match write(&store, std::slice::from_ref(&done)).await {
-            Ok(effects) => return report(&[done], &effects),
-            Err(error) if error.is_violation() || Instant::now() >= deadline => {
-                return give_up(&done, &error);
+            for (done, deadline) in std::mem::take(&mut kept) {
+                match write_once(store, std::slice::from_ref(&done)).await {
+                    Ok(effects) => report(&[done], &effects),
+                    Err(error) if error.is_violation() || Instant::now() >= deadline => {
+                        give_up(&done, &error);
+                    }
+                    Err(_) => kept.push((done, deadline)),
+                }
             }
-            Err(_) => {}
         }
+        pulse.keeps(false);
     }
 }
 
-async fn write(store: &Store, batch: &[Done]) -> Result<Vec<Effect>, StoreError> {
+/// Writes a batch in one transaction, again and again while the database is away.
+async fn write_once(store: &Store, batch: &[Done]) -> Result<Vec<Effect>, StoreError> {
     loop {
         let results: Vec<_> = batch.iter().map(|done| done.finished.clone()).collect();
         let finishing = store.write_within(DATABASE_PATIENCE, move |tx, now| finish(tx, now, &results));
         match finishing.await {
-            Err(error) if error.is_outage() => {
+            // A lock is somebody's on one row: the others need not wait for it.
+            Err(error) if error.is_outage() && !error.is_lock_timeout() => {
                 tracing::warn!(%error, rows = batch.len(), "results not written yet");
                 sleep(OUTAGE_PAUSE).await;
             }

@@ -70,12 +70,17 @@ pub struct Pulse(watch::Sender<Work>);
 #[derive(Clone, Copy, Debug)]
 struct Work {
     claimed_at: Instant,
-    unrecorded_since: Option<Instant>,
+    writing_since: Option<Instant>,
+    keeping_since: Option<Instant>,
 }
 
 impl Default for Pulse {
     fn default() -> Pulse {
-        Pulse(watch::Sender::new(Work { claimed_at: Instant::now(), unrecorded_since: None }))
+        Pulse(watch::Sender::new(Work {
+            claimed_at: Instant::now(),
+            writing_since: None,
+            keeping_since: None,
+        }))
     }
 }
 
@@ -84,11 +89,14 @@ impl Pulse {
         self.0.send_modify(|work| work.claimed_at = Instant::now());
     }
 
-    /// There are results to be recorded, or there are none any more.
-    fn records(&self, has_results: bool) {
-        self.0.send_modify(|work| {
-            work.unrecorded_since = has_results.then(|| work.unrecorded_since.unwrap_or_else(Instant::now));
-        });
+    /// A batch of results is being written, or is no more.
+    fn writes(&self, does: bool) {
+        self.0.send_modify(|work| work.writing_since = does.then(Instant::now));
+    }
+
+    /// There are results that were refused, or there are none any more.
+    fn keeps(&self, does: bool) {
+        self.0.send_modify(|work| work.keeping_since = does.then(Instant::now));
     }
 
     /// When it last claimed, or found nothing to claim.
@@ -98,7 +106,8 @@ impl Pulse {
 
     /// Since when it has had results that it could not record.
     pub fn unrecorded_since(&self) -> Option<Instant> {
-        self.0.borrow().unrecorded_since
+        let Work { writing_since, keeping_since, .. } = *self.0.borrow();
+        writing_since.into_iter().chain(keeping_since).min()
     }
 }
 

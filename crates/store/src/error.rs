@@ -58,6 +58,12 @@ impl StoreError {
         }
     }
 
+    /// Whether somebody else's lock was in the way for too long, as far as the server says so in English.
+    pub fn is_lock_timeout(&self) -> bool {
+        let StoreError::Query(diesel::result::Error::DatabaseError(_, info)) = self else { return false };
+        info.message() == "canceling statement due to lock timeout"
+    }
+
     /// Whether the database refuses the data itself, which no waiting changes. Other refusals, such as a full disk, a
     /// broken page or a lock in the way, may pass, and not all of them can be told from [`StoreError::is_outage`].
     pub fn is_violation(&self) -> bool {

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use contracts::{ClaimId, DeliveryStatus, FailureReason};
-use store::claim_jobs;
+use store::{Erasure, StoreError, claim_jobs, erase_run};
 use testkit::Engine;
 use tokio::time::Instant;
 
@@ -115,6 +115,41 @@ async fn a_result_that_the_database_refuses_for_a_while_is_kept_and_recorded() {
     running.stop().await;
     assert_eq!(pulse.unrecorded_since(), None);
     assert_eq!(harness.receiver.posts(), 1);
+}
+
+/// As with a person's `psql`.
+#[tokio::test]
+async fn a_lock_on_one_delivery_holds_up_the_results_of_no_other() {
+    let mut harness = Harness::new(Engine::Postgres).await;
+    let running = harness.dispatch(settings());
+    let locked = harness.accept(&harness.receiver.url("/hang/1")).await;
+    running.publisher.ring(harness.job(locked.id, 1));
+    harness.arrival().await;
+    let (org, run, store) = (harness.org, locked.run_id, harness.store.clone());
+    let (release, released) = std::sync::mpsc::channel::<()>();
+    let lock = tokio::spawn(async move {
+        let locking = store.write(move |tx, now| {
+            assert!(matches!(erase_run(tx, now, org, run)?, Erasure::BeingSent(_)));
+            released.recv().unwrap();
+            Ok::<_, StoreError>(())
+        });
+        locking.await
+    });
+    let began = Instant::now();
+    while running.pulse.unrecorded_since().is_none() {
+        assert!(began.elapsed() < PATIENCE);
+        tokio::task::yield_now().await;
+    }
+    let other = harness.accept(&harness.receiver.url("/ok")).await;
+    running.publisher.ring(harness.job(other.id, 1));
+    assert_eq!(harness.settled(other.id).await.attempts.len(), 1);
+    assert_eq!(harness.delivery(locked.id).await.status_code, DeliveryStatus::Delivering);
+    release.send(()).unwrap();
+    lock.await.unwrap().unwrap();
+    let settled = harness.settled(locked.id).await;
+    assert_eq!((settled.status_code, settled.attempts.len()), (DeliveryStatus::Succeeded, 1));
+    running.stop().await;
+    assert_eq!(harness.receiver.posts(), 2);
 }
 
 async fn two_dispatchers_on_one_database_send_each_delivery_once(engine: Engine) {
