@@ -23,6 +23,7 @@ use anyhow::{Context, Result};
 use clap::Parser;
 use indicatif::{ProgressBar, ProgressStyle};
 use testkit::RabbitNode;
+use tokio::signal::unix::{SignalKind, signal};
 
 use crate::cluster::Cluster;
 use crate::report::Finding;
@@ -91,6 +92,15 @@ impl Scale {
     }
 }
 
+/// Waits for SIGINT or SIGTERM.
+async fn stop() -> Result<()> {
+    let mut terminate = signal(SignalKind::terminate())?;
+    tokio::select! {
+        _ = terminate.recv() => Ok(()),
+        interrupted = tokio::signal::ctrl_c() => Ok(interrupted?),
+    }
+}
+
 // Some of what is done blocks.
 #[tokio::main(worker_threads = 6)]
 async fn main() -> Result<ExitCode> {
@@ -118,6 +128,7 @@ async fn main() -> Result<ExitCode> {
         binary,
         directory: arguments.directory.canonicalize()?,
     };
+    let mut stopped = std::pin::pin!(stop());
     let mut findings = Vec::new();
     for scenario in wanted {
         let style = ProgressStyle::with_template("{spinner} {prefix} {elapsed} {msg}")?;
@@ -131,7 +142,15 @@ async fn main() -> Result<ExitCode> {
             next_line: Mutex::default(),
         };
         let began = Instant::now();
-        let outcome = (scenario.run)(&mut ground, &scale).await;
+        // What has been started ends with what is dropped.
+        let outcome = tokio::select! {
+            outcome = (scenario.run)(&mut ground, &scale) => outcome,
+            stopped = &mut stopped => {
+                bar.finish_and_clear();
+                stopped?;
+                anyhow::bail!("stopped in {}", scenario.name);
+            }
+        };
         bar.finish_and_clear();
         let mut finding = Finding {
             title: format!("{}: {}", scenario.name, scenario.title),
