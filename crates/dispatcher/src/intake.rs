@@ -18,6 +18,14 @@ use crate::{BATCH, DATABASE_PATIENCE, OUTAGE_PAUSE, Pulse};
 
 /// How often the relay looks for what is due. A retry is late by at most this, plus its claim.
 const RELAY_PERIOD: Duration = Duration::from_millis(250);
+/// A look that takes long, as when a dump keeps PostgreSQL from forgetting old rows, comes less often, so that looking
+/// leaves most of the time to doorbells. Not less often than this.
+const LONGEST_RELAY_PERIOD: Duration = Duration::from_secs(3);
+
+/// How long to wait after a look that took so long and found less than there was room for.
+fn pause_after(look: Duration) -> Duration {
+    (10 * look).clamp(RELAY_PERIOD, LONGEST_RELAY_PERIOD)
+}
 
 pub(crate) struct Intake {
     pub(crate) store: Store,
@@ -54,6 +62,7 @@ impl Intake {
                 }
             };
             relay_was_last = doorbells.is_none();
+            let began = Instant::now();
             let work = match &doorbells {
                 Some(messages) => {
                     Work::Doorbells(messages.iter().map(|message| message.job.clone()).collect())
@@ -67,7 +76,8 @@ impl Intake {
                 Some(messages) => messages.into_iter().for_each(Message::ack),
                 None => {
                     let more = found.claimed.len() == room || found.expired.len() == BATCH;
-                    look_at = Instant::now() + if more { Duration::ZERO } else { RELAY_PERIOD };
+                    let pause = if more { Duration::ZERO } else { pause_after(began.elapsed()) };
+                    look_at = Instant::now() + pause;
                 }
             }
             for claimed in found.claimed {
@@ -149,4 +159,15 @@ async fn free_slots(slots: &Arc<Semaphore>) -> OwnedSemaphorePermit {
         taken.merge(more);
     }
     taken
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_look_that_takes_long_comes_less_often() {
+        let pauses = [1, 30, 200, 60_000].map(|look| pause_after(Duration::from_millis(look)).as_millis());
+        assert_eq!(pauses, [250, 300, 2000, 3000]);
+    }
 }
