@@ -18,7 +18,9 @@ pub(crate) struct Answers {
     pub(crate) accepted: HashMap<RunId, DeliveryId>,
     /// How many answers of each status.
     pub(crate) statuses: BTreeMap<u16, usize>,
-    /// Requests without an answer: no connection, or one that broke.
+    /// Requests that found nobody to connect to.
+    pub(crate) unheard: usize,
+    /// Requests whose connection broke, or that were not answered in time.
     pub(crate) unanswered: usize,
     /// How long each answer took.
     pub(crate) times: Vec<Duration>,
@@ -41,6 +43,7 @@ impl Answers {
         for (status, count) in other.statuses {
             *self.statuses.entry(status).or_default() += count;
         }
+        self.unheard += other.unheard;
         self.unanswered += other.unanswered;
         self.times.extend(other.times);
     }
@@ -56,6 +59,7 @@ impl Answers {
     pub(crate) fn others(&self) -> String {
         let others = self.statuses.iter().filter(|(status, _)| **status != 201);
         let mut words: Vec<String> = others.map(|(status, count)| format!("{count} × {status}")).collect();
+        words.push(format!("{} without a connection", self.unheard));
         words.push(format!("{} without an answer", self.unanswered));
         words.join(", ")
     }
@@ -111,11 +115,14 @@ async fn one(
         let asked = Instant::now();
         let key = format!("chaos-{run}");
         let answer = http.post(url).bearer_auth(token).header("Idempotency-Key", key).send().await;
-        let Ok(response) = answer else {
-            answers.unanswered += 1;
-            turn += 1;
-            sleep(PAUSE).await;
-            continue;
+        let response = match answer {
+            Ok(response) => response,
+            Err(error) => {
+                *(if error.is_connect() { &mut answers.unheard } else { &mut answers.unanswered }) += 1;
+                turn += 1;
+                sleep(PAUSE).await;
+                continue;
+            }
         };
         let (status, body) = (response.status().as_u16(), response.bytes().await);
         let took = asked.elapsed();

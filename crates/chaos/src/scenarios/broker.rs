@@ -31,7 +31,8 @@ pub(super) fn p99(answers: &mut Answers) -> Row {
 fn all_accepted(answers: &Answers, count: usize) -> Row {
     let accepted = answers.statuses.get(&201).copied().unwrap_or(0);
     let others = answers.others();
-    let is_good = accepted == count && answers.statuses.len() == 1 && answers.unanswered == 0;
+    let is_good =
+        accepted == count && answers.statuses.len() == 1 && answers.unheard + answers.unanswered == 0;
     Row::new("answers of 201", format!("{count} of {count}"), format!("{accepted}; {others}"), is_good)
 }
 
