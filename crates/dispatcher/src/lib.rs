@@ -65,10 +65,10 @@ pub struct Dispatcher {
 
 /// Whether a dispatcher gets on with its work. Cheap to clone.
 #[derive(Clone, Debug)]
-pub struct Pulse(watch::Sender<Work>);
+pub struct Pulse(watch::Sender<Progress>);
 
 #[derive(Clone, Copy, Debug)]
-struct Work {
+struct Progress {
     claimed_at: Instant,
     writing_since: Option<Instant>,
     keeping_since: Option<Instant>,
@@ -76,7 +76,7 @@ struct Work {
 
 impl Default for Pulse {
     fn default() -> Pulse {
-        Pulse(watch::Sender::new(Work {
+        Pulse(watch::Sender::new(Progress {
             claimed_at: Instant::now(),
             writing_since: None,
             keeping_since: None,
@@ -86,17 +86,17 @@ impl Default for Pulse {
 
 impl Pulse {
     fn claimed(&self) {
-        self.0.send_modify(|work| work.claimed_at = Instant::now());
+        self.0.send_modify(|progress| progress.claimed_at = Instant::now());
     }
 
     /// A batch of results is being written, or is no more.
     fn writes(&self, does: bool) {
-        self.0.send_modify(|work| work.writing_since = does.then(Instant::now));
+        self.0.send_modify(|progress| progress.writing_since = does.then(Instant::now));
     }
 
     /// There are results that were refused, or there are none any more.
     fn keeps(&self, does: bool) {
-        self.0.send_modify(|work| work.keeping_since = does.then(Instant::now));
+        self.0.send_modify(|progress| progress.keeping_since = does.then(Instant::now));
     }
 
     /// When it last claimed, or found nothing to claim.
@@ -106,7 +106,7 @@ impl Pulse {
 
     /// Since when it has had results that it could not record.
     pub fn unrecorded_since(&self) -> Option<Instant> {
-        let Work { writing_since, keeping_since, .. } = *self.0.borrow();
+        let Progress { writing_since, keeping_since, .. } = *self.0.borrow();
         writing_since.into_iter().chain(keeping_since).min()
     }
 }
