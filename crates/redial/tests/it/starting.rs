@@ -151,6 +151,39 @@ fn services_work_without_their_broker_answer_health_checks_and_end_well_at_sigte
     }
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_dispatcher_that_stops_says_so_until_what_is_in_flight_is_finished() {
+    let database = TestDatabase::new(Engine::Postgres);
+    let cli = Cli::on(&database)
+        .with("AMQP_URL", &format!("amqp://{AWAY}"))
+        .with("REDIAL_EGRESS__ALLOW", "127.0.0.0/8")
+        .with("REDIAL_DISPATCHER__LISTEN", "127.0.0.1:0")
+        .with("REDIAL_LOG__FORMAT", "json");
+    let (sink, mut arrivals) = tokio::sync::mpsc::unbounded_channel();
+    let options = receiver::Options { sink: Some(sink), ..Default::default() };
+    let receiver = receiver::Receiver::bind("127.0.0.1:0".parse().unwrap(), options).unwrap();
+    let org = cli.ok(&["org", "create", "acme"]);
+    let run = format!(
+        r#"{{"id": "0190a6e8-0000-7000-8000-000000000001", "status_code": "succeeded", "callback_url": "{}"}}"#,
+        receiver.url("/hang/4")
+    );
+    let imported = cli.run_with_input(&["runs", "import", "-", "--org", &org, "--deliver"], &run);
+    assert_eq!(imported.code, 0, "{}", imported.stderr);
+    let mut dispatcher = cli.spawn(&["dispatcher"]);
+    let line: serde_json::Value =
+        serde_json::from_str(&dispatcher.logged("answering health checks")).unwrap();
+    let health = format!("http://{}/v1/health", line["listen"].as_str().unwrap());
+    arrivals.recv().await.unwrap();
+    dispatcher.signal("-TERM");
+    let ready = health.replace("v1/health", "health/ready");
+    let red = std::iter::repeat_with(|| cli.run(&["healthcheck", &ready])).find(|ended| ended.code == 1);
+    let why = red.unwrap().stderr;
+    assert!(why.contains("503") && why.contains("stopping"), "{why}");
+    cli.ok(&["healthcheck", &health]);
+    assert_eq!(dispatcher.ended(), 0);
+    assert_eq!(database.number("SELECT count(*) FROM deliveries WHERE status_code = 'succeeded'"), 1);
+}
+
 #[tokio::test]
 async fn the_api_keeps_the_limits_that_are_set() {
     let database = TestDatabase::new(Engine::Postgres);
