@@ -112,10 +112,11 @@ impl Intake {
         let clock = self.attempts.clock.clone();
         let claim_id = ClaimId::new(clock.now());
         let (work, lease) = (Arc::new(work), self.lease);
-        let mut is_another_try = false;
+        // When the last try was over.
+        let mut tried_by = None;
         loop {
             let this_try = clock.monotonic();
-            let work = work.clone();
+            let (work, is_another_try) = (work.clone(), tried_by.is_some());
             let claimed = self
                 .store
                 .write_within(DATABASE_PATIENCE, move |tx, now| {
@@ -126,9 +127,10 @@ impl Intake {
                 Ok(found) => {
                     self.pulse.claimed();
                     self.consumer.resume();
-                    let lease = match found.claimed.first().filter(|_| found.by_earlier_try) {
-                        Some(Claimed { held, .. }) => {
-                            Lease::given_at(held.claimed_at, lease, clock.now(), clock.monotonic())
+                    let by_earlier_try = tried_by.filter(|_| found.by_earlier_try);
+                    let lease = match found.claimed.first().zip(by_earlier_try) {
+                        Some((Claimed { held, .. }, tried_by)) => {
+                            Lease::given_at(held.claimed_at, lease, clock.now(), clock.monotonic(), tried_by)
                         }
                         None => Lease::since(this_try, lease),
                     };
@@ -137,7 +139,7 @@ impl Intake {
                 Err(error) if error.is_outage() => {
                     tracing::warn!(%error, "nothing claimed, the database is away");
                     self.consumer.pause();
-                    is_another_try = true;
+                    tried_by = Some(clock.monotonic());
                 }
                 Err(error) => {
                     // The relay tries again what is due; the doorbells have served.

@@ -45,7 +45,8 @@ pub(crate) struct Claim {
     pub(crate) id: ClaimId,
     pub(crate) work: Work,
     pub(crate) messages: Vec<u64>,
-    pub(crate) is_another_try: bool,
+    /// When the last try was over.
+    pub(crate) tried_by: Option<Duration>,
     pub(crate) ready_since: Timestamp,
 }
 

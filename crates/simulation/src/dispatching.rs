@@ -35,7 +35,7 @@ impl World<'_> {
             }
         }
         let id = ClaimId::new(self.now);
-        let claim = Claim { id, work, messages, is_another_try: false, ready_since: self.now };
+        let claim = Claim { id, work, messages, tried_by: None, ready_since: self.now };
         self.dispatchers[d].claim = Some(claim);
         self.try_claim(d)
     }
@@ -44,14 +44,14 @@ impl World<'_> {
     pub(crate) fn try_claim(&mut self, d: usize) -> Step {
         let Some(mut claim) = self.dispatchers[d].claim.take() else { return Ok(()) };
         if self.is(Mutant::ClaimedAnew) {
-            (claim.id, claim.is_another_try) = (ClaimId::new(self.now), false);
+            (claim.id, claim.tried_by) = (ClaimId::new(self.now), None);
         }
         let (fate, now, lease) = (self.fate(), self.time_of(d), self.lease());
         let this_try = self.monotonic();
         let mut found = Found::default();
         let no_lease = self.is(Mutant::NoLease);
         let answer = self.database.transaction(fate, |tx| {
-            found = steps::claim(tx, now, lease, claim.id, &claim.work, claim.is_another_try)?;
+            found = steps::claim(tx, now, lease, claim.id, &claim.work, claim.tried_by.is_some())?;
             if no_lease && matches!(claim.work, Work::Relay { .. }) {
                 found.expired = store::expired_leases(tx, now + lease, 10)?;
             }
@@ -81,7 +81,8 @@ impl World<'_> {
         }
         if answer.is_none() && !self.is(Mutant::SentUnclaimed) {
             // As the intake: nothing is heard while the database is away.
-            self.dispatchers[d].claim = Some(Claim { is_another_try: true, ready_since: self.now, ..claim });
+            self.dispatchers[d].claim =
+                Some(Claim { tried_by: Some(this_try), ready_since: self.now, ..claim });
             if !self.dispatchers[d].held.is_empty() {
                 self.saw("messages left to others while the database is away");
                 self.give_back(d);
@@ -92,8 +93,11 @@ impl World<'_> {
             self.saw("a claim whose commit came through unnoticed");
         }
         self.dispatchers[d].served.extend(claim.messages);
-        let lease = match found.claimed.first().filter(|_| found.by_earlier_try) {
-            Some(claimed) => Lease::given_at(claimed.held.claimed_at, lease, now, this_try),
+        let by_earlier_try = claim.tried_by.filter(|_| found.by_earlier_try);
+        let lease = match found.claimed.first().zip(by_earlier_try) {
+            Some((claimed, tried_by)) => {
+                Lease::given_at(claimed.held.claimed_at, lease, now, this_try, tried_by)
+            }
             None => Lease::since(this_try, lease),
         };
         for claimed in found.claimed {

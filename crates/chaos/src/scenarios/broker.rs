@@ -273,7 +273,7 @@ pub(crate) async fn backlog(ground: &mut Ground, scale: &Scale) -> Result<Outcom
         Row::new(
             format!("{} accepted meanwhile: half of them waited at most", beside.len()),
             secs(share),
-            secs(median),
+            ms(median),
             median <= share && !beside.is_empty(),
         ),
         Row::new("the longest wait", secs(drained + GRACE), secs(longest), longest <= drained + GRACE),
