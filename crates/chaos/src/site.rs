@@ -41,6 +41,8 @@ pub(crate) struct Plan {
     pub(crate) timeout: Duration,
     /// The waits between attempts, as the setting has them.
     pub(crate) schedule: &'static str,
+    /// How far they stray.
+    pub(crate) jitter: &'static str,
 }
 
 impl Plan {
@@ -53,6 +55,7 @@ impl Plan {
             lease: Duration::from_secs(60),
             timeout: Duration::from_secs(10),
             schedule: "10s,1m,5m",
+            jitter: "0.1",
         }
     }
 }
@@ -111,6 +114,7 @@ impl Site {
             ("REDIAL_DELIVERY__TIMEOUT", format!("{}s", plan.timeout.as_secs())),
             ("REDIAL_DELIVERY__CONNECT_TIMEOUT", format!("{}ms", plan.timeout.as_millis() / 2)),
             ("REDIAL_DELIVERY__SCHEDULE", plan.schedule.to_owned()),
+            ("REDIAL_DELIVERY__JITTER", plan.jitter.to_owned()),
         ]
         .map(|(key, value)| (key.to_owned(), value))
         .into();

@@ -1,7 +1,7 @@
 //! The one source of time: it follows the database's clock, so that many hosts agree on when something is due.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use contracts::Timestamp;
@@ -12,19 +12,27 @@ use rustix::time::{ClockId, clock_gettime};
 pub struct Clock(Arc<Source>);
 
 enum Source {
-    /// Microseconds to add to the time since boot.
-    System { offset: AtomicI64 },
+    /// Microseconds to add to the time since boot, and how well they are known.
+    System { offset: AtomicI64, known: Mutex<Known> },
     /// The moment a test has set, in microseconds since 1970.
     Manual(AtomicI64),
 }
 
-/// A sample whose round trip took longer says too little about the moment it was taken at, unless it proves us wrong.
-const SLOWEST_SAMPLE: Duration = Duration::from_millis(100);
+/// How well an offset was known when it was sampled, and when on monotonic time that was.
+struct Known {
+    within: u64,
+    sampled_at: Duration,
+}
+
+/// What one clock may gain on another, in so many parts of the time that passes: what a quartz does at worst.
+const DRIFT: u64 = 10_000;
 
 impl Clock {
     /// This host's clock, until [`Clock::align`] is told better.
     pub fn system() -> Clock {
-        Clock(Arc::new(Source::System { offset: AtomicI64::new(host_offset()) }))
+        // It may be a day off.
+        let known = Known { within: u64::MAX, sampled_at: since_boot() };
+        Clock(Arc::new(Source::System { offset: AtomicI64::new(host_offset()), known: Mutex::new(known) }))
     }
 
     /// A clock that stands still until it is set.
@@ -35,7 +43,7 @@ impl Clock {
     /// The present moment.
     pub fn now(&self) -> Timestamp {
         Timestamp::from_micros(match &*self.0 {
-            Source::System { offset } => micros(since_boot()) + offset.load(Ordering::Relaxed),
+            Source::System { offset, .. } => micros(since_boot()) + offset.load(Ordering::Relaxed),
             Source::Manual(now) => now.load(Ordering::Relaxed),
         })
     }
@@ -57,22 +65,27 @@ impl Clock {
 
     /// Takes over this host's time, which may have been set since.
     pub fn align_with_host(&self) {
-        if let Source::System { offset } = &*self.0 {
+        if let Source::System { offset, .. } = &*self.0 {
             offset.store(host_offset(), Ordering::Relaxed);
         }
     }
 
     /// Takes over the database's time: it said `theirs` between `asked` and `answered` of [`Clock::monotonic`].
-    /// Answers whether the sample was used: a slow one is when the truth is outside of what this clock has shown
-    /// meanwhile, as when the host's clock is a day off, or the database has become another one.
+    /// Answers whether the sample was used: when it says more than is known, or proves that wrong, as when the database
+    /// has become another one. What a sample says is as good as its round trip is short; what is known ages.
     pub fn align(&self, theirs: Timestamp, asked: Duration, answered: Duration) -> bool {
-        let Source::System { offset } = &*self.0 else { return false };
+        let Source::System { offset, known } = &*self.0 else { return false };
+        let mut known = known.lock().unwrap_or_else(PoisonError::into_inner);
         let half = answered.saturating_sub(asked) / 2;
         let sampled = theirs.as_micros() - micros(asked + half);
-        let proves_us_wrong = offset.load(Ordering::Relaxed).abs_diff(sampled) > half.as_micros() as u64;
-        let is_used = 2 * half <= SLOWEST_SAMPLE || proves_us_wrong;
+        let within = micros(half).unsigned_abs();
+        let age = micros(answered.saturating_sub(known.sampled_at)).unsigned_abs();
+        let known_within = known.within.saturating_add(age / DRIFT);
+        let difference = offset.load(Ordering::Relaxed).abs_diff(sampled);
+        let is_used = within <= known_within || difference > known_within.saturating_add(within);
         if is_used {
             offset.store(sampled, Ordering::Relaxed);
+            *known = Known { within, sampled_at: answered };
         }
         is_used
     }
@@ -99,7 +112,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_slow_sample_is_used_only_when_it_proves_the_clock_wrong() {
+    fn a_sample_is_used_when_it_says_more_than_is_known_or_proves_that_wrong() {
         let (clock, slow, second) = (Clock::system(), Duration::from_secs(2), Duration::from_secs(1));
         let asked = clock.monotonic();
         let day_ahead = clock.now() + Duration::from_secs(86_400);
@@ -111,5 +124,10 @@ mod tests {
         let another = day_ahead + Duration::from_secs(120);
         assert!(clock.align(another, asked, asked + slow));
         assert!(clock.now() >= another - slow);
+        assert!(clock.align(another, asked, asked + second), "shorter than the last one");
+        // What was known has aged by then.
+        let later = asked + Duration::from_secs(4_000);
+        assert!(clock.align(another + Duration::from_secs(4_000), later, later + second));
+        assert!(!clock.align(another + Duration::from_secs(4_000), later, later + slow));
     }
 }

@@ -160,7 +160,7 @@ impl Store {
                 ))
                 .get_result(conn)?;
                 if !clock.align(Timestamp::from_micros(micros), asked, clock.monotonic()) {
-                    tracing::debug!("a slow sample of the database's clock was dropped");
+                    tracing::debug!("a sample of the database's clock said nothing new");
                 }
                 Ok(())
             })

@@ -14,8 +14,8 @@ use crate::process::Process;
 use crate::report::Row;
 use crate::site::{Ground, Plan, Site};
 
-/// The shortest wait after an attempt: two seconds, less what jitter may take.
-const WAIT: Duration = Duration::from_millis(1800);
+/// The wait after every attempt; it does not stray here.
+const WAIT: Duration = Duration::from_secs(2);
 const DAY: i64 = 24 * 3600;
 /// How far each dispatcher's clock is set ahead.
 const OFFSETS: [(&str, i64); 3] = [("+1d", DAY), ("-1d", -DAY), ("+0d", 0)];
@@ -24,7 +24,7 @@ const OFFSETS: [(&str, i64); 3] = [("+1d", DAY), ("-1d", -DAY), ("+0d", 0)];
 pub(crate) async fn clocks(ground: &mut Ground, scale: &Scale) -> Result<Outcome> {
     let library = format!("/usr/lib/{}-linux-gnu/faketime/libfaketime.so.1", std::env::consts::ARCH);
     ensure!(Path::new(&library).exists(), "needs Debian's package faketime");
-    let plan = Plan { schedule: "2s", ..Plan::of("clocks", 1, 3) };
+    let plan = Plan { schedule: "2s", jitter: "0", ..Plan::of("clocks", 1, 3) };
     let mut site = Site::open(ground, plan).await?;
     let recipes = site.dismiss_dispatchers().await?;
     let names: Vec<String> = recipes.iter().map(|recipe| recipe.name.clone()).collect();
