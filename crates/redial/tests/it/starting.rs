@@ -165,7 +165,7 @@ async fn a_dispatcher_that_stops_says_so_until_what_is_in_flight_is_finished() {
     let org = cli.ok(&["org", "create", "acme"]);
     let run = format!(
         r#"{{"id": "0190a6e8-0000-7000-8000-000000000001", "status_code": "succeeded", "callback_url": "{}"}}"#,
-        receiver.url("/hang/4")
+        receiver.url("/hang/7")
     );
     let imported = cli.run_with_input(&["runs", "import", "-", "--org", &org, "--deliver"], &run);
     assert_eq!(imported.code, 0, "{}", imported.stderr);
