@@ -1,5 +1,6 @@
 //! Dispatchers that stop, die or stall.
 
+use std::sync::mpsc::RecvTimeoutError;
 use std::time::Duration;
 
 use contracts::{ClaimId, DeliveryStatus, FailureReason};
@@ -131,7 +132,7 @@ async fn a_lock_on_one_delivery_holds_up_the_results_of_no_other() {
         let locking = store.write(move |tx, now| {
             assert!(matches!(erase_run(tx, now, org, run)?, Erasure::BeingSent(_)));
             // Not idle, or the server would end it.
-            while released.recv_timeout(Duration::from_secs(1)).is_err() {
+            while released.recv_timeout(Duration::from_secs(1)) == Err(RecvTimeoutError::Timeout) {
                 find_run(tx, org, run)?;
             }
             Ok::<_, StoreError>(())
