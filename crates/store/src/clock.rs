@@ -24,7 +24,7 @@ struct Known {
     sampled_at: Duration,
 }
 
-/// What one clock may gain on another, in so many parts of the time that passes: what a quartz does at worst.
+/// One part in so many of the time that passes is what one clock may gain on another: a quartz does no worse.
 const DRIFT: u64 = 10_000;
 
 impl Clock {

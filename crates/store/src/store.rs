@@ -248,14 +248,18 @@ fn begun(
         let Err(error) = begin(&mut conn.inner) else { return Ok(conn) };
         conn.lost = true;
         tries -= 1;
-        use DatabaseErrorKind::{ClosedConnection, UnableToSendCommand};
-        let is_dead = matches!(
-            error,
-            Error::DatabaseError(ClosedConnection | UnableToSendCommand, _) | Error::BrokenTransactionManager
-        );
-        if tries == 0 || !is_dead {
+        if tries == 0 || !is_dead(&error) {
             return Err(StoreError::Unavailable(error.to_string()));
         }
+    }
+}
+
+/// Whether that is a connection's end, rather than a refusal of the server's.
+fn is_dead(error: &Error) -> bool {
+    use DatabaseErrorKind::{ClosedConnection, UnableToSendCommand};
+    match error {
+        Error::DatabaseError(kind, _) => matches!(kind, ClosedConnection | UnableToSendCommand),
+        error => *error == Error::BrokenTransactionManager,
     }
 }
 

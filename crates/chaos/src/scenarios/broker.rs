@@ -7,26 +7,17 @@ use anyhow::{Context, Result, ensure};
 use contracts::{DeliveryId, Timestamp};
 use tokio::time::sleep;
 
-use super::{Outcome, conclude, judge, ms, secs, span, waits};
+use super::{FLAT_OUT, Outcome, accept, conclude, judge, ms, p99, secs, span, waits};
 use crate::Scale;
 use crate::ledger::host_now;
 use crate::load::{Answers, Pace, ask};
 use crate::report::Row;
 use crate::site::{Ground, Plan, Site};
 
-/// What an answer may take when the broker is in trouble.
-pub(super) const P99: Duration = Duration::from_millis(250);
-/// As fast as they are answered.
-const FLAT_OUT: Pace = Pace { clients: 32, rate: None };
 /// Until the relay takes what no doorbell has announced: two seconds, and a look.
 const GRACE: Duration = Duration::from_millis(2500);
 /// As the queue is declared.
 const MAX_LENGTH: u32 = 10_000;
-
-pub(super) fn p99(answers: &mut Answers) -> Row {
-    let p99 = answers.percentile(0.99);
-    Row::new("api's answers, p99", ms(P99), ms(p99), p99 < P99)
-}
 
 fn all_accepted(answers: &Answers, count: usize) -> Row {
     let accepted = answers.statuses.get(&201).copied().unwrap_or(0);
@@ -34,19 +25,6 @@ fn all_accepted(answers: &Answers, count: usize) -> Row {
     let is_good =
         accepted == count && answers.statuses.len() == 1 && answers.unheard + answers.unanswered == 0;
     Row::new("answers of 201", format!("{count} of {count}"), format!("{accepted}; {others}"), is_good)
-}
-
-/// Accepts deliveries while nobody delivers, and answers which.
-pub(super) async fn accept(
-    site: &Site,
-    count: usize,
-    path: &str,
-    all: &mut Answers,
-) -> Result<HashSet<DeliveryId>> {
-    let answers = ask(site, site.runs(count, path).await?, FLAT_OUT).await?;
-    let ids = answers.accepted.values().copied().collect();
-    all.accepted.extend(answers.accepted);
-    Ok(ids)
 }
 
 /// Loses the queue's contents, and then the queue.

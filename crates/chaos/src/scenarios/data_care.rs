@@ -7,8 +7,7 @@ use anyhow::{Context, Result, ensure};
 use tokio::process::Command;
 use tokio::time::Instant;
 
-use super::broker::{P99, accept, p99};
-use super::{Outcome, conclude, ms, secs, waits};
+use super::{Outcome, P99, accept, conclude, ms, p99, secs, waits};
 use crate::Scale;
 use crate::load::{Answers, Pace, ask};
 use crate::report::Row;

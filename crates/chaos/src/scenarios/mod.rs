@@ -16,7 +16,7 @@ use std::collections::{HashMap, HashSet};
 
 use crate::Scale;
 use crate::ledger::Receipt;
-use crate::load::Answers;
+use crate::load::{Answers, Pace, ask};
 use crate::logs::Logs;
 use crate::report::Row;
 use crate::site::{Ground, Site};
@@ -98,6 +98,24 @@ async fn judge(
         .collect();
     site.close().await?;
     Ok(Outcome { rows, broken })
+}
+
+/// What an answer may take while something else is in trouble.
+const P99: Duration = Duration::from_millis(250);
+/// As fast as they are answered.
+const FLAT_OUT: Pace = Pace { clients: 32, rate: None };
+
+/// Accepts deliveries while nobody delivers, and answers which.
+async fn accept(site: &Site, count: usize, path: &str, all: &mut Answers) -> Result<HashSet<DeliveryId>> {
+    let answers = ask(site, site.runs(count, path).await?, FLAT_OUT).await?;
+    let ids = answers.accepted.values().copied().collect();
+    all.accepted.extend(answers.accepted);
+    Ok(ids)
+}
+
+fn p99(answers: &mut Answers) -> Row {
+    let p99 = answers.percentile(0.99);
+    Row::new("api's answers, p99", ms(P99), ms(p99), p99 < P99)
 }
 
 /// From when to when deliveries were delivered: from the first one's first claim to the last one's end.
