@@ -1,7 +1,6 @@
 //! Ringing for what was accepted.
 
 use contracts::{Destination, Job};
-use egress::TargetUrl;
 use store::Accepted;
 
 use crate::Api;
@@ -13,13 +12,13 @@ impl Api {
         // A build for failure tests can be made to die here: the variable `FAILPOINTS=committed=return` does it.
         #[cfg(feature = "failpoints")]
         fail::fail_point!("committed", |_| std::process::abort());
-        // Kept by a version that took other URLs: only the dispatcher can tell what is wrong with it.
-        let Ok(target) = TargetUrl::parse(&accepted.delivery.callback_url) else { return };
+        let delivery = &accepted.delivery;
         self.publisher.ring(Job {
             version: Job::VERSION,
-            delivery_id: accepted.delivery.id,
+            delivery_id: delivery.id,
             attempt: 1,
-            destination: Destination::of_origin(&target.origin()),
+            destination: Destination::of(accepted.org_id, &delivery.callback_url),
+            payload_size: Some(delivery.payload_bytes.len() as u64),
             org_id: accepted.org_id,
             request_id,
         });

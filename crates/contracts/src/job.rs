@@ -1,27 +1,9 @@
 //! The job message: a doorbell for dispatchers. It carries no payload and no secret, and stays under 1 KiB.
 
 use serde::{Deserialize, Serialize};
-use sha2::{Digest, Sha256};
 use thiserror::Error;
 
-use crate::{AttemptNumber, DeliveryId, OrgId};
-
-/// Where a delivery goes, as a short hash of scheme, host and port: enough to keep apart, nothing to read.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(transparent)]
-pub struct Destination(String);
-
-impl Destination {
-    /// The destination of an origin such as `https://example.com:443`.
-    pub fn of_origin(origin: &str) -> Destination {
-        Destination(hex::encode(&Sha256::digest(origin.as_bytes())[..8]))
-    }
-
-    /// Sixteen hex digits.
-    pub fn as_str(&self) -> &str {
-        &self.0
-    }
-}
+use crate::{AttemptNumber, DeliveryId, Destination, OrgId};
 
 /// Says that an attempt of a delivery is wanted. Losing or repeating one does no harm.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -32,8 +14,11 @@ pub struct Job {
     pub delivery_id: DeliveryId,
     /// The attempt wanted, counted from 1.
     pub attempt: AttemptNumber,
-    /// Where it goes.
+    /// Where it goes. An outdated one is harmless: the row's own decides.
     pub destination: Destination,
+    /// How long its payload is, in bytes. Older versions don't say.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub payload_size: Option<u64>,
     /// The delivery's organization.
     pub org_id: OrgId,
     /// The API request that asked for it; also in the attempt's log line.
@@ -91,12 +76,19 @@ mod tests {
             version: 1,
             delivery_id: "018bab7f-2c60-7d3a-8f00-0123456789ab".parse().unwrap(),
             attempt: 1,
-            destination: Destination::of_origin("https://example.com:443"),
+            destination: Destination::from(0x3276_d403_185d_4a1a),
+            payload_size: None,
             org_id: "018bab7f-2c60-7d3a-8f00-ba9876543210".parse().unwrap(),
             request_id: "req-1".to_owned(),
         };
         assert_eq!(String::from_utf8(job.encode()).unwrap(), FIXTURE.trim_end());
         assert_eq!(Job::decode(FIXTURE.as_bytes()).unwrap(), job);
+    }
+
+    #[test]
+    fn the_payloads_size_is_carried() {
+        let job = Job { payload_size: Some(1024), ..Job::decode(FIXTURE.as_bytes()).unwrap() };
+        assert_eq!(Job::decode(&job.encode()).unwrap(), job);
     }
 
     #[test]

@@ -4,6 +4,7 @@
 //! "Contract section" in the comments of this workspace means `docs/contract.md`.
 
 mod delivery;
+mod destination;
 mod error;
 mod ids;
 mod job;
@@ -18,9 +19,10 @@ mod signature;
 mod timestamp;
 
 pub use delivery::{Attempt, AttemptNumber, Delivery, DeliveryStatus, FailureReason};
+pub use destination::Destination;
 pub use error::{ErrorBody, ErrorCode, FieldError, InFlight, Loc};
 pub use ids::{AttemptId, ClaimId, DeliveryId, OrgId, RunId, SecretId, TokenId};
-pub use job::{Destination, Job, JobError};
+pub use job::{Job, JobError};
 pub use json::{BODY_DEPTH, Json, JsonError, JsonFault, JsonText, Object, VALUE_DEPTH};
 pub use page::Page;
 pub use payload::{CallbackPayload, Event, PayloadError, PayloadFormat};

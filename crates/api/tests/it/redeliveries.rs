@@ -32,7 +32,8 @@ async fn a_redelivery_is_answered_with_a_delivery_of_the_runs_current_state(mut 
     insta::assert_snapshot!("redelivery_accepted", accepted.shown(&[("id", &accepted.id())]));
     let job = api.doorbell().await;
     assert_eq!((job.delivery_id, job.attempt, job.org_id), (accepted.id(), 1, api.org));
-    assert_eq!(job.destination, Destination::of_origin("https://example.com:443"));
+    assert_eq!(job.destination, Destination::of(api.org, "https://example.com:443/"));
+    assert_eq!(job.payload_size, accepted.json()["payload_bytes"].as_str().map(|text| text.len() as u64));
     assert_eq!(job.request_id, accepted.header("x-request-id"));
     assert_eq!(api.get(&format!("/v1/callback-deliveries/{}", accepted.id())).await.text, accepted.text);
 }

@@ -42,10 +42,15 @@ async fn a_run_that_ends_gets_one_automatic_delivery_rung_for_after_the_commit(m
     assert_eq!(put.status, 200);
     let delivery = committed.expect("what is rung for has been committed");
     assert!(delivery.is_automatic);
-    let destination = Destination::of_origin("https://example.com:443");
-    let request_id = "engine-7".to_owned();
-    let expected =
-        Job { version: 1, delivery_id: delivery.id, attempt: 1, destination, org_id: org, request_id };
+    let expected = Job {
+        version: 1,
+        delivery_id: delivery.id,
+        attempt: 1,
+        destination: Destination::of(org, "https://example.com"),
+        payload_size: Some(delivery.payload_bytes.len() as u64),
+        org_id: org,
+        request_id: "engine-7".to_owned(),
+    };
     assert_eq!(job, expected);
     assert_eq!(api.put_run(SUCCEEDED).await.status, 200);
     assert_eq!(api.record().await.1, [delivery]);

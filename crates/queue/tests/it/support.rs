@@ -35,7 +35,8 @@ pub(crate) fn job() -> Job {
         version: Job::VERSION,
         delivery_id: id(Uuid::new_v4()),
         attempt: 1,
-        destination: Destination::of_origin("https://example.com:443"),
+        destination: Destination::from(1),
+        payload_size: None,
         org_id: Uuid::new_v4().to_string().parse().expect("an id"),
         request_id: "req-1".to_owned(),
     }

@@ -1,0 +1,20 @@
+//! The delivery engine's decisions as a pure state machine: no IO, no clock, no randomness, no threads. `dispatcher`
+//! drives it with tokio, `simulation` in virtual time; `store` writes the transitions it makes.
+
+mod fairness;
+mod lease;
+mod outcome;
+pub mod protection;
+mod result;
+mod retry;
+mod settle;
+pub mod transition;
+
+pub use fairness::{
+    ByteRoom, Candidate, DueDestination, HoldState, Look, RelayPlan, Selection, Share, Shares,
+};
+pub use lease::{Claimed, HeldAttempt, Lease};
+pub use outcome::{BODY_KEPT, Failure, LocalFailure, Outcome, Response, kept_body};
+pub use result::{AttemptRecord, AttemptResult, Effect, HoldChange, Settlement};
+pub use retry::RetryPolicy;
+pub use transition::Transition;
