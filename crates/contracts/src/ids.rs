@@ -22,6 +22,13 @@ macro_rules! ids {
             pub fn new(now: Timestamp) -> Self {
                 $name(uuid_v7(now))
             }
+
+            /// The same with random bits of the caller's.
+            pub fn with_random(now: Timestamp, random: u128) -> Self {
+                let millis = now.as_micros().max(0).unsigned_abs() / 1_000;
+                let [bytes @ .., _, _, _, _, _, _] = random.to_be_bytes();
+                $name(uuid::Builder::from_unix_timestamp_millis(millis, &bytes).into_uuid())
+            }
         }
 
         impl fmt::Display for $name {

@@ -23,6 +23,8 @@ pub struct RelayPlan {
     pub has_backlog: bool,
     /// Deliveries that could not be claimed lately: each is tried again by itself.
     pub stepped_over: Vec<DeliveryId>,
+    /// Destinations known to have something due, which have room again. When there are any, the look is at them alone.
+    pub targets: Vec<Destination>,
 }
 
 /// How many bytes of payload may be claimed.
@@ -104,15 +106,26 @@ pub struct Selection {
     pub too_large: Option<Candidate>,
 }
 
-/// How a look of the relay went.
+/// How far a look saw.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Seen {
+    /// Whether more was due than a look by time sees. False after a walk that came to the circle's end.
+    pub has_backlog: bool,
+    /// The last destination that a walk saw. `None`: it has come to the circle's end, or it was no walk.
+    pub walked_to: Option<Destination>,
+}
+
+/// How a look of the relay went. [`RelayPlan::look`] makes it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Look {
     /// Where in the circle the next one begins. `None`: at its beginning.
     pub cursor: Option<Destination>,
     /// Whether more was due than a look by time sees.
     pub has_backlog: bool,
-    /// Whether there is more that could be claimed, given room.
+    /// Whether there is more that could be claimed, given free slots.
     pub has_more: bool,
+    /// Destinations that have more due than they may have now.
+    pub limited: Vec<Destination>,
     /// The size of a payload that did not fit into the budget.
     pub too_large: Option<u64>,
 }
@@ -137,7 +150,7 @@ impl RelayPlan {
         let mut is_full = false;
         while left > 0 && !is_full {
             is_full = true;
-            for (share, room) in allowed.iter_mut().filter(|(share, room)| share.attempts < *room) {
+            for (share, _) in allowed.iter_mut().filter(|(share, room)| share.attempts < *room) {
                 if left == 0 {
                     break;
                 }
@@ -177,19 +190,170 @@ impl RelayPlan {
         selection
     }
 
-    /// Where the next look begins. `walked_to` is the last destination that a walk saw, `None` if the circle has ended.
-    pub fn next_cursor(
-        &self,
-        shares: &Shares,
-        selection: &Selection,
-        walked_to: Option<Destination>,
-    ) -> Option<Destination> {
-        if let Some(candidate) = selection.too_large {
-            return Some(Destination::from(candidate.destination.as_i64().wrapping_sub(1)));
+    /// What a look that saw `due` destinations, shared the room and made a selection means for the next one.
+    pub fn look(&self, due: &[DueDestination], shares: &Shares, selection: &Selection, seen: Seen) -> Look {
+        let mut found: HashMap<Destination, usize> = HashMap::new();
+        for candidate in selection.chosen.iter().chain(&selection.too_large) {
+            *found.entry(candidate.destination).or_default() += 1;
         }
-        match shares.shares.last() {
-            Some(last) if shares.is_cut_short => Some(last.destination),
-            _ => walked_to,
+        let is_used_up = |share: &&Share| found.get(&share.destination) == Some(&share.attempts);
+        let used_up: HashMap<Destination, &Share> = shares
+            .shares
+            .iter()
+            .filter(is_used_up)
+            .map(|share| (share.destination, share))
+            .collect();
+        let open = due.iter().filter(|due| due.hold == HoldState::Open).map(|due| due.destination);
+        let is_limited = |destination: &Destination| match (self.room_of(*destination), used_up.get(destination)) {
+            (0, _) => true,
+            (room, Some(share)) => share.attempts == room,
+            (_, None) => false,
+        };
+        let limited: Vec<Destination> = open.filter(is_limited).collect();
+        let has_more = |share: &&&Share| !share.is_probe && share.attempts < self.room_of(share.destination);
+        let cursor = match (selection.too_large, shares.shares.last()) {
+            // It is that destination's turn again.
+            (Some(candidate), _) => Some(Destination::from(candidate.destination.as_i64().wrapping_sub(1))),
+            (None, Some(last)) if shares.is_cut_short => Some(last.destination),
+            (None, _) => seen.walked_to,
+        };
+        Look {
+            cursor,
+            has_backlog: seen.has_backlog,
+            has_more: shares.is_cut_short || used_up.values().any(|share| has_more(&share)),
+            limited,
+            too_large: selection.too_large.map(|candidate| candidate.bytes),
         }
+    }
+
+    fn room_of(&self, destination: Destination) -> usize {
+        self.rooms.get(&destination).copied().unwrap_or(self.ordinary_room)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use uuid::Uuid;
+
+    use super::*;
+
+    fn plan(room: usize) -> RelayPlan {
+        RelayPlan {
+            room,
+            bytes: ByteRoom { free: 1_000, is_idle: false },
+            ordinary_room: 4,
+            rooms: HashMap::new(),
+            cursor: None,
+            has_backlog: false,
+            stepped_over: Vec::new(),
+            targets: Vec::new(),
+        }
+    }
+
+    fn destination(number: i64) -> Destination {
+        Destination::from(number)
+    }
+
+    fn due(numbers: std::ops::Range<i64>) -> Vec<DueDestination> {
+        numbers.map(|n| DueDestination { destination: destination(n), hold: HoldState::Open }).collect()
+    }
+
+    fn attempts(shares: &Shares) -> Vec<(i64, usize)> {
+        shares.shares.iter().map(|share| (share.destination.as_i64(), share.attempts)).collect()
+    }
+
+    fn candidate(id: u128, of: i64, bytes: u64) -> Candidate {
+        Candidate { delivery_id: DeliveryId(Uuid::from_u128(id)), destination: destination(of), bytes }
+    }
+
+    fn chosen(selection: &Selection) -> Vec<u128> {
+        selection.chosen.iter().map(|candidate| candidate.delivery_id.0.as_u128()).collect()
+    }
+
+    #[test]
+    fn room_is_shared_equally_and_no_destination_gets_more_than_it_may_have() {
+        let mut plan = plan(10);
+        plan.rooms.insert(destination(1), 1);
+        let shares = plan.share(&due(0..3));
+        assert_eq!(attempts(&shares), [(0, 4), (1, 1), (2, 4)]);
+        assert!(!shares.is_cut_short);
+        plan.room = 5;
+        assert_eq!(attempts(&plan.share(&due(0..3))), [(0, 2), (1, 1), (2, 2)]);
+    }
+
+    #[test]
+    fn with_more_destinations_than_room_the_next_look_goes_on_where_this_one_ended() {
+        let mut plan = plan(3);
+        let mut served = Vec::new();
+        for _ in 0..3 {
+            let due = due(0..8);
+            let shares = plan.share(&due);
+            served.extend(attempts(&shares).into_iter().map(|(destination, _)| destination));
+            plan.cursor = plan.look(&due, &shares, &Selection::default(), Seen::default()).cursor;
+        }
+        assert_eq!(served, [0, 1, 2, 3, 4, 5, 6, 7, 0]);
+    }
+
+    #[test]
+    fn full_and_held_destinations_get_nothing_and_a_half_open_one_its_probe() {
+        let mut plan = plan(10);
+        plan.rooms.insert(destination(0), 0);
+        let mut due = due(0..3);
+        (due[1].hold, due[2].hold) = (HoldState::Held, HoldState::HalfOpen);
+        let shares = plan.share(&due);
+        let probe = Share { destination: destination(2), attempts: 1, is_probe: true };
+        assert_eq!((shares.shares.as_slice(), shares.is_cut_short), ([probe].as_slice(), false));
+        let look = plan.look(&due, &shares, &Selection::default(), Seen::default());
+        assert_eq!((look.limited, look.has_more), (vec![destination(0)], false));
+    }
+
+    #[test]
+    fn a_destination_that_used_up_what_it_may_have_is_limited_and_one_that_could_have_more_says_so() {
+        let plan = plan(10);
+        let due = due(0..2);
+        let shares = plan.share(&due);
+        let all = |count| (0..count).map(|id| candidate(id, 0, 1)).collect::<Vec<_>>();
+        let look = |candidates: &[Candidate]| {
+            plan.look(&due, &shares, &plan.select(candidates), Seen::default())
+        };
+        assert_eq!(look(&all(4)).limited, [destination(0)]);
+        assert!(look(&all(3)).limited.is_empty());
+        let narrow = RelayPlan { room: 2, ..plan.clone() };
+        let shares = narrow.share(&due);
+        let one = narrow.select(&[candidate(0, 0, 1)]);
+        assert!(narrow.look(&due, &shares, &one, Seen::default()).has_more);
+    }
+
+    #[test]
+    fn bytes_are_shared_like_attempts_and_the_first_that_does_not_fit_is_next() {
+        let plan = plan(10);
+        let candidates = [candidate(1, 0, 400), candidate(2, 0, 400), candidate(3, 1, 400), candidate(4, 1, 1)];
+        let selection = plan.select(&candidates);
+        assert_eq!(chosen(&selection), [1, 3]);
+        assert_eq!(selection.too_large, Some(candidates[1]));
+        let due = due(0..2);
+        let look = plan.look(&due, &plan.share(&due), &selection, Seen::default());
+        assert_eq!((look.cursor, look.too_large), (Some(destination(-1)), Some(400)));
+    }
+
+    #[test]
+    fn a_payload_beyond_the_budget_goes_alone() {
+        let mut plan = plan(10);
+        let candidates = [candidate(1, 0, 5_000), candidate(2, 1, 1)];
+        assert!(chosen(&plan.select(&candidates)).is_empty());
+        plan.bytes.is_idle = true;
+        assert_eq!(chosen(&plan.select(&candidates)), [1]);
+    }
+
+    #[test]
+    fn when_a_hold_ends_one_attempt_goes_first() {
+        let now = Timestamp::from_micros(1_000_000);
+        let second = std::time::Duration::from_secs(1);
+        let of = |held_until, probing_until| HoldState::of(Some((held_until, probing_until)), now);
+        assert_eq!(HoldState::of(None, now), HoldState::Open);
+        assert_eq!(of(now + second, None), HoldState::Held);
+        assert_eq!(of(now, None), HoldState::HalfOpen);
+        assert_eq!(of(now, Some(now + second)), HoldState::Held);
+        assert_eq!(of(now, Some(now)), HoldState::HalfOpen);
     }
 }

@@ -1,6 +1,7 @@
 //! The delivery engine's decisions as a pure state machine: no IO, no clock, no randomness, no threads. `dispatcher`
 //! drives it with tokio, `simulation` in virtual time; `store` writes the transitions it makes.
 
+mod destination;
 mod fairness;
 mod lease;
 mod outcome;
@@ -11,7 +12,7 @@ mod settle;
 pub mod transition;
 
 pub use fairness::{
-    ByteRoom, Candidate, DueDestination, HoldState, Look, RelayPlan, Selection, Share, Shares,
+    ByteRoom, Candidate, DueDestination, HoldState, Look, RelayPlan, Seen, Selection, Share, Shares,
 };
 pub use lease::{Claimed, HeldAttempt, Lease};
 pub use outcome::{BODY_KEPT, Failure, LocalFailure, Outcome, Response, kept_body};

@@ -17,10 +17,11 @@ const KEY_MISSING_WAIT: Duration = Duration::from_secs(30);
 
 impl RetryPolicy {
     /// Settles an attempt that came to `outcome` after `elapsed`: what goes on record and what follows.
-    /// `jitter_unit` is a random number from -1 to 1.
+    /// `id` becomes the record's; `jitter_unit` is a random number from -1 to 1.
     pub fn settle(
         &self,
         held: &HeldAttempt,
+        id: AttemptId,
         outcome: Outcome,
         elapsed: Option<Duration>,
         now: Timestamp,
@@ -46,7 +47,7 @@ impl RetryPolicy {
             claim_id: held.claim_id,
             destination: held.destination,
             record: AttemptRecord {
-                id: AttemptId::new(now),
+                id,
                 number: held.attempt,
                 failure,
                 status_code: response.as_ref().map(|response| i32::from(response.status)),
@@ -60,12 +61,18 @@ impl RetryPolicy {
     }
 
     /// Settles an attempt that nobody recorded while its lease lasted.
-    pub fn settle_lost(&self, held: &HeldAttempt, now: Timestamp, jitter_unit: f64) -> AttemptResult {
+    pub fn settle_lost(
+        &self,
+        held: &HeldAttempt,
+        id: AttemptId,
+        now: Timestamp,
+        jitter_unit: f64,
+    ) -> AttemptResult {
         let detail = "the dispatcher stopped or stalled during the attempt; it may have reached the receiver";
         let outcome = Outcome::failed(FailureReason::OutcomeUnknown, detail);
         // A probe that is lost says nothing of its destination; its own lease lets the next one go.
         let held = HeldAttempt { is_probe: false, ..held.clone() };
-        self.settle(&held, outcome, None, now, jitter_unit)
+        self.settle(&held, id, outcome, None, now, jitter_unit)
     }
 
     fn judge(
@@ -107,4 +114,144 @@ fn http_error(status: u16) -> Failure {
     let phrase = http::StatusCode::from_u16(status).ok().and_then(|code| code.canonical_reason());
     let phrase = phrase.map(|phrase| format!(" {phrase}")).unwrap_or_default();
     Failure { reason: FailureReason::HttpError, detail: format!("the receiver answered {status}{phrase}") }
+}
+
+#[cfg(test)]
+mod tests {
+    use contracts::{AttemptNumber, ClaimId, DeliveryId, Destination, OrgId, RunId};
+    use proptest::prelude::*;
+    use uuid::Uuid;
+
+    use super::*;
+
+    const CAP: Duration = Duration::from_secs(900);
+
+    fn policy() -> RetryPolicy {
+        let schedule = vec![Duration::from_secs(10), Duration::from_secs(60)];
+        RetryPolicy { schedule, jitter: 0.1, stop_on_gone: false, hold_cap: CAP }
+    }
+
+    fn now() -> Timestamp {
+        Timestamp::parse("2023-11-07T05:31:56Z").unwrap()
+    }
+
+    fn held(attempt: AttemptNumber, is_probe: bool) -> HeldAttempt {
+        HeldAttempt {
+            delivery_id: DeliveryId(Uuid::nil()),
+            org_id: OrgId(Uuid::nil()),
+            run_id: RunId(Uuid::nil()),
+            destination: Destination::from(1),
+            attempt,
+            max_attempts: 8,
+            request_id: "r".to_owned(),
+            claim_id: ClaimId(Uuid::nil()),
+            claimed_at: now(),
+            is_probe,
+        }
+    }
+
+    fn answered(status: u16, retry_after: Option<&str>) -> Outcome {
+        let retry_after = retry_after.map(str::to_owned);
+        Outcome::Answered(Response { status, body: String::new(), retry_after })
+    }
+
+    fn settled(outcome: Outcome, attempt: AttemptNumber) -> AttemptResult {
+        let id = AttemptId(Uuid::nil());
+        policy().settle(&held(attempt, false), id, outcome, None, now(), 0.0)
+    }
+
+    fn hold_after(outcome: Outcome, is_probe: bool) -> HoldChange {
+        let id = AttemptId(Uuid::nil());
+        policy().settle(&held(1, is_probe), id, outcome, None, now(), 0.0).hold
+    }
+
+    fn wait_after(outcome: Outcome, attempt: AttemptNumber) -> Option<Duration> {
+        match settled(outcome, attempt).settlement {
+            Settlement::RetryAt(at) => Some(at.since(now())),
+            _ => None,
+        }
+    }
+
+    #[test]
+    fn any_2xx_succeeds_and_anything_else_is_retried() {
+        for status in [200, 201, 204, 299] {
+            let result = settled(answered(status, None), 1);
+            assert_eq!((result.record.failure, result.settlement), (None, Settlement::Succeeded));
+        }
+        for status in [100, 301, 302, 400, 404, 410, 429, 500, 503] {
+            assert_eq!(wait_after(answered(status, None), 1), Some(Duration::from_secs(10)), "{status}");
+        }
+    }
+
+    #[test]
+    fn waits_follow_the_schedule_and_its_last_one_repeats() {
+        let waits: Vec<_> = (1..=4).map(|n| wait_after(answered(500, None), n).unwrap().as_secs()).collect();
+        assert_eq!(waits, [10, 60, 60, 60]);
+    }
+
+    #[test]
+    fn the_last_attempt_of_the_budget_fails_the_delivery() {
+        let result = settled(answered(503, None), 8);
+        assert_eq!(result.settlement, Settlement::Failed);
+        assert_eq!(result.record.failure.unwrap().detail, "the receiver answered 503 Service Unavailable");
+    }
+
+    #[test]
+    fn retry_after_lengthens_a_wait_but_never_shortens_it_and_is_capped() {
+        let wait = |status, header| wait_after(answered(status, Some(header)), 1).unwrap().as_secs();
+        assert_eq!(wait(503, "30"), 30);
+        assert_eq!(wait(429, "30"), 30);
+        assert_eq!(wait(503, "3"), 10);
+        assert_eq!(wait(503, "86400"), 3600);
+        assert_eq!(wait(503, "Tue, 07 Nov 2023 05:32:56 GMT"), 60);
+        assert_eq!(wait(503, "Mon, 06 Nov 2023 05:32:56 GMT"), 10);
+        assert_eq!(wait(503, "soon"), 10);
+        assert_eq!(wait(500, "30"), 10);
+    }
+
+    #[test]
+    fn a_410_ends_the_delivery_only_when_asked_to() {
+        let stop = RetryPolicy { stop_on_gone: true, ..policy() };
+        let id = AttemptId(Uuid::nil());
+        let result = stop.settle(&held(1, false), id, answered(410, None), None, now(), 0.0);
+        let reason = result.record.failure.unwrap().reason;
+        assert_eq!((reason, result.settlement), (FailureReason::Gone, Settlement::Failed));
+    }
+
+    #[test]
+    fn a_retry_after_on_429_and_503_holds_the_destination_up_to_the_cap() {
+        let until = |seconds| HoldChange::HoldUntil(now() + Duration::from_secs(seconds));
+        assert_eq!(hold_after(answered(429, Some("30")), false), until(30));
+        assert_eq!(hold_after(answered(503, Some("30")), true), until(30));
+        assert_eq!(hold_after(answered(503, Some("3600")), false), until(CAP.as_secs()));
+        assert_eq!(hold_after(answered(503, None), false), HoldChange::None);
+        assert_eq!(hold_after(answered(500, Some("30")), false), HoldChange::None);
+    }
+
+    #[test]
+    fn a_probe_that_does_not_hold_again_opens_its_destination() {
+        for outcome in [answered(200, None), answered(503, None), Outcome::failed(FailureReason::Timeout, "")] {
+            assert_eq!(hold_after(outcome, true), HoldChange::Open);
+        }
+        assert_eq!(hold_after(Outcome::NotSent(LocalFailure::NoSocket), true), HoldChange::ProbeAgain);
+    }
+
+    #[test]
+    fn an_attempt_that_was_not_sent_is_handed_back_even_if_it_was_the_last() {
+        let result = settled(Outcome::NotSent(LocalFailure::NoNameServer), 8);
+        assert!(matches!(result.settlement, Settlement::HandedBack(at) if at > now()));
+    }
+
+    proptest! {
+        #[test]
+        fn jitter_keeps_a_wait_within_its_share(attempt in 1..8_i32, jitter_unit in -1.0..=1.0_f64) {
+            let id = AttemptId(Uuid::nil());
+            let result = policy().settle(&held(attempt, false), id, answered(500, None), None, now(), jitter_unit);
+            let Settlement::RetryAt(at) = result.settlement
+            else { panic!("budget is left") };
+            let planned = if attempt == 1 { 10.0 } else { 60.0 };
+            let ratio = at.since(now()).as_secs_f64() / planned;
+            prop_assert!((0.9 - 1e-6..=1.1 + 1e-6).contains(&ratio), "{ratio}");
+        }
+    }
 }
