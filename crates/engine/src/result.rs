@@ -1,6 +1,6 @@
 //! What an attempt came to, as finished data for the store.
 
-use contracts::{AttemptId, AttemptNumber, ClaimId, DeliveryId, Destination, Timestamp};
+use contracts::{AttemptId, AttemptNumber, ClaimId, DeliveryId, Destination, OrgId, Timestamp};
 
 use crate::outcome::Failure;
 
@@ -11,7 +11,10 @@ pub struct AttemptResult {
     pub delivery_id: DeliveryId,
     /// The claim the attempt was made under.
     pub claim_id: ClaimId,
+    pub org_id: OrgId,
     pub destination: Destination,
+    /// Whether it is its destination's probe that ends: another one may go then, whatever came of this one.
+    pub is_probe: bool,
     /// What goes on record.
     pub record: AttemptRecord,
     /// What follows.

@@ -45,7 +45,9 @@ impl RetryPolicy {
         AttemptResult {
             delivery_id: held.delivery_id,
             claim_id: held.claim_id,
+            org_id: held.org_id,
             destination: held.destination,
+            is_probe: held.is_probe,
             record: AttemptRecord {
                 id,
                 number: held.attempt,
