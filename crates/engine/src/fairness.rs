@@ -13,6 +13,8 @@ pub struct RelayPlan {
     pub room: usize,
     /// How many bytes of payload may be claimed.
     pub bytes: ByteRoom,
+    /// Bytes in flight of each destination that has any.
+    pub bytes_in_flight: HashMap<Destination, u64>,
     /// How many attempts a destination may have that is not in `rooms`.
     pub ordinary_room: usize,
     /// How many attempts each other destination may have now.
@@ -28,12 +30,41 @@ pub struct RelayPlan {
 }
 
 /// How many bytes of payload may be claimed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ByteRoom {
     /// What is left of the budget.
     pub free: u64,
     /// Whether nothing is in flight: then one payload goes however large it is, alone.
     pub is_idle: bool,
+    /// The most of one destination, but for a single larger payload.
+    pub per_destination: u64,
+}
+
+/// Whether a payload may be claimed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Fit {
+    Fits,
+    /// Its destination has as much in flight as it may.
+    DestinationFull,
+    /// It is larger than what is left of the budget.
+    TooLarge,
+}
+
+impl ByteRoom {
+    /// Takes a payload's bytes if it fits beside those `in_flight` to its destination.
+    pub(crate) fn judge(&mut self, bytes: u64, in_flight: &mut u64) -> Fit {
+        if !is_off(Protection::ByteBudget) {
+            if *in_flight > 0 && in_flight.saturating_add(bytes) > self.per_destination {
+                return Fit::DestinationFull;
+            }
+            if bytes > self.free && !self.is_idle {
+                return Fit::TooLarge;
+            }
+        }
+        (self.free, self.is_idle) = (self.free.saturating_sub(bytes), false);
+        *in_flight = in_flight.saturating_add(bytes);
+        Fit::Fits
+    }
 }
 
 /// A destination with something due, as a look sees it.
@@ -102,6 +133,8 @@ pub struct Candidate {
 pub struct Selection {
     /// Those that are.
     pub chosen: Vec<Candidate>,
+    /// Destinations that have as many bytes in flight as they may.
+    pub limited: Vec<Destination>,
     /// The first that did not fit into the budget. It is the next one's turn.
     pub too_large: Option<Candidate>,
 }
@@ -131,6 +164,12 @@ pub struct Look {
 }
 
 impl RelayPlan {
+    /// How many destinations a walk looks at, at most: so many that it is worth its transaction, and no more than there is
+    /// room for, as each costs the same whether something is due there or not.
+    pub fn steps(&self) -> usize {
+        (2 * self.room).clamp(64, 256)
+    }
+
     /// Shares the room among the destinations that are due: each in turn gets one attempt more, until the room is
     /// used up or each has what it may have. `due` is in ascending order.
     pub fn share(&self, due: &[DueDestination]) -> Shares {
@@ -177,15 +216,20 @@ impl RelayPlan {
             .collect();
         ranked.sort_by_key(|(rank, _)| *rank); // stable: the shares' order within a rank
         let mut selection = Selection::default();
-        let mut free = self.bytes.free;
+        let mut bytes = self.bytes.clone();
+        let mut in_flight = self.bytes_in_flight.clone();
         for (_, candidate) in ranked {
-            let goes_alone = self.bytes.is_idle && selection.chosen.is_empty();
-            if candidate.bytes > free && !goes_alone && !is_off(Protection::ByteBudget) {
-                selection.too_large = Some(candidate);
-                break;
+            if selection.limited.contains(&candidate.destination) {
+                continue;
             }
-            free = free.saturating_sub(candidate.bytes);
-            selection.chosen.push(candidate);
+            match bytes.judge(candidate.bytes, in_flight.entry(candidate.destination).or_default()) {
+                Fit::Fits => selection.chosen.push(candidate),
+                Fit::DestinationFull => selection.limited.push(candidate.destination),
+                Fit::TooLarge => {
+                    selection.too_large = Some(candidate);
+                    break;
+                }
+            }
         }
         selection
     }
@@ -209,7 +253,7 @@ impl RelayPlan {
             (room, Some(share)) => share.attempts == room,
             (_, None) => false,
         };
-        let limited: Vec<Destination> = open.filter(is_limited).collect();
+        let limited = open.filter(|of| is_limited(of) || selection.limited.contains(of)).collect();
         let has_more = |share: &&&Share| !share.is_probe && share.attempts < self.room_of(share.destination);
         let cursor = match (selection.too_large, shares.shares.last()) {
             // It is that destination's turn again.
@@ -240,7 +284,8 @@ mod tests {
     fn plan(room: usize) -> RelayPlan {
         RelayPlan {
             room,
-            bytes: ByteRoom { free: 1_000, is_idle: false },
+            bytes: ByteRoom { free: 1_000, is_idle: false, per_destination: 1_000 },
+            bytes_in_flight: HashMap::new(),
             ordinary_room: 4,
             rooms: HashMap::new(),
             cursor: None,
@@ -334,6 +379,17 @@ mod tests {
         let due = due(0..2);
         let look = plan.look(&due, &plan.share(&due), &selection, Seen::default());
         assert_eq!((look.cursor, look.too_large), (Some(destination(-1)), Some(400)));
+    }
+
+    #[test]
+    fn one_destination_has_its_share_of_the_bytes_but_for_a_single_larger_payload() {
+        let mut plan = plan(10);
+        plan.bytes.per_destination = 500;
+        let candidates = [candidate(1, 0, 300), candidate(2, 0, 300), candidate(3, 0, 1), candidate(4, 1, 600)];
+        let selection = plan.select(&candidates);
+        assert_eq!((chosen(&selection), selection.too_large), (vec![1, 4], None));
+        let due = due(0..2);
+        assert_eq!(plan.look(&due, &plan.share(&due), &selection, Seen::default()).limited, [destination(0)]);
     }
 
     #[test]

@@ -2,6 +2,7 @@
 //! drives it with tokio, `simulation` in virtual time; `store` writes the transitions it makes.
 
 mod destination;
+pub mod dispatch;
 mod fairness;
 mod lease;
 mod outcome;

@@ -1,0 +1,71 @@
+//! Deliveries that the database refuses to move: each is left alone for a while.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use contracts::DeliveryId;
+
+/// The first wait; each further one is twice as long.
+const FIRST: Duration = Duration::from_secs(2);
+const LONGEST: Duration = Duration::from_secs(300);
+/// More than this are not told apart: something is wrong with the database as a whole.
+const MOST: usize = 1_000;
+
+#[derive(Debug, Default)]
+pub(super) struct SteppedOver(BTreeMap<DeliveryId, Wait>);
+
+#[derive(Debug)]
+struct Wait {
+    until: Duration,
+    length: Duration,
+}
+
+impl SteppedOver {
+    /// Leaves one alone. Returns for how long.
+    pub(super) fn add(&mut self, id: DeliveryId, now: Duration) -> Duration {
+        let length = self.0.get(&id).map_or(FIRST, |wait| (wait.length * 2).min(LONGEST));
+        if self.0.len() < MOST || self.0.contains_key(&id) {
+            self.0.insert(id, Wait { until: now + length, length });
+        }
+        length
+    }
+
+    /// It could be moved.
+    pub(super) fn remove(&mut self, id: DeliveryId) {
+        self.0.remove(&id);
+    }
+
+    /// Those that are left alone now.
+    pub(super) fn ids(&self, now: Duration) -> Vec<DeliveryId> {
+        self.0.iter().filter(|(_, wait)| wait.until > now).map(|(id, _)| *id).collect()
+    }
+
+    /// Forgets those that have not been refused again since their time came.
+    pub(super) fn forget_old(&mut self, now: Duration) {
+        self.0.retain(|_, wait| wait.until + LONGEST > now);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use uuid::Uuid;
+
+    use super::*;
+
+    #[test]
+    fn each_refusal_doubles_the_wait_up_to_the_longest() {
+        let (mut stepped_over, id) = (SteppedOver::default(), DeliveryId(Uuid::nil()));
+        let mut now = Duration::ZERO;
+        let mut waits = Vec::new();
+        for _ in 0..10 {
+            let wait = stepped_over.add(id, now);
+            assert_eq!(stepped_over.ids(now), [id]);
+            now += wait;
+            assert!(stepped_over.ids(now).is_empty());
+            waits.push(wait.as_secs());
+        }
+        assert_eq!(waits, [2, 4, 8, 16, 32, 64, 128, 256, 300, 300]);
+        stepped_over.remove(id);
+        assert_eq!(stepped_over.add(id, now), FIRST);
+    }
+}

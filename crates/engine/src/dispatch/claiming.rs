@@ -1,0 +1,482 @@
+//! Whose turn it is to be claimed, and the claim in progress: doorbells, destinations known to have more than they
+//! may have at once, and whatever is due, take turns.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::time::Duration;
+
+use contracts::{ClaimId, DeliveryId, Destination, Job};
+
+use super::{Action, BATCH, Dispatch, Now, OUTAGE_PAUSE};
+use crate::fairness::{ByteRoom, Fit, Look, RelayPlan};
+use crate::lease::{Claimed, Lease};
+use crate::outcome::{LocalFailure, Outcome};
+use crate::protection::{Protection, is_off};
+
+/// How often the relay looks for what is due. A retry is late by at most this, plus its claim.
+const POLL_INTERVAL: Duration = Duration::from_millis(250);
+/// Upper bound of the poll interval while polls are slow, as when a dump keeps PostgreSQL from forgetting old rows.
+const LONGEST_POLL_INTERVAL: Duration = Duration::from_secs(3);
+/// At full load, freed slots gather into one claim until there are so many …
+const GATHERED: usize = 16;
+/// … or the first of them has been free for so long.
+const GATHERING: Duration = Duration::from_millis(4);
+/// The most destinations that are remembered to have more than they may have at once. The circle finds the others.
+const MOST_LIMITED: usize = 1_000;
+
+/// A claim to make in one transaction.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Claim {
+    /// The same in every try of one claim and in no other.
+    pub id: ClaimId,
+    /// What is claimed.
+    pub source: ClaimSource,
+    /// Whether an earlier try's commit may have come through: what carries the id already is ours.
+    pub is_retry: bool,
+}
+
+/// Where the attempts of a claim come from.
+#[derive(Clone, Debug, PartialEq)]
+pub enum ClaimSource {
+    /// What doorbells ask for.
+    Doorbells(Vec<Job>),
+    /// What is due in the database.
+    Relay(RelayPlan),
+}
+
+/// The state of claiming.
+#[derive(Debug)]
+pub(super) struct Claiming {
+    in_progress: Option<InProgress>,
+    /// Whose turn it was last.
+    last: Turn,
+    /// The next look at whatever is due.
+    look_at: Duration,
+    cursor: Option<Destination>,
+    has_backlog: bool,
+    /// Whether anything was claimed since the circle began, and how long its looks took.
+    circle: Circle,
+    /// Destinations that have more due than they might have at once.
+    limited: BTreeSet<Destination>,
+    /// When a slot of one of them was freed.
+    freed_at: Option<Duration>,
+    /// A payload that waits until so many bytes are free.
+    reserved: Option<u64>,
+    /// The most attempts of one claim: halved when one is refused.
+    limit: usize,
+    /// When the last claim committed.
+    ended_at: Duration,
+    paused_until: Duration,
+}
+
+#[derive(Debug, Default)]
+struct Circle {
+    claimed: usize,
+    took: Duration,
+}
+
+#[derive(Debug)]
+struct InProgress {
+    claim: Claim,
+    tokens: Vec<u64>,
+    turn: Turn,
+    /// When this try began.
+    began: Duration,
+    /// When the last try was over.
+    tried_by: Option<Duration>,
+    /// When the next try begins, if this one is over.
+    retry_at: Option<Duration>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Turn {
+    Doorbells,
+    Limited,
+    Due,
+}
+
+impl Claiming {
+    pub(super) fn new(now: Duration, cursor: Destination) -> Claiming {
+        Claiming {
+            in_progress: None,
+            last: Turn::Due,
+            look_at: now,
+            // Dispatchers begin at different places, so that they don't reach for the same rows.
+            cursor: Some(cursor),
+            has_backlog: false,
+            circle: Circle::default(),
+            limited: BTreeSet::new(),
+            freed_at: None,
+            reserved: None,
+            limit: BATCH,
+            ended_at: Duration::ZERO,
+            paused_until: Duration::ZERO,
+        }
+    }
+
+    pub(super) fn is_in_progress(&self) -> bool {
+        self.in_progress.is_some()
+    }
+
+    /// Whether the database is away: no doorbell is taken.
+    pub(super) fn is_paused(&self) -> bool {
+        self.in_progress.as_ref().is_some_and(|claim| claim.tried_by.is_some())
+    }
+
+    pub(super) fn retry_at(&self) -> Option<Duration> {
+        self.in_progress.as_ref()?.retry_at
+    }
+
+    /// A destination has more due than it may have now.
+    pub(super) fn note_limited(&mut self, destination: Destination) {
+        if self.limited.len() < MOST_LIMITED {
+            self.limited.insert(destination);
+        }
+    }
+
+    pub(super) fn slot_freed(&mut self, destination: Destination, now: Duration) {
+        if self.limited.contains(&destination) {
+            self.freed_at.get_or_insert(now);
+        }
+    }
+
+    /// Gives up a claim that waits for its next try. Returns its doorbells.
+    pub(super) fn abandon_retry(&mut self) -> Vec<u64> {
+        let waiting = self.in_progress.take_if(|claim| claim.retry_at.is_some());
+        waiting.map(|claim| claim.tokens).unwrap_or_default()
+    }
+}
+
+impl Dispatch {
+    /// Begins the next claim, if there is one to make.
+    pub(super) fn claim(&mut self, now: Now, actions: &mut Vec<Action>) {
+        if let Some(claim) = &mut self.claiming.in_progress {
+            if claim.retry_at.is_some_and(|at| at <= now.monotonic) {
+                if is_off(Protection::ClaimRecovered) {
+                    claim.claim.id = ClaimId::with_random(now.clock, self.rng.u128(..));
+                } else {
+                    claim.claim.is_retry = true;
+                }
+                (claim.retry_at, claim.began) = (None, now.monotonic);
+                actions.push(Action::Claim(claim.claim.clone()));
+            }
+            return;
+        }
+        let room = self.room();
+        if self.is_stopping || room == 0 || self.claim_paused_until() > now.monotonic {
+            return;
+        }
+        // Each in turn, so that none starves the others.
+        let order = match self.claiming.last {
+            Turn::Doorbells => [Turn::Limited, Turn::Due, Turn::Doorbells],
+            Turn::Limited => [Turn::Due, Turn::Doorbells, Turn::Limited],
+            Turn::Due => [Turn::Doorbells, Turn::Limited, Turn::Due],
+        };
+        let next = order.into_iter().find_map(|turn| {
+            let (source, tokens) = match turn {
+                Turn::Doorbells => self.claim_of_doorbells(room, now, actions)?,
+                Turn::Limited => (self.claim_of_limited(room, now)?, Vec::new()),
+                Turn::Due => (self.claim_of_due(room, now)?, Vec::new()),
+            };
+            Some((turn, source, tokens))
+        });
+        let Some((turn, source, tokens)) = next else { return };
+        let id = ClaimId::with_random(now.clock, self.rng.u128(..));
+        let claim = Claim { id, source, is_retry: false };
+        self.claiming.last = turn;
+        if is_off(Protection::AcknowledgeAfterClaim) && !tokens.is_empty() {
+            actions.push(Action::Acknowledge(tokens.clone()));
+        }
+        actions.push(Action::Claim(claim.clone()));
+        self.claiming.in_progress =
+            Some(InProgress { claim, tokens, turn, began: now.monotonic, tried_by: None, retry_at: None });
+    }
+
+    /// When the next claim can begin if nothing else happens.
+    pub(super) fn next_claim_at(&self) -> Option<Duration> {
+        if self.claiming.is_in_progress() || self.room() == 0 || self.is_reserved() {
+            return None;
+        }
+        let gathering = self.claiming.freed_at.or((self.doorbells.len() > 0).then_some(self.claiming.ended_at));
+        let gathered = gathering.map(|at| at + GATHERING);
+        let relay = (!is_off(Protection::Relay)).then_some(self.claiming.look_at);
+        let next = [relay, gathered].into_iter().flatten().min()?;
+        Some(next.max(self.claim_paused_until()))
+    }
+
+    fn claim_paused_until(&self) -> Duration {
+        self.claiming.paused_until.max(self.troubles.paused_until())
+    }
+
+    /// Free slots.
+    fn room(&self) -> usize {
+        let taken = self.attempts.len() + self.recording.len();
+        let free = self.limits.max_in_flight.saturating_sub(taken);
+        free.min(self.troubles.room()).min(self.claiming.limit)
+    }
+
+    fn byte_room(&self) -> ByteRoom {
+        let free = self.limits.max_in_flight_bytes.saturating_sub(self.bytes_in_flight);
+        let per_destination = self.limits.max_in_flight_bytes / 8;
+        ByteRoom { free, is_idle: self.attempts.is_empty(), per_destination }
+    }
+
+    fn bytes_by_destination(&self) -> HashMap<Destination, u64> {
+        self.attempts.values().fold(HashMap::new(), |mut bytes, attempt| {
+            *bytes.entry(attempt.held.destination).or_default() += attempt.bytes;
+            bytes
+        })
+    }
+
+    /// Whether a larger payload has its turn, and waits for bytes.
+    fn is_reserved(&self) -> bool {
+        let ByteRoom { free, is_idle, .. } = self.byte_room();
+        self.claiming.reserved.is_some_and(|bytes| bytes > free && !is_idle)
+    }
+
+    fn claim_of_doorbells(
+        &mut self,
+        room: usize,
+        now: Now,
+        actions: &mut Vec<Action>,
+    ) -> Option<(ClaimSource, Vec<u64>)> {
+        if self.doorbells.len() == 0 || self.is_reserved() {
+            return None;
+        }
+        let is_saturated = self.doorbells.len() > room && !self.attempts.is_empty();
+        if is_saturated && room < GATHERED && self.claiming.ended_at + GATHERING > now.monotonic {
+            return None;
+        }
+        let (mut bytes, mut in_flight) = (self.byte_room(), self.bytes_by_destination());
+        let (mut full, mut begun) = (BTreeSet::new(), BTreeMap::<Destination, usize>::new());
+        let destinations = &self.destinations;
+        let (taken, refused) = self.doorbells.take(room, |job| {
+            let destination = job.destination;
+            let begun = begun.entry(destination).or_default();
+            // One that does not say how large its payload is is left to the relay.
+            let fits = *begun < destinations.room(destination, now)
+                && job.payload_size.is_some_and(|size| {
+                    bytes.judge(size, in_flight.entry(destination).or_default()) == Fit::Fits
+                });
+            if fits {
+                *begun += 1;
+            } else {
+                full.insert(destination);
+            }
+            fits
+        });
+        self.acknowledge(&refused, actions);
+        full.into_iter().for_each(|destination| {
+            self.claiming.note_limited(destination);
+            self.claiming.freed_at.get_or_insert(now.monotonic);
+        });
+        if taken.is_empty() {
+            return None;
+        }
+        let (tokens, jobs) = taken.into_iter().map(|doorbell| (doorbell.token, doorbell.job)).unzip();
+        Some((ClaimSource::Doorbells(jobs), tokens))
+    }
+
+    fn claim_of_limited(&mut self, room: usize, now: Now) -> Option<ClaimSource> {
+        let freed_at = self.claiming.freed_at?;
+        if is_off(Protection::Relay) || self.is_reserved() {
+            return None;
+        }
+        let rooms = self.claiming.limited.iter().map(|of| (*of, self.destinations.room(*of, now)));
+        let (mut targets, mut claimable) = (Vec::new(), 0_usize);
+        for (destination, room) in rooms.filter(|(_, room)| *room > 0).take(BATCH) {
+            targets.push(destination);
+            claimable = claimable.saturating_add(room);
+        }
+        if targets.is_empty() {
+            self.claiming.freed_at = None;
+            return None;
+        }
+        if claimable.min(room) < GATHERED && freed_at + GATHERING > now.monotonic {
+            return None;
+        }
+        self.claiming.freed_at = None;
+        targets.iter().for_each(|destination| {
+            self.claiming.limited.remove(destination);
+        });
+        Some(ClaimSource::Relay(RelayPlan { targets, ..self.plan(room, now) }))
+    }
+
+    fn claim_of_due(&self, room: usize, now: Now) -> Option<ClaimSource> {
+        let is_time = self.claiming.look_at <= now.monotonic && !self.is_reserved();
+        (is_time && !is_off(Protection::Relay)).then(|| ClaimSource::Relay(self.plan(room, now)))
+    }
+
+    fn plan(&self, room: usize, now: Now) -> RelayPlan {
+        RelayPlan {
+            room,
+            bytes: self.byte_room(),
+            bytes_in_flight: self.bytes_by_destination(),
+            ordinary_room: self.destinations.ordinary_room(),
+            rooms: self.destinations.rooms(now),
+            cursor: self.claiming.cursor,
+            has_backlog: self.claiming.has_backlog,
+            stepped_over: self.stepped_over.ids(now.monotonic),
+            targets: Vec::new(),
+        }
+    }
+
+    pub(super) fn claimed(
+        &mut self,
+        claimed: Vec<Claimed>,
+        is_recovered: bool,
+        look: Option<Look>,
+        now: Now,
+        actions: &mut Vec<Action>,
+    ) {
+        let Some(claim) = self.claiming.in_progress.take() else { return };
+        if claim.tried_by.is_some() {
+            actions.push(Action::Resume);
+        }
+        if !claim.tokens.is_empty() {
+            actions.push(Action::Acknowledge(claim.tokens.clone()));
+        }
+        self.claiming.limit = (self.claiming.limit * 2).min(BATCH);
+        self.claiming.ended_at = now.monotonic;
+        self.looked(&claim, claimed.len(), look, now);
+        // Only a claim of which several tries came through can exceed its slots. What is over is handed back.
+        let free = self.limits.max_in_flight.saturating_sub(self.attempts.len() + self.recording.len());
+        for (index, claimed) in claimed.into_iter().enumerate() {
+            self.stepped_over.remove(claimed.held.delivery_id);
+            if index >= free {
+                let not_sent = Outcome::NotSent(LocalFailure::LeaseTooShort);
+                let result = self.settle(claimed.held, not_sent, None, now);
+                self.recording.push(result);
+                continue;
+            }
+            let lease = match (is_recovered && !is_off(Protection::LeasePerRow), claim.tried_by) {
+                (true, Some(tried_by)) => {
+                    let claimed_at = claimed.held.claimed_at;
+                    Lease::given_at(claimed_at, self.limits.lease, now.clock, now.monotonic, tried_by)
+                }
+                _ => Lease::since(claim.began, self.limits.lease),
+            };
+            self.send(claimed, lease, now, actions);
+        }
+    }
+
+    /// Takes note of how a look went, for the next one.
+    fn looked(&mut self, claim: &InProgress, count: usize, look: Option<Look>, now: Now) {
+        let ClaimSource::Relay(plan) = &claim.claim.source else { return };
+        let Some(look) = look else {
+            // An earlier try's commit had come through: it says nothing of what is left.
+            self.note_targets(plan, now);
+            self.claiming.look_at = now.monotonic;
+            return;
+        };
+        self.claiming.reserved = look.too_large;
+        for destination in look.limited {
+            self.claiming.note_limited(destination);
+            if self.destinations.room(destination, now) > 0 {
+                // Freed while the look went on.
+                self.claiming.freed_at.get_or_insert(now.monotonic);
+            }
+        }
+        if !plan.targets.is_empty() {
+            if look.has_more || look.too_large.is_some() {
+                self.note_targets(plan, now);
+            }
+            return;
+        }
+        let claiming = &mut self.claiming;
+        (claiming.cursor, claiming.has_backlog) = (look.cursor, look.has_backlog);
+        claiming.circle.claimed += count;
+        claiming.circle.took += now.monotonic.saturating_sub(claim.began);
+        let goes_on = look.has_more || look.cursor.is_some() || (look.has_backlog && claiming.circle.claimed > 0);
+        let circle = match look.cursor {
+            Some(_) => None,
+            None => Some(std::mem::take(&mut claiming.circle)),
+        };
+        claiming.look_at = now.monotonic
+            + match circle {
+                _ if goes_on && count > 0 => GATHERING,
+                _ if goes_on => Duration::ZERO,
+                circle => poll_interval(circle.unwrap_or_default().took),
+            };
+        if is_off(Protection::Circle) {
+            (claiming.cursor, claiming.has_backlog) = (None, false);
+        }
+    }
+
+    /// Looks at these destinations again as soon as there is room.
+    fn note_targets(&mut self, plan: &RelayPlan, now: Now) {
+        if !plan.targets.is_empty() {
+            plan.targets.iter().for_each(|destination| self.claiming.note_limited(*destination));
+            self.claiming.freed_at.get_or_insert(now.monotonic);
+        }
+    }
+
+    pub(super) fn claim_refused(&mut self, rows: &[DeliveryId], now: Now, actions: &mut Vec<Action>) {
+        let Some(claim) = self.claiming.in_progress.take() else { return };
+        let claiming = &mut self.claiming;
+        if claim.tried_by.is_some() {
+            actions.push(Action::Resume);
+        }
+        if !claim.tokens.is_empty() {
+            actions.push(Action::Acknowledge(claim.tokens));
+        }
+        claiming.limit = (claiming.limit / 2).max(1);
+        let count = match &claim.claim.source {
+            ClaimSource::Doorbells(jobs) => {
+                // The relay finds them, fewer at a time.
+                jobs.iter().for_each(|job| claiming.note_limited(job.destination));
+                jobs.len()
+            }
+            ClaimSource::Relay(plan) => {
+                plan.targets.iter().for_each(|destination| claiming.note_limited(*destination));
+                rows.len()
+            }
+        };
+        claiming.limit = claiming.limit.min(count.max(2) / 2).max(1);
+        claiming.freed_at = Some(now.monotonic);
+        claiming.look_at = now.monotonic;
+        match (rows, &claim.claim.source) {
+            ([delivery_id], ClaimSource::Relay(_)) if !is_off(Protection::StepOver) => {
+                let wait = self.stepped_over.add(*delivery_id, now.monotonic);
+                actions.push(Action::StepOver { delivery_id: *delivery_id, wait });
+            }
+            ([], ClaimSource::Relay(_)) => {
+                // Not even a look is possible here: elsewhere it may be.
+                claiming.cursor = Some(Destination::from(self.rng.i64(..)));
+                claiming.has_backlog = true;
+                claiming.paused_until = now.monotonic + OUTAGE_PAUSE;
+            }
+            _ => {}
+        }
+    }
+
+    pub(super) fn claim_unknown(&mut self, now: Now, actions: &mut Vec<Action>) {
+        let waiting = self.doorbells.forget_all();
+        let mut tokens: Vec<u64> = waiting.iter().map(|doorbell| doorbell.token).collect();
+        let Some(claim) = &mut self.claiming.in_progress else { return };
+        claim.tried_by = Some(now.monotonic);
+        claim.retry_at = Some(now.monotonic + OUTAGE_PAUSE);
+        actions.push(Action::Pause);
+        if self.is_stopping {
+            tokens.extend(self.claiming.abandon_retry());
+        }
+        if !tokens.is_empty() {
+            actions.push(Action::GiveBack(tokens));
+        }
+    }
+}
+
+/// How long to wait after a circle whose looks took so long, so that looking leaves most of the time to doorbells.
+fn poll_interval(took: Duration) -> Duration {
+    (10 * took).clamp(POLL_INTERVAL, LONGEST_POLL_INTERVAL)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn slow_polls_come_less_often() {
+        let intervals = [1, 30, 200, 60_000].map(|took| poll_interval(Duration::from_millis(took)).as_millis());
+        assert_eq!(intervals, [250, 300, 2000, 3000]);
+    }
+}

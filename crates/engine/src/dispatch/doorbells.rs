@@ -1,0 +1,98 @@
+//! Doorbells that wait for their claim: few, since each has a slot of its destination's to go to.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::time::Duration;
+
+use contracts::{Destination, Job};
+
+use crate::transition::DOORBELL_GRACE;
+
+/// A doorbell, known to the driver by its token.
+#[derive(Clone, Debug, PartialEq)]
+#[allow(missing_docs)]
+pub struct Doorbell {
+    pub token: u64,
+    pub job: Job,
+}
+
+#[derive(Debug, Default)]
+pub(super) struct Doorbells {
+    queues: BTreeMap<Destination, VecDeque<(Doorbell, Duration)>>,
+    /// Whose turn it is.
+    circle: VecDeque<Destination>,
+    count: usize,
+}
+
+impl Doorbells {
+    pub(super) fn len(&self) -> usize {
+        self.count
+    }
+
+    pub(super) fn of(&self, destination: Destination) -> usize {
+        self.queues.get(&destination).map_or(0, VecDeque::len)
+    }
+
+    pub(super) fn push(&mut self, doorbell: Doorbell, now: Duration) {
+        let destination = doorbell.job.destination;
+        let queue = self.queues.entry(destination).or_default();
+        if queue.is_empty() {
+            self.circle.push_back(destination);
+        }
+        queue.push_back((doorbell, now));
+        self.count += 1;
+    }
+
+    /// Takes up to `room` of them, each destination's in turn, as long as `fits`. Returns those taken, and those that
+    /// do not fit.
+    pub(super) fn take(
+        &mut self,
+        room: usize,
+        mut fits: impl FnMut(&Job) -> bool,
+    ) -> (Vec<Doorbell>, Vec<Doorbell>) {
+        let (mut taken, mut refused) = (Vec::new(), Vec::new());
+        while taken.len() < room
+            && let Some(destination) = self.circle.pop_front()
+        {
+            let Some(queue) = self.queues.get_mut(&destination) else { continue };
+            if let Some((doorbell, _)) = queue.pop_front() {
+                self.count -= 1;
+                if fits(&doorbell.job) { taken.push(doorbell) } else { refused.push(doorbell) }
+            }
+            if queue.is_empty() {
+                self.queues.remove(&destination);
+            } else {
+                self.circle.push_back(destination);
+            }
+        }
+        (taken, refused)
+    }
+
+    /// Forgets a destination's.
+    pub(super) fn forget(&mut self, destination: Destination) -> Vec<Doorbell> {
+        self.circle.retain(|other| *other != destination);
+        let queue = self.queues.remove(&destination).unwrap_or_default();
+        self.count -= queue.len();
+        queue.into_iter().map(|(doorbell, _)| doorbell).collect()
+    }
+
+    /// Forgets all.
+    pub(super) fn forget_all(&mut self) -> Vec<Doorbell> {
+        let all: Vec<Destination> = self.queues.keys().copied().collect();
+        all.into_iter().flat_map(|destination| self.forget(destination)).collect()
+    }
+
+    /// Forgets those that have waited so long that the relay takes their deliveries.
+    pub(super) fn forget_old(&mut self, now: Duration) -> Vec<Doorbell> {
+        let is_old = |queue: &VecDeque<(Doorbell, Duration)>| {
+            queue.front().is_some_and(|(_, since)| *since + DOORBELL_GRACE <= now)
+        };
+        let old = self.queues.iter().filter(|(_, queue)| is_old(queue)).map(|(destination, _)| *destination);
+        let old: Vec<Destination> = old.collect();
+        old.into_iter().flat_map(|destination| self.forget(destination)).collect()
+    }
+
+    /// When the next one will have waited so long.
+    pub(super) fn next(&self) -> Option<Duration> {
+        self.queues.values().filter_map(|queue| queue.front()).map(|(_, since)| *since + DOORBELL_GRACE).min()
+    }
+}

@@ -1,0 +1,208 @@
+//! What limits sending: each destination's window and hold, and troubles of our own.
+
+use std::collections::{BTreeMap, HashMap};
+use std::time::Duration;
+
+use contracts::{Destination, Timestamp};
+
+use crate::destination::{Signal, Window};
+use crate::dispatch::{Action, InFlight, Now};
+use crate::outcome::{LocalFailure, Outcome};
+use crate::protection::{Protection, is_off};
+
+/// More destinations than this are not remembered while nothing is in flight to them.
+const MOST: usize = 10_000;
+/// For how long a limit that was learned is remembered.
+const REMEMBERED: Duration = Duration::from_secs(600);
+
+/// The destinations that are not ordinary: something is in flight to them, they have learned a limit, or are held.
+#[derive(Debug)]
+pub(super) struct Destinations {
+    known: BTreeMap<Destination, State>,
+    max: usize,
+}
+
+#[derive(Debug)]
+struct State {
+    window: Window,
+    /// As this dispatcher has heard from the receiver; the database knows of all holds.
+    held_until: Option<Timestamp>,
+    used_at: Duration,
+}
+
+impl Destinations {
+    pub(super) fn new(max: usize) -> Destinations {
+        Destinations { known: BTreeMap::new(), max }
+    }
+
+    /// How many attempts may begin to a destination that is ordinary.
+    pub(super) fn ordinary_room(&self) -> usize {
+        match is_off(Protection::DestinationLimit) {
+            true => usize::MAX,
+            false => Window::new(self.max).room(),
+        }
+    }
+
+    /// How many attempts may begin to this one.
+    pub(super) fn room(&self, destination: Destination, now: Now) -> usize {
+        match self.known.get(&destination) {
+            Some(state) if state.is_held(now) => 0,
+            _ if is_off(Protection::DestinationLimit) => usize::MAX,
+            Some(state) => state.window.room(),
+            None => self.ordinary_room(),
+        }
+    }
+
+    /// The rooms that are not the ordinary one.
+    pub(super) fn rooms(&self, now: Now) -> HashMap<Destination, usize> {
+        let ordinary = self.ordinary_room();
+        let rooms = self.known.keys().map(|destination| (*destination, self.room(*destination, now)));
+        rooms.filter(|(_, room)| *room != ordinary).collect()
+    }
+
+    pub(super) fn is_held(&self, destination: Destination, now: Now) -> bool {
+        self.known.get(&destination).is_some_and(|state| state.is_held(now))
+    }
+
+    pub(super) fn begin(&mut self, destination: Destination, now: Now) {
+        self.state(destination, now).window.begin();
+    }
+
+    pub(super) fn end(&mut self, attempt: &InFlight, signal: Signal, now: Now) {
+        let destination = attempt.held.destination;
+        let max = self.max;
+        let state = self.state(destination, now);
+        state.window.end(signal, attempt.began, now.monotonic);
+        if state.is_ordinary(max) {
+            self.known.remove(&destination);
+        }
+    }
+
+    pub(super) fn hold(&mut self, destination: Destination, until: Timestamp, now: Now) {
+        let state = self.state(destination, now);
+        state.held_until = state.held_until.max(Some(until));
+    }
+
+    /// Forgets what was learned long ago, and of more than [`MOST`] destinations what was learned first.
+    pub(super) fn forget_idle(&mut self, now: Now) {
+        let is_idle = |state: &State| state.window.in_flight() == 0 && !state.is_held(now);
+        self.known.retain(|_, state| !is_idle(state) || state.used_at + REMEMBERED > now.monotonic);
+        let over = self.known.len().saturating_sub(MOST);
+        if over > 0 {
+            let idle = self.known.iter().filter(|(_, state)| is_idle(state));
+            let mut idle: Vec<_> = idle.map(|(destination, state)| (state.used_at, *destination)).collect();
+            idle.sort_unstable();
+            for (_, destination) in idle.into_iter().take(over) {
+                self.known.remove(&destination);
+            }
+        }
+    }
+
+    fn state(&mut self, destination: Destination, now: Now) -> &mut State {
+        if self.known.len() >= 2 * MOST && !self.known.contains_key(&destination) {
+            self.forget_idle(now);
+        }
+        let max = self.max;
+        let state = self.known.entry(destination).or_insert_with(|| State {
+            window: Window::new(max),
+            held_until: None,
+            used_at: now.monotonic,
+        });
+        state.used_at = now.monotonic;
+        state
+    }
+}
+
+impl State {
+    fn is_held(&self, now: Now) -> bool {
+        self.held_until.is_some_and(|until| until > now.clock) && !is_off(Protection::Hold)
+    }
+
+    fn is_ordinary(&self, max: usize) -> bool {
+        self.held_until.is_none() && self.window == Window::new(max)
+    }
+}
+
+/// Reasons of ours for which attempts can't be sent. While there is one that concerns all, less is claimed.
+#[derive(Debug)]
+pub(super) struct Troubles {
+    /// How many attempts may be in flight.
+    window: Window,
+    causes: BTreeMap<LocalFailure, Trouble>,
+}
+
+#[derive(Debug)]
+struct Trouble {
+    seen_at: Duration,
+    pause: Duration,
+    paused_until: Duration,
+}
+
+const FIRST_PAUSE: Duration = Duration::from_millis(100);
+const LONGEST_PAUSE: Duration = Duration::from_secs(5);
+/// How long one is remembered that nothing shows to be over.
+const FADES_AFTER: Duration = Duration::from_secs(90);
+
+impl Troubles {
+    pub(super) fn new(max_in_flight: usize) -> Troubles {
+        let window = Window::starting_at(max_in_flight, max_in_flight);
+        Troubles { window, causes: BTreeMap::new() }
+    }
+
+    pub(super) fn begin(&mut self) {
+        self.window.begin();
+    }
+
+    /// An attempt is over.
+    pub(super) fn end(&mut self, outcome: &Outcome, began: Duration, now: Now, actions: &mut Vec<Action>) {
+        let now = now.monotonic;
+        let Outcome::NotSent(cause) = *outcome else {
+            self.window.end(Signal::Answered, began, now);
+            self.forget(actions, |cause, trouble| cause.concerns_all() && began >= trouble.seen_at);
+            return;
+        };
+        self.window.end(if cause.concerns_all() { Signal::Congested } else { Signal::None }, began, now);
+        if !self.causes.contains_key(&cause) {
+            actions.push(Action::Trouble(cause));
+        }
+        let trouble = self.causes.entry(cause).or_insert(Trouble {
+            seen_at: now,
+            pause: FIRST_PAUSE / 2,
+            paused_until: Duration::ZERO,
+        });
+        trouble.seen_at = now;
+        if cause.concerns_all() && began >= trouble.paused_until {
+            trouble.pause = (trouble.pause * 2).min(LONGEST_PAUSE);
+            trouble.paused_until = now + trouble.pause;
+        }
+    }
+
+    /// How many more attempts may begin.
+    pub(super) fn room(&self) -> usize {
+        self.window.room()
+    }
+
+    /// Until when nothing may be claimed.
+    pub(super) fn paused_until(&self) -> Duration {
+        self.causes.values().map(|trouble| trouble.paused_until).max().unwrap_or_default()
+    }
+
+    pub(super) fn causes(&self) -> Vec<LocalFailure> {
+        self.causes.keys().copied().collect()
+    }
+
+    /// Forgets those that have not been seen for long.
+    pub(super) fn fade(&mut self, now: Now, actions: &mut Vec<Action>) {
+        self.forget(actions, |_, trouble| trouble.seen_at + FADES_AFTER <= now.monotonic);
+    }
+
+    fn forget(&mut self, actions: &mut Vec<Action>, is_over: impl Fn(LocalFailure, &Trouble) -> bool) {
+        self.causes.retain(|cause, trouble| {
+            let is_over = is_over(*cause, trouble);
+            if is_over {
+                actions.push(Action::TroubleOver(*cause));
+            }
+            !is_over
+        });
+    }
+}

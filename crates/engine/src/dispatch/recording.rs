@@ -1,0 +1,201 @@
+//! Results on their way to the database: whatever gathered while the last batch was being written is the next batch,
+//! and a lone result never waits for company. A refused batch is halved until it shows which row was meant.
+
+use std::collections::{BTreeSet, VecDeque};
+use std::time::Duration;
+
+use crate::dispatch::{BATCH, OUTAGE_PAUSE};
+use crate::protection::{Protection, is_off};
+use crate::result::{AttemptResult, Effect};
+
+/// How long a rejected result is retried: time for an operator to act.
+const KEPT_FOR: Duration = Duration::from_secs(600);
+/// The wait between two tries of a rejected result.
+const REJECTED_PAUSE: Duration = Duration::from_secs(1);
+/// The wait before the first retry of a result whose row another session holds; each further one is twice as long.
+const LOCKED_PAUSE: Duration = Duration::from_millis(50);
+
+/// Results by their way.
+#[derive(Debug, Default)]
+pub(super) struct Recording {
+    /// Not tried yet.
+    waiting: VecDeque<AttemptResult>,
+    /// Parts of a batch that was refused, or whose commit had an unknown outcome.
+    batches: Vec<Vec<AttemptResult>>,
+    in_progress: Option<InProgress>,
+    /// Nothing is written before that, as the database is away.
+    paused_until: Duration,
+    /// Those that were refused by themselves, or are locked.
+    kept: Vec<Kept>,
+    /// One of them that is being retried, beside the batches.
+    retrying: Option<(u64, Kept)>,
+    last_id: u64,
+}
+
+#[derive(Debug)]
+struct InProgress {
+    id: u64,
+    results: Vec<AttemptResult>,
+    since: Duration,
+}
+
+/// A result that could not be recorded with the others.
+#[derive(Debug)]
+struct Kept {
+    result: AttemptResult,
+    since: Duration,
+    retry_at: Duration,
+    pause: Duration,
+}
+
+/// A transaction to make: results to record.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Batch {
+    /// Its number, for the event that says how it ended.
+    pub id: u64,
+    /// At most one result of a delivery.
+    pub results: Vec<AttemptResult>,
+}
+
+/// A result that is done with.
+#[derive(Clone, Debug, PartialEq)]
+#[allow(missing_docs)]
+pub struct Recorded {
+    pub result: AttemptResult,
+    /// `None`: the database refuses it for good. Its lease will end as `outcome_unknown`.
+    pub effect: Option<Effect>,
+}
+
+impl Recording {
+    pub(super) fn push(&mut self, result: AttemptResult) {
+        self.waiting.push_back(result);
+    }
+
+    /// How many are not done with. Each holds its slot, so that nothing more is claimed while they pile up.
+    pub(super) fn len(&self) -> usize {
+        let in_progress = self.in_progress.as_ref().map_or(0, |batch| batch.results.len());
+        let batches: usize = self.batches.iter().map(Vec::len).sum();
+        self.waiting.len() + batches + in_progress + self.kept.len() + usize::from(self.retrying.is_some())
+    }
+
+    /// Since when the oldest has been waiting for its transaction.
+    pub(super) fn oldest(&self) -> Option<Duration> {
+        let kept = self.kept.iter().chain(self.retrying.as_ref().map(|(_, kept)| kept)).map(|kept| kept.since);
+        self.in_progress.as_ref().map(|batch| batch.since).into_iter().chain(kept).min()
+    }
+
+    /// The transactions that can be made now: one batch, and one kept result beside it.
+    pub(super) fn next(&mut self, now: Duration) -> Vec<Batch> {
+        let mut next = Vec::new();
+        if self.in_progress.is_none() && self.paused_until <= now {
+            let results = self.batches.pop().unwrap_or_else(|| self.gather());
+            if !results.is_empty() {
+                let id = self.next_id();
+                next.push(Batch { id, results: results.clone() });
+                self.in_progress = Some(InProgress { id, results, since: now });
+            }
+        }
+        if self.retrying.is_none()
+            && self.paused_until <= now
+            && let Some(index) = self.kept.iter().position(|kept| kept.retry_at <= now)
+        {
+            let (id, kept) = (self.next_id(), self.kept.swap_remove(index));
+            next.push(Batch { id, results: vec![kept.result.clone()] });
+            self.retrying = Some((id, kept));
+        }
+        next
+    }
+
+    /// When there will be one.
+    pub(super) fn next_at(&self) -> Option<Duration> {
+        let has_batch = self.in_progress.is_none() && !(self.waiting.is_empty() && self.batches.is_empty());
+        let kept = self.kept.iter().filter(|_| self.retrying.is_none()).map(|kept| kept.retry_at);
+        let times = has_batch.then_some(self.paused_until).into_iter().chain(kept);
+        times.map(|at| at.max(self.paused_until)).min()
+    }
+
+    fn gather(&mut self) -> Vec<AttemptResult> {
+        let mut deliveries = BTreeSet::new();
+        let mut batch = Vec::new();
+        while batch.len() < BATCH
+            && let Some(result) = self.waiting.front()
+            && deliveries.insert(result.delivery_id)
+        {
+            batch.extend(self.waiting.pop_front());
+        }
+        batch
+    }
+
+    fn next_id(&mut self) -> u64 {
+        self.last_id += 1;
+        self.last_id
+    }
+
+    /// A transaction has committed. Returns those that are done with.
+    pub(super) fn recorded(&mut self, id: u64, effects: &[Effect], now: Duration) -> Vec<Recorded> {
+        let (results, kept) = match self.take(id) {
+            Some(Taken::Batch(batch)) => (batch.results, None),
+            Some(Taken::Retried(kept)) => (vec![kept.result.clone()], Some(kept)),
+            None => return Vec::new(),
+        };
+        let mut done = Vec::new();
+        for (result, effect) in results.into_iter().zip(effects) {
+            if *effect == Effect::Locked {
+                let (since, pause) = match &kept {
+                    Some(kept) => (kept.since, (kept.pause * 2).min(REJECTED_PAUSE)),
+                    None => (now, LOCKED_PAUSE),
+                };
+                self.kept.push(Kept { result, since, retry_at: now + pause, pause });
+            } else {
+                done.push(Recorded { result, effect: Some(*effect) });
+            }
+        }
+        done
+    }
+
+    /// The database refuses a transaction. Returns what is given up: a result that violates a constraint, or has been
+    /// refused for too long.
+    pub(super) fn refused(&mut self, id: u64, is_violation: bool, now: Duration) -> Vec<Recorded> {
+        let (result, since) = match self.take(id) {
+            Some(Taken::Batch(InProgress { mut results, .. })) => {
+                if results.len() > 1 {
+                    let half = results.split_off(results.len() / 2);
+                    self.batches.extend([half, results]);
+                    return Vec::new();
+                }
+                let Some(result) = results.pop() else { return Vec::new() };
+                (result, now)
+            }
+            Some(Taken::Retried(kept)) => (kept.result, kept.since),
+            None => return Vec::new(),
+        };
+        if is_violation || now >= since + KEPT_FOR {
+            return vec![Recorded { result, effect: None }];
+        }
+        self.kept.push(Kept { result, since, retry_at: now + REJECTED_PAUSE, pause: REJECTED_PAUSE });
+        Vec::new()
+    }
+
+    /// The database is away, or a commit's outcome is unknown.
+    pub(super) fn unknown(&mut self, id: u64, now: Duration) {
+        match self.take(id) {
+            _ if is_off(Protection::ResultsKept) => {}
+            Some(Taken::Batch(batch)) => self.batches.push(batch.results),
+            Some(Taken::Retried(kept)) => self.kept.push(kept),
+            None => {}
+        }
+        self.paused_until = now + OUTAGE_PAUSE;
+    }
+
+    fn take(&mut self, id: u64) -> Option<Taken> {
+        if let Some(batch) = self.in_progress.take_if(|batch| batch.id == id) {
+            return Some(Taken::Batch(batch));
+        }
+        self.retrying.take_if(|(retrying, _)| *retrying == id).map(|(_, kept)| Taken::Retried(kept))
+    }
+}
+
+enum Taken {
+    Batch(InProgress),
+    Retried(Kept),
+}
