@@ -1,14 +1,14 @@
 //! Accepting deliveries: what is fixed on a new one, the automatic one of a run that ends, and the two ways to insert.
 
 use std::collections::HashSet;
-use std::time::Duration;
 
 use contracts::{
-    AttemptNumber, CallbackPayload, Delivery, DeliveryId, DeliveryStatus, InFlight, OrgId, PayloadFormat,
-    Run, RunId, SecretId, Timestamp,
+    AttemptNumber, CallbackPayload, Delivery, DeliveryId, Destination, InFlight, OrgId, PayloadFormat, Run,
+    RunId, SecretId, Timestamp,
 };
 use diesel::prelude::*;
-use diesel::sql_types::{Array, Binary, Integer, Nullable, Text};
+use diesel::sql_types::{Array, BigInt, Binary, Integer, Nullable, Text};
+use engine::transition;
 
 use crate::columns::{Id, Key, Moment, Time};
 use crate::connect::AnyConnection;
@@ -17,9 +17,6 @@ use crate::prepared::{column, prepared};
 use crate::redeliver::RedeliveryRequest;
 use crate::schema::deliveries;
 use crate::secrets::current_secret;
-
-/// How long a new delivery is left to its doorbell before the relay takes it.
-const DOORBELL_GRACE: Duration = Duration::from_secs(2);
 
 /// What is fixed on a delivery when it is accepted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -65,6 +62,7 @@ pub(crate) fn build(
 ) -> Result<Option<Delivery>, StoreError> {
     let Some(callback_url) = run.callback_url.clone() else { return Ok(None) };
     let payload = CallbackPayload::of(run).map_err(|error| StoreError::corrupt("a run", &error))?;
+    let new = transition::accepted(now);
     Ok(Some(Delivery {
         id: DeliveryId::new(now),
         run_id: run.id,
@@ -72,12 +70,12 @@ pub(crate) fn build(
         payload_bytes: payload.to_text(policy.payload_format),
         signing_secret_id,
         is_automatic,
-        status_code: DeliveryStatus::Pending,
+        status_code: new.status,
         failure_reason_code: None,
         failure_detail: None,
         attempt_count: 0,
         max_attempts: policy.max_attempts,
-        next_attempt_at: Some(now),
+        next_attempt_at: Some(new.next_attempt_at),
         created_at: now,
         updated_at: now,
         completed_at: None,
@@ -93,18 +91,21 @@ pub(crate) fn insert_unless_in_flight(
     let Some((_, Delivery { max_attempts, created_at, .. })) = rows.first() else {
         return Ok(HashSet::new());
     };
-    let (now, wake_at) = (Time::from(*created_at), Time::from(*created_at + DOORBELL_GRACE));
+    let (now, new) = (Time::from(*created_at), transition::accepted(*created_at));
+    let (status, next_attempt_at, wake_at) =
+        (<&str>::from(new.status), Time::from(new.next_attempt_at), Time::from(new.wake_at));
     let inserted: Vec<Key> = match tx {
         AnyConnection::Postgres(pg) => prepared::<Id, _>(
-            "INSERT INTO deliveries (id, org_id, run_id, callback_url, callback_host, payload, signing_secret_id,
-                 request_id, is_automatic, status_code, attempt_count, max_attempts, next_attempt_at, wake_at,
-                 created_at, updated_at)
-             SELECT r.*, FALSE, 'pending', 0, ?, ?, ?, ?, ? FROM unnest(?, ?, ?, ?, ?, ?, ?, ?) AS r
+            "INSERT INTO deliveries (id, org_id, run_id, callback_url, callback_host, destination, payload,
+                 signing_secret_id, request_id, is_automatic, attempt_count, status_code, max_attempts,
+                 next_attempt_at, wake_at, created_at, updated_at)
+             SELECT r.*, FALSE, 0, ?, ?, ?, ?, ?, ? FROM unnest(?, ?, ?, ?, ?, ?, ?, ?, ?) AS r
              ON CONFLICT (org_id, run_id) WHERE completed_at IS NULL DO NOTHING
              RETURNING id",
         )
+        .bind::<Text, _>(status)
         .bind::<Integer, _>(*max_attempts)
-        .bind::<Moment, _>(now)
+        .bind::<Moment, _>(next_attempt_at)
         .bind::<Moment, _>(wake_at)
         .bind::<Moment, _>(now)
         .bind::<Moment, _>(now)
@@ -113,18 +114,21 @@ pub(crate) fn insert_unless_in_flight(
         .bind::<Array<Id>, _>(column(rows, |(_, delivery)| Key::from(delivery.run_id)))
         .bind::<Array<Text>, _>(column(rows, |(_, delivery)| delivery.callback_url.as_str()))
         .bind::<Array<Text>, _>(column(rows, |(_, delivery)| host(&delivery.callback_url)))
+        .bind::<Array<BigInt>, _>(column(rows, |(request, delivery)| destination(request.org_id, delivery)))
         .bind::<Array<Binary>, _>(column(rows, |(_, delivery)| delivery.payload_bytes.as_bytes()))
-        .bind::<Array<Nullable<Id>>, _>(column(rows, |(_, delivery)| delivery.signing_secret_id.map(Key::from)))
+        .bind::<Array<Nullable<Id>>, _>(column(rows, |(_, delivery)| {
+            delivery.signing_secret_id.map(Key::from)
+        }))
         .bind::<Array<Text>, _>(column(rows, |(request, _)| request.request_id.as_str()))
         .load(pg)?,
         AnyConnection::Sqlite(sqlite) => {
             let mut inserted = Vec::with_capacity(rows.len());
             for (request, delivery) in rows {
                 let id: Option<Key> = prepared::<Id, _>(
-                    "INSERT INTO deliveries (id, org_id, run_id, callback_url, callback_host, payload,
-                         signing_secret_id, request_id, is_automatic, status_code, attempt_count, max_attempts,
-                         next_attempt_at, wake_at, created_at, updated_at)
-                     VALUES (?, ?, ?, ?, ?, ?, ?, ?, FALSE, 'pending', 0, ?, ?, ?, ?, ?)
+                    "INSERT INTO deliveries (id, org_id, run_id, callback_url, callback_host, destination,
+                         payload, signing_secret_id, request_id, is_automatic, attempt_count, status_code,
+                         max_attempts, next_attempt_at, wake_at, created_at, updated_at)
+                     VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, FALSE, 0, ?, ?, ?, ?, ?, ?)
                      ON CONFLICT (org_id, run_id) WHERE completed_at IS NULL DO NOTHING
                      RETURNING id",
                 )
@@ -133,11 +137,13 @@ pub(crate) fn insert_unless_in_flight(
                 .bind::<Id, _>(Key::from(delivery.run_id))
                 .bind::<Text, _>(delivery.callback_url.as_str())
                 .bind::<Text, _>(host(&delivery.callback_url))
+                .bind::<BigInt, _>(destination(request.org_id, delivery))
                 .bind::<Binary, _>(delivery.payload_bytes.as_bytes())
                 .bind::<Nullable<Id>, _>(delivery.signing_secret_id.map(Key::from))
                 .bind::<Text, _>(request.request_id.as_str())
+                .bind::<Text, _>(status)
                 .bind::<Integer, _>(*max_attempts)
-                .bind::<Moment, _>(now)
+                .bind::<Moment, _>(next_attempt_at)
                 .bind::<Moment, _>(wake_at)
                 .bind::<Moment, _>(now)
                 .bind::<Moment, _>(now)
@@ -165,6 +171,7 @@ pub fn insert_delivery(
             run_id: delivery.run_id.into(),
             callback_url: &delivery.callback_url,
             callback_host: host(&delivery.callback_url),
+            destination: destination(org, delivery),
             payload: delivery.payload_bytes.as_bytes(),
             signing_secret_id: delivery.signing_secret_id.map(Key::from),
             is_automatic: delivery.is_automatic,
@@ -172,7 +179,7 @@ pub fn insert_delivery(
             attempt_count: 0,
             max_attempts: delivery.max_attempts,
             next_attempt_at: delivery.next_attempt_at.map(Time::from),
-            wake_at: (delivery.created_at + DOORBELL_GRACE).into(),
+            wake_at: transition::accepted(delivery.created_at).wake_at.into(),
             request_id,
             created_at: delivery.created_at.into(),
             updated_at: delivery.updated_at.into(),
@@ -189,6 +196,7 @@ struct NewDeliveryRow<'a> {
     run_id: Key,
     callback_url: &'a str,
     callback_host: String,
+    destination: i64,
     payload: &'a [u8],
     signing_secret_id: Option<Key>,
     is_automatic: bool,
@@ -205,6 +213,10 @@ struct NewDeliveryRow<'a> {
 /// The host of a URL, lower-case and without its port; empty when it has none.
 pub(crate) fn host(url: &str) -> String {
     url::Url::parse(url).ok().and_then(|url| url.host_str().map(str::to_owned)).unwrap_or_default()
+}
+
+fn destination(org: OrgId, delivery: &Delivery) -> i64 {
+    Destination::of(org, &delivery.callback_url).as_i64()
 }
 
 pub(crate) fn in_flight(tx: &mut AnyConnection, org: OrgId, run: RunId) -> QueryResult<Option<InFlight>> {

@@ -32,6 +32,13 @@ pub struct Key(pub Uuid);
 #[diesel(sql_type = Moment)]
 pub struct Time(i64);
 
+impl Time {
+    /// Before every moment of ours.
+    pub(crate) const MIN: Time = Time(-62_135_596_800_000_000);
+    /// After every moment of ours.
+    pub(crate) const MAX: Time = Time(253_402_300_799_999_999);
+}
+
 impl From<Timestamp> for Time {
     fn from(moment: Timestamp) -> Time {
         Time(moment.as_micros())

@@ -1,8 +1,9 @@
 //! Erasing what one run's callbacks said, while what is known of their deliveries stays.
 
-use contracts::{DeliveryId, DeliveryStatus, FailureReason, OrgId, RunId, RunStatus, Timestamp};
+use contracts::{DeliveryId, DeliveryStatus, OrgId, RunId, RunStatus, Timestamp};
 use diesel::prelude::*;
 use diesel::sql_types::Integer;
+use engine::Transition;
 use sha2::{Digest, Sha256};
 
 use crate::columns::{Id, Key, Time};
@@ -11,6 +12,7 @@ use crate::error::StoreError;
 use crate::prepared::prepared;
 use crate::runs::find_run;
 use crate::schema::{attempts, deliveries, erased_parts, runs};
+use crate::steps::transitions::write_transitions;
 
 /// The answer to a request to erase a run. Only `Erased` changes anything.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -67,7 +69,8 @@ pub fn erase_run(
         Ok(ids) => ids,
         Err(sent) => return Ok(Erasure::BeingSent(sent)),
     };
-    end_waiting(tx, now, org, run)?;
+    let ended: Vec<Transition> = ids.iter().map(|id| Transition::erased(*id, now)).collect();
+    write_transitions(tx, &ended)?;
     let mut erased = Parts { tx, org, run };
     let mut response_bodies = 0;
     for id in &ids {
@@ -116,24 +119,6 @@ fn lock_deliveries(
         Some((id, _)) => Err((*id).into()),
         None => Ok(rows.into_iter().map(|(id, _)| id.into()).collect()),
     })
-}
-
-fn end_waiting(tx: &mut AnyConnection, now: Timestamp, org: OrgId, run: RunId) -> QueryResult<()> {
-    diesel::update(deliveries::table)
-        .filter(deliveries::org_id.eq(Key::from(org)))
-        .filter(deliveries::run_id.eq(Key::from(run)))
-        .filter(deliveries::completed_at.is_null())
-        .set((
-            deliveries::status_code.eq(<&str>::from(DeliveryStatus::Failed)),
-            deliveries::failure_reason_code.eq(<&str>::from(FailureReason::Erased)),
-            deliveries::failure_detail.eq("the run's data was erased"),
-            deliveries::next_attempt_at.eq(None::<Time>),
-            deliveries::wake_at.eq(None::<Time>),
-            deliveries::updated_at.eq(Time::from(now)),
-            deliveries::completed_at.eq(Time::from(now)),
-        ))
-        .execute(tx)
-        .map(drop)
 }
 
 struct Parts<'a> {

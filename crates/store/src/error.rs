@@ -1,6 +1,6 @@
 //! What can go wrong between a use case and its database. A refusal is never an error: it is part of the answer.
 
-use contracts::JsonError;
+use contracts::{DeliveryId, JsonError};
 use thiserror::Error;
 
 /// Why a use case did not come to its end. Nothing of it was committed, unless the connection was lost during COMMIT.
@@ -75,6 +75,30 @@ impl StoreError {
 
     pub(crate) fn corrupt(what: &'static str, value: &impl ToString) -> StoreError {
         StoreError::Corrupt { what, value: value.to_string() }
+    }
+}
+
+/// Why a batch was not claimed or recorded. Nothing of it was.
+#[derive(Debug, Error)]
+#[error("{error}")]
+pub struct RowsRefused {
+    /// The deliveries whose rows were being written or read, any of which may be the cause. Empty when the batch did not
+    /// come to that.
+    pub rows: Vec<DeliveryId>,
+    /// The cause.
+    #[source]
+    pub error: StoreError,
+}
+
+impl From<StoreError> for RowsRefused {
+    fn from(error: StoreError) -> RowsRefused {
+        RowsRefused { rows: Vec::new(), error }
+    }
+}
+
+impl From<diesel::result::Error> for RowsRefused {
+    fn from(error: diesel::result::Error) -> RowsRefused {
+        StoreError::from(error).into()
     }
 }
 

@@ -9,7 +9,6 @@ mod clock;
 mod columns;
 mod connect;
 mod deliveries;
-mod engine;
 mod erase;
 mod error;
 mod idempotency;
@@ -25,6 +24,7 @@ mod rewrap;
 mod runs;
 mod schema;
 mod secrets;
+mod steps;
 mod store;
 mod tokens;
 
@@ -32,10 +32,8 @@ pub use accept::{AcceptPolicy, Accepted, insert_delivery};
 pub use clock::Clock;
 pub use connect::{AnyConnection, DatabaseUrl, DatabaseUrlError};
 pub use deliveries::{DeliveryFilter, count_deliveries, deliveries_of_run, deliveries_page, find_delivery};
-pub use engine::claim::{Claimed, HeldAttempt, claim_due, claim_jobs, claimed_under, expired_leases};
-pub use engine::finish::{AttemptRecord, Effect, Failure, Finished, Settlement, finish};
 pub use erase::{Erasure, erase_run};
-pub use error::StoreError;
+pub use error::{RowsRefused, StoreError};
 pub use idempotency::{IdempotencyKey, forget_idempotency_keys};
 pub use keyring::{Keyring, KeyringError};
 pub use migrate::{SchemaState, migrate};
@@ -50,5 +48,10 @@ pub use secrets::{
     CreatedSecret, SecretUpdate, UpdatedSecret, create_secret, create_secret_once, disable_secret,
     find_secret, note_secret_used, open_secret, secrets_page, update_secret,
 };
+pub use steps::claim::{claim_jobs, claimed_under};
+pub use steps::finish::finish;
+pub use steps::holds::forget_holds;
+pub use steps::recover::recover_leases;
+pub use steps::relay::{DueClaim, claim_due, claim_one};
 pub use store::Store;
 pub use tokens::{NewToken, Principal, TokenText, authenticate, create_token};

@@ -1,16 +1,19 @@
 //! Bringing the schema up to date, and telling whether it is.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
+use contracts::Destination;
 use diesel::connection::SimpleConnection;
 use diesel::migration::MigrationSource;
 use diesel::prelude::*;
+use diesel::sql_types::Text;
 use diesel_migrations::{EmbeddedMigrations, MigrationHarness, embed_migrations};
 
 use crate::accept::host;
-use crate::columns::Key;
+use crate::columns::{Id, Key};
 use crate::connect::{AnyConnection, MultiBackend};
 use crate::error::StoreError;
+use crate::prepared::prepared;
 use crate::schema::deliveries;
 
 const MIGRATIONS: EmbeddedMigrations = embed_migrations!("../../migrations");
@@ -50,6 +53,7 @@ fn apply(conn: &mut AnyConnection) -> Result<usize, StoreError> {
         conn.run_pending_migrations(MIGRATIONS).map_err(|error| StoreError::Schema(error.to_string()))?.len();
     if applied > 0 {
         fill_hosts(conn)?;
+        fill_destinations(conn)?;
     }
     if matches!(conn, AnyConnection::Postgres(_)) {
         conn.batch_execute(POSTGRES_STORAGE)?;
@@ -73,6 +77,35 @@ fn fill_hosts(conn: &mut AnyConnection) -> Result<(), StoreError> {
             let host = host(url);
             diesel::update(deliveries::table.find(id))
                 .set(deliveries::callback_host.eq(host))
+                .execute(conn)?;
+        }
+    }
+}
+
+/// Fills `destination` in where it is not: in open rows that are older than the column. In one that has ended nothing
+/// reads it, and a long history would have to be rewritten.
+fn fill_destinations(conn: &mut AnyConnection) -> Result<(), StoreError> {
+    type Row = (Key, Key, Key, String);
+    let (mut org, mut run) = (Key(uuid::Uuid::nil()), Key(uuid::Uuid::nil()));
+    loop {
+        // The order of the index of open deliveries, of which a run has at most one.
+        let rows: Vec<Row> = prepared::<(Id, Id, Id, Text), _>(
+            "SELECT id, org_id, run_id, callback_url FROM deliveries
+             WHERE completed_at IS NULL AND destination = 0 AND (org_id, run_id) > (?, ?)
+             ORDER BY org_id, run_id LIMIT 1000",
+        )
+        .bind::<Id, _>(org)
+        .bind::<Id, _>(run)
+        .load(conn)?;
+        let Some((_, last_org, last_run, _)) = rows.last() else { return Ok(()) };
+        (org, run) = (*last_org, *last_run);
+        let mut ids: BTreeMap<Destination, Vec<Key>> = BTreeMap::new();
+        for (id, org, _, url) in rows {
+            ids.entry(Destination::of(org.into(), &url)).or_default().push(id);
+        }
+        for (destination, ids) in ids {
+            diesel::update(deliveries::table.filter(deliveries::id.eq_any(ids)))
+                .set(deliveries::destination.eq(destination.as_i64()))
                 .execute(conn)?;
         }
     }

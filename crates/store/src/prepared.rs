@@ -73,6 +73,6 @@ impl<DB: Backend, Row> Query for Prepared<'_, DB, Row> {
 impl<DB: Backend, Row, Conn: Connection<Backend = DB>> RunQueryDsl<Conn> for Prepared<'_, DB, Row> {}
 
 /// One column of a batch, for `unnest`.
-pub(crate) fn column<R, V>(rows: &[R], value: impl Fn(&R) -> V) -> Vec<V> {
+pub(crate) fn column<'r, R, V>(rows: &'r [R], value: impl Fn(&'r R) -> V) -> Vec<V> {
     rows.iter().map(value).collect()
 }

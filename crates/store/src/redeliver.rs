@@ -2,19 +2,17 @@
 
 use std::collections::{HashMap, HashSet};
 
-use contracts::{
-    Delivery, DeliveryId, DeliveryStatus, FailureReason, InFlight, OrgId, RunId, RunStatus, Timestamp,
-};
-use diesel::prelude::*;
+use contracts::{Delivery, DeliveryStatus, InFlight, OrgId, RunId, RunStatus, Timestamp};
+use engine::Transition;
 
 use crate::accept::{AcceptPolicy, Accepted, IsAutomatic, build, in_flight, insert_unless_in_flight};
-use crate::columns::{Key, Time};
+use crate::columns::Key;
 use crate::connect::AnyConnection;
 use crate::deliveries::find_delivery;
 use crate::error::StoreError;
 use crate::idempotency::{IdempotencyKey, Made, find_made, give_back, take_keys};
 use crate::runs::{RunToDeliver, find_runs_to_deliver};
-use crate::schema::deliveries;
+use crate::steps::transitions::write_transitions;
 
 /// The answer to a request for a redelivery. Only `Accepted` changes anything.
 #[derive(Debug, PartialEq)]
@@ -216,8 +214,12 @@ fn insert_or_refuse(
                 continue;
             }
             match in_flight(tx, org_id, delivery.run_id)? {
-                Some(other) if supersede && end_superseded(tx, delivery.created_at, other.delivery_id)? => {
-                    left.push((place, delivery));
+                Some(other) if supersede => {
+                    let superseded = Transition::superseded(other.delivery_id, delivery.created_at);
+                    match write_transitions(tx, &[superseded])?.is_empty() {
+                        false => left.push((place, delivery)),
+                        true => answers[place] = Some(Redelivery::InFlight(other)),
+                    }
                 }
                 Some(other) => answers[place] = Some(Redelivery::InFlight(other)),
                 // It ended in between: the way is free.
@@ -227,25 +229,6 @@ fn insert_or_refuse(
         new = left;
     }
     Ok(())
-}
-
-/// Ends a delivery that waits for its retry, and answers whether it did: not one that is being sent or was never
-/// tried.
-fn end_superseded(tx: &mut AnyConnection, now: Timestamp, delivery: DeliveryId) -> QueryResult<bool> {
-    let ended = diesel::update(deliveries::table.find(Key::from(delivery)))
-        .filter(deliveries::status_code.eq(<&str>::from(DeliveryStatus::Pending)))
-        .filter(deliveries::attempt_count.ge(1))
-        .set((
-            deliveries::status_code.eq(<&str>::from(DeliveryStatus::Failed)),
-            deliveries::failure_reason_code.eq(<&str>::from(FailureReason::Superseded)),
-            deliveries::failure_detail.eq("a redelivery took its place"),
-            deliveries::next_attempt_at.eq(None::<Time>),
-            deliveries::wake_at.eq(None::<Time>),
-            deliveries::updated_at.eq(Time::from(now)),
-            deliveries::completed_at.eq(Time::from(now)),
-        ))
-        .execute(tx)?;
-    Ok(ended == 1)
 }
 
 /// A delivery as it stood when it was accepted: all else about it is frozen.

@@ -86,7 +86,7 @@ table! {
 }
 
 table! {
-    use diesel::sql_types::{Binary, Bool, Integer, Nullable, Text};
+    use diesel::sql_types::{BigInt, Binary, Bool, Integer, Nullable, Text};
     use crate::columns::{Id, Moment};
 
     deliveries (id) {
@@ -95,6 +95,7 @@ table! {
         run_id -> Id,
         callback_url -> Text,
         callback_host -> Text,
+        destination -> BigInt,
         payload -> Binary,
         signing_secret_id -> Nullable<Id>,
         is_automatic -> Bool,
@@ -111,6 +112,21 @@ table! {
         created_at -> Moment,
         updated_at -> Moment,
         completed_at -> Nullable<Moment>,
+    }
+}
+
+table! {
+    use diesel::sql_types::{BigInt, Nullable};
+    use crate::columns::{Id, Moment};
+
+    destinations (destination) {
+        destination -> BigInt,
+        org_id -> Id,
+        held_until -> Moment,
+        probing_until -> Nullable<Moment>,
+        probe_claim_id -> Nullable<Id>,
+        created_at -> Moment,
+        updated_at -> Moment,
     }
 }
 
@@ -151,6 +167,7 @@ allow_tables_to_appear_in_same_query!(
     signing_secrets,
     runs,
     deliveries,
+    destinations,
     attempts,
     erased_parts
 );

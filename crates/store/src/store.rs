@@ -88,10 +88,11 @@ impl Store {
 
     /// As [`Store::write`], for at most `patience`: an outage after that. The transaction is left to itself, and may still
     /// commit; a connection gone silent must not hold up those to come.
-    pub async fn write_within<T, F>(&self, patience: Duration, work: F) -> Result<T, StoreError>
+    pub async fn write_within<T, E, F>(&self, patience: Duration, work: F) -> Result<T, E>
     where
-        F: FnOnce(&mut AnyConnection, Timestamp) -> Result<T, StoreError> + Send + 'static,
+        F: FnOnce(&mut AnyConnection, Timestamp) -> Result<T, E> + Send + 'static,
         T: Send + 'static,
+        E: From<StoreError> + From<diesel::result::Error> + Send + 'static,
     {
         let silent = |_| StoreError::Unavailable("the database does not answer".into());
         timeout(patience, self.write(work)).await.map_err(silent)?

@@ -2,26 +2,30 @@
 
 use contracts::{FailureReason, Timestamp};
 use diesel::prelude::*;
+use engine::protection::{Protection, is_off};
+use engine::{AttemptResult, Effect, Settlement, Transition};
 
 use crate::columns::{Key, Time};
 use crate::connect::AnyConnection;
-use crate::engine::finish::{Effect, Finished, Settlement, detail, reason};
 use crate::erase::is_erased;
 use crate::error::StoreError;
-use crate::schema::{attempts, deliveries};
+use crate::schema::attempts;
+use crate::steps::finish::{detail, reason};
+use crate::steps::transitions::write_transitions;
 
-/// A result whose claim is no longer held: its lease ended and the relay recorded `outcome_unknown`, or its
-/// delivery has been finished by this very result before.
+/// A result whose claim is no longer held: its lease ended and the relay recorded `outcome_unknown`, or its delivery has
+/// been finished by this very result before. That record carries the time of the claim: the number alone could be that of
+/// another claim, after an attempt was handed back.
 pub(super) fn finish_late(
     tx: &mut AnyConnection,
     now: Timestamp,
-    result: &Finished,
+    result: &AttemptResult,
 ) -> Result<Effect, StoreError> {
     let record = &result.record;
     let place = attempts::table.find((Key::from(result.delivery_id), record.number));
     let written: Option<Key> = place.select(attempts::id).first(tx).optional()?;
     if written == Some(record.id.into()) {
-        return Ok(Effect::Finished); // by an earlier try, whose commit came through unnoticed
+        return Ok(Effect::Recorded); // by an earlier try, whose commit came through unnoticed
     }
     if record.failure.as_ref().is_some_and(|failure| failure.reason == FailureReason::OutcomeUnknown) {
         return Ok(Effect::Dropped);
@@ -30,6 +34,7 @@ pub(super) fn finish_late(
     let response_body = record.response_body.as_ref().filter(|_| !is_erased);
     let replaced = diesel::update(place)
         .filter(attempts::failure_reason_code.eq(<&str>::from(FailureReason::OutcomeUnknown)))
+        .filter(attempts::created_at.eq(Time::from(record.claimed_at)))
         .set((
             attempts::status_code.eq(record.status_code),
             attempts::response_body.eq(response_body),
@@ -41,22 +46,9 @@ pub(super) fn finish_late(
     if replaced == 0 {
         return Ok(Effect::Dropped);
     }
-    if result.settlement != Settlement::Succeeded {
+    if result.settlement != Settlement::Succeeded || is_off(Protection::LateSuccess) {
         return Ok(Effect::Late { closed: false });
     }
-    let now = Time::from(now);
-    let none = None::<Time>;
-    let closed = diesel::update(deliveries::table.find(Key::from(result.delivery_id)))
-        .filter(deliveries::status_code.eq("pending"))
-        .set((
-            deliveries::status_code.eq("succeeded"),
-            deliveries::next_attempt_at.eq(none),
-            deliveries::wake_at.eq(none),
-            deliveries::failure_reason_code.eq(None::<String>),
-            deliveries::failure_detail.eq(None::<String>),
-            deliveries::completed_at.eq(Some(now)),
-            deliveries::updated_at.eq(now),
-        ))
-        .execute(tx)?;
-    Ok(Effect::Late { closed: closed == 1 })
+    let closed = write_transitions(tx, &[Transition::late_success(result.delivery_id, now)])?;
+    Ok(Effect::Late { closed: !closed.is_empty() })
 }

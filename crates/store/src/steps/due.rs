@@ -1,0 +1,192 @@
+//! Which destinations have something due: what a look of the relay sees. Its cost is bounded by the constants here and
+//! does not depend on how much waits, nor where.
+
+use contracts::{Destination, Timestamp};
+use diesel::prelude::*;
+use diesel::sql_types::{Array, BigInt, Integer, Nullable};
+use engine::protection::{Protection, is_off};
+use engine::{DueDestination, HoldState, RelayPlan, Seen};
+
+use crate::columns::{Moment, Time};
+use crate::connect::AnyConnection;
+use crate::prepared::prepared;
+use crate::schema::destinations;
+
+/// How many due rows a look by time reads. When there are fewer, their destinations are all that have something due.
+const ROWS: i64 = 512;
+/// How many destinations a walk steps through, due or not.
+const STEPS: i32 = 256;
+
+/// What a look sees.
+pub(super) struct Sight {
+    /// In ascending order.
+    pub(super) due: Vec<DueDestination>,
+    pub(super) seen: Seen,
+}
+
+type HoldSql = (Nullable<Moment>, Nullable<Moment>);
+type HoldRow = (Option<Time>, Option<Time>);
+
+fn hold((held_until, probing_until): HoldRow, now: Timestamp) -> HoldState {
+    let row = held_until.map(|until| (until.into(), probing_until.map(Timestamp::from)));
+    HoldState::of(row, now)
+}
+
+/// Looks at the plan's targets if it has any. Else by time, which costs nothing while little is due; when more is due than
+/// that sees, it walks the circle of destinations.
+pub(super) fn look(tx: &mut AnyConnection, now: Timestamp, plan: &RelayPlan) -> QueryResult<Sight> {
+    if !plan.targets.is_empty() {
+        let seen = Seen { has_backlog: plan.has_backlog, walked_to: plan.cursor };
+        return Ok(Sight { due: targets(tx, now, &plan.targets)?, seen });
+    }
+    let can_walk = !is_off(Protection::Circle);
+    if !(plan.has_backlog && can_walk) {
+        let (due, is_complete) = by_time(tx, now)?;
+        if is_complete || !can_walk {
+            return Ok(Sight { due, seen: Seen::default() });
+        }
+    }
+    walk(tx, now, plan.cursor)
+}
+
+/// The destinations of the rows that have been due for longest, and whether those are all that are due.
+fn by_time(tx: &mut AnyConnection, now: Timestamp) -> QueryResult<(Vec<DueDestination>, bool)> {
+    let rows: Vec<(i64, i64, HoldRow)> = prepared::<(BigInt, BigInt, HoldSql), _>(
+        "SELECT w.destination, w.number, h.held_until, h.probing_until
+         FROM (
+             SELECT destination, count(*) AS number FROM (
+                 SELECT destination FROM deliveries
+                 WHERE claim_id IS NULL AND wake_at <= ? ORDER BY wake_at LIMIT ?
+             ) AS due GROUP BY destination
+         ) AS w
+         LEFT JOIN destinations h ON h.destination = w.destination
+         ORDER BY w.destination",
+    )
+    .bind::<Moment, _>(Time::from(now))
+    .bind::<BigInt, _>(ROWS)
+    .load(tx)?;
+    let is_complete = rows.iter().map(|(_, number, _)| number).sum::<i64>() < ROWS;
+    let due = |(destination, _, row): (i64, i64, HoldRow)| DueDestination {
+        destination: destination.into(),
+        hold: hold(row, now),
+    };
+    Ok((rows.into_iter().map(due).collect(), is_complete))
+}
+
+/// Steps through the destinations behind `cursor` that wait for something. Each step finds the next destination's first
+/// entry in the index, whose time says whether something is due.
+fn walk(tx: &mut AnyConnection, now: Timestamp, cursor: Option<Destination>) -> QueryResult<Sight> {
+    let from = cursor.map_or(Some(i64::MIN), |cursor| cursor.as_i64().checked_add(1));
+    let Some(from) = from else { return Ok(Sight { due: Vec::new(), seen: Seen::default() }) };
+    let steps: Vec<(i64, Time, HoldRow)> = match tx {
+        AnyConnection::Postgres(pg) => prepared::<(BigInt, Moment, HoldSql), _>(
+            "WITH RECURSIVE walk AS (
+                 (SELECT destination, wake_at, 1 AS step FROM deliveries
+                  WHERE destination >= ? AND wake_at IS NOT NULL AND claim_id IS NULL
+                  ORDER BY destination, wake_at LIMIT 1)
+                 UNION ALL
+                 SELECT d.destination, d.wake_at, walk.step + 1 FROM walk CROSS JOIN LATERAL (
+                     SELECT destination, wake_at FROM deliveries
+                     WHERE destination > walk.destination AND wake_at IS NOT NULL AND claim_id IS NULL
+                     ORDER BY destination, wake_at LIMIT 1
+                 ) AS d WHERE walk.step < ?
+             )
+             SELECT walk.destination, walk.wake_at, h.held_until, h.probing_until
+             FROM walk LEFT JOIN destinations h ON h.destination = walk.destination
+             ORDER BY walk.destination",
+        )
+        .bind::<BigInt, _>(from)
+        .bind::<Integer, _>(STEPS)
+        .load(pg)?,
+        AnyConnection::Sqlite(sqlite) => {
+            let (mut steps, mut from) = (Vec::new(), Some(from));
+            while let Some(next) = from.filter(|_| steps.len() < STEPS.unsigned_abs() as usize) {
+                let step: Option<(i64, Time, HoldRow)> = prepared::<(BigInt, Moment, HoldSql), _>(
+                    "SELECT d.destination, d.wake_at, h.held_until, h.probing_until
+                     FROM deliveries d LEFT JOIN destinations h ON h.destination = d.destination
+                     WHERE d.destination >= ? AND d.wake_at IS NOT NULL AND d.claim_id IS NULL
+                     ORDER BY d.destination, d.wake_at LIMIT 1",
+                )
+                .bind::<BigInt, _>(next)
+                .get_result(sqlite)
+                .optional()?;
+                from = step.and_then(|(destination, ..)| destination.checked_add(1));
+                steps.extend(step);
+            }
+            steps
+        }
+    };
+    let last = steps.last().filter(|_| steps.len() == STEPS.unsigned_abs() as usize);
+    let walked_to = last.map(|(destination, ..)| Destination::from(*destination));
+    let due = steps
+        .iter()
+        .filter(|(_, wake_at, _)| *wake_at <= Time::from(now))
+        .map(|(destination, _, row)| DueDestination {
+            destination: (*destination).into(),
+            hold: hold(*row, now),
+        })
+        .collect();
+    Ok(Sight { due, seen: Seen { has_backlog: walked_to.is_some(), walked_to } })
+}
+
+/// Those of the targets that have something due.
+fn targets(
+    tx: &mut AnyConnection,
+    now: Timestamp,
+    targets: &[Destination],
+) -> QueryResult<Vec<DueDestination>> {
+    let time = Time::from(now);
+    let rows: Vec<(i64, HoldRow)> = match tx {
+        AnyConnection::Postgres(pg) => prepared::<(BigInt, HoldSql), _>(
+            "SELECT t.destination, h.held_until, h.probing_until FROM unnest(?) AS t (destination)
+             CROSS JOIN LATERAL (
+                 SELECT 1 FROM deliveries
+                 WHERE destination = t.destination AND claim_id IS NULL AND wake_at <= ?
+                 ORDER BY wake_at LIMIT 1
+             ) AS d
+             LEFT JOIN destinations h ON h.destination = t.destination
+             ORDER BY t.destination",
+        )
+        .bind::<Array<BigInt>, _>(targets.iter().map(|target| target.as_i64()).collect::<Vec<_>>())
+        .bind::<Moment, _>(time)
+        .load(pg)?,
+        AnyConnection::Sqlite(sqlite) => {
+            let mut targets = targets.to_vec();
+            targets.sort_unstable();
+            let mut rows = Vec::with_capacity(targets.len());
+            for target in targets {
+                let row: Option<(i64, HoldRow)> = prepared::<(BigInt, HoldSql), _>(
+                    "SELECT d.destination, h.held_until, h.probing_until
+                     FROM deliveries d LEFT JOIN destinations h ON h.destination = d.destination
+                     WHERE d.destination = ? AND d.claim_id IS NULL AND d.wake_at <= ?
+                     ORDER BY d.wake_at LIMIT 1",
+                )
+                .bind::<BigInt, _>(target.as_i64())
+                .bind::<Moment, _>(time)
+                .get_result(sqlite)
+                .optional()?;
+                rows.extend(row);
+            }
+            rows
+        }
+    };
+    let due = |(destination, row): (i64, HoldRow)| DueDestination {
+        destination: destination.into(),
+        hold: hold(row, now),
+    };
+    Ok(rows.into_iter().map(due).collect())
+}
+
+/// Whether attempts may go to that destination.
+pub(super) fn hold_of(
+    tx: &mut AnyConnection,
+    now: Timestamp,
+    destination: Destination,
+) -> QueryResult<HoldState> {
+    let row: Option<(Time, Option<Time>)> = destinations::table
+        .find(destination.as_i64())
+        .select((destinations::held_until, destinations::probing_until))
+        .first(tx)
+        .optional()?;
+    Ok(hold(row.map_or((None, None), |(held_until, probing_until)| (Some(held_until), probing_until)), now))
+}

@@ -1,0 +1,179 @@
+//! Recording: an attempt's record is written and its delivery moves on, in one transaction for a batch.
+
+use std::collections::{HashMap, HashSet};
+
+use contracts::{ClaimId, DeliveryId, Timestamp};
+use diesel::prelude::*;
+use diesel::sql_types::{Array, BigInt, Integer, Nullable, Text};
+use engine::protection::{Protection, is_off};
+use engine::{AttemptResult, Effect, Settlement, Transition};
+
+use crate::columns::{Id, Key, Moment, Time};
+use crate::connect::AnyConnection;
+use crate::error::StoreError;
+use crate::prepared::{column, prepared};
+use crate::schema::{attempts, deliveries};
+use crate::steps::holds::write_holds;
+use crate::steps::late::finish_late;
+use crate::steps::transitions::write_transitions;
+
+/// Writes a batch of results and returns what became of each, in the batch's order. Each delivery is guarded by its state
+/// and claim id; a batch has at most one result of a delivery. Waits for no other session: results whose row is locked are
+/// left out and must be tried again.
+pub fn finish(
+    tx: &mut AnyConnection,
+    now: Timestamp,
+    batch: &[AttemptResult],
+) -> Result<Vec<Effect>, StoreError> {
+    let rows = lock(tx, batch)?;
+    let is_ours =
+        |result: &&AttemptResult| rows.get(&result.delivery_id).is_some_and(|row| row.is_held_by(result));
+    let ours: Vec<&AttemptResult> = batch.iter().filter(is_ours).collect();
+    record(tx, now, &ours)?;
+    batch
+        .iter()
+        .map(|result| match rows.get(&result.delivery_id) {
+            None => Ok(Effect::Dropped),
+            Some(Row::Locked) => Ok(Effect::Locked),
+            Some(row) if row.is_held_by(result) => Ok(Effect::Recorded),
+            Some(_) => finish_late(tx, now, result),
+        })
+        .collect()
+}
+
+/// Records the results of attempts that are still held, whose rows are locked.
+pub(super) fn record(
+    tx: &mut AnyConnection,
+    now: Timestamp,
+    results: &[&AttemptResult],
+) -> Result<(), StoreError> {
+    if results.is_empty() {
+        return Ok(());
+    }
+    let was_handed_back = |result: &&AttemptResult| matches!(result.settlement, Settlement::HandedBack(_));
+    let made: Vec<&AttemptResult> =
+        results.iter().copied().filter(|result| !was_handed_back(result)).collect();
+    insert_attempts(tx, &made)?;
+    let succeeded = accepted_earlier(tx, results)?;
+    let ended = |result: &&AttemptResult| {
+        Transition::attempt_ended(result, succeeded.contains(&result.delivery_id), now)
+    };
+    write_transitions(tx, &results.iter().map(ended).collect::<Vec<_>>())?;
+    Ok(write_holds(tx, now, results)?)
+}
+
+/// A result's delivery, as its row is found.
+enum Row {
+    /// Locked by this transaction, and being delivered under that claim, if any.
+    Ours(Option<ClaimId>),
+    /// Locked by another session.
+    Locked,
+}
+
+impl Row {
+    fn is_held_by(&self, result: &AttemptResult) -> bool {
+        match self {
+            Row::Ours(Some(claim)) => *claim == result.claim_id || is_off(Protection::Fencing),
+            Row::Ours(None) | Row::Locked => false,
+        }
+    }
+}
+
+/// Locks the batch's deliveries, in id order as every batch does.
+fn lock(tx: &mut AnyConnection, batch: &[AttemptResult]) -> QueryResult<HashMap<DeliveryId, Row>> {
+    type Locked = (Key, Option<Key>);
+    let locked: Vec<Locked> = match tx {
+        AnyConnection::Postgres(pg) => prepared::<(Id, Nullable<Id>), _>(
+            "SELECT id, claim_id FROM deliveries WHERE id = ANY (?) ORDER BY id FOR UPDATE SKIP LOCKED",
+        )
+        .bind::<Array<Id>, _>(column(batch, |result| Key::from(result.delivery_id)))
+        .load(pg)?,
+        AnyConnection::Sqlite(sqlite) => {
+            let mut rows = Vec::with_capacity(batch.len());
+            for result in batch {
+                let row: Option<Locked> =
+                    prepared::<(Id, Nullable<Id>), _>("SELECT id, claim_id FROM deliveries WHERE id = ?")
+                        .bind::<Id, _>(Key::from(result.delivery_id))
+                        .get_result(sqlite)
+                        .optional()?;
+                rows.extend(row);
+            }
+            rows
+        }
+    };
+    let mut rows: HashMap<DeliveryId, Row> =
+        locked.into_iter().map(|(id, claim)| (id.into(), Row::Ours(claim.map(ClaimId::from)))).collect();
+    let missing = batch.iter().map(|result| result.delivery_id).filter(|id| !rows.contains_key(id));
+    let missing: Vec<Key> = missing.map(Key::from).collect();
+    if !missing.is_empty() {
+        let query = deliveries::table.filter(deliveries::id.eq_any(missing)).select(deliveries::id);
+        rows.extend(query.load::<Key>(tx)?.into_iter().map(|id| (id.into(), Row::Locked)));
+    }
+    Ok(rows)
+}
+
+fn insert_attempts(tx: &mut AnyConnection, ours: &[&AttemptResult]) -> QueryResult<()> {
+    match tx {
+        AnyConnection::Postgres(pg) => {
+            prepared::<(), _>(
+                "INSERT INTO attempts (id, delivery_id, attempt_number, status_code, response_body,
+                     response_time_ms, failure_reason_code, failure_detail, created_at)
+                 SELECT * FROM unnest(?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            )
+            .bind::<Array<Id>, _>(column(ours, |r| Key::from(r.record.id)))
+            .bind::<Array<Id>, _>(column(ours, |r| Key::from(r.delivery_id)))
+            .bind::<Array<Integer>, _>(column(ours, |r| r.record.number))
+            .bind::<Array<Nullable<Integer>>, _>(column(ours, |r| r.record.status_code))
+            .bind::<Array<Nullable<Text>>, _>(column(ours, |r| r.record.response_body.as_deref()))
+            .bind::<Array<Nullable<BigInt>>, _>(column(ours, |r| r.record.response_time_ms))
+            .bind::<Array<Nullable<Text>>, _>(column(ours, |r| reason(r)))
+            .bind::<Array<Nullable<Text>>, _>(column(ours, |r| detail(r)))
+            .bind::<Array<Moment>, _>(column(ours, |r| Time::from(r.record.claimed_at)))
+            .execute(pg)?;
+        }
+        AnyConnection::Sqlite(sqlite) => {
+            for r in ours {
+                prepared::<(), _>(
+                    "INSERT INTO attempts (id, delivery_id, attempt_number, status_code, response_body,
+                         response_time_ms, failure_reason_code, failure_detail, created_at)
+                     VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                )
+                .bind::<Id, _>(Key::from(r.record.id))
+                .bind::<Id, _>(Key::from(r.delivery_id))
+                .bind::<Integer, _>(r.record.number)
+                .bind::<Nullable<Integer>, _>(r.record.status_code)
+                .bind::<Nullable<Text>, _>(r.record.response_body.as_deref())
+                .bind::<Nullable<BigInt>, _>(r.record.response_time_ms)
+                .bind::<Nullable<Text>, _>(reason(r))
+                .bind::<Nullable<Text>, _>(detail(r))
+                .bind::<Moment, _>(Time::from(r.record.claimed_at))
+                .execute(sqlite)?;
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Which of the deliveries whose attempt failed or was not sent have a 2xx on record all the same: that of an earlier
+/// attempt, come late, while this one was being made. They have succeeded and need no further attempt.
+fn accepted_earlier(tx: &mut AnyConnection, ours: &[&AttemptResult]) -> QueryResult<HashSet<DeliveryId>> {
+    let failed_again = |r: &&&AttemptResult| r.record.number > 1 && r.settlement != Settlement::Succeeded;
+    let failed_again: Vec<Key> = ours.iter().filter(failed_again).map(|r| r.delivery_id.into()).collect();
+    if failed_again.is_empty() || is_off(Protection::SuccessIsFinal) {
+        return Ok(HashSet::new());
+    }
+    let accepted: Vec<Key> = attempts::table
+        .filter(attempts::delivery_id.eq_any(failed_again))
+        .filter(attempts::failure_reason_code.is_null())
+        .select(attempts::delivery_id)
+        .load(tx)?;
+    Ok(accepted.into_iter().map(DeliveryId::from).collect())
+}
+
+pub(super) fn reason(result: &AttemptResult) -> Option<&'static str> {
+    result.record.failure.as_ref().map(|failure| failure.reason.into())
+}
+
+pub(super) fn detail(result: &AttemptResult) -> Option<&str> {
+    result.record.failure.as_ref().map(|failure| failure.detail.as_str())
+}

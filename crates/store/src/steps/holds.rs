@@ -1,0 +1,212 @@
+//! Holds: rows of `destinations`, which only destinations that are not ordinary have.
+
+use std::collections::{BTreeMap, HashSet};
+use std::time::Duration;
+
+use contracts::{Destination, Timestamp};
+use diesel::prelude::*;
+use diesel::sql_types::{Array, BigInt, Nullable};
+use engine::protection::{Protection, is_off};
+use engine::transition::Claiming;
+use engine::{AttemptResult, HoldChange};
+
+use crate::columns::{Id, Key, Moment, Time};
+use crate::connect::AnyConnection;
+use crate::error::StoreError;
+use crate::prepared::prepared;
+use crate::schema::destinations;
+
+/// How long a row stays after its hold has ended, when nothing comes that could be its probe.
+const FORGOTTEN_AFTER: Duration = Duration::from_secs(3600);
+/// How many rows are forgotten at once.
+const FORGOTTEN_AT_ONCE: i64 = 500;
+
+/// A destination's row keeps back what is not its probe if its hold ends after this moment: any row does, unless the
+/// simulation has switched that off.
+pub(super) fn held_beyond(now: Timestamp) -> Time {
+    if is_off(Protection::Hold) {
+        Time::MAX
+    } else if is_off(Protection::Probe) {
+        now.into()
+    } else {
+        Time::MIN
+    }
+}
+
+/// Locks the rows of those destinations whose hold has ended and whose probe may go, and returns them. One that another
+/// session has locked is left to it.
+pub(super) fn lock_half_open(
+    tx: &mut AnyConnection,
+    now: Timestamp,
+    wanted: &[Destination],
+) -> QueryResult<HashSet<Destination>> {
+    if wanted.is_empty() {
+        return Ok(HashSet::new());
+    }
+    let (wanted, now) = (wanted.iter().map(|destination| destination.as_i64()), Time::from(now));
+    let locked: Vec<i64> = match tx {
+        AnyConnection::Postgres(pg) => prepared::<BigInt, _>(
+            "SELECT destination FROM destinations
+             WHERE destination = ANY (?) AND held_until <= ? AND (probing_until IS NULL OR probing_until <= ?)
+             FOR UPDATE SKIP LOCKED",
+        )
+        .bind::<Array<BigInt>, _>(wanted.collect::<Vec<_>>())
+        .bind::<Moment, _>(now)
+        .bind::<Moment, _>(now)
+        .load(pg)?,
+        AnyConnection::Sqlite(_) => {
+            let ended = destinations::held_until.le(now);
+            let is_free = destinations::probing_until.is_null().or(destinations::probing_until.le(now));
+            destinations::table
+                .filter(destinations::destination.eq_any(wanted))
+                .filter(ended)
+                .filter(is_free.assume_not_null())
+                .select(destinations::destination)
+                .load(tx)?
+        }
+    };
+    Ok(locked.into_iter().map(Destination::from).collect())
+}
+
+/// Writes down that a locked destination's probe is on its way.
+pub(super) fn begin_probe(
+    tx: &mut AnyConnection,
+    claiming: &Claiming,
+    destination: Destination,
+) -> QueryResult<()> {
+    diesel::update(destinations::table.find(destination.as_i64()))
+        .set((
+            destinations::probing_until.eq(Time::from(claiming.wake_at)),
+            destinations::probe_claim_id.eq(Key::from(claiming.claim_id)),
+            destinations::updated_at.eq(Time::from(claiming.claimed_at)),
+        ))
+        .execute(tx)
+        .map(drop)
+}
+
+/// What a batch of results means for one destination.
+struct Change {
+    org: Key,
+    held_until: Option<Timestamp>,
+    /// The claim of the probe that has ended.
+    probe: Option<Key>,
+    opens: bool,
+}
+
+/// Writes what results mean for their destinations. One destination after the other in order, so that two batches can't
+/// wait for each other; there are few, as a held destination has no more attempts.
+pub(super) fn write_holds(
+    tx: &mut AnyConnection,
+    now: Timestamp,
+    results: &[&AttemptResult],
+) -> QueryResult<()> {
+    if is_off(Protection::HoldRecorded) {
+        return Ok(());
+    }
+    let mut changes: BTreeMap<Destination, Change> = BTreeMap::new();
+    for result in results.iter().filter(|result| result.hold != HoldChange::None) {
+        let org = Key::from(result.org_id);
+        let ordinary = || Change { org, held_until: None, probe: None, opens: false };
+        let change = changes.entry(result.destination).or_insert_with(ordinary);
+        if result.is_probe {
+            change.probe = Some(result.claim_id.into());
+        }
+        match result.hold {
+            HoldChange::HoldUntil(until) => change.held_until = change.held_until.max(Some(until)),
+            HoldChange::Open => change.opens = true,
+            HoldChange::None | HoldChange::ProbeAgain => {}
+        }
+    }
+    for (destination, change) in changes {
+        write_change(tx, now, destination, &change)?;
+    }
+    Ok(())
+}
+
+fn write_change(
+    tx: &mut AnyConnection,
+    now: Timestamp,
+    destination: Destination,
+    change: &Change,
+) -> QueryResult<()> {
+    let (destination, now) = (destination.as_i64(), Time::from(now));
+    if let Some(until) = change.held_until {
+        // The probe of another dispatcher, or of an earlier hold, stays on its way.
+        return prepared::<(), _>(
+            "INSERT INTO destinations (destination, org_id, held_until, created_at, updated_at) VALUES (?, ?, ?, ?, ?)
+             ON CONFLICT (destination) DO UPDATE SET
+                 held_until = CASE WHEN excluded.held_until > destinations.held_until THEN excluded.held_until
+                     ELSE destinations.held_until END,
+                 probing_until = CASE WHEN destinations.probe_claim_id = ? THEN NULL
+                     ELSE destinations.probing_until END,
+                 probe_claim_id = CASE WHEN destinations.probe_claim_id = ? THEN NULL
+                     ELSE destinations.probe_claim_id END,
+                 updated_at = excluded.updated_at",
+        )
+        .bind::<BigInt, _>(destination)
+        .bind::<Id, _>(change.org)
+        .bind::<Moment, _>(Time::from(until))
+        .bind::<Moment, _>(now)
+        .bind::<Moment, _>(now)
+        .bind::<Nullable<Id>, _>(change.probe)
+        .bind::<Nullable<Id>, _>(change.probe)
+        .execute(tx)
+        .map(drop);
+    }
+    let probe = destinations::table.find(destination).filter(destinations::probe_claim_id.eq(change.probe));
+    // What others were told while the probe was on its way stands.
+    if change.opens && diesel::delete(probe.filter(destinations::held_until.le(now))).execute(tx)? > 0 {
+        return Ok(());
+    }
+    diesel::update(probe)
+        .set((
+            destinations::probing_until.eq(None::<Time>),
+            destinations::probe_claim_id.eq(None::<Key>),
+            destinations::updated_at.eq(now),
+        ))
+        .execute(tx)
+        .map(drop)
+}
+
+/// Removes rows whose hold ended an hour ago, with no probe on its way and nothing waiting that could be one; returns how
+/// many. At most 500 at once.
+pub fn forget_holds(tx: &mut AnyConnection, now: Timestamp) -> Result<usize, StoreError> {
+    let text = match tx {
+        AnyConnection::Postgres(_) => {
+            "DELETE FROM destinations WHERE destination = ANY (ARRAY (
+                 SELECT h.destination FROM destinations h
+                 WHERE h.held_until <= ? AND (h.probing_until IS NULL OR h.probing_until <= ?)
+                   AND NOT EXISTS (
+                       SELECT 1 FROM deliveries d
+                       WHERE d.destination = h.destination AND d.wake_at IS NOT NULL AND d.claim_id IS NULL)
+                 LIMIT ? FOR UPDATE SKIP LOCKED))"
+        }
+        AnyConnection::Sqlite(_) => {
+            "DELETE FROM destinations WHERE destination IN (
+                 SELECT h.destination FROM destinations h
+                 WHERE h.held_until <= ? AND (h.probing_until IS NULL OR h.probing_until <= ?)
+                   AND NOT EXISTS (
+                       SELECT 1 FROM deliveries d
+                       WHERE d.destination = h.destination AND d.wake_at IS NOT NULL AND d.claim_id IS NULL)
+                 LIMIT ?)"
+        }
+    };
+    let forgotten = prepared::<(), _>(text)
+        .bind::<Moment, _>(Time::from(now - FORGOTTEN_AFTER))
+        .bind::<Moment, _>(Time::from(now))
+        .bind::<BigInt, _>(FORGOTTEN_AT_ONCE)
+        .execute(tx)?;
+    Ok(forgotten)
+}
+
+/// Until when each of those destinations is held, of those that have a row.
+pub(crate) fn held_until(
+    tx: &mut AnyConnection,
+    wanted: &[i64],
+) -> QueryResult<std::collections::HashMap<i64, Timestamp>> {
+    let rows: Vec<(i64, Time)> = destinations::table
+        .filter(destinations::destination.eq_any(wanted))
+        .select((destinations::destination, destinations::held_until))
+        .load(tx)?;
+    Ok(rows.into_iter().map(|(destination, until)| (destination, until.into())).collect())
+}

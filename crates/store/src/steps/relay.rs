@@ -1,0 +1,242 @@
+//! What the relay claims: what is due, shared among destinations. The plan decides between the statements; here they are
+//! only made.
+
+use std::collections::HashSet;
+use std::time::Duration;
+
+use contracts::{ClaimId, DeliveryId, Destination, Timestamp};
+use diesel::prelude::*;
+use diesel::sql_types::{Array, BigInt, Bool, Integer};
+use engine::transition::{self, Claiming};
+use engine::{Candidate, Claimed, DueDestination, HeldAttempt, Look, RelayPlan, Share};
+
+use crate::columns::{Id, Key, Moment, Time};
+use crate::connect::AnyConnection;
+use crate::error::RowsRefused;
+use crate::prepared::{column, prepared};
+use crate::steps::claim::{
+    ClaimedRow, ClaimedSql, bind_claiming, claim_set, claimed, claimed_columns, load_claimed,
+};
+use crate::steps::due::{hold_of, look};
+use crate::steps::holds::{begin_probe, held_beyond, lock_half_open};
+
+/// What a look of the relay claimed, and what it means for the next one.
+#[derive(Clone, Debug, Default, PartialEq)]
+#[allow(missing_docs)]
+pub struct DueClaim {
+    pub claimed: Vec<Claimed>,
+    pub look: Look,
+}
+
+/// Claims attempts whose time has come: retries, first attempts that no doorbell served, and what waits for destinations
+/// that are not ordinary. Rows that another session has locked are passed over. When the claim itself is refused the error
+/// names the rows that were chosen for it.
+pub fn claim_due(
+    tx: &mut AnyConnection,
+    now: Timestamp,
+    lease: Duration,
+    claim_id: ClaimId,
+    plan: &RelayPlan,
+) -> Result<DueClaim, RowsRefused> {
+    let sight = look(tx, now, plan)?;
+    let shares = plan.share(&sight.due);
+    let probes = lock_probes(tx, now, &shares.shares)?;
+    let claimable: Vec<Share> = shares
+        .shares
+        .iter()
+        .filter(|share| !share.is_probe || probes.contains(&share.destination))
+        .copied()
+        .collect();
+    let candidates = lock_candidates(tx, now, &claimable, &plan.stepped_over)?;
+    let selection = plan.select(&candidates);
+    let claiming = transition::claimed(claim_id, now, lease);
+    let claimed = claim_chosen(tx, &claiming, &selection.chosen, &probes)?;
+    Ok(DueClaim { claimed, look: plan.look(&sight.due, &shares, &selection, sight.seen) })
+}
+
+/// Claims the next attempt of one delivery, which looks step over, under the same conditions as [`claim_due`]: it is due,
+/// its destination has room and is not held, and its payload fits.
+pub fn claim_one(
+    tx: &mut AnyConnection,
+    now: Timestamp,
+    lease: Duration,
+    claim_id: ClaimId,
+    plan: &RelayPlan,
+    delivery: DeliveryId,
+) -> Result<Option<Claimed>, RowsRefused> {
+    let Some(candidate) = lock_candidate(tx, now, delivery)? else { return Ok(None) };
+    let hold = hold_of(tx, now, candidate.destination)?;
+    let shares = plan.share(&[DueDestination { destination: candidate.destination, hold }]).shares;
+    let probes = lock_probes(tx, now, &shares)?;
+    let may_go = shares.iter().any(|share| !share.is_probe || probes.contains(&share.destination));
+    let chosen = if may_go { plan.select(&[candidate]).chosen } else { Vec::new() };
+    let claiming = transition::claimed(claim_id, now, lease);
+    Ok(claim_chosen(tx, &claiming, &chosen, &probes)?.pop())
+}
+
+/// The destinations whose probe this transaction may begin: of many, one gets each.
+fn lock_probes(
+    tx: &mut AnyConnection,
+    now: Timestamp,
+    shares: &[Share],
+) -> QueryResult<HashSet<Destination>> {
+    let probes = shares.iter().filter(|share| share.is_probe);
+    lock_half_open(tx, now, &probes.map(|share| share.destination).collect::<Vec<_>>())
+}
+
+/// Locks due deliveries for each share, in the shares' order and each destination's oldest first. A share that is no
+/// probe gets none if its destination has become another than ordinary since it was looked at.
+fn lock_candidates(
+    tx: &mut AnyConnection,
+    now: Timestamp,
+    shares: &[Share],
+    stepped_over: &[DeliveryId],
+) -> QueryResult<Vec<Candidate>> {
+    if shares.is_empty() {
+        return Ok(Vec::new());
+    }
+    let (due_by, held_beyond) = (Time::from(now), held_beyond(now));
+    let attempts = |share: &Share| i64::try_from(share.attempts).unwrap_or(i64::MAX);
+    let rows: Vec<(Key, i64, i32)> = match tx {
+        AnyConnection::Postgres(pg) => prepared::<CandidateSql, _>(
+            "SELECT d.id, w.destination, d.bytes
+             FROM unnest(?, ?, ?) WITH ORDINALITY AS w (destination, attempts, is_probe, place)
+             CROSS JOIN LATERAL (
+                 SELECT id, length(payload) AS bytes, wake_at FROM deliveries
+                 WHERE destination = w.destination AND claim_id IS NULL AND wake_at <= ?
+                   AND attempt_count < max_attempts AND id <> ALL (?)
+                 ORDER BY wake_at LIMIT w.attempts FOR UPDATE SKIP LOCKED
+             ) AS d
+             WHERE w.is_probe OR NOT EXISTS (
+                 SELECT 1 FROM destinations h WHERE h.destination = w.destination AND h.held_until > ?)
+             ORDER BY w.place, d.wake_at",
+        )
+        .bind::<Array<BigInt>, _>(column(shares, |share| share.destination.as_i64()))
+        .bind::<Array<BigInt>, _>(column(shares, attempts))
+        .bind::<Array<Bool>, _>(column(shares, |share| share.is_probe))
+        .bind::<Moment, _>(due_by)
+        .bind::<Array<Id>, _>(column(stepped_over, |id| Key::from(*id)))
+        .bind::<Moment, _>(held_beyond)
+        .load(pg)?,
+        AnyConnection::Sqlite(sqlite) => {
+            // One writer: nobody else has locked anything, and nothing has changed since the look.
+            let stepped_over: HashSet<Key> = stepped_over.iter().map(|id| Key::from(*id)).collect();
+            let mut rows = Vec::new();
+            for share in shares {
+                let beside = i64::try_from(stepped_over.len()).unwrap_or(i64::MAX);
+                let found: Vec<(Key, i64, i32)> = prepared::<CandidateSql, _>(
+                    "SELECT id, destination, length(payload) FROM deliveries
+                     WHERE destination = ? AND claim_id IS NULL AND wake_at <= ? AND attempt_count < max_attempts
+                     ORDER BY wake_at LIMIT ?",
+                )
+                .bind::<BigInt, _>(share.destination.as_i64())
+                .bind::<Moment, _>(due_by)
+                .bind::<BigInt, _>(attempts(share).saturating_add(beside))
+                .load(sqlite)?;
+                let found = found.into_iter().filter(|(id, ..)| !stepped_over.contains(id));
+                rows.extend(found.take(share.attempts));
+            }
+            rows
+        }
+    };
+    Ok(rows.into_iter().map(candidate).collect())
+}
+
+type CandidateSql = (Id, BigInt, Integer);
+
+fn candidate((id, destination, bytes): (Key, i64, i32)) -> Candidate {
+    Candidate {
+        delivery_id: id.into(),
+        destination: destination.into(),
+        bytes: u64::try_from(bytes).unwrap_or_default(),
+    }
+}
+
+/// Locks one delivery, if it is due.
+fn lock_candidate(
+    tx: &mut AnyConnection,
+    now: Timestamp,
+    delivery: DeliveryId,
+) -> QueryResult<Option<Candidate>> {
+    let text = match tx {
+        AnyConnection::Postgres(_) => {
+            "SELECT id, destination, length(payload) FROM deliveries
+             WHERE id = ? AND claim_id IS NULL AND wake_at <= ? AND attempt_count < max_attempts
+             FOR UPDATE SKIP LOCKED"
+        }
+        AnyConnection::Sqlite(_) => {
+            "SELECT id, destination, length(payload) FROM deliveries
+             WHERE id = ? AND claim_id IS NULL AND wake_at <= ? AND attempt_count < max_attempts"
+        }
+    };
+    let row = prepared::<CandidateSql, _>(text)
+        .bind::<Id, _>(Key::from(delivery))
+        .bind::<Moment, _>(Time::from(now))
+        .get_result(tx)
+        .optional()?;
+    Ok(row.map(candidate))
+}
+
+/// Claims locked deliveries. Of a destination whose probe it is, there is one.
+fn claim_chosen(
+    tx: &mut AnyConnection,
+    claiming: &Claiming,
+    chosen: &[Candidate],
+    probes: &HashSet<Destination>,
+) -> Result<Vec<Claimed>, RowsRefused> {
+    let is_probe = |destination: &Destination| probes.contains(destination);
+    let claim = |tx: &mut AnyConnection| {
+        for candidate in chosen.iter().filter(|candidate| is_probe(&candidate.destination)) {
+            begin_probe(tx, claiming, candidate.destination)?;
+        }
+        write_claim(tx, claiming, chosen)
+    };
+    let refused = |error: diesel::result::Error| RowsRefused {
+        rows: chosen.iter().map(|candidate| candidate.delivery_id).collect(),
+        error: error.into(),
+    };
+    let claimed = claim(tx).map_err(refused)?;
+    let with_probe = |claimed: Claimed| {
+        let is_probe = is_probe(&claimed.held.destination);
+        Claimed { held: HeldAttempt { is_probe, ..claimed.held }, ..claimed }
+    };
+    Ok(claimed.into_iter().map(with_probe).collect())
+}
+
+fn write_claim(
+    tx: &mut AnyConnection,
+    claiming: &Claiming,
+    chosen: &[Candidate],
+) -> QueryResult<Vec<Claimed>> {
+    if chosen.is_empty() {
+        return Ok(Vec::new());
+    }
+    match tx {
+        AnyConnection::Postgres(pg) => {
+            let text = concat!(
+                "UPDATE deliveries SET ",
+                claim_set!(),
+                " WHERE id = ANY (?) RETURNING ",
+                claimed_columns!()
+            );
+            let ids = column(chosen, |candidate| Key::from(candidate.delivery_id));
+            load_claimed(bind_claiming(prepared(text), claiming).bind::<Array<Id>, _>(ids), pg)
+        }
+        AnyConnection::Sqlite(sqlite) => {
+            let text = concat!(
+                "UPDATE deliveries SET ",
+                claim_set!(),
+                " WHERE id = ? RETURNING ",
+                claimed_columns!()
+            );
+            let mut rows = Vec::with_capacity(chosen.len());
+            for candidate in chosen {
+                let row: ClaimedRow = bind_claiming(prepared::<ClaimedSql, _>(text), claiming)
+                    .bind::<Id, _>(Key::from(candidate.delivery_id))
+                    .get_result(sqlite)?;
+                rows.push(claimed(row));
+            }
+            Ok(rows)
+        }
+    }
+}
