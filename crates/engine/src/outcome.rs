@@ -35,29 +35,43 @@ pub struct Failure {
 /// Why an attempt was not sent although nothing is wrong with its receiver.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum LocalFailure {
-    /// Too little was left of the lease: the dispatcher stalled, or its database was away.
+    /// Too little of the lease is left for a request with its whole budget.
     LeaseTooShort,
-    /// No socket to be had: no file descriptor, no port, no memory for it.
+    /// The system gives this process no more sockets: open files or memory are used up.
     NoSocket,
-    /// None of our name servers answers.
+    /// No local port is left for connections to this one destination.
+    NoLocalPort,
+    /// None of the system's name servers answers.
     NoNameServer,
     /// The signing secret is sealed with a key that this process lacks.
     KeyMissing,
+    /// The database refused to read the signing secret.
+    SecretUnread,
 }
 
 impl LocalFailure {
-    /// Whether any attempt of this process would fail the same way.
+    /// Whether every other attempt of this process fails the same way.
     pub fn concerns_all(self) -> bool {
-        matches!(self, LocalFailure::NoSocket | LocalFailure::NoNameServer)
+        match self {
+            LocalFailure::NoSocket | LocalFailure::NoNameServer => true,
+            LocalFailure::LeaseTooShort
+            | LocalFailure::NoLocalPort
+            | LocalFailure::KeyMissing
+            | LocalFailure::SecretUnread => false,
+        }
     }
 
-    /// One sentence for an operator.
+    /// What is wrong, for logs.
     pub fn detail(self) -> &'static str {
         match self {
-            LocalFailure::LeaseTooShort => "too little was left of the attempt's lease to send it",
-            LocalFailure::NoSocket => "no socket to be had: raise the limit of open files, or lower dispatcher.max_in_flight",
-            LocalFailure::NoNameServer => "none of this host's name servers answers",
-            LocalFailure::KeyMissing => "the signing secret is sealed with a key that secrets.keys lacks",
+            LocalFailure::LeaseTooShort => {
+                "the dispatcher stalled until too little was left of the attempt's lease"
+            }
+            LocalFailure::NoSocket => "the system gave no socket: out of open files or of memory",
+            LocalFailure::NoLocalPort => "no local port is left for connections to the destination",
+            LocalFailure::NoNameServer => "no name server answers",
+            LocalFailure::KeyMissing => "secrets.keys lacks the key that the signing secret is sealed with",
+            LocalFailure::SecretUnread => "the database refused to read the signing secret",
         }
     }
 }

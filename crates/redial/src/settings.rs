@@ -35,6 +35,8 @@ const SHORTEST: Duration = Duration::from_millis(1);
 const LONGEST: Duration = Duration::from_secs(28 * 24 * 3600);
 /// More slots than this would need more than the 16-bit prefetch of AMQP and more sockets than systems give.
 const MOST_IN_FLIGHT: u16 = 10_000;
+/// More than any process should need.
+const MOST_IN_FLIGHT_BYTES: Size = Size(64 << 30);
 /// Each attempt is a row that a delivery's answer shows.
 const MOST_ATTEMPTS: AttemptNumber = 100;
 /// What an attempt needs beside its request: to be claimed, signed and recorded.
@@ -91,6 +93,8 @@ pub(crate) struct DispatcherSettings {
     /// The health endpoint.
     pub(crate) listen: Option<SocketAddr>,
     pub(crate) max_in_flight: u16,
+    /// Of payload.
+    max_in_flight_bytes: usize,
 }
 
 #[derive(Clone, Serialize)]
@@ -99,6 +103,9 @@ pub(crate) struct DeliverySettings {
     pub(crate) timeout: Duration,
     #[serde(serialize_with = "shown::duration")]
     pub(crate) connect_timeout: Duration,
+    max_in_flight_per_destination: u16,
+    #[serde(serialize_with = "shown::duration")]
+    hold_cap: Duration,
     #[serde(serialize_with = "shown::durations")]
     pub(crate) schedule: Vec<Duration>,
     pub(crate) jitter: f64,
@@ -181,6 +188,7 @@ impl Settings {
     fn read(file: Option<(&str, &str)>, variables: &Variables) -> Result<Settings, SettingsError> {
         let source = Source::new(file, variables)?;
         let (own_database, own_broker) = (source.optional("database.url")?, source.optional("broker.url")?);
+        let max_in_flight = source.within("dispatcher.max_in_flight", 1..=MOST_IN_FLIGHT)?;
         let given = |name: &str| variables.get(name).filter(|value| !value.is_empty()).cloned();
         let settings = Settings {
             database: DatabaseSettings { url: own_database.clone().or_else(|| given("DATABASE_URL")) },
@@ -200,11 +208,18 @@ impl Settings {
             },
             dispatcher: DispatcherSettings {
                 listen: source.parse_optional("dispatcher.listen")?,
-                max_in_flight: source.within("dispatcher.max_in_flight", 1..=MOST_IN_FLIGHT)?,
+                max_in_flight,
+                max_in_flight_bytes: source
+                    .within("dispatcher.max_in_flight_bytes", Size(1024)..=MOST_IN_FLIGHT_BYTES)?
+                    .0,
             },
             delivery: DeliverySettings {
                 timeout: source.duration("delivery.timeout", SHORTEST..=LONGEST)?,
                 connect_timeout: source.duration("delivery.connect_timeout", SHORTEST..=LONGEST)?,
+                max_in_flight_per_destination: source
+                    .within_optional("delivery.max_in_flight_per_destination", 1..=max_in_flight)?
+                    .unwrap_or((max_in_flight / 8).max(1)),
+                hold_cap: source.duration("delivery.hold_cap", Duration::ZERO..=LONGEST)?,
                 schedule: source.durations("delivery.schedule", Duration::ZERO..=LONGEST)?,
                 jitter: source.within("delivery.jitter", 0.0..=1.0)?,
                 max_attempts: source.within("delivery.max_attempts", 1..=MOST_ATTEMPTS)?,
@@ -289,15 +304,20 @@ impl Settings {
     pub(crate) fn dispatcher_settings(&self) -> dispatcher::Settings {
         let delivery = &self.delivery;
         dispatcher::Settings {
-            max_in_flight: self.dispatcher.max_in_flight.into(),
-            lease: delivery.lease,
-            timeout: delivery.timeout,
-            connect_timeout: delivery.connect_timeout,
-            retry: RetryPolicy {
-                schedule: delivery.schedule.clone(),
-                jitter: delivery.jitter,
-                stop_on_gone: delivery.stop_on_gone,
+            limits: dispatcher::Limits {
+                max_in_flight: self.dispatcher.max_in_flight.into(),
+                max_in_flight_bytes: self.dispatcher.max_in_flight_bytes as u64,
+                max_in_flight_per_destination: delivery.max_in_flight_per_destination.into(),
+                lease: delivery.lease,
+                timeout: delivery.timeout,
+                retry: RetryPolicy {
+                    schedule: delivery.schedule.clone(),
+                    jitter: delivery.jitter,
+                    stop_on_gone: delivery.stop_on_gone,
+                    hold_cap: delivery.hold_cap,
+                },
             },
+            connect_timeout: delivery.connect_timeout,
             drain: DRAIN.max(delivery.timeout + MARGIN),
         }
     }

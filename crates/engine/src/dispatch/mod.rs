@@ -76,6 +76,20 @@ pub struct AttemptKey {
     pub claim_id: ClaimId,
 }
 
+impl HeldAttempt {
+    /// Tells it from all other attempts.
+    pub fn key(&self) -> AttemptKey {
+        AttemptKey { delivery_id: self.delivery_id, claim_id: self.claim_id }
+    }
+}
+
+impl AttemptResult {
+    /// Whose result it is.
+    pub fn key(&self) -> AttemptKey {
+        AttemptKey { delivery_id: self.delivery_id, claim_id: self.claim_id }
+    }
+}
+
 /// What happened.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Event {
@@ -272,29 +286,14 @@ impl Dispatch {
 
     /// Takes note of what happened, and returns what is to be done.
     pub fn handle(&mut self, event: Event, now: Now) -> Vec<Action> {
+        self.handle_all([event], now)
+    }
+
+    /// The same for several events at once, which makes larger batches than one after the other would.
+    pub fn handle_all(&mut self, events: impl IntoIterator<Item = Event>, now: Now) -> Vec<Action> {
         let mut actions = Vec::new();
-        match event {
-            Event::Doorbells(doorbells) => self.hear(doorbells, now, &mut actions),
-            Event::Claimed { claimed, is_recovered, look } => {
-                self.claimed(claimed, is_recovered, look, now, &mut actions);
-            }
-            Event::ClaimRefused { rows } => self.claim_refused(&rows, now, &mut actions),
-            Event::ClaimUnknown => self.claim_unknown(now, &mut actions),
-            Event::Ended { key, outcome, elapsed } => self.ended(key, outcome, elapsed, now, &mut actions),
-            Event::Recorded { id, effects } => {
-                let done = self.recording.recorded(id, &effects, now.monotonic);
-                actions.extend(done.into_iter().map(Action::Report));
-            }
-            Event::RecordRefused { id, is_violation } => {
-                let lost = self.recording.refused(id, is_violation, now.monotonic);
-                actions.extend(lost.into_iter().map(Action::Report));
-            }
-            Event::RecordUnknown { id } => self.recording.unknown(id, now.monotonic),
-            Event::LeasesRecovered { count } => self.leases_recovered(count, now),
-            Event::RecoveryRefused { rows } => self.recovery_refused(&rows, now, &mut actions),
-            Event::RecoveryUnknown => self.recovery_ended(now.monotonic + OUTAGE_PAUSE),
-            Event::Tick => {}
-            Event::Stop => self.stop(&mut actions),
+        for event in events {
+            self.note(event, now, &mut actions);
         }
         let old = self.doorbells.forget_old(now.monotonic);
         self.acknowledge(&old, &mut actions);
@@ -307,6 +306,32 @@ impl Dispatch {
             actions.push(Action::Stopped);
         }
         actions
+    }
+
+    fn note(&mut self, event: Event, now: Now, actions: &mut Vec<Action>) {
+        match event {
+            Event::Doorbells(doorbells) => self.hear(doorbells, now, actions),
+            Event::Claimed { claimed, is_recovered, look } => {
+                self.claimed(claimed, is_recovered, look, now, actions);
+            }
+            Event::ClaimRefused { rows } => self.claim_refused(&rows, now, actions),
+            Event::ClaimUnknown => self.claim_unknown(now, actions),
+            Event::Ended { key, outcome, elapsed } => self.ended(key, outcome, elapsed, now, actions),
+            Event::Recorded { id, effects } => {
+                let done = self.recording.recorded(id, &effects, now.monotonic);
+                actions.extend(done.into_iter().map(Action::Report));
+            }
+            Event::RecordRefused { id, is_violation } => {
+                let lost = self.recording.refused(id, is_violation, now.monotonic);
+                actions.extend(lost.into_iter().map(Action::Report));
+            }
+            Event::RecordUnknown { id } => self.recording.unknown(id, now.monotonic),
+            Event::LeasesRecovered { count } => self.leases_recovered(count, now),
+            Event::RecoveryRefused { rows } => self.recovery_refused(&rows, now, actions),
+            Event::RecoveryUnknown => self.recovery_ended(now.monotonic + OUTAGE_PAUSE),
+            Event::Tick => {}
+            Event::Stop => self.stop(actions),
+        }
     }
 
     /// When [`Event::Tick`] is due if nothing else happens, on monotonic time.
@@ -383,7 +408,7 @@ impl Dispatch {
 
     fn send(&mut self, claimed: Claimed, lease: Lease, now: Now, actions: &mut Vec<Action>) {
         let held = claimed.held.clone();
-        let key = AttemptKey { delivery_id: held.delivery_id, claim_id: held.claim_id };
+        let key = held.key();
         let bytes = claimed.payload.len() as u64;
         self.destinations.begin(held.destination, now);
         self.troubles.begin();

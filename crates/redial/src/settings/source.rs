@@ -77,6 +77,17 @@ impl Source {
         within(key, value, &bounds)
     }
 
+    pub(super) fn within_optional<T>(
+        &self,
+        key: &str,
+        bounds: RangeInclusive<T>,
+    ) -> Result<Option<T>, SettingsError>
+    where
+        T: FromStr<Err: Display> + PartialOrd + Display,
+    {
+        self.parse_optional(key)?.map(|value| within(key, value, &bounds)).transpose()
+    }
+
     pub(super) fn duration(
         &self,
         key: &str,

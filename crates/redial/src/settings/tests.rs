@@ -22,6 +22,9 @@ fn without_file_and_environment_the_documented_defaults_hold() {
     assert_eq!((limits.requests, limits.auth_failures), (None, Some(rate(300, 60, 300))));
     assert_eq!(settings.broker.queue, Broker::DEFAULT_QUEUE);
     assert_eq!((settings.dispatcher.listen, settings.dispatcher.max_in_flight), (None, 256));
+    let within = settings.dispatcher_settings().limits;
+    assert_eq!((within.max_in_flight_bytes, within.max_in_flight_per_destination), (64 << 20, 32));
+    assert_eq!(within.retry.hold_cap, Duration::from_secs(900));
     let DeliverySettings { timeout, connect_timeout, schedule, jitter, max_attempts, lease, .. } =
         settings.delivery;
     assert_eq!((timeout.as_secs(), connect_timeout.as_secs(), lease.as_secs()), (10, 5, 60));
@@ -45,6 +48,14 @@ fn the_environment_goes_before_the_file_and_the_file_before_the_defaults() {
     assert_eq!(settings.delivery.max_attempts, 3);
     assert_eq!(settings.delivery.connect_timeout, Duration::from_secs(5));
     assert_eq!(settings.egress.allow, ["10.0.0.0/8".parse().unwrap()]);
+}
+
+#[test]
+fn a_destination_may_have_an_eighth_of_the_slots_unless_set() {
+    let limit = |file| read(file, &[]).unwrap().dispatcher_settings().limits.max_in_flight_per_destination;
+    assert_eq!(limit("[dispatcher]\nmax_in_flight = 80"), 10);
+    assert_eq!(limit("[dispatcher]\nmax_in_flight = 3"), 1);
+    assert_eq!(limit("[delivery]\nmax_in_flight_per_destination = 200"), 200);
 }
 
 #[test]
@@ -130,6 +141,11 @@ fn every_bad_value_is_refused_by_the_name_of_its_key() {
         ("dispatcher.max_in_flight", "0"),
         ("dispatcher.max_in_flight", "10001"),
         ("dispatcher.max_in_flight", "many"),
+        ("dispatcher.max_in_flight_bytes", "0"),
+        ("dispatcher.max_in_flight_bytes", "lots"),
+        ("delivery.max_in_flight_per_destination", "0"),
+        ("delivery.max_in_flight_per_destination", "257"),
+        ("delivery.hold_cap", "15"),
         ("delivery.timeout", "10"),
         ("delivery.timeout", "0s"),
         ("delivery.timeout", "-1s"),

@@ -1,0 +1,201 @@
+//! Drives the engine's state machine: does what it says, and tells it what happened. Nothing is decided here.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use engine::HeldAttempt;
+use engine::dispatch::{Action, AttemptKey, Dispatch, Doorbell, Event, Now, Recorded};
+use futures_util::StreamExt;
+use futures_util::future::BoxFuture;
+use futures_util::stream::FuturesUnordered;
+use queue::{Consumer, Message};
+use store::{Clock, Store};
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
+
+use crate::attempt::{Attempts, Ended};
+use crate::progress::Progress;
+use crate::transactions::{self, Recovered};
+use crate::report;
+
+pub(crate) struct Driver {
+    pub(crate) store: Store,
+    pub(crate) consumer: Consumer,
+    pub(crate) lease: Duration,
+    pub(crate) attempts: Arc<Attempts>,
+    pub(crate) ended: mpsc::UnboundedReceiver<Ended>,
+    pub(crate) dispatch: Dispatch,
+    pub(crate) progress: Progress,
+    pub(crate) state: State,
+}
+
+/// What the driver keeps for the machine.
+#[derive(Default)]
+pub(crate) struct State {
+    /// Doorbells by their token.
+    messages: HashMap<u64, Message>,
+    last_token: u64,
+    /// What is logged of attempts that are not done with.
+    attempts: BTreeMap<AttemptKey, (HeldAttempt, Option<Uuid>)>,
+    transactions: FuturesUnordered<BoxFuture<'static, Answer>>,
+    is_stopped: bool,
+}
+
+/// How a transaction ended.
+struct Answer {
+    event: Option<Event>,
+    /// Results that no attempt of this dispatcher's stands for.
+    recovered: Recovered,
+}
+
+impl From<Event> for Answer {
+    fn from(event: Event) -> Answer {
+        Answer { event: Some(event), recovered: Vec::new() }
+    }
+}
+
+/// The present moment.
+pub(crate) fn now(clock: &Clock) -> Now {
+    Now { monotonic: clock.monotonic(), clock: clock.now() }
+}
+
+impl Driver {
+    /// Works until `shutdown`, and then until nothing is left in flight.
+    pub(crate) async fn run(mut self, shutdown: CancellationToken) {
+        let clock = self.store.clock().clone();
+        let mut is_stopping = false;
+        let mut events = vec![Event::Tick];
+        loop {
+            let actions = self.dispatch.handle_all(events.drain(..), now(&clock));
+            for action in actions {
+                self.act(action);
+            }
+            if self.state.is_stopped {
+                return;
+            }
+            self.note_progress(&clock);
+            let wake_at = self.dispatch.wake_at().unwrap_or(Duration::MAX);
+            let wait = wake_at.saturating_sub(clock.monotonic()).min(LONGEST_SLEEP);
+            tokio::select! {
+                biased;
+                () = shutdown.cancelled(), if !is_stopping => {
+                    is_stopping = true;
+                    events.push(Event::Stop);
+                }
+                Some(answer) = self.state.transactions.next() => events.extend(self.answered(answer)),
+                Some(ended) = self.ended.recv() => {
+                    events.push(self.attempt_ended(ended));
+                    while let Ok(ended) = self.ended.try_recv() {
+                        events.push(self.attempt_ended(ended));
+                    }
+                }
+                Some(message) = self.consumer.next(), if self.dispatch.doorbell_room() > 0 => {
+                    events.push(self.heard(message));
+                }
+                () = tokio::time::sleep(wait) => events.push(Event::Tick),
+            }
+        }
+    }
+
+    /// That message, and those that are here already.
+    fn heard(&mut self, first: Message) -> Event {
+        let room = self.dispatch.doorbell_room();
+        let mut doorbells = Vec::new();
+        let mut next = Some(first);
+        while let Some(message) = next {
+            self.state.last_token += 1;
+            let token = self.state.last_token;
+            doorbells.push(Doorbell { token, job: message.job.clone() });
+            self.state.messages.insert(token, message);
+            next = if doorbells.len() < room { self.consumer.try_next() } else { None };
+        }
+        Event::Doorbells(doorbells)
+    }
+
+    fn attempt_ended(&mut self, Ended { key, outcome, elapsed, runflow_request_id }: Ended) -> Event {
+        if let Some((_, id)) = self.state.attempts.get_mut(&key) {
+            *id = runflow_request_id;
+        }
+        Event::Ended { key, outcome, elapsed }
+    }
+
+    fn answered(&mut self, Answer { event, recovered }: Answer) -> Option<Event> {
+        if matches!(event, Some(Event::Claimed { .. })) {
+            self.progress.claimed();
+        }
+        for (held, result, effect) in recovered {
+            report::attempt(&held, None, &Recorded { result, effect: Some(effect) });
+        }
+        event
+    }
+
+    fn act(&mut self, action: Action) {
+        let store = || self.store.clone();
+        match action {
+            Action::Claim(claim) => {
+                let claiming = transactions::claim(store(), claim, self.lease);
+                self.begin(async { claiming.await.into() });
+            }
+            Action::Record(batch) => {
+                let recording = transactions::record(store(), batch);
+                self.begin(async { recording.await.into() });
+            }
+            Action::RecoverLeases(recovery) => {
+                let recovering = transactions::recover_leases(store(), recovery);
+                self.begin(async {
+                    let (event, recovered) = recovering.await;
+                    Answer { event: Some(event), recovered }
+                });
+            }
+            Action::ForgetHolds => {
+                let forgetting = transactions::forget_holds(store());
+                self.begin(async {
+                    forgetting.await;
+                    Answer { event: None, recovered: Vec::new() }
+                });
+            }
+            Action::Send { claimed, send_before } => {
+                let held = claimed.held.clone();
+                tracing::debug!(delivery_id = %held.delivery_id, attempt = held.attempt, "claimed");
+                self.state.attempts.insert(held.key(), (held, None));
+                let attempts = self.attempts.clone();
+                tokio::spawn(async move { attempts.make(*claimed, send_before).await });
+            }
+            Action::Report(recorded) => {
+                if let Some((held, id)) = self.state.attempts.remove(&recorded.result.key()) {
+                    report::attempt(&held, id, &recorded);
+                }
+            }
+            Action::Acknowledge(tokens) => {
+                for message in tokens.iter().filter_map(|token| self.state.messages.remove(token)) {
+                    message.ack();
+                }
+            }
+            // Dropped unacknowledged, they go back once the connection is closed.
+            Action::GiveBack(tokens) => tokens.iter().for_each(|token| {
+                self.state.messages.remove(token);
+            }),
+            Action::Pause => self.consumer.pause(),
+            Action::Resume => self.consumer.resume(),
+            Action::StepOver { delivery_id, wait } => report::stepped_over(delivery_id, wait),
+            Action::Trouble(cause) => report::trouble(cause),
+            Action::TroubleOver(cause) => report::trouble_over(cause),
+            Action::Stopped => self.state.is_stopped = true,
+        }
+    }
+
+    fn begin(&mut self, transaction: impl Future<Output = Answer> + Send + 'static) {
+        self.state.transactions.push(Box::pin(transaction));
+    }
+
+    fn note_progress(&self, clock: &Clock) {
+        let ago = |since: Duration| Instant::now().checked_sub(clock.monotonic().saturating_sub(since));
+        let unrecorded_since = self.dispatch.unrecorded_since().and_then(ago);
+        self.progress.update(unrecorded_since, self.dispatch.troubles());
+    }
+}
+
+/// The clock may run on while the timer does not, as when the host is suspended.
+const LONGEST_SLEEP: Duration = Duration::from_secs(1);

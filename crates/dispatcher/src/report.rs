@@ -1,0 +1,81 @@
+//! What a dispatcher logs: one wide line per attempt.
+
+use std::time::Duration;
+
+use contracts::DeliveryId;
+use engine::dispatch::Recorded;
+use engine::{AttemptResult, Effect, HeldAttempt, LocalFailure, Settlement};
+use uuid::Uuid;
+
+/// Logs a result that is done with. `runflow_request_id` is what the receiver saw, if something was sent.
+pub(crate) fn attempt(held: &HeldAttempt, runflow_request_id: Option<Uuid>, recorded: &Recorded) {
+    let AttemptResult { record, settlement, .. } = &recorded.result;
+    let Some(effect) = recorded.effect else {
+        tracing::error!(delivery_id = %held.delivery_id, attempt = record.number,
+            "result refused by the database; the lease will end as outcome_unknown");
+        return;
+    };
+    let failure = record.failure.as_ref();
+    if let (Settlement::HandedBack(at), Effect::Recorded) = (settlement, effect) {
+        tracing::info!(
+            delivery_id = %held.delivery_id,
+            org_id = %held.org_id,
+            run_id = %held.run_id,
+            attempt = record.number,
+            cause = failure.map(|failure| failure.detail.as_str()),
+            next_attempt_at = %at,
+            claimed_at = %record.claimed_at,
+            request_id = held.request_id,
+            "attempt handed back"
+        );
+        return;
+    }
+    let next_attempt_at = match settlement {
+        Settlement::RetryAt(at) => Some(at.to_string()),
+        _ => None,
+    };
+    tracing::info!(
+        delivery_id = %held.delivery_id,
+        org_id = %held.org_id,
+        run_id = %held.run_id,
+        destination = %held.destination,
+        attempt = record.number,
+        settlement = match settlement {
+            Settlement::Succeeded => "succeeded",
+            Settlement::RetryAt(_) => "retry",
+            Settlement::Failed => "failed",
+            Settlement::HandedBack(_) => "not sent",
+        },
+        status = record.status_code,
+        reason = failure.map(|failure| <&str>::from(failure.reason)),
+        detail = failure.map(|failure| failure.detail.as_str()),
+        response_time_ms = record.response_time_ms,
+        next_attempt_at,
+        claimed_at = %record.claimed_at,
+        request_id = held.request_id,
+        runflow_request_id = runflow_request_id.map(tracing::field::display),
+        effect = match effect {
+            Effect::Recorded => "recorded",
+            Effect::Late { closed: true } => "late, closed the delivery",
+            Effect::Late { closed: false } => "late",
+            Effect::Dropped => "dropped",
+            Effect::Locked => "locked",
+        },
+        "attempt"
+    );
+}
+
+/// Logs that the database refuses to move a delivery.
+pub(crate) fn stepped_over(delivery_id: DeliveryId, wait: Duration) {
+    tracing::error!(%delivery_id, ?wait, "the database refuses to move this delivery; it is left alone for a while");
+}
+
+/// Logs why attempts can't be sent, once.
+pub(crate) fn trouble(cause: LocalFailure) {
+    tracing::error!(cause = cause.detail(), "attempts can't be sent; they are handed back");
+}
+
+/// Logs that they can be again.
+pub(crate) fn trouble_over(cause: LocalFailure) {
+    tracing::info!(cause = cause.detail(), "attempts can be sent again");
+}

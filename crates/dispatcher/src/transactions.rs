@@ -1,0 +1,76 @@
+//! The machine's actions that are one transaction each. Each answers with the event that tells it how it went.
+
+use std::time::Duration;
+
+use engine::dispatch::{Batch, Claim, Event, Recovery};
+use engine::{AttemptResult, Effect, HeldAttempt};
+use store::{AnyConnection, RowsRefused, Store, StoreError};
+
+/// Transaction limit, above the server's `statement_timeout`; reached only if the server is silent.
+const TIMEOUT: Duration = Duration::from_secs(40);
+
+/// Claims.
+pub(crate) async fn claim(store: Store, claim: Claim, lease: Duration) -> Event {
+    let claiming = move |tx: &mut AnyConnection, now| store::claim(tx, now, lease, &claim);
+    match store.write_within(TIMEOUT, claiming).await {
+        Ok(store::ClaimResult { claimed, is_recovered, look }) => {
+            Event::Claimed { claimed, is_recovered, look }
+        }
+        Err(RowsRefused { error, .. }) if error.is_outage() => {
+            tracing::warn!(%error, "nothing claimed, the database is away");
+            Event::ClaimUnknown
+        }
+        Err(RowsRefused { rows, error }) => {
+            tracing::warn!(%error, rows = rows.len(), "claim refused");
+            Event::ClaimRefused { rows }
+        }
+    }
+}
+
+/// Records results.
+pub(crate) async fn record(store: Store, Batch { id, results }: Batch) -> Event {
+    let rows = results.len();
+    let recording = move |tx: &mut AnyConnection, now| store::finish(tx, now, &results);
+    match store.write_within::<_, StoreError, _>(TIMEOUT, recording).await {
+        Ok(effects) => Event::Recorded { id, effects },
+        // Another session's lock is on one row: the others need not wait for it.
+        Err(error) if error.is_outage() && !error.is_lock_timeout() => {
+            tracing::warn!(%error, rows, "results not recorded yet");
+            Event::RecordUnknown { id }
+        }
+        Err(error) => {
+            tracing::warn!(%error, rows, "results refused");
+            Event::RecordRefused { id, is_violation: error.is_violation() }
+        }
+    }
+}
+
+/// Expired leases that were recorded.
+pub(crate) type Recovered = Vec<(HeldAttempt, AttemptResult, Effect)>;
+
+/// Records expired leases.
+pub(crate) async fn recover_leases(store: Store, recovery: Recovery) -> (Event, Recovered) {
+    let recovering = move |tx: &mut AnyConnection, now| {
+        let mut recovery = recovery;
+        let (limit, stepped_over) = (recovery.limit, std::mem::take(&mut recovery.stepped_over));
+        store::recover_leases(tx, now, limit, &stepped_over, |held| recovery.settle(held, now))
+    };
+    match store.write_within(TIMEOUT, recovering).await {
+        Ok(recovered) => (Event::LeasesRecovered { count: recovered.len() }, recovered),
+        Err(RowsRefused { error, .. }) if error.is_outage() => {
+            tracing::debug!(%error, "expired leases not recorded yet");
+            (Event::RecoveryUnknown, Vec::new())
+        }
+        Err(RowsRefused { rows, error }) => {
+            tracing::warn!(%error, rows = rows.len(), "expired leases not recorded");
+            (Event::RecoveryRefused { rows }, Vec::new())
+        }
+    }
+}
+
+/// Deletes holds that nobody needs. It is tried again a minute later.
+pub(crate) async fn forget_holds(store: Store) {
+    if let Err(error) = store.write_within::<_, StoreError, _>(TIMEOUT, store::forget_holds).await {
+        tracing::debug!(%error, "holds not tidied up");
+    }
+}
