@@ -17,6 +17,7 @@ use crate::prepared::{column, prepared};
 use crate::redeliver::RedeliveryRequest;
 use crate::schema::deliveries;
 use crate::secrets::current_secret;
+use crate::steps::holds::wait_for_holds;
 
 /// What is fixed on a delivery when it is accepted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -220,12 +221,14 @@ fn destination(org: OrgId, delivery: &Delivery) -> i64 {
 }
 
 pub(crate) fn in_flight(tx: &mut AnyConnection, org: OrgId, run: RunId) -> QueryResult<Option<InFlight>> {
-    let row: Option<(Key, Option<Time>)> = deliveries::table
+    let mut row: Option<(Key, i64, Option<Time>)> = deliveries::table
         .filter(deliveries::org_id.eq(Key::from(org)))
         .filter(deliveries::run_id.eq(Key::from(run)))
         .filter(deliveries::completed_at.is_null())
-        .select((deliveries::id, deliveries::next_attempt_at))
+        .select((deliveries::id, deliveries::destination, deliveries::next_attempt_at))
         .first(tx)
         .optional()?;
-    Ok(row.map(|(id, next)| InFlight { delivery_id: id.into(), next_attempt_at: next.map(Timestamp::from) }))
+    wait_for_holds(tx, row.iter_mut().map(|(_, destination, next)| (*destination, next)).collect())?;
+    Ok(row
+        .map(|(id, _, next)| InFlight { delivery_id: id.into(), next_attempt_at: next.map(Timestamp::from) }))
 }

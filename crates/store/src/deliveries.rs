@@ -14,6 +14,7 @@ use crate::error::StoreError;
 use crate::page::{PageRequest, Rows, in_order, paged, position};
 use crate::runs::find_run;
 use crate::schema::{attempts, deliveries};
+use crate::steps::holds::wait_for_holds;
 
 /// A run's deliveries, newest first, with their attempts; none when the organization has no such run.
 pub fn deliveries_of_run(
@@ -151,7 +152,9 @@ pub fn count_deliveries(
     rows.into_iter().map(counted).collect()
 }
 
-fn with_attempts(tx: &mut AnyConnection, rows: Vec<DeliveryRow>) -> Result<Vec<Delivery>, StoreError> {
+/// The deliveries of those rows, with their attempts. What waits for a held destination waits until its hold ends.
+fn with_attempts(tx: &mut AnyConnection, mut rows: Vec<DeliveryRow>) -> Result<Vec<Delivery>, StoreError> {
+    wait_for_holds(tx, rows.iter_mut().map(|row| (row.destination, &mut row.next_attempt_at)).collect())?;
     let ids: Vec<Key> = rows.iter().map(|row| row.id).collect();
     let mut delivered: Vec<Delivery> = rows.into_iter().map(Delivery::try_from).collect::<Result<_, _>>()?;
     // A statement has a limited number of binds, and a run may have any number of deliveries.
@@ -178,6 +181,7 @@ struct DeliveryRow {
     id: Key,
     run_id: Key,
     callback_url: String,
+    destination: i64,
     payload: Vec<u8>,
     signing_secret_id: Option<Key>,
     is_automatic: bool,

@@ -3,7 +3,7 @@
 use diesel::Connection;
 use diesel::connection::SimpleConnection;
 use diesel::result::Error;
-use store::{AnyConnection, DatabaseUrl, StoreError};
+use store::{AnyConnection, DatabaseUrl};
 
 /// A migrated SQLite database that nobody else sees and nothing survives.
 pub struct MemoryDatabase(AnyConnection);
@@ -29,22 +29,27 @@ impl Default for MemoryDatabase {
 }
 
 impl MemoryDatabase {
-    /// Runs `work` in a transaction of that fate, and answers what its caller learns. An error of `work` itself rolls
-    /// it back.
-    pub fn transaction<T>(
+    /// Runs `work` in a transaction of that fate, and returns what its caller learns. An error of `work` itself rolls it
+    /// back.
+    pub fn transaction<T, E: From<Error>>(
         &mut self,
         fate: Fate,
-        work: impl FnOnce(&mut AnyConnection) -> Result<T, StoreError>,
-    ) -> Result<Option<T>, StoreError> {
-        let mut answer = None;
-        let ended = self.0.transaction(|tx| {
-            answer = Some(work(tx)?);
-            if fate == Fate::RolledBack { Err(StoreError::Query(Error::RollbackTransaction)) } else { Ok(()) }
+        work: impl FnOnce(&mut AnyConnection) -> Result<T, E>,
+    ) -> Result<Option<T>, E> {
+        let mut refused = None;
+        let ended = self.0.transaction(|tx| match work(tx) {
+            Ok(_) if fate == Fate::RolledBack => Err(Error::RollbackTransaction),
+            Ok(answer) => Ok(answer),
+            Err(error) => {
+                refused = Some(error);
+                Err(Error::RollbackTransaction)
+            }
         });
-        match ended {
-            Ok(()) => Ok(answer.filter(|_| fate == Fate::Committed)),
-            Err(StoreError::Query(Error::RollbackTransaction)) => Ok(None),
-            Err(error) => Err(error),
+        match (ended, refused) {
+            (_, Some(error)) => Err(error),
+            (Ok(answer), None) => Ok(Some(answer).filter(|_| fate == Fate::Committed)),
+            (Err(Error::RollbackTransaction), None) => Ok(None),
+            (Err(error), None) => Err(error.into()),
         }
     }
 

@@ -1,10 +1,9 @@
-//! Which destinations have something due: what a look of the relay sees. Its cost is bounded by the constants here and
-//! does not depend on how much waits, nor where.
+//! Which destinations have something due: what a look of the relay sees. Its cost is bounded,
+//! and does not depend on how much waits, nor where.
 
 use contracts::{Destination, Timestamp};
 use diesel::prelude::*;
 use diesel::sql_types::{Array, BigInt, Integer, Nullable};
-use engine::protection::{Protection, is_off};
 use engine::{DueDestination, HoldState, RelayPlan, Seen};
 
 use crate::columns::{Moment, Time};
@@ -14,8 +13,6 @@ use crate::schema::destinations;
 
 /// How many due rows a look by time reads. When there are fewer, their destinations are all that have something due.
 const ROWS: i64 = 512;
-/// How many destinations a walk steps through, due or not.
-const STEPS: i32 = 256;
 
 /// What a look sees.
 pub(super) struct Sight {
@@ -39,14 +36,13 @@ pub(super) fn look(tx: &mut AnyConnection, now: Timestamp, plan: &RelayPlan) -> 
         let seen = Seen { has_backlog: plan.has_backlog, walked_to: plan.cursor };
         return Ok(Sight { due: targets(tx, now, &plan.targets)?, seen });
     }
-    let can_walk = !is_off(Protection::Circle);
-    if !(plan.has_backlog && can_walk) {
+    if !plan.has_backlog {
         let (due, is_complete) = by_time(tx, now)?;
-        if is_complete || !can_walk {
+        if is_complete {
             return Ok(Sight { due, seen: Seen::default() });
         }
     }
-    walk(tx, now, plan.cursor)
+    walk(tx, now, plan.cursor, plan.steps())
 }
 
 /// The destinations of the rows that have been due for longest, and whether those are all that are due.
@@ -75,7 +71,12 @@ fn by_time(tx: &mut AnyConnection, now: Timestamp) -> QueryResult<(Vec<DueDestin
 
 /// Steps through the destinations behind `cursor` that wait for something. Each step finds the next destination's first
 /// entry in the index, whose time says whether something is due.
-fn walk(tx: &mut AnyConnection, now: Timestamp, cursor: Option<Destination>) -> QueryResult<Sight> {
+fn walk(
+    tx: &mut AnyConnection,
+    now: Timestamp,
+    cursor: Option<Destination>,
+    at_most: usize,
+) -> QueryResult<Sight> {
     let from = cursor.map_or(Some(i64::MIN), |cursor| cursor.as_i64().checked_add(1));
     let Some(from) = from else { return Ok(Sight { due: Vec::new(), seen: Seen::default() }) };
     let steps: Vec<(i64, Time, HoldRow)> = match tx {
@@ -96,11 +97,11 @@ fn walk(tx: &mut AnyConnection, now: Timestamp, cursor: Option<Destination>) -> 
              ORDER BY walk.destination",
         )
         .bind::<BigInt, _>(from)
-        .bind::<Integer, _>(STEPS)
+        .bind::<Integer, _>(i32::try_from(at_most).unwrap_or(i32::MAX))
         .load(pg)?,
         AnyConnection::Sqlite(sqlite) => {
             let (mut steps, mut from) = (Vec::new(), Some(from));
-            while let Some(next) = from.filter(|_| steps.len() < STEPS.unsigned_abs() as usize) {
+            while let Some(next) = from.filter(|_| steps.len() < at_most) {
                 let step: Option<(i64, Time, HoldRow)> = prepared::<(BigInt, Moment, HoldSql), _>(
                     "SELECT d.destination, d.wake_at, h.held_until, h.probing_until
                      FROM deliveries d LEFT JOIN destinations h ON h.destination = d.destination
@@ -116,7 +117,7 @@ fn walk(tx: &mut AnyConnection, now: Timestamp, cursor: Option<Destination>) -> 
             steps
         }
     };
-    let last = steps.last().filter(|_| steps.len() == STEPS.unsigned_abs() as usize);
+    let last = steps.last().filter(|_| steps.len() == at_most);
     let walked_to = last.map(|(destination, ..)| Destination::from(*destination));
     let due = steps
         .iter()
@@ -175,18 +176,4 @@ fn targets(
         hold: hold(row, now),
     };
     Ok(rows.into_iter().map(due).collect())
-}
-
-/// Whether attempts may go to that destination.
-pub(super) fn hold_of(
-    tx: &mut AnyConnection,
-    now: Timestamp,
-    destination: Destination,
-) -> QueryResult<HoldState> {
-    let row: Option<(Time, Option<Time>)> = destinations::table
-        .find(destination.as_i64())
-        .select((destinations::held_until, destinations::probing_until))
-        .first(tx)
-        .optional()?;
-    Ok(hold(row.map_or((None, None), |(held_until, probing_until)| (Some(held_until), probing_until)), now))
 }

@@ -1,6 +1,6 @@
 //! Holds: rows of `destinations`, which only destinations that are not ordinary have.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::time::Duration;
 
 use contracts::{Destination, Timestamp};
@@ -199,14 +199,21 @@ pub fn forget_holds(tx: &mut AnyConnection, now: Timestamp) -> Result<usize, Sto
     Ok(forgotten)
 }
 
-/// Until when each of those destinations is held, of those that have a row.
-pub(crate) fn held_until(
+/// Puts off the times at which deliveries say they are attempted next, each beside its destination, to the end of a hold.
+pub(crate) fn wait_for_holds(
     tx: &mut AnyConnection,
-    wanted: &[i64],
-) -> QueryResult<std::collections::HashMap<i64, Timestamp>> {
-    let rows: Vec<(i64, Time)> = destinations::table
-        .filter(destinations::destination.eq_any(wanted))
-        .select((destinations::destination, destinations::held_until))
-        .load(tx)?;
-    Ok(rows.into_iter().map(|(destination, until)| (destination, until.into())).collect())
+    mut waiting: Vec<(i64, &mut Option<Time>)>,
+) -> QueryResult<()> {
+    waiting.retain(|(_, next_attempt_at)| next_attempt_at.is_some());
+    for waiting in waiting.chunks_mut(500) {
+        let held: Vec<(i64, Time)> = destinations::table
+            .filter(destinations::destination.eq_any(waiting.iter().map(|(destination, _)| *destination)))
+            .select((destinations::destination, destinations::held_until))
+            .load(tx)?;
+        let held: HashMap<i64, Time> = held.into_iter().collect();
+        for (destination, next_attempt_at) in waiting {
+            **next_attempt_at = (**next_attempt_at).max(held.get(destination).copied());
+        }
+    }
+    Ok(())
 }

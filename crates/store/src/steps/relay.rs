@@ -7,8 +7,8 @@ use std::time::Duration;
 use contracts::{ClaimId, DeliveryId, Destination, Timestamp};
 use diesel::prelude::*;
 use diesel::sql_types::{Array, BigInt, Bool, Integer};
-use engine::transition::{self, Claiming};
-use engine::{Candidate, Claimed, DueDestination, HeldAttempt, Look, RelayPlan, Share};
+use engine::transition::{self, Claiming, DOORBELL_GRACE};
+use engine::{Candidate, Claimed, HeldAttempt, Look, RelayPlan, Share};
 
 use crate::columns::{Id, Key, Moment, Time};
 use crate::connect::AnyConnection;
@@ -17,7 +17,7 @@ use crate::prepared::{column, prepared};
 use crate::steps::claim::{
     ClaimedRow, ClaimedSql, bind_claiming, claim_set, claimed, claimed_columns, load_claimed,
 };
-use crate::steps::due::{hold_of, look};
+use crate::steps::due::look;
 use crate::steps::holds::{begin_probe, held_beyond, lock_half_open};
 
 /// What a look of the relay claimed, and what it means for the next one.
@@ -47,31 +47,13 @@ pub fn claim_due(
         .filter(|share| !share.is_probe || probes.contains(&share.destination))
         .copied()
         .collect();
-    let candidates = lock_candidates(tx, now, &claimable, &plan.stepped_over)?;
+    // Deliveries of a target are not left to their doorbells: those were heard, and forgotten for want of room.
+    let wake_by = if plan.targets.is_empty() { now } else { now + DOORBELL_GRACE };
+    let candidates = lock_candidates(tx, now, wake_by, &claimable, &plan.stepped_over)?;
     let selection = plan.select(&candidates);
     let claiming = transition::claimed(claim_id, now, lease);
     let claimed = claim_chosen(tx, &claiming, &selection.chosen, &probes)?;
     Ok(DueClaim { claimed, look: plan.look(&sight.due, &shares, &selection, sight.seen) })
-}
-
-/// Claims the next attempt of one delivery, which looks step over, under the same conditions as [`claim_due`]: it is due,
-/// its destination has room and is not held, and its payload fits.
-pub fn claim_one(
-    tx: &mut AnyConnection,
-    now: Timestamp,
-    lease: Duration,
-    claim_id: ClaimId,
-    plan: &RelayPlan,
-    delivery: DeliveryId,
-) -> Result<Option<Claimed>, RowsRefused> {
-    let Some(candidate) = lock_candidate(tx, now, delivery)? else { return Ok(None) };
-    let hold = hold_of(tx, now, candidate.destination)?;
-    let shares = plan.share(&[DueDestination { destination: candidate.destination, hold }]).shares;
-    let probes = lock_probes(tx, now, &shares)?;
-    let may_go = shares.iter().any(|share| !share.is_probe || probes.contains(&share.destination));
-    let chosen = if may_go { plan.select(&[candidate]).chosen } else { Vec::new() };
-    let claiming = transition::claimed(claim_id, now, lease);
-    Ok(claim_chosen(tx, &claiming, &chosen, &probes)?.pop())
 }
 
 /// The destinations whose probe this transaction may begin: of many, one gets each.
@@ -89,13 +71,14 @@ fn lock_probes(
 fn lock_candidates(
     tx: &mut AnyConnection,
     now: Timestamp,
+    wake_by: Timestamp,
     shares: &[Share],
     stepped_over: &[DeliveryId],
 ) -> QueryResult<Vec<Candidate>> {
     if shares.is_empty() {
         return Ok(Vec::new());
     }
-    let (due_by, held_beyond) = (Time::from(now), held_beyond(now));
+    let (wake_by, due_by, held_beyond) = (Time::from(wake_by), Time::from(now), held_beyond(now));
     let attempts = |share: &Share| i64::try_from(share.attempts).unwrap_or(i64::MAX);
     let rows: Vec<(Key, i64, i32)> = match tx {
         AnyConnection::Postgres(pg) => prepared::<CandidateSql, _>(
@@ -104,7 +87,7 @@ fn lock_candidates(
              CROSS JOIN LATERAL (
                  SELECT id, length(payload) AS bytes, wake_at FROM deliveries
                  WHERE destination = w.destination AND claim_id IS NULL AND wake_at <= ?
-                   AND attempt_count < max_attempts AND id <> ALL (?)
+                   AND (next_attempt_at = created_at OR next_attempt_at <= ?) AND attempt_count < max_attempts AND id <> ALL (?)
                  ORDER BY wake_at LIMIT w.attempts FOR UPDATE SKIP LOCKED
              ) AS d
              WHERE w.is_probe OR NOT EXISTS (
@@ -114,6 +97,7 @@ fn lock_candidates(
         .bind::<Array<BigInt>, _>(column(shares, |share| share.destination.as_i64()))
         .bind::<Array<BigInt>, _>(column(shares, attempts))
         .bind::<Array<Bool>, _>(column(shares, |share| share.is_probe))
+        .bind::<Moment, _>(wake_by)
         .bind::<Moment, _>(due_by)
         .bind::<Array<Id>, _>(column(stepped_over, |id| Key::from(*id)))
         .bind::<Moment, _>(held_beyond)
@@ -126,10 +110,12 @@ fn lock_candidates(
                 let beside = i64::try_from(stepped_over.len()).unwrap_or(i64::MAX);
                 let found: Vec<(Key, i64, i32)> = prepared::<CandidateSql, _>(
                     "SELECT id, destination, length(payload) FROM deliveries
-                     WHERE destination = ? AND claim_id IS NULL AND wake_at <= ? AND attempt_count < max_attempts
+                     WHERE destination = ? AND claim_id IS NULL AND wake_at <= ?
+                       AND (next_attempt_at = created_at OR next_attempt_at <= ?) AND attempt_count < max_attempts
                      ORDER BY wake_at LIMIT ?",
                 )
                 .bind::<BigInt, _>(share.destination.as_i64())
+                .bind::<Moment, _>(wake_by)
                 .bind::<Moment, _>(due_by)
                 .bind::<BigInt, _>(attempts(share).saturating_add(beside))
                 .load(sqlite)?;
@@ -150,31 +136,6 @@ fn candidate((id, destination, bytes): (Key, i64, i32)) -> Candidate {
         destination: destination.into(),
         bytes: u64::try_from(bytes).unwrap_or_default(),
     }
-}
-
-/// Locks one delivery, if it is due.
-fn lock_candidate(
-    tx: &mut AnyConnection,
-    now: Timestamp,
-    delivery: DeliveryId,
-) -> QueryResult<Option<Candidate>> {
-    let text = match tx {
-        AnyConnection::Postgres(_) => {
-            "SELECT id, destination, length(payload) FROM deliveries
-             WHERE id = ? AND claim_id IS NULL AND wake_at <= ? AND attempt_count < max_attempts
-             FOR UPDATE SKIP LOCKED"
-        }
-        AnyConnection::Sqlite(_) => {
-            "SELECT id, destination, length(payload) FROM deliveries
-             WHERE id = ? AND claim_id IS NULL AND wake_at <= ? AND attempt_count < max_attempts"
-        }
-    };
-    let row = prepared::<CandidateSql, _>(text)
-        .bind::<Id, _>(Key::from(delivery))
-        .bind::<Moment, _>(Time::from(now))
-        .get_result(tx)
-        .optional()?;
-    Ok(row.map(candidate))
 }
 
 /// Claims locked deliveries. Of a destination whose probe it is, there is one.
