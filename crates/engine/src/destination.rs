@@ -50,10 +50,6 @@ impl Window {
         self.limit.saturating_sub(self.in_flight)
     }
 
-    pub(crate) fn limit(&self) -> usize {
-        self.limit
-    }
-
     pub(crate) fn in_flight(&self) -> usize {
         self.in_flight
     }

@@ -48,10 +48,10 @@ pub use secrets::{
     CreatedSecret, SecretUpdate, UpdatedSecret, create_secret, create_secret_once, disable_secret,
     find_secret, note_secret_used, open_secret, secrets_page, update_secret,
 };
-pub use steps::claim::{claim_jobs, claimed_under};
+pub use steps::claim::{ClaimResult, claim, claim_jobs, claimed_under};
 pub use steps::finish::finish;
 pub use steps::holds::forget_holds;
 pub use steps::recover::recover_leases;
-pub use steps::relay::{DueClaim, claim_due, claim_one};
+pub use steps::relay::{DueClaim, claim_due};
 pub use store::Store;
 pub use tokens::{NewToken, Principal, TokenText, authenticate, create_token};

@@ -78,7 +78,6 @@ struct Circle {
 struct InProgress {
     claim: Claim,
     tokens: Vec<u64>,
-    turn: Turn,
     /// When this try began.
     began: Duration,
     /// When the last try was over.
@@ -188,7 +187,7 @@ impl Dispatch {
         }
         actions.push(Action::Claim(claim.clone()));
         self.claiming.in_progress =
-            Some(InProgress { claim, tokens, turn, began: now.monotonic, tried_by: None, retry_at: None });
+            Some(InProgress { claim, tokens, began: now.monotonic, tried_by: None, retry_at: None });
     }
 
     /// When the next claim can begin if nothing else happens.

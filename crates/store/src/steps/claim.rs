@@ -12,13 +12,50 @@ use diesel::serialize::ToSql;
 use diesel::sql_types::{Array, BigInt, Binary, Bool, HasSqlType, Integer, Nullable, Text};
 use engine::protection::{Protection, is_off};
 use engine::transition::{self, Claiming};
-use engine::{Claimed, HeldAttempt};
+use engine::dispatch::{Claim, ClaimSource};
+use engine::{Claimed, HeldAttempt, Look};
 
 use crate::columns::{Id, Key, Moment, Time};
 use crate::connect::AnyConnection;
-use crate::error::StoreError;
+use crate::error::{RowsRefused, StoreError};
 use crate::prepared::{Prepared, column, prepared};
 use crate::steps::holds::held_beyond;
+use crate::steps::relay::{DueClaim, claim_due};
+
+/// What a claim came to. All of it was claimed at one moment, unless it is recovered.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct ClaimResult {
+    /// Attempts that are ours to make.
+    pub claimed: Vec<Claimed>,
+    /// Whether they are of an earlier try, whose commit turns out to have come through.
+    pub is_recovered: bool,
+    /// How the relay's look went, if it was one.
+    pub look: Option<Look>,
+}
+
+/// Makes a claim. From the second try on, which is made when an earlier one's commit may have come through, what carries
+/// the claim's id already is ours.
+pub fn claim(
+    tx: &mut AnyConnection,
+    now: Timestamp,
+    lease: Duration,
+    claim: &Claim,
+) -> Result<ClaimResult, RowsRefused> {
+    if claim.is_retry {
+        let claimed = claimed_under(tx, claim.id)?;
+        if !claimed.is_empty() {
+            return Ok(ClaimResult { claimed, is_recovered: true, look: None });
+        }
+    }
+    let (claimed, look) = match &claim.source {
+        ClaimSource::Doorbells(jobs) => (claim_jobs(tx, now, lease, claim.id, jobs)?, None),
+        ClaimSource::Relay(plan) => {
+            let DueClaim { claimed, look } = claim_due(tx, now, lease, claim.id, plan)?;
+            (claimed, Some(look))
+        }
+    };
+    Ok(ClaimResult { claimed, is_recovered: false, look })
+}
 
 /// What every claim sets; [`bind_claiming`] binds it. Claiming is the one way out of a state that is not a `Transition`:
 /// the attempt's number depends on the row.

@@ -3,13 +3,12 @@
 
 use contracts::{Destination, Timestamp};
 use diesel::prelude::*;
-use diesel::sql_types::{Array, BigInt, Integer, Nullable};
+use diesel::sql_types::{BigInt, Integer, Nullable};
 use engine::{DueDestination, HoldState, RelayPlan, Seen};
 
 use crate::columns::{Moment, Time};
 use crate::connect::AnyConnection;
 use crate::prepared::prepared;
-use crate::schema::destinations;
 
 /// How many due rows a look by time reads. When there are fewer, their destinations are all that have something due.
 const ROWS: i64 = 512;
@@ -34,7 +33,9 @@ fn hold((held_until, probing_until): HoldRow, now: Timestamp) -> HoldState {
 pub(super) fn look(tx: &mut AnyConnection, now: Timestamp, plan: &RelayPlan) -> QueryResult<Sight> {
     if !plan.targets.is_empty() {
         let seen = Seen { has_backlog: plan.has_backlog, walked_to: plan.cursor };
-        return Ok(Sight { due: targets(tx, now, &plan.targets)?, seen });
+        // One that is held is not asked for here: its row keeps its deliveries back.
+        let due = |target: &Destination| DueDestination { destination: *target, hold: HoldState::Open };
+        return Ok(Sight { due: plan.targets.iter().map(due).collect(), seen });
     }
     if !plan.has_backlog {
         let (due, is_complete) = by_time(tx, now)?;
@@ -128,52 +129,4 @@ fn walk(
         })
         .collect();
     Ok(Sight { due, seen: Seen { has_backlog: walked_to.is_some(), walked_to } })
-}
-
-/// Those of the targets that have something due.
-fn targets(
-    tx: &mut AnyConnection,
-    now: Timestamp,
-    targets: &[Destination],
-) -> QueryResult<Vec<DueDestination>> {
-    let time = Time::from(now);
-    let rows: Vec<(i64, HoldRow)> = match tx {
-        AnyConnection::Postgres(pg) => prepared::<(BigInt, HoldSql), _>(
-            "SELECT t.destination, h.held_until, h.probing_until FROM unnest(?) AS t (destination)
-             CROSS JOIN LATERAL (
-                 SELECT 1 FROM deliveries
-                 WHERE destination = t.destination AND claim_id IS NULL AND wake_at <= ?
-                 ORDER BY wake_at LIMIT 1
-             ) AS d
-             LEFT JOIN destinations h ON h.destination = t.destination
-             ORDER BY t.destination",
-        )
-        .bind::<Array<BigInt>, _>(targets.iter().map(|target| target.as_i64()).collect::<Vec<_>>())
-        .bind::<Moment, _>(time)
-        .load(pg)?,
-        AnyConnection::Sqlite(sqlite) => {
-            let mut targets = targets.to_vec();
-            targets.sort_unstable();
-            let mut rows = Vec::with_capacity(targets.len());
-            for target in targets {
-                let row: Option<(i64, HoldRow)> = prepared::<(BigInt, HoldSql), _>(
-                    "SELECT d.destination, h.held_until, h.probing_until
-                     FROM deliveries d LEFT JOIN destinations h ON h.destination = d.destination
-                     WHERE d.destination = ? AND d.claim_id IS NULL AND d.wake_at <= ?
-                     ORDER BY d.wake_at LIMIT 1",
-                )
-                .bind::<BigInt, _>(target.as_i64())
-                .bind::<Moment, _>(time)
-                .get_result(sqlite)
-                .optional()?;
-                rows.extend(row);
-            }
-            rows
-        }
-    };
-    let due = |(destination, row): (i64, HoldRow)| DueDestination {
-        destination: destination.into(),
-        hold: hold(row, now),
-    };
-    Ok(rows.into_iter().map(due).collect())
 }
