@@ -10,9 +10,9 @@ use diesel::pg::{Pg, PgRowByRowLoadingMode};
 use diesel::prelude::*;
 use diesel::serialize::ToSql;
 use diesel::sql_types::{Array, BigInt, Binary, Bool, HasSqlType, Integer, Nullable, Text};
+use engine::dispatch::{Claim, ClaimSource};
 use engine::protection::{Protection, is_off};
 use engine::transition::{self, Claiming};
-use engine::dispatch::{Claim, ClaimSource};
 use engine::{Claimed, HeldAttempt, Look};
 
 use crate::columns::{Id, Key, Moment, Time};

@@ -103,7 +103,7 @@ fn lock_candidates(
         .bind::<Moment, _>(held_beyond)
         .load(pg)?,
         AnyConnection::Sqlite(sqlite) => {
-            // One writer: nobody else has locked anything, and nothing has changed since the look.
+            // One writer: nobody else has locked anything.
             let stepped_over: HashSet<Key> = stepped_over.iter().map(|id| Key::from(*id)).collect();
             let mut rows = Vec::new();
             for share in shares {
@@ -112,11 +112,16 @@ fn lock_candidates(
                     "SELECT id, destination, length(payload) FROM deliveries
                      WHERE destination = ? AND claim_id IS NULL AND wake_at <= ?
                        AND (next_attempt_at = created_at OR next_attempt_at <= ?) AND attempt_count < max_attempts
+                       AND (? OR NOT EXISTS (
+                           SELECT 1 FROM destinations h
+                           WHERE h.destination = deliveries.destination AND h.held_until > ?))
                      ORDER BY wake_at LIMIT ?",
                 )
                 .bind::<BigInt, _>(share.destination.as_i64())
                 .bind::<Moment, _>(wake_by)
                 .bind::<Moment, _>(due_by)
+                .bind::<Bool, _>(share.is_probe)
+                .bind::<Moment, _>(held_beyond)
                 .bind::<BigInt, _>(attempts(share).saturating_add(beside))
                 .load(sqlite)?;
                 let found = found.into_iter().filter(|(id, ..)| !stepped_over.contains(id));
