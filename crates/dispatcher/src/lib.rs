@@ -15,6 +15,8 @@ mod resolver;
 mod sender;
 mod shortage;
 mod signer;
+#[cfg(test)]
+mod test_name_server;
 mod transactions;
 
 pub use engine::dispatch::Limits;
@@ -70,6 +72,12 @@ pub enum DispatcherError {
     /// The HTTP client could not be set up.
     #[error("the HTTP client could not be set up: {0}")]
     Client(#[from] reqwest::Error),
+    /// No TLS sessions can be set up.
+    #[error("the system's certificate authorities could not be loaded: {0}")]
+    Tls(#[from] rustls::Error),
+    /// Names can't be resolved.
+    #[error("the system's configuration for resolving names could not be read: {0}")]
+    Names(#[from] hickory_resolver::net::NetError),
 }
 
 /// How long to wait before a database that is away is asked again for a secret.

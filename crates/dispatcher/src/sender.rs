@@ -12,19 +12,22 @@ use egress::{Policy, TargetUrl};
 use http_body::{Frame, SizeHint};
 use reqwest::Body;
 use reqwest::header::{CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue, RETRY_AFTER};
-use store::{Claimed, Clock};
+use engine::Claimed;
+use store::Clock;
 use thiserror::Error;
 use tokio::time::{Instant, timeout_at};
+use url::Host;
 use uuid::Uuid;
 
-use crate::Settings;
-use crate::outcome::{Answer, BODY_KEPT, Outcome, kept_body};
+use crate::client::Client;
+use engine::{Response, BODY_KEPT, LocalFailure, Outcome, kept_body};
 use crate::resolver::{ResolveError, Resolver};
-use crate::steps::refuse;
+use crate::shortage::{has_route, shortage};
+use crate::{DispatcherError, Settings};
 
 /// Sends attempts. One client with one pool of connections for all of them.
 pub(crate) struct Sender {
-    client: reqwest::Client,
+    client: Client,
     policy: Arc<Policy>,
     timeout: Duration,
     clock: Clock,
@@ -41,24 +44,10 @@ const WEBHOOK_SIGNATURE: HeaderName = HeaderName::from_static("webhook-signature
 const REDIAL_ATTEMPT: HeaderName = HeaderName::from_static("redial-attempt");
 
 impl Sender {
-    pub(crate) fn new(settings: &Settings, policy: Policy, clock: Clock) -> Result<Sender, reqwest::Error> {
-        // Fails only when some other part of the process has chosen a provider before, which serves as well.
-        let _ = rustls::crypto::ring::default_provider().install_default();
+    pub(crate) fn new(settings: &Settings, policy: Policy, clock: Clock) -> Result<Sender, DispatcherError> {
         let policy = Arc::new(policy);
-        let client = reqwest::Client::builder()
-            .http1_only()
-            .user_agent(concat!("Redial/", env!("CARGO_PKG_VERSION")))
-            .dns_resolver(Resolver::new(policy.clone()))
-            .connect_timeout(settings.connect_timeout)
-            .pool_max_idle_per_host(settings.max_in_flight)
-            .pool_idle_timeout(Duration::from_secs(30))
-            // What would answer for the receiver, or send what is not on record.
-            .redirect(reqwest::redirect::Policy::none())
-            .retry(reqwest::retry::never())
-            .no_proxy()
-            .referer(false)
-            .build()?;
-        Ok(Sender { client, policy, timeout: settings.timeout, clock })
+        let client = Client::new(settings, Resolver::new(policy.clone(), settings.connect_timeout)?)?;
+        Ok(Sender { client, policy, timeout: settings.limits.timeout, clock })
     }
 
     /// Sends one attempt, if its budget allows that before `send_before` on the clock's monotonic time. `request_id`
@@ -70,13 +59,13 @@ impl Sender {
         send_before: Duration,
         request_id: Uuid,
     ) -> Outcome {
-        let target = match refuse(&claimed.callback_url, &self.policy) {
+        let target = match check_target(&claimed.callback_url, &self.policy) {
             Ok(target) => target,
             Err(outcome) => return outcome,
         };
         let began = self.clock.monotonic();
         if began >= send_before {
-            return not_sent();
+            return Outcome::NotSent(LocalFailure::LeaseTooShort);
         }
         let deadline = Instant::now() + self.timeout;
         let body = TimelyBody {
@@ -86,12 +75,19 @@ impl Sender {
         };
         let request = self
             .client
+            .get()
             .post(target.url().clone())
             .headers(headers(claimed, secret, self.clock.now(), request_id))
             .body(Body::wrap(body));
         let mut response = match timeout_at(deadline, request.send()).await {
             Ok(Ok(response)) => response,
-            Ok(Err(error)) => return failed(&error, &target),
+            Ok(Err(error)) => {
+                let outcome = failed(&error, &target);
+                if outcome == Outcome::NotSent(LocalFailure::NoSocket) {
+                    self.client.give_back();
+                }
+                return outcome;
+            }
             Err(_) => {
                 let detail = format!("no complete response within {}", humane(self.timeout));
                 return Outcome::failed(FailureReason::Timeout, detail);
@@ -110,14 +106,18 @@ impl Sender {
             let room = BODY_KEPT - body.len();
             body.extend_from_slice(&chunk[..chunk.len().min(room)]);
         }
-        Outcome::Answered(Answer { status, body: kept_body(&body), retry_after })
+        Outcome::Answered(Response { status, body: kept_body(&body), retry_after })
     }
 }
 
-/// An attempt that its dispatcher came to too late.
-fn not_sent() -> Outcome {
-    let detail = "not sent: the dispatcher stalled until too little was left of the attempt's lease";
-    Outcome::failed(FailureReason::Timeout, detail)
+/// Checks the URL's form and the egress policy; the error is the outcome to record.
+fn check_target(callback_url: &str, policy: &Policy) -> Result<TargetUrl, Outcome> {
+    let target = TargetUrl::parse(callback_url)
+        .map_err(|error| Outcome::failed(FailureReason::InvalidUrl, error.to_string()))?;
+    match policy.judge_url(&target) {
+        Ok(()) => Ok(target),
+        Err(refused) => Err(Outcome::failed(FailureReason::BlockedAddress, refused.to_string())),
+    }
 }
 
 /// A payload that refuses to be written too late. It is asked for in the same step that writes the request's head, so
@@ -182,17 +182,21 @@ fn failed(error: &reqwest::Error, target: &TargetUrl) -> Outcome {
     let mut next = error.source();
     while let Some(cause) = next {
         if let Some(resolve) = cause.downcast_ref::<ResolveError>() {
-            let reason = match resolve {
-                ResolveError::Blocked(..) => FailureReason::BlockedAddress,
-                ResolveError::Lookup(..) | ResolveError::NoAddress(_) => FailureReason::DnsError,
-            };
-            return Outcome::failed(reason, resolve.to_string());
+            return resolve.outcome();
         }
         if let Some(tls) = tls_error(cause) {
             return Outcome::failed(FailureReason::TlsError, format!("no TLS session: {tls}"));
         }
         if cause.is::<TooLate>() {
-            return not_sent();
+            return Outcome::NotSent(LocalFailure::LeaseTooShort);
+        }
+        // Later than while connecting, something may have been sent.
+        if error.is_connect()
+            && let Some(failure) = cause.downcast_ref().and_then(shortage)
+            && (failure != LocalFailure::NoLocalPort || may_have_route(target))
+        {
+            tracing::debug!(%cause, origin = target.origin(), "no connection");
+            return Outcome::NotSent(failure);
         }
         causes.push(cause.to_string());
         next = cause.source();
@@ -208,6 +212,14 @@ fn failed(error: &reqwest::Error, target: &TargetUrl) -> Outcome {
         format!("the connection to {origin} failed before a complete response: {cause}")
     };
     Outcome::failed(FailureReason::ConnectionError, detail)
+}
+
+/// Whether an address of the target can be reached from here. The resolver leaves out those that can't.
+fn may_have_route(target: &TargetUrl) -> bool {
+    match target.host() {
+        Host::Ipv6(address) => has_route(address.into()),
+        Host::Ipv4(_) | Host::Domain(_) => true,
+    }
 }
 
 /// rustls' error, which travels inside one or more `io::Error`s and is not among their sources.
@@ -236,7 +248,8 @@ mod tests {
         let body = TimelyBody { payload: Some("{}".into()), write_before: clock.monotonic(), clock };
         let client = reqwest::Client::builder().no_proxy().build().unwrap();
         let error = client.post(&url).body(Body::wrap(body)).send().await.unwrap_err();
-        assert_eq!(failed(&error, &TargetUrl::parse(&url).unwrap()), not_sent());
+        let too_late = Outcome::NotSent(LocalFailure::LeaseTooShort);
+        assert_eq!(failed(&error, &TargetUrl::parse(&url).unwrap()), too_late);
         let mut received = Vec::new();
         receiver.accept().unwrap().0.read_to_end(&mut received).unwrap();
         assert_eq!(received, b"", "not even the head");

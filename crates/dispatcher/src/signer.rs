@@ -1,18 +1,20 @@
 //! The signing secrets deliveries were frozen with, opened once and kept.
 
 use std::collections::HashMap;
-use std::sync::{Mutex, PoisonError};
+use std::error::Error;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use contracts::{OrgId, SecretId, SigningSecret};
-use store::{AnyConnection, Keyring, Store, StoreError, note_secret_used, open_secret};
+use contracts::{FailureReason, OrgId, SecretId, SigningSecret};
+use store::{AnyConnection, Keyring, OpenError, Store, StoreError, note_secret_used, open_secret};
 
 use crate::OUTAGE_PAUSE;
+use engine::{LocalFailure, Outcome};
 
 /// Opens secrets and remembers them: what an id stands for never changes.
 pub(crate) struct Signer {
     store: Store,
-    keyring: Keyring,
+    keys: Keys,
     opened: Mutex<HashMap<SecretId, Opened>>,
 }
 
@@ -30,23 +32,24 @@ const NOTED_EVERY: Duration = Duration::from_secs(60);
 const REMEMBERED: usize = 10_000;
 
 impl Signer {
-    pub(crate) fn new(store: Store, keyring: Keyring) -> Signer {
-        Signer { store, keyring, opened: Mutex::default() }
+    pub(crate) fn new(store: Store, keyring: Keyring, source: KeySource) -> Signer {
+        Signer { store, keys: Keys::new(keyring, source), opened: Mutex::default() }
     }
 
-    /// The secret, or one sentence on why it can't be had. While the database is away it is asked for again, until
-    /// `deadline` on the clock's monotonic time.
+    /// Returns the secret, or the outcome of an attempt that can't be signed. While the database is away it is asked
+    /// again, until `deadline` on the clock's monotonic time. A secret that does not open is tried with the keys read
+    /// afresh before that is its outcome.
     pub(crate) async fn secret(
         &self,
         org: OrgId,
         id: SecretId,
         deadline: Duration,
-    ) -> Result<SigningSecret, String> {
+    ) -> Result<SigningSecret, Outcome> {
         if let Some(secret) = self.remembered(id) {
             return Ok(secret);
         }
-        let found = loop {
-            let keyring = self.keyring.clone();
+        let secret = loop {
+            let (keyring, reading) = self.keys.current().await;
             let opening = move |tx: &mut AnyConnection, now| {
                 let opened = open_secret(tx, &keyring, org, id)?;
                 if opened.is_ok() {
@@ -54,22 +57,35 @@ impl Signer {
                 }
                 Ok::<_, StoreError>(opened)
             };
-            match self.store.write(opening).await {
-                Err(error) if error.is_outage() && self.store.clock().monotonic() < deadline => {
+            let refusal = match self.store.write(opening).await {
+                Ok(Ok(secret)) => break secret,
+                Ok(Err(refusal)) => refusal,
+                Err(error) if error.is_outage() => {
+                    if self.store.clock().monotonic() >= deadline {
+                        tracing::warn!(%error, secret_id = %id, "signing secret not read in time");
+                        return Err(Outcome::NotSent(LocalFailure::LeaseTooShort));
+                    }
                     tokio::time::sleep(OUTAGE_PAUSE).await;
+                    continue;
                 }
-                found => break found,
+                Err(error) => {
+                    tracing::error!(%error, secret_id = %id, "signing secret not read");
+                    return Err(Outcome::NotSent(LocalFailure::SecretUnread));
+                }
+            };
+            let may_pass = !matches!(refusal, OpenError::NotFound);
+            if may_pass && self.keys.read_again(reading, self.store.clock().monotonic()).await {
+                continue;
             }
+            tracing::error!(error = %refusal, secret_id = %id, "signing secret not opened");
+            return Err(match refusal {
+                OpenError::KeyMissing(_) => Outcome::NotSent(LocalFailure::KeyMissing),
+                OpenError::DoesNotOpen(_) | OpenError::NotFound => Outcome::failed(
+                    FailureReason::SigningUnavailable,
+                    "the signing secret could not be opened with the keys at hand",
+                ),
+            });
         };
-        let secret = found
-            .map_err(|error: StoreError| {
-                tracing::error!(%error, secret_id = %id, "signing secret not read");
-                "the signing secret could not be read".to_owned()
-            })?
-            .map_err(|error| {
-                tracing::error!(%error, secret_id = %id, "signing secret not opened");
-                "the signing secret could not be opened with the keys at hand".to_owned()
-            })?;
         let mut opened = self.opened.lock().unwrap_or_else(PoisonError::into_inner);
         if opened.len() >= REMEMBERED {
             opened.clear();
@@ -92,5 +108,181 @@ impl Signer {
             });
         }
         Some(secret.clone())
+    }
+}
+
+/// Reads `secrets.keys` afresh from where it is configured. May block.
+pub type KeySource = Arc<dyn Fn() -> Result<Keyring, KeySourceError> + Send + Sync>;
+/// Why keys could not be read.
+pub type KeySourceError = Box<dyn Error + Send + Sync>;
+
+/// The keys in use, and where to read them again.
+struct Keys {
+    source: KeySource,
+    state: tokio::sync::Mutex<KeysRead>,
+}
+
+struct KeysRead {
+    keyring: Keyring,
+    /// Counts successful readings.
+    reading: u64,
+    /// When they were read last, successfully or not, on the clock's monotonic time.
+    tried_at: Option<Duration>,
+}
+
+/// How often keys are read again at most: a key that stays away must not cost a file for each attempt.
+const KEYS_READ_EVERY: Duration = Duration::from_secs(10);
+
+impl Keys {
+    fn new(keyring: Keyring, source: KeySource) -> Keys {
+        Keys { source, state: KeysRead { keyring, reading: 0, tried_at: None }.into() }
+    }
+
+    /// The keys and the number of their reading.
+    async fn current(&self) -> (Keyring, u64) {
+        let state = self.state.lock().await;
+        (state.keyring.clone(), state.reading)
+    }
+
+    /// Returns whether there are keys read later than `reading`, reading them if that is due. Concurrent callers wait
+    /// for one reading.
+    async fn read_again(&self, reading: u64, now: Duration) -> bool {
+        let mut state = self.state.lock().await;
+        if state.reading != reading {
+            return true;
+        }
+        if state.tried_at.is_some_and(|at| now.saturating_sub(at) < KEYS_READ_EVERY) {
+            return false;
+        }
+        state.tried_at = Some(now);
+        let source = self.source.clone();
+        let read = tokio::task::spawn_blocking(move || source()).await;
+        match read.unwrap_or_else(|panicked| Err(panicked.into())) {
+            Ok(keyring) => {
+                tracing::info!(keys = ?keyring, "secrets.keys read again");
+                (state.keyring, state.reading) = (keyring, reading + 1);
+                true
+            }
+            Err(error) => {
+                tracing::error!(%error, "secrets.keys not read again");
+                false
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use contracts::{NewSecret, Timestamp};
+    use store::{Clock, create_organization, create_secret};
+    use testkit::{Engine, Proxy, TestDatabase};
+
+    use super::*;
+
+    const SOON: Duration = Duration::from_secs(60);
+
+    fn ring(keys: &[&str]) -> Keyring {
+        Keyring::parse(keys).unwrap()
+    }
+
+    /// An organization with a secret sealed with the first of `keys`.
+    async fn secret(store: &Store, keys: &[&str]) -> NewSecret {
+        let keyring = ring(keys);
+        let made = store.write(move |tx, now| {
+            let org = create_organization(tx, now, "test")?.id;
+            create_secret(tx, now, &keyring, org, None)
+        });
+        made.await.unwrap()
+    }
+
+    fn fixed(keyring: &Keyring) -> KeySource {
+        let keyring = keyring.clone();
+        Arc::new(move || Ok(keyring.clone()))
+    }
+
+    async fn opened(signer: &Signer, made: &NewSecret, deadline: Duration) -> Result<String, Outcome> {
+        let secret = signer.secret(made.secret.org_id, made.secret.id, deadline).await?;
+        Ok(secret.plain().to_owned())
+    }
+
+    const KEY_MISSING: Outcome = Outcome::NotSent(LocalFailure::KeyMissing);
+
+    #[tokio::test]
+    async fn a_key_that_was_configured_meanwhile_is_read_before_anything_is_said() {
+        let database = TestDatabase::new(Engine::Sqlite);
+        let store = database.store().await;
+        let (old, new) = (Keyring::generate("old"), Keyring::generate("new"));
+        let made = secret(&store, &[&new]).await;
+        let signer = Signer::new(store, ring(&[&old]), fixed(&ring(&[&old, &new])));
+        assert_eq!(opened(&signer, &made, SOON).await.unwrap(), made.plain_secret.plain());
+    }
+
+    #[tokio::test]
+    async fn a_key_under_its_old_name_that_was_corrected_is_read_as_well() {
+        let database = TestDatabase::new(Engine::Sqlite);
+        let store = database.store().await;
+        let (wrong, right) = (Keyring::generate("k"), Keyring::generate("k"));
+        let made = secret(&store, &[&right]).await;
+        let signer = Signer::new(store, ring(&[&wrong]), fixed(&ring(&[&right])));
+        assert_eq!(opened(&signer, &made, SOON).await.unwrap(), made.plain_secret.plain());
+    }
+
+    #[tokio::test]
+    async fn a_key_that_stays_away_is_looked_for_every_ten_seconds_and_costs_no_attempt() {
+        let database = TestDatabase::new(Engine::Sqlite);
+        let clock = Clock::manual(Timestamp::from_micros(1_000_000));
+        let store = database.store_with_clock(clock.clone()).await;
+        let (old, new) = (Keyring::generate("old"), Keyring::generate("new"));
+        let made = secret(&store, &[&new]).await;
+        let readings = Arc::new(AtomicUsize::new(0));
+        let source: KeySource = {
+            let (readings, found) = (readings.clone(), ring(&[&old, &new]));
+            Arc::new(move || match readings.fetch_add(1, Ordering::Relaxed) {
+                0 => Err("half a file".into()),
+                _ => Ok(found.clone()),
+            })
+        };
+        let signer = Signer::new(store, ring(&[&old]), source);
+        for _ in 0..5 {
+            assert_eq!(opened(&signer, &made, SOON).await, Err(KEY_MISSING));
+        }
+        assert_eq!(readings.load(Ordering::Relaxed), 1);
+        clock.advance(KEYS_READ_EVERY);
+        opened(&signer, &made, SOON).await.unwrap();
+        assert_eq!(readings.load(Ordering::Relaxed), 2);
+    }
+
+    #[tokio::test]
+    async fn a_secret_that_its_own_key_does_not_open_is_unavailable() {
+        let database = TestDatabase::new(Engine::Sqlite);
+        let store = database.store().await;
+        let key = Keyring::generate("k");
+        let mut made = secret(&store, &[&key]).await;
+        database.execute("UPDATE signing_secrets SET sealed = x'00'");
+        let signer = Signer::new(store, ring(&[&key]), fixed(&ring(&[&key])));
+        for _ in 0..2 {
+            let Err(Outcome::Failed(failure)) = opened(&signer, &made, SOON).await else { panic!() };
+            assert_eq!(failure.reason, FailureReason::SigningUnavailable);
+            made.secret.id = SecretId::new(made.secret.created_at); // one that does not exist
+        }
+    }
+
+    #[tokio::test]
+    async fn a_database_that_is_away_or_refuses_costs_no_attempt() {
+        let database = TestDatabase::new(Engine::Postgres);
+        let line = Proxy::start(database.server()).await;
+        let store = Store::open(&database.url_through(line.addr), 2).await.unwrap();
+        let key = Keyring::generate("k");
+        let made = secret(&store, &[&key]).await;
+        let signer = Signer::new(store.clone(), ring(&[&key]), fixed(&ring(&[&key])));
+        database.execute("ALTER TABLE signing_secrets RENAME TO elsewhere");
+        let refused = Err(Outcome::NotSent(LocalFailure::SecretUnread));
+        assert_eq!(opened(&signer, &made, SOON).await, refused);
+        drop(line);
+        let deadline = store.clock().monotonic() + OUTAGE_PAUSE;
+        let away = Err(Outcome::NotSent(LocalFailure::LeaseTooShort));
+        assert_eq!(opened(&signer, &made, deadline).await, away);
     }
 }

@@ -1,8 +1,10 @@
 //! Which keys a database's signing secrets are sealed with.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use anyhow::Context;
+use dispatcher::KeySource;
 use store::{DatabaseUrl, Keyring, Store, missing_keys};
 
 use crate::settings::Settings;
@@ -27,6 +29,11 @@ pub(crate) fn keyring_of(url: &DatabaseUrl, settings: &Settings) -> anyhow::Resu
 pub(crate) fn read(path: &Path) -> anyhow::Result<Keyring> {
     let key = std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
     Keyring::parse(&[key.trim()]).with_context(|| format!("{} does not hold a key", path.display()))
+}
+
+/// Reads `secrets.keys` afresh from where the settings came from.
+pub(crate) fn source(config_file: Option<PathBuf>) -> KeySource {
+    Arc::new(move || Ok(Settings::load(config_file.as_deref())?.keyring()?))
 }
 
 /// Refuses keys that don't open what deliveries may still be signed with.

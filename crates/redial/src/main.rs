@@ -99,7 +99,7 @@ async fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Demo => demo::run().await,
         Command::Dev(args) => dev::run(&settings, args).await,
         Command::Api => api::run(&settings).await,
-        Command::Dispatcher => dispatcher::run(&settings).await,
+        Command::Dispatcher => dispatcher::run(&settings, cli.config).await,
         Command::Listen(args) => listen::run(args).await,
         Command::Bench(args) => bench::run(&settings, args).await,
         Command::Healthcheck(args) => healthcheck::run(args).await,

@@ -2,11 +2,12 @@
 
 use std::net::{SocketAddr, TcpListener};
 use std::path::Path;
+use std::sync::Arc;
 
 use anyhow::{Context, Result};
 use api::Readiness;
 use contracts::{OrgId, Scopes, SigningSecret};
-use dispatcher::{Dispatcher, Pulse};
+use dispatcher::{Dispatcher, Progress};
 use store::{AcceptPolicy, DatabaseUrl, Keyring, Store};
 use tokio::task::{JoinError, JoinHandle};
 use tokio_util::sync::CancellationToken;
@@ -67,12 +68,15 @@ impl Stack {
             max_body: options.max_body,
             limits: options.limits,
         };
+        let keyring = options.keyring.clone();
         let dispatcher = Dispatcher {
             store: options.store,
             keyring: options.keyring,
+            // What `redial dev` seals, it seals with this one key.
+            key_source: Arc::new(move || Ok(keyring.clone())),
             egress: options.egress,
             settings: options.dispatcher,
-            pulse: Pulse::default(),
+            progress: Progress::default(),
         };
         tokio::spawn({
             let (store, shutdown) = (dispatcher.store.clone(), shutdown.clone());

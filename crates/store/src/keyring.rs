@@ -17,7 +17,7 @@ use zeroize::Zeroizing;
 #[derive(Clone)]
 pub struct Keyring(Vec<(String, XChaCha20Poly1305)>);
 
-/// Why keys can't be used, or a secret can't be opened.
+/// Why the keys of `secrets.keys` can't be used.
 #[derive(Debug, Error, PartialEq, Eq)]
 pub enum KeyringError {
     /// No key at all.
@@ -33,10 +33,18 @@ pub enum KeyringError {
     /// Two keys of one name.
     #[error("secrets.keys: two keys are called {0:?}")]
     Duplicate(String),
-    /// Sealed with a key that is not among these.
+}
+
+/// Why a sealed secret can't be opened.
+#[derive(Debug, Error, PartialEq, Eq)]
+pub enum OpenError {
+    /// The organization has no such secret.
+    #[error("there is no such signing secret")]
+    NotFound,
+    /// Sealed with a key that this keyring lacks.
     #[error("the secret is sealed with key {0:?}, which is not in secrets.keys")]
-    UnknownKey(String),
-    /// The key does not fit, or the sealed bytes were changed or moved.
+    KeyMissing(String),
+    /// The key of that name does not fit, or the sealed bytes were changed or moved.
     #[error("the sealed secret does not open with key {0:?}")]
     DoesNotOpen(String),
 }
@@ -93,10 +101,10 @@ impl Keyring {
         org: OrgId,
         id: SecretId,
         sealed: &Sealed,
-    ) -> Result<SigningSecret, KeyringError> {
-        let unknown = || KeyringError::UnknownKey(sealed.key_id.clone());
-        let does_not_open = || KeyringError::DoesNotOpen(sealed.key_id.clone());
-        let (_, cipher) = self.0.iter().find(|(kid, _)| *kid == sealed.key_id).ok_or_else(unknown)?;
+    ) -> Result<SigningSecret, OpenError> {
+        let missing = || OpenError::KeyMissing(sealed.key_id.clone());
+        let does_not_open = || OpenError::DoesNotOpen(sealed.key_id.clone());
+        let (_, cipher) = self.0.iter().find(|(kid, _)| *kid == sealed.key_id).ok_or_else(missing)?;
         let (nonce, text) = sealed.bytes.split_first_chunk::<NONCE>().ok_or_else(does_not_open)?;
         let payload = Payload { msg: text, aad: &context(org, id, &sealed.key_id) };
         let plain = cipher.decrypt(&XNonce::from(*nonce), payload).map_err(|_| does_not_open())?;
@@ -134,7 +142,7 @@ mod tests {
         assert_eq!(both.open(org, id, &sealed).unwrap().plain(), secret.plain());
         assert_eq!(both.seal(org, id, &secret).key_id, "new");
         let only_new = Keyring::parse(&[&**new]).unwrap();
-        assert_eq!(only_new.open(org, id, &sealed).unwrap_err(), KeyringError::UnknownKey("old".into()));
+        assert_eq!(only_new.open(org, id, &sealed).unwrap_err(), OpenError::KeyMissing("old".into()));
     }
 
     #[test]
@@ -143,7 +151,7 @@ mod tests {
         let ring = Keyring::parse(&[&**Keyring::generate("k")]).unwrap();
         let sealed = ring.seal(org, id, &SigningSecret::from_key(&[9; 32]));
         let elsewhere = SecretId(uuid::Uuid::from_u128(3));
-        let refused = KeyringError::DoesNotOpen("k".into());
+        let refused = OpenError::DoesNotOpen("k".into());
         assert_eq!(ring.open(org, elsewhere, &sealed).unwrap_err(), refused);
         let namesake = Keyring::parse(&[&**Keyring::generate("k")]).unwrap();
         assert_eq!(namesake.open(org, id, &sealed).unwrap_err(), refused);

@@ -35,7 +35,7 @@ pub use deliveries::{DeliveryFilter, count_deliveries, deliveries_of_run, delive
 pub use erase::{Erasure, erase_run};
 pub use error::{RowsRefused, StoreError};
 pub use idempotency::{IdempotencyKey, forget_idempotency_keys};
-pub use keyring::{Keyring, KeyringError};
+pub use keyring::{Keyring, KeyringError, OpenError};
 pub use migrate::{SchemaState, migrate};
 pub use organizations::{Organization, create_organization, find_organization, organization_ids};
 pub use page::{PageRequest, Position, Rows, SortOrder};

@@ -11,7 +11,7 @@ use crate::columns::{Id, Key, Time};
 use crate::connect::{AnyConnection, MultiBackend};
 use crate::error::StoreError;
 use crate::idempotency::{IdempotencyKey, Made, find_made, keep_answer, take_keys};
-use crate::keyring::{Keyring, KeyringError, Sealed};
+use crate::keyring::{Keyring, OpenError, Sealed};
 use crate::page::{PageRequest, Rows, in_order, paged, position};
 use crate::prepared::prepared;
 use crate::schema::signing_secrets as table;
@@ -323,17 +323,19 @@ pub fn note_secret_used(tx: &mut AnyConnection, now: Timestamp, id: SecretId) ->
     Ok(())
 }
 
-/// Opens a secret to sign with it. The inner error says why it can't be opened.
+/// Opens a secret to sign with it. The inner error is final for this keyring; the outer one is the database's.
 pub fn open_secret(
     tx: &mut AnyConnection,
     keyring: &Keyring,
     org: OrgId,
     id: SecretId,
-) -> Result<Result<SigningSecret, KeyringError>, StoreError> {
-    let (key_id, bytes) = table::table
+) -> Result<Result<SigningSecret, OpenError>, StoreError> {
+    let sealed = table::table
         .find(Key::from(id))
         .filter(table::org_id.eq(Key::from(org)))
         .select((table::key_id, table::sealed))
-        .first::<(String, Vec<u8>)>(tx)?;
+        .first::<(String, Vec<u8>)>(tx)
+        .optional()?;
+    let Some((key_id, bytes)) = sealed else { return Ok(Err(OpenError::NotFound)) };
     Ok(keyring.open(org, id, &Sealed { key_id, bytes }))
 }

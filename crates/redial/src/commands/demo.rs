@@ -9,7 +9,6 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 use contracts::RunId;
-use dispatcher::RetryPolicy;
 use receiver::{Received, Receiver, Verdict, pretty};
 use serde_json::Value;
 use store::Keyring;
@@ -94,7 +93,8 @@ async fn show(settings: &Settings, home: &Path) -> Result<()> {
         anywhere,
         receiver::Options { secrets: vec![tenant.secret.clone()], sink: Some(sink), ..Default::default() },
     )?;
-    let retry = RetryPolicy { schedule: SCHEDULE.to_vec(), ..settings.dispatcher_settings().retry };
+    let mut dispatcher = settings.dispatcher_settings();
+    dispatcher.limits.retry.schedule = SCHEDULE.to_vec();
     let stack = Stack::start(
         TcpListener::bind(anywhere)?,
         Options {
@@ -102,7 +102,7 @@ async fn show(settings: &Settings, home: &Path) -> Result<()> {
             keyring,
             accept: settings.accept_policy(),
             egress: egress::Policy::new(vec!["127.0.0.0/8".parse()?]),
-            dispatcher: dispatcher::Settings { retry, ..settings.dispatcher_settings() },
+            dispatcher,
             max_body: settings.api.max_body,
             limits: settings.limits(),
         },

@@ -1,11 +1,12 @@
 //! `redial dispatcher`: deliveries as a service.
 
 use std::net::TcpListener;
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use api::{Readiness, silent};
-use dispatcher::{Dispatcher, Pulse};
+use dispatcher::{Dispatcher, Progress};
 use queue::Consumer;
 use tokio_util::sync::CancellationToken;
 
@@ -17,7 +18,8 @@ use crate::settings::Settings;
 /// One claims, one finishes, the others read secrets.
 const CONNECTIONS: u32 = 4;
 
-pub(crate) async fn run(settings: &Settings) -> anyhow::Result<()> {
+/// `config_file` is where `settings` came from, and where keys that are missing are looked for again.
+pub(crate) async fn run(settings: &Settings, config_file: Option<PathBuf>) -> anyhow::Result<()> {
     let (url, broker, keyring) = (settings.postgres_url()?, settings.broker()?, settings.keyring()?);
     let health = settings.dispatcher.listen.map(|addr| {
         TcpListener::bind(addr).with_context(|| format!("dispatcher.listen: cannot listen on {addr}"))
@@ -31,9 +33,10 @@ pub(crate) async fn run(settings: &Settings) -> anyhow::Result<()> {
     let dispatcher = Dispatcher {
         store,
         keyring,
+        key_source: keys::source(config_file),
         egress: settings.egress_policy(),
         settings: settings.dispatcher_settings(),
-        pulse: Pulse::default(),
+        progress: Progress::default(),
     };
     // Answered to the end, also while what is in flight is finished.
     let ended = CancellationToken::new();
@@ -44,7 +47,8 @@ pub(crate) async fn run(settings: &Settings) -> anyhow::Result<()> {
             .and(serving(&shutdown))
             .and(consuming(&consumer))
             .and(claiming(&dispatcher))
-            .and(recording(&dispatcher));
+            .and(recording(&dispatcher))
+            .and(sending(&dispatcher));
         tokio::spawn(async move {
             if let Err(error) = api::run_health(listener, readiness, ended).await {
                 tracing::error!(%error, "health checks are not answered any more");
@@ -76,12 +80,22 @@ fn consuming(consumer: &Consumer) -> impl Fn() -> Option<String> + Send + Sync +
 
 /// That attempts are claimed, or none is due.
 fn claiming(dispatcher: &Dispatcher) -> impl Fn() -> Option<String> + Send + Sync + use<> {
-    let (pulse, patience) = (dispatcher.pulse.clone(), dispatcher.settings.timeout + WORK_PATIENCE);
-    move || silent("no attempt has been claimed", pulse.claimed_at(), patience)
+    let timeout = dispatcher.settings.limits.timeout;
+    let (progress, patience) = (dispatcher.progress.clone(), timeout + WORK_PATIENCE);
+    move || silent("no attempt has been claimed", progress.claimed_at(), patience)
 }
 
 /// That results can be recorded.
 fn recording(dispatcher: &Dispatcher) -> impl Fn() -> Option<String> + Send + Sync + use<> {
-    let pulse = dispatcher.pulse.clone();
-    move || silent("results could not be recorded", pulse.unrecorded_since()?, WORK_PATIENCE)
+    let progress = dispatcher.progress.clone();
+    move || silent("results could not be recorded", progress.unrecorded_since()?, WORK_PATIENCE)
+}
+
+/// That attempts don't come back for a reason of this process's.
+fn sending(dispatcher: &Dispatcher) -> impl Fn() -> Option<String> + Send + Sync + use<> {
+    let progress = dispatcher.progress.clone();
+    move || {
+        let trouble = progress.troubles().into_iter().find(|trouble| trouble.concerns_all());
+        trouble.map(|trouble| format!("attempts can't be sent: {}", trouble.detail()))
+    }
 }

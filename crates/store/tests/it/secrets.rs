@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use ::store::{KeyringError, create_secret, find_secret, note_secret_used, open_secret};
+use ::store::{Keyring, OpenError, create_secret, find_secret, note_secret_used, open_secret};
 use contracts::SecretId;
 use testkit::{Engine, keyring};
 
@@ -57,11 +57,12 @@ async fn a_secret_opens_with_its_key_and_for_its_organization_only(engine: Engin
     let id = made.secret.id;
     let opened = open_secret(&mut stage.conn, &ring, org, id).unwrap().unwrap();
     assert_eq!(opened.plain(), made.plain_secret.plain());
-    let namesake = keyring();
-    let refused = open_secret(&mut stage.conn, &namesake, org, id).unwrap().unwrap_err();
-    assert_eq!(refused, KeyringError::DoesNotOpen("test".into()));
-    open_secret(&mut stage.conn, &ring, other, id).unwrap_err();
-    open_secret(&mut stage.conn, &ring, org, SecretId::new(stage.now)).unwrap_err();
+    let mut refused = |ring, org, id| open_secret(&mut stage.conn, ring, org, id).unwrap().unwrap_err();
+    let stranger = Keyring::parse(&[Keyring::generate("other").as_str()]).unwrap();
+    assert_eq!(refused(&stranger, org, id), OpenError::KeyMissing("test".into()));
+    assert_eq!(refused(&keyring(), org, id), OpenError::DoesNotOpen("test".into()));
+    assert_eq!(refused(&ring, other, id), OpenError::NotFound);
+    assert_eq!(refused(&ring, org, SecretId::new(stage.now)), OpenError::NotFound);
 
     // Moved to another row it does not open, whoever moved it.
     let stranger = create_secret(&mut stage.conn, stage.now, &ring, other, None).unwrap().secret.id;

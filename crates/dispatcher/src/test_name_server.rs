@@ -1,0 +1,77 @@
+//! A name server of a test's own.
+
+use std::net::{IpAddr, SocketAddr};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use hickory_resolver::Hosts;
+use hickory_resolver::config::{ConnectionConfig, NameServerConfig, ResolverConfig, ResolverOpts};
+use hickory_resolver::proto::op::{Message, ResponseCode};
+use hickory_resolver::proto::rr::{RData, Record, RecordType};
+use tokio::net::UdpSocket;
+
+use crate::names::Names;
+
+/// Answers over UDP until the runtime ends.
+pub(crate) struct NameServer {
+    addr: SocketAddr,
+    /// What it was asked for.
+    pub(crate) asked: Arc<Mutex<Vec<(String, RecordType)>>>,
+}
+
+/// What to answer.
+pub(crate) enum Reply {
+    /// That address, to be kept for an hour; no record to a question for the other family.
+    Address(IpAddr),
+    /// The same, not to be kept.
+    Brief(IpAddr),
+    /// No records, and that code.
+    Code(ResponseCode),
+    /// Nothing.
+    Silence,
+}
+
+impl NameServer {
+    pub(crate) async fn start(reply: impl Fn(&str, RecordType) -> Reply + Send + 'static) -> NameServer {
+        let socket = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+        let (addr, asked) = (socket.local_addr().unwrap(), Arc::<Mutex<Vec<_>>>::default());
+        let log = asked.clone();
+        tokio::spawn(async move {
+            let mut packet = [0; 512];
+            loop {
+                let (length, client) = socket.recv_from(&mut packet).await.unwrap();
+                let mut message = Message::from_vec(&packet[..length]).unwrap().into_response();
+                let (name, family) = (message.queries[0].name().clone(), message.queries[0].query_type());
+                log.lock().unwrap().push((name.to_string(), family));
+                let (address, ttl) = match reply(&name.to_string(), family) {
+                    Reply::Address(address) => (address, 3_600),
+                    Reply::Brief(address) => (address, 0),
+                    Reply::Silence => continue,
+                    Reply::Code(code) => {
+                        message.metadata.response_code = code;
+                        socket.send_to(&message.to_vec().unwrap(), client).await.unwrap();
+                        continue;
+                    }
+                };
+                let record = RData::from(address);
+                if record.record_type() == family {
+                    message.answers.push(Record::from_rdata(name, ttl, record));
+                }
+                socket.send_to(&message.to_vec().unwrap(), client).await.unwrap();
+            }
+        });
+        NameServer { addr, asked }
+    }
+
+    pub(crate) fn config(&self) -> Vec<NameServerConfig> {
+        let mut udp = ConnectionConfig::udp();
+        udp.port = self.addr.port();
+        vec![NameServerConfig::new(self.addr.ip(), true, vec![udp])]
+    }
+
+    /// A client of this server alone.
+    pub(crate) fn names(&self, hosts: Hosts, budget: Duration) -> Names {
+        let config = ResolverConfig::from_name_servers(self.config());
+        Names::new(config, ResolverOpts::default(), hosts, budget).unwrap()
+    }
+}
