@@ -94,7 +94,9 @@ impl HoldState {
             None => HoldState::Open,
             Some((held_until, _)) if held_until > now => HoldState::Held,
             Some(_) if is_off(Protection::Probe) => HoldState::Open,
-            Some((_, Some(probing_until))) if probing_until > now => HoldState::Held,
+            Some((_, Some(probing_until))) if probing_until > now || is_off(Protection::ProbeLease) => {
+                HoldState::Held
+            }
             Some(_) => HoldState::HalfOpen,
         }
     }

@@ -5,6 +5,8 @@ use std::time::Duration;
 use bytes::Bytes;
 use contracts::{AttemptNumber, ClaimId, DeliveryId, Destination, OrgId, RunId, SecretId, Timestamp};
 
+use crate::protection::{Protection, is_off};
+
 /// An attempt that some dispatcher holds: numbered, leased, under a claim id.
 #[derive(Clone, Debug, PartialEq)]
 #[allow(missing_docs)]
@@ -66,6 +68,26 @@ impl Lease {
     }
 }
 
+/// The time within which a request that has begun is written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SendWindow {
+    write_before: Duration,
+}
+
+impl SendWindow {
+    /// Begins a request with that budget at `now` of the monotonic time. `None`: it is too late to begin, as its budget
+    /// could outlive the lease.
+    pub fn begin(now: Duration, send_before: Duration, budget: Duration) -> Option<SendWindow> {
+        (now < send_before).then_some(SendWindow { write_before: now.saturating_add(budget) })
+    }
+
+    /// Whether the request may still be written. Ask in the step that writes it: the process may have been stopped since
+    /// it began.
+    pub fn may_write(self, now: Duration) -> bool {
+        now < self.write_before || is_off(Protection::LateWrite)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -92,5 +114,13 @@ mod tests {
         let (found, tried_by) = (Duration::from_secs(530), Duration::from_secs(501));
         let lease = Lease::given_at(claimed_at, lease, an_hour_before, found, tried_by);
         assert_eq!(lease.send_before(Duration::ZERO), Duration::from_secs(561));
+    }
+
+    #[test]
+    fn a_request_is_begun_and_written_in_time_or_not_at_all() {
+        let second = Duration::from_secs;
+        assert_eq!(SendWindow::begin(second(50), second(50), second(10)), None);
+        let window = SendWindow::begin(second(49), second(50), second(10)).unwrap();
+        assert!(window.may_write(second(58)) && !window.may_write(second(59)));
     }
 }

@@ -15,7 +15,7 @@ pub mod transition;
 pub use fairness::{
     ByteRoom, Candidate, DueDestination, HoldState, Look, RelayPlan, Seen, Selection, Share, Shares,
 };
-pub use lease::{Claimed, HeldAttempt, Lease};
+pub use lease::{Claimed, HeldAttempt, Lease, SendWindow};
 pub use outcome::{BODY_KEPT, Failure, LocalFailure, Outcome, Response, kept_body};
 pub use result::{AttemptRecord, AttemptResult, Effect, HoldChange, Settlement};
 pub use retry::RetryPolicy;

@@ -13,16 +13,18 @@ pub enum Protection {
     Relay,
     /// Attempts are recorded as lost only after their lease has ended.
     Lease,
-    /// Before sending, the lease is looked at.
+    /// A request whose budget could outlive its lease is not begun.
     LeaseBeforeSend,
+    /// A request that stalled while it connected is not written.
+    LateWrite,
     /// A claim whose commit had an unknown outcome is tried again under the same claim id.
     ClaimRecovered,
     /// Attempts of a claim found later have what is left of their lease, not a whole one.
     LeasePerRow,
-    /// Attempts are sent only after their claim has committed.
-    SendAfterClaim,
     /// Results that could not be written are kept.
     ResultsKept,
+    /// Only a 2xx is a success.
+    OnlySuccess,
     /// A late 2xx closes a waiting delivery.
     LateSuccess,
     /// A newer attempt that ends after a late 2xx closes the delivery.
@@ -35,12 +37,18 @@ pub enum Protection {
     AttemptNumber,
     /// A retry is claimed only when it is due.
     DueTime,
+    /// A retry waits for as long as the receiver asks.
+    RetryAfter,
     /// Held destinations are left alone.
     Hold,
     /// When a hold ends one attempt goes first.
     Probe,
+    /// A probe that is lost lets the next one go.
+    ProbeLease,
     /// A `Retry-After` is written down as a hold.
     HoldRecorded,
+    /// A `Retry-After` holds the whole destination for a bounded time only.
+    HoldCap,
     /// An attempt that was not sent gives its number back.
     HandBack,
     /// A destination has no more attempts in flight than its limit.
@@ -51,6 +59,8 @@ pub enum Protection {
     ByteBudget,
     /// A row that can't be claimed is stepped over.
     StepOver,
+    /// A dispatcher that stops finishes what is in flight.
+    Drain,
 }
 
 /// Whether the simulation has switched it off.

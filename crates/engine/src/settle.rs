@@ -6,6 +6,7 @@ use contracts::{AttemptId, FailureReason, Timestamp};
 
 use crate::lease::HeldAttempt;
 use crate::outcome::{Failure, LocalFailure, Outcome, Response};
+use crate::protection::{Protection, is_off};
 use crate::result::{AttemptRecord, AttemptResult, HoldChange, Settlement};
 use crate::retry::{RetryPolicy, retry_after};
 
@@ -32,6 +33,7 @@ impl RetryPolicy {
             _ => None,
         };
         let hold = match retry_after {
+            Some(wait) if is_off(Protection::HoldCap) => HoldChange::HoldUntil(now + wait),
             Some(wait) => HoldChange::HoldUntil(now + wait.min(self.hold_cap)),
             None if held.is_probe && !matches!(outcome, Outcome::NotSent(_)) => HoldChange::Open,
             None if held.is_probe => HoldChange::ProbeAgain,
@@ -87,6 +89,7 @@ impl RetryPolicy {
     ) -> (Option<Failure>, Settlement) {
         let failure = match outcome {
             Outcome::Answered(Response { status: 200..=299, .. }) => return (None, Settlement::Succeeded),
+            Outcome::Answered(_) if is_off(Protection::OnlySuccess) => return (None, Settlement::Succeeded),
             Outcome::Answered(Response { status: 410, .. }) if self.stop_on_gone => {
                 let detail = "the receiver answered 410 Gone, and deliveries stop on it".to_owned();
                 return (Some(Failure { reason: FailureReason::Gone, detail }), Settlement::Failed);
@@ -107,7 +110,8 @@ impl RetryPolicy {
         if held.attempt >= held.max_attempts {
             return (Some(failure), Settlement::Failed);
         }
-        let wait = self.wait(held.attempt, jitter_unit).max(retry_after.unwrap_or_default());
+        let asked = retry_after.filter(|_| !is_off(Protection::RetryAfter)).unwrap_or_default();
+        let wait = self.wait(held.attempt, jitter_unit).max(asked);
         (Some(failure), Settlement::RetryAt(now + wait))
     }
 }

@@ -344,7 +344,7 @@ impl Dispatch {
             if index >= free {
                 let not_sent = Outcome::NotSent(LocalFailure::LeaseTooShort);
                 let result = self.settle(claimed.held, not_sent, None, now);
-                self.recording.push(result);
+                self.recording.push(result, now.monotonic);
                 continue;
             }
             let lease = match (is_recovered && !is_off(Protection::LeasePerRow), claim.tried_by) {

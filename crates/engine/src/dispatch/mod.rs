@@ -301,7 +301,7 @@ impl Dispatch {
         self.recover(now, &mut actions);
         self.tidy(now, &mut actions);
         self.claim(now, &mut actions);
-        if self.is_stopping && !self.is_stopped && self.is_idle() {
+        if self.is_stopping && !self.is_stopped && (self.is_idle() || is_off(Protection::Drain)) {
             self.is_stopped = true;
             actions.push(Action::Stopped);
         }
@@ -364,7 +364,7 @@ impl Dispatch {
         self.bytes_in_flight
     }
 
-    /// Since when it has had results that it could not record, on monotonic time.
+    /// Since when its oldest result that is not recorded yet has been waiting, on monotonic time.
     pub fn unrecorded_since(&self) -> Option<Duration> {
         self.recording.oldest()
     }
@@ -443,7 +443,7 @@ impl Dispatch {
             self.acknowledge(&waiting, actions);
         }
         self.claiming.slot_freed(destination, now.monotonic);
-        self.recording.push(result);
+        self.recording.push(result, now.monotonic);
     }
 
     fn settle(

@@ -18,10 +18,10 @@ const LOCKED_PAUSE: Duration = Duration::from_millis(50);
 /// Results by their way.
 #[derive(Debug, Default)]
 pub(super) struct Recording {
-    /// Not tried yet.
-    waiting: VecDeque<AttemptResult>,
+    /// Not tried yet, each with the time since when.
+    waiting: VecDeque<(AttemptResult, Duration)>,
     /// Parts of a batch that was refused, or whose commit had an unknown outcome.
-    batches: Vec<Vec<AttemptResult>>,
+    batches: Vec<Gathered>,
     in_progress: Option<InProgress>,
     /// Nothing is written before that, as the database is away.
     paused_until: Duration,
@@ -35,7 +35,14 @@ pub(super) struct Recording {
 #[derive(Debug)]
 struct InProgress {
     id: u64,
+    batch: Gathered,
+}
+
+/// Results of different deliveries.
+#[derive(Debug)]
+struct Gathered {
     results: Vec<AttemptResult>,
+    /// Since when the oldest has been waiting.
     since: Duration,
 }
 
@@ -67,32 +74,37 @@ pub struct Recorded {
 }
 
 impl Recording {
-    pub(super) fn push(&mut self, result: AttemptResult) {
-        self.waiting.push_back(result);
+    pub(super) fn push(&mut self, result: AttemptResult, now: Duration) {
+        self.waiting.push_back((result, now));
     }
 
     /// How many are not done with. Each holds its slot, so that nothing more is claimed while they pile up.
     pub(super) fn len(&self) -> usize {
-        let in_progress = self.in_progress.as_ref().map_or(0, |batch| batch.results.len());
-        let batches: usize = self.batches.iter().map(Vec::len).sum();
-        self.waiting.len() + batches + in_progress + self.kept.len() + usize::from(self.retrying.is_some())
+        let batches: usize = self.batches().map(|batch| batch.results.len()).sum();
+        self.waiting.len() + batches + self.kept.len() + usize::from(self.retrying.is_some())
     }
 
-    /// Since when the oldest has been waiting for its transaction.
+    /// Since when the oldest has been waiting, however often it has been tried.
     pub(super) fn oldest(&self) -> Option<Duration> {
+        let waiting = self.waiting.front().map(|(_, since)| *since);
+        let batches = self.batches().map(|batch| batch.since);
         let kept = self.kept.iter().chain(self.retrying.as_ref().map(|(_, kept)| kept)).map(|kept| kept.since);
-        self.in_progress.as_ref().map(|batch| batch.since).into_iter().chain(kept).min()
+        waiting.into_iter().chain(batches).chain(kept).min()
+    }
+
+    fn batches(&self) -> impl Iterator<Item = &Gathered> {
+        self.in_progress.iter().map(|in_progress| &in_progress.batch).chain(&self.batches)
     }
 
     /// The transactions that can be made now: one batch, and one kept result beside it.
     pub(super) fn next(&mut self, now: Duration) -> Vec<Batch> {
         let mut next = Vec::new();
         if self.in_progress.is_none() && self.paused_until <= now {
-            let results = self.batches.pop().unwrap_or_else(|| self.gather());
-            if !results.is_empty() {
+            let batch = self.batches.pop().unwrap_or_else(|| self.gather(now));
+            if !batch.results.is_empty() {
                 let id = self.next_id();
-                next.push(Batch { id, results: results.clone() });
-                self.in_progress = Some(InProgress { id, results, since: now });
+                next.push(Batch { id, results: batch.results.clone() });
+                self.in_progress = Some(InProgress { id, batch });
             }
         }
         if self.retrying.is_none()
@@ -114,16 +126,17 @@ impl Recording {
         times.map(|at| at.max(self.paused_until)).min()
     }
 
-    fn gather(&mut self) -> Vec<AttemptResult> {
+    fn gather(&mut self, now: Duration) -> Gathered {
         let mut deliveries = BTreeSet::new();
-        let mut batch = Vec::new();
-        while batch.len() < BATCH
-            && let Some(result) = self.waiting.front()
+        let since = self.waiting.front().map_or(now, |(_, since)| *since);
+        let mut results = Vec::new();
+        while results.len() < BATCH
+            && let Some((result, _)) = self.waiting.front()
             && deliveries.insert(result.delivery_id)
         {
-            batch.extend(self.waiting.pop_front());
+            results.extend(self.waiting.pop_front().map(|(result, _)| result));
         }
-        batch
+        Gathered { results, since }
     }
 
     fn next_id(&mut self) -> u64 {
@@ -157,10 +170,10 @@ impl Recording {
     /// refused for too long.
     pub(super) fn refused(&mut self, id: u64, is_violation: bool, now: Duration) -> Vec<Recorded> {
         let (result, since) = match self.take(id) {
-            Some(Taken::Batch(InProgress { mut results, .. })) => {
+            Some(Taken::Batch(Gathered { mut results, since })) => {
                 if results.len() > 1 {
                     let half = results.split_off(results.len() / 2);
-                    self.batches.extend([half, results]);
+                    self.batches.extend([half, results].map(|results| Gathered { results, since }));
                     return Vec::new();
                 }
                 let Some(result) = results.pop() else { return Vec::new() };
@@ -180,7 +193,7 @@ impl Recording {
     pub(super) fn unknown(&mut self, id: u64, now: Duration) {
         match self.take(id) {
             _ if is_off(Protection::ResultsKept) => {}
-            Some(Taken::Batch(batch)) => self.batches.push(batch.results),
+            Some(Taken::Batch(batch)) => self.batches.push(batch),
             Some(Taken::Retried(kept)) => self.kept.push(kept),
             None => {}
         }
@@ -189,13 +202,59 @@ impl Recording {
 
     fn take(&mut self, id: u64) -> Option<Taken> {
         if let Some(batch) = self.in_progress.take_if(|batch| batch.id == id) {
-            return Some(Taken::Batch(batch));
+            return Some(Taken::Batch(batch.batch));
         }
         self.retrying.take_if(|(retrying, _)| *retrying == id).map(|(_, kept)| Taken::Retried(kept))
     }
 }
 
 enum Taken {
-    Batch(InProgress),
+    Batch(Gathered),
     Retried(Kept),
+}
+
+#[cfg(test)]
+mod tests {
+    use contracts::{AttemptId, ClaimId, DeliveryId, Destination, OrgId, Timestamp};
+    use uuid::Uuid;
+
+    use super::*;
+    use crate::result::{AttemptRecord, HoldChange, Settlement};
+
+    fn result(number: u128) -> AttemptResult {
+        let (id, now) = (Uuid::from_u128(number), Timestamp::from_micros(0));
+        AttemptResult {
+            delivery_id: DeliveryId(id),
+            claim_id: ClaimId(id),
+            org_id: OrgId(id),
+            destination: Destination::from(0),
+            is_probe: false,
+            record: AttemptRecord {
+                id: AttemptId(id),
+                number: 1,
+                failure: None,
+                status_code: None,
+                response_body: None,
+                response_time_ms: None,
+                claimed_at: now,
+            },
+            settlement: Settlement::Succeeded,
+            hold: HoldChange::None,
+        }
+    }
+
+    #[test]
+    fn a_result_is_waiting_since_it_came_however_often_it_is_tried() {
+        let (mut recording, second) = (Recording::default(), Duration::from_secs);
+        recording.push(result(1), second(1));
+        recording.push(result(2), second(2));
+        for at in 3..10 {
+            assert_eq!(recording.oldest(), Some(second(1)));
+            let batches = recording.next(second(at));
+            recording.unknown(batches[0].id, second(at));
+        }
+        let batches = recording.next(second(10));
+        recording.recorded(batches[0].id, &[Effect::Recorded; 2], second(10));
+        assert_eq!(recording.oldest(), None);
+    }
 }
