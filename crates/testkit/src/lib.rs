@@ -11,6 +11,6 @@ mod rabbit;
 
 pub use database::{Engine, TestDatabase};
 pub use fixtures::{keyring, terminal_run};
-pub use memory::{Fate, MemoryDatabase};
+pub use memory::{Changes, HoldRow, MemoryDatabase, Refused};
 pub use proxy::Proxy;
 pub use rabbit::RabbitNode;

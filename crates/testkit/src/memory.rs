@@ -1,22 +1,114 @@
-//! A database in memory, for tests that make their own transactions fail.
+//! A database in memory whose transactions can be made to fail, and which tells what they changed.
 
-use diesel::Connection;
+use contracts::{ClaimId, DeliveryId, Destination, OrgId, Timestamp};
 use diesel::connection::SimpleConnection;
+use diesel::prelude::*;
 use diesel::result::Error;
 use store::{AnyConnection, DatabaseUrl};
+use uuid::Uuid;
+
+diesel::table! {
+    changed_deliveries (rowid) {
+        rowid -> BigInt,
+        id -> Binary,
+    }
+}
+
+diesel::table! {
+    changed_destinations (rowid) {
+        rowid -> BigInt,
+    }
+}
+
+diesel::table! {
+    destinations (destination) {
+        destination -> BigInt,
+        held_until -> BigInt,
+        probing_until -> Nullable<BigInt>,
+        probe_claim_id -> Nullable<Binary>,
+    }
+}
+
+/// Triggers note what changes. Other triggers refuse what a broken row or page would make the database refuse.
+const TRIGGERS: &str = "
+    CREATE TEMP TABLE changed_deliveries (id);
+    CREATE TEMP TRIGGER delivery_inserted AFTER INSERT ON main.deliveries
+        BEGIN INSERT INTO changed_deliveries VALUES (NEW.id); END;
+    CREATE TEMP TRIGGER delivery_updated AFTER UPDATE ON main.deliveries
+        BEGIN INSERT INTO changed_deliveries VALUES (NEW.id); END;
+    CREATE TEMP TRIGGER delivery_deleted AFTER DELETE ON main.deliveries
+        BEGIN INSERT INTO changed_deliveries VALUES (OLD.id); END;
+    CREATE TEMP TRIGGER attempt_inserted AFTER INSERT ON main.attempts
+        BEGIN INSERT INTO changed_deliveries VALUES (NEW.delivery_id); END;
+    CREATE TEMP TRIGGER attempt_updated AFTER UPDATE ON main.attempts
+        BEGIN INSERT INTO changed_deliveries VALUES (NEW.delivery_id); END;
+    CREATE TEMP TRIGGER attempt_deleted AFTER DELETE ON main.attempts
+        BEGIN INSERT INTO changed_deliveries VALUES (OLD.delivery_id); END;
+
+    CREATE TEMP TABLE changed_destinations (destination);
+    CREATE TEMP TRIGGER destination_inserted AFTER INSERT ON main.destinations
+        BEGIN INSERT INTO changed_destinations VALUES (NEW.destination); END;
+    CREATE TEMP TRIGGER destination_updated AFTER UPDATE ON main.destinations
+        BEGIN INSERT INTO changed_destinations VALUES (NEW.destination); END;
+    CREATE TEMP TRIGGER destination_deleted AFTER DELETE ON main.destinations
+        BEGIN INSERT INTO changed_destinations VALUES (OLD.destination); END;
+
+    CREATE TEMP TABLE refused_claims (id PRIMARY KEY);
+    CREATE TEMP TRIGGER claim_refused BEFORE UPDATE OF claim_id ON main.deliveries
+        WHEN NEW.claim_id IS NOT NULL AND NEW.id IN (SELECT id FROM refused_claims)
+        BEGIN SELECT RAISE(ABORT, 'the row is broken'); END;
+    CREATE TEMP TABLE refused_records (id PRIMARY KEY);
+    CREATE TEMP TRIGGER record_refused BEFORE INSERT ON main.attempts
+        WHEN NEW.delivery_id IN (SELECT id FROM refused_records)
+        BEGIN SELECT RAISE(ABORT, 'the row is broken'); END";
+
+/// Deletes everything but organizations.
+const CLEAR: &str = "
+    DELETE FROM erased_parts; DELETE FROM attempts; DELETE FROM deliveries; DELETE FROM runs; DELETE FROM destinations;
+    DELETE FROM changed_deliveries; DELETE FROM changed_destinations;
+    DELETE FROM refused_claims; DELETE FROM refused_records";
 
 /// A migrated SQLite database that nobody else sees and nothing survives.
 pub struct MemoryDatabase(AnyConnection);
 
-/// What becomes of a transaction.
+/// What transactions have changed.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Changes {
+    /// Deliveries that are new or gone, or of which a column or an attempt has changed.
+    pub deliveries: Vec<DeliveryId>,
+    /// Whether the row of a destination has.
+    pub destinations: bool,
+}
+
+/// The row of a destination that is not ordinary.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Fate {
-    /// It commits, and its caller learns so.
-    Committed,
-    /// The database goes away before it commits.
-    RolledBack,
-    /// It commits, and the connection is lost before its caller learns so.
-    AnswerLost,
+#[allow(missing_docs)]
+pub struct HoldRow {
+    pub destination: Destination,
+    pub held_until: Timestamp,
+    /// Its probe: until when it is leased, and under which claim.
+    pub probe: Option<(Timestamp, ClaimId)>,
+}
+
+/// What of a delivery the database refuses to write.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Refused {
+    /// Claims of its attempts.
+    Claims,
+    /// Records of its attempts.
+    Records,
+}
+
+/// Why a transaction came to nothing.
+enum Undone<T, E> {
+    RolledBack(T),
+    Failed(E),
+}
+
+impl<T, E: From<Error>> From<Error> for Undone<T, E> {
+    fn from(error: Error) -> Undone<T, E> {
+        Undone::Failed(error.into())
+    }
 }
 
 impl Default for MemoryDatabase {
@@ -24,37 +116,100 @@ impl Default for MemoryDatabase {
         let url = DatabaseUrl::Sqlite(":memory:".into());
         let mut conn = url.connect().expect("a database in memory can be opened");
         store::migrate(&mut conn).expect("the migrations apply");
+        conn.batch_execute(TRIGGERS).expect("the triggers are good");
         MemoryDatabase(conn)
     }
 }
 
 impl MemoryDatabase {
-    /// Runs `work` in a transaction of that fate, and returns what its caller learns. An error of `work` itself rolls it
-    /// back.
+    /// Runs `work` in a transaction and returns what it came to. Without `commits`, or when it fails, all that it wrote is
+    /// rolled back.
     pub fn transaction<T, E: From<Error>>(
         &mut self,
-        fate: Fate,
+        commits: bool,
         work: impl FnOnce(&mut AnyConnection) -> Result<T, E>,
-    ) -> Result<Option<T>, E> {
-        let mut refused = None;
+    ) -> Result<T, E> {
         let ended = self.0.transaction(|tx| match work(tx) {
-            Ok(_) if fate == Fate::RolledBack => Err(Error::RollbackTransaction),
-            Ok(answer) => Ok(answer),
-            Err(error) => {
-                refused = Some(error);
-                Err(Error::RollbackTransaction)
-            }
+            Ok(answer) if commits => Ok(answer),
+            Ok(answer) => Err(Undone::RolledBack(answer)),
+            Err(error) => Err(Undone::Failed(error)),
         });
-        match (ended, refused) {
-            (_, Some(error)) => Err(error),
-            (Ok(answer), None) => Ok(Some(answer).filter(|_| fate == Fate::Committed)),
-            (Err(Error::RollbackTransaction), None) => Ok(None),
-            (Err(error), None) => Err(error.into()),
+        match ended {
+            Ok(answer) | Err(Undone::RolledBack(answer)) => Ok(answer),
+            Err(Undone::Failed(error)) => Err(error),
         }
+    }
+
+    /// Deletes everything, and makes an organization of that id if there is none.
+    pub fn clear(&mut self, org: OrgId) {
+        self.execute(CLEAR);
+        let id = org.0.simple();
+        self.execute(&format!("INSERT OR IGNORE INTO organizations VALUES (x'{id}', 'in memory', 0)"));
+    }
+
+    /// What has changed since this was called last.
+    pub fn changes(&mut self) -> Changes {
+        let conn = self.sqlite();
+        let changed: Vec<Vec<u8>> = changed_deliveries::table
+            .select(changed_deliveries::id)
+            .order_by(changed_deliveries::rowid)
+            .load(conn)
+            .expect("what has changed can be read");
+        let mut deliveries: Vec<DeliveryId> = Vec::new();
+        for id in changed.iter().filter_map(|id| Uuid::from_slice(id).ok()).map(DeliveryId) {
+            if !deliveries.contains(&id) {
+                deliveries.push(id);
+            }
+        }
+        if !deliveries.is_empty() {
+            diesel::delete(changed_deliveries::table).execute(conn).expect("it can be forgotten");
+        }
+        let destinations = diesel::delete(changed_destinations::table).execute(conn);
+        Changes { deliveries, destinations: destinations.expect("what has changed can be read") > 0 }
+    }
+
+    /// The rows of all destinations that have one, in order.
+    pub fn holds(&mut self) -> Vec<HoldRow> {
+        type Row = (i64, i64, Option<i64>, Option<Vec<u8>>);
+        let rows: Vec<Row> = destinations::table
+            .order_by(destinations::destination)
+            .select(destinations::all_columns)
+            .load(self.sqlite())
+            .expect("destinations can be read");
+        let hold = |(destination, held_until, probing_until, claim): Row| {
+            let claim = claim.and_then(|id| Uuid::from_slice(&id).ok()).map(ClaimId);
+            HoldRow {
+                destination: destination.into(),
+                held_until: Timestamp::from_micros(held_until),
+                probe: probing_until.map(Timestamp::from_micros).zip(claim),
+            }
+        };
+        rows.into_iter().map(hold).collect()
+    }
+
+    /// From now on refuses what is to be written of a delivery.
+    pub fn refuse(&mut self, what: Refused, delivery: DeliveryId) {
+        let table = match what {
+            Refused::Claims => "refused_claims",
+            Refused::Records => "refused_records",
+        };
+        self.execute(&format!("INSERT OR IGNORE INTO {table} VALUES (x'{}')", delivery.0.simple()));
+    }
+
+    /// Refuses nothing any more.
+    pub fn refuse_nothing(&mut self) {
+        self.execute("DELETE FROM refused_claims; DELETE FROM refused_records");
     }
 
     /// Runs statements.
     pub fn execute(&mut self, statements: &str) {
         self.0.batch_execute(statements).expect("the statements are good");
+    }
+
+    fn sqlite(&mut self) -> &mut SqliteConnection {
+        match &mut self.0 {
+            AnyConnection::Sqlite(conn) => conn,
+            AnyConnection::Postgres(_) => unreachable!("it was opened as SQLite"),
+        }
     }
 }
