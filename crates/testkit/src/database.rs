@@ -5,7 +5,7 @@ use std::net::{SocketAddr, ToSocketAddrs};
 use diesel::connection::SimpleConnection;
 use diesel::sql_types::BigInt;
 use diesel::{Connection, PgConnection, RunQueryDsl};
-use store::{Clock, DatabaseUrl, Store};
+use store::{AnyConnection, Clock, DatabaseUrl, Store};
 use uuid::Uuid;
 
 /// Which engine a test runs on.
@@ -21,6 +21,9 @@ pub struct TestDatabase {
     url: DatabaseUrl,
     place: Place,
 }
+
+/// Rows locked until this is dropped.
+pub struct RowLock(#[allow(dead_code, reason = "its end is the lock's")] AnyConnection);
 
 enum Place {
     Postgres { server: String, name: String },
@@ -92,6 +95,14 @@ impl TestDatabase {
     pub fn number(&self, query: &str) -> i64 {
         let mut conn = self.url.connect().expect("the database can be opened");
         diesel::dsl::sql::<BigInt>(query).get_result(&mut conn).expect("the query is good")
+    }
+
+    /// Locks the rows of a table that a condition holds for, as another session: `deliveries WHERE id = …`. PostgreSQL's.
+    pub fn lock(&self, rows: &str) -> RowLock {
+        let mut conn = self.url.connect().expect("the database can be opened");
+        let begin = "SET idle_in_transaction_session_timeout = 0; BEGIN";
+        conn.batch_execute(&format!("{begin}; SELECT 1 FROM {rows} FOR UPDATE")).expect("the statement is good");
+        RowLock(conn)
     }
 
     /// A store on it, with the system's clock.

@@ -9,7 +9,7 @@ mod memory;
 mod proxy;
 mod rabbit;
 
-pub use database::{Engine, TestDatabase};
+pub use database::{Engine, RowLock, TestDatabase};
 pub use fixtures::{keyring, terminal_run};
 pub use memory::{Changes, HoldRow, MemoryDatabase, Refused};
 pub use proxy::Proxy;

@@ -1,10 +1,11 @@
 //! A dispatcher with its database, its queue and a receiver, all of the test's own.
 
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use contracts::{Delivery, DeliveryId, Destination, Job, OrgId, RunId, SigningSecret};
-use dispatcher::{Dispatcher, DispatcherError, Pulse, RetryPolicy, Settings};
+use dispatcher::{Dispatcher, DispatcherError, Limits, Progress, RetryPolicy, Settings};
 use queue::Publisher;
 use receiver::{Received, Receiver};
 use store::{AcceptPolicy, Accepted, Deliver, Keyring, RecordedRun, Redelivery, Store, StoreError};
@@ -32,7 +33,7 @@ pub(crate) struct Harness {
 /// A dispatcher at work.
 pub(crate) struct Running {
     pub(crate) publisher: Publisher,
-    pub(crate) pulse: Pulse,
+    pub(crate) progress: Progress,
     pub(crate) shutdown: CancellationToken,
     pub(crate) task: JoinHandle<Result<(), DispatcherError>>,
 }
@@ -40,14 +41,26 @@ pub(crate) struct Running {
 /// Short waits, and otherwise what production has.
 pub(crate) fn settings() -> Settings {
     let schedule = vec![Duration::from_millis(300), Duration::from_millis(600)];
+    let hold_cap = Duration::from_secs(900);
     Settings {
-        max_in_flight: 64,
-        lease: Duration::from_secs(60),
-        timeout: Duration::from_secs(10),
+        limits: Limits {
+            max_in_flight: 64,
+            max_in_flight_bytes: 64 << 20,
+            max_in_flight_per_destination: 8,
+            lease: Duration::from_secs(60),
+            timeout: Duration::from_secs(10),
+            retry: RetryPolicy { schedule, jitter: 0.1, stop_on_gone: false, hold_cap },
+        },
         connect_timeout: Duration::from_secs(5),
-        retry: RetryPolicy { schedule, jitter: 0.1, stop_on_gone: false },
         drain: Duration::from_secs(20),
     }
+}
+
+/// The same but for some limits.
+pub(crate) fn limited(change: impl FnOnce(&mut Limits)) -> Settings {
+    let mut settings = settings();
+    change(&mut settings.limits);
+    settings
 }
 
 pub(crate) fn loopback() -> egress::Policy {
@@ -84,16 +97,18 @@ impl Harness {
     pub(crate) fn dispatch_under(&self, settings: Settings, egress: egress::Policy) -> Running {
         let (publisher, consumer) = queue::in_process(64);
         let shutdown = CancellationToken::new();
-        let pulse = Pulse::default();
+        let progress = Progress::default();
+        let keyring = self.keyring.clone();
         let dispatcher = Dispatcher {
             store: self.store.clone(),
             keyring: self.keyring.clone(),
+            key_source: Arc::new(move || Ok(keyring.clone())),
             egress,
             settings,
-            pulse: pulse.clone(),
+            progress: progress.clone(),
         };
         let task = tokio::spawn(dispatcher.run(consumer, shutdown.clone()));
-        Running { publisher, pulse, shutdown, task }
+        Running { publisher, progress, shutdown, task }
     }
 
     /// Records a run that has ended and accepts a redelivery of it.
@@ -113,12 +128,13 @@ impl Harness {
     }
 
     /// The doorbell for an attempt.
-    pub(crate) fn job(&self, delivery: DeliveryId, attempt: i32) -> Job {
+    pub(crate) fn job(&self, delivery: &Delivery, attempt: i32) -> Job {
         Job {
             version: Job::VERSION,
-            delivery_id: delivery,
+            delivery_id: delivery.id,
             attempt,
-            destination: Destination::of_origin("http://test:80"),
+            destination: Destination::of(self.org, &delivery.callback_url),
+            payload_size: Some(delivery.payload_bytes.len() as u64),
             org_id: self.org,
             request_id: "req-1".to_owned(),
         }
@@ -150,6 +166,12 @@ impl Harness {
         }
     }
 
+    /// The delivery once its first attempt has been claimed and handed back.
+    pub(crate) async fn handed_back(&self, delivery: &Delivery) -> Delivery {
+        let is_back = |now: &Delivery| now.updated_at > delivery.updated_at && now.attempt_count == 0;
+        self.delivery_when(delivery.id, is_back).await
+    }
+
     pub(crate) async fn settled(&self, id: DeliveryId) -> Delivery {
         self.delivery_when(id, |delivery| delivery.completed_at.is_some()).await
     }
@@ -157,7 +179,7 @@ impl Harness {
     /// Sends one attempt to `url` and answers the delivery with that attempt on record.
     pub(crate) async fn after_first_attempt(&self, running: &Running, url: &str) -> Delivery {
         let delivery = self.accept(url).await;
-        running.publisher.ring(self.job(delivery.id, 1));
+        running.publisher.ring(self.job(&delivery, 1));
         self.delivery_when(delivery.id, |delivery| !delivery.attempts.is_empty()).await
     }
 }

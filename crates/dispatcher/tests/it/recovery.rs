@@ -1,25 +1,24 @@
 //! Dispatchers that stop, die or stall.
 
-use std::sync::mpsc::RecvTimeoutError;
 use std::time::Duration;
 
 use contracts::{ClaimId, DeliveryStatus, FailureReason};
-use store::{Erasure, StoreError, claim_jobs, erase_run, find_run};
+use store::{AnyConnection, claim_jobs};
 use testkit::Engine;
 use tokio::time::Instant;
 
-use crate::harness::{Harness, PATIENCE, settings};
+use crate::harness::{Harness, PATIENCE, limited, settings};
 use crate::on_both_engines;
 
 async fn a_shutdown_finishes_what_is_in_flight_and_claims_nothing_more(engine: Engine) {
     let mut harness = Harness::new(engine).await;
     let running = harness.dispatch(settings());
     let slow = harness.accept(&harness.receiver.url("/hang/1")).await;
-    running.publisher.ring(harness.job(slow.id, 1));
+    running.publisher.ring(harness.job(&slow, 1));
     harness.arrival().await;
     running.shutdown.cancel();
     let never = harness.accept(&harness.receiver.url("/ok")).await;
-    running.publisher.ring(harness.job(never.id, 1));
+    running.publisher.ring(harness.job(&never, 1));
     running.stop().await;
     assert_eq!(harness.delivery(slow.id).await.status_code, DeliveryStatus::Succeeded);
     let never = harness.delivery(never.id).await;
@@ -31,7 +30,7 @@ async fn a_shutdown_does_not_wait_for_a_receiver_longer_than_it_may(engine: Engi
     let mut harness = Harness::new(engine).await;
     let running = harness.dispatch(dispatcher::Settings { drain: Duration::from_millis(100), ..settings() });
     let hanging = harness.accept(&harness.receiver.url("/hang/60")).await;
-    running.publisher.ring(harness.job(hanging.id, 1));
+    running.publisher.ring(harness.job(&hanging, 1));
     harness.arrival().await;
     running.stop().await;
     // Its lease decides what becomes of it.
@@ -41,7 +40,7 @@ async fn a_shutdown_does_not_wait_for_a_receiver_longer_than_it_may(engine: Engi
 async fn an_attempt_whose_dispatcher_died_becomes_outcome_unknown_and_is_tried_again(engine: Engine) {
     let mut harness = Harness::new(engine).await;
     let delivery = harness.accept(&harness.receiver.url("/ok")).await;
-    let job = harness.job(delivery.id, 1);
+    let job = harness.job(&delivery, 1);
     // A dispatcher claims the attempt under a lease that has ended already, and is never heard of again.
     let claimed = harness
         .store
@@ -63,7 +62,7 @@ async fn a_last_attempt_whose_dispatcher_died_fails_the_delivery(engine: Engine)
     let mut harness = Harness::new(engine).await;
     harness.accept.max_attempts = 1;
     let delivery = harness.accept(&harness.receiver.url("/ok")).await;
-    let job = harness.job(delivery.id, 1);
+    let job = harness.job(&delivery, 1);
     harness
         .store
         .write(move |tx, now| claim_jobs(tx, now, Duration::ZERO, ClaimId::new(now), &[job]))
@@ -77,14 +76,14 @@ async fn a_last_attempt_whose_dispatcher_died_fails_the_delivery(engine: Engine)
     assert_eq!(harness.receiver.posts(), 0);
 }
 
-async fn a_send_that_could_outlive_its_lease_is_not_begun(engine: Engine) {
+async fn a_send_that_could_outlive_its_lease_is_handed_back_and_spends_no_attempt(engine: Engine) {
     let harness = Harness::new(engine).await;
     let delivery = harness.accept(&harness.receiver.url("/ok")).await;
-    let stalled = dispatcher::Settings { lease: Duration::from_millis(400), ..settings() };
-    let running = harness.dispatch(stalled);
-    running.publisher.ring(harness.job(delivery.id, 1));
-    let recorded = harness.delivery_when(delivery.id, |delivery| !delivery.attempts.is_empty()).await;
-    assert!(recorded.attempts[0].error_message.as_ref().unwrap().starts_with("timeout: not sent: "));
+    let running = harness.dispatch(limited(|limits| limits.lease = Duration::from_millis(400)));
+    running.publisher.ring(harness.job(&delivery, 1));
+    let handed_back = harness.handed_back(&delivery).await;
+    assert_eq!((handed_back.status_code, handed_back.attempts.len()), (DeliveryStatus::Pending, 0));
+    assert!(handed_back.next_attempt_at > Some(handed_back.updated_at), "it waits a little");
     running.stop().await;
     assert_eq!(harness.receiver.posts(), 0);
 }
@@ -101,59 +100,90 @@ async fn a_result_that_the_database_refuses_for_a_while_is_kept_and_recorded() {
     );
     let running = harness.dispatch(settings());
     let delivery = harness.accept(&harness.receiver.url("/ok")).await;
-    running.publisher.ring(harness.job(delivery.id, 1));
+    running.publisher.ring(harness.job(&delivery, 1));
     harness.arrival().await;
     let began = Instant::now();
     while harness.database.number("SELECT last_value FROM refusals") < 3 {
         assert!(began.elapsed() < PATIENCE, "it is not tried again");
         tokio::task::yield_now().await;
     }
-    assert!(running.pulse.unrecorded_since().is_some());
+    assert!(running.progress.unrecorded_since().is_some());
     harness.database.execute("DROP TRIGGER refuse ON attempts");
     let settled = harness.settled(delivery.id).await;
     assert_eq!((settled.status_code, settled.attempts.len()), (DeliveryStatus::Succeeded, 1));
-    let pulse = running.pulse.clone();
+    let progress = running.progress.clone();
     running.stop().await;
-    assert_eq!(pulse.unrecorded_since(), None);
+    assert_eq!(progress.unrecorded_since(), None);
     assert_eq!(harness.receiver.posts(), 1);
 }
 
 /// As with a person's `psql`.
 #[tokio::test]
-async fn a_lock_on_one_delivery_holds_up_the_results_of_no_other() {
+async fn a_lock_on_one_delivery_holds_up_neither_results_nor_expired_leases_of_others() {
     let mut harness = Harness::new(Engine::Postgres).await;
-    let running = harness.dispatch(settings());
     let locked = harness.accept(&harness.receiver.url("/hang/1")).await;
-    running.publisher.ring(harness.job(locked.id, 1));
-    harness.arrival().await;
-    let (org, run, store) = (harness.org, locked.run_id, harness.store.clone());
-    let (release, released) = std::sync::mpsc::channel::<()>();
-    let lock = tokio::spawn(async move {
-        let locking = store.write(move |tx, now| {
-            assert!(matches!(erase_run(tx, now, org, run)?, Erasure::BeingSent(_)));
-            // Not idle, or the server would end it.
-            while released.recv_timeout(Duration::from_secs(1)) == Err(RecvTimeoutError::Timeout) {
-                find_run(tx, org, run)?;
-            }
-            Ok::<_, StoreError>(())
-        });
-        locking.await
-    });
+    let [expired, lost] = [harness.accept(&harness.receiver.url("/ok")).await, harness.accept(&harness.receiver.url("/ok")).await];
+    let jobs = [harness.job(&expired, 1), harness.job(&lost, 1)];
+    let claim = move |tx: &mut AnyConnection, now| claim_jobs(tx, now, Duration::ZERO, ClaimId::new(now), &jobs);
+    harness.store.write(claim).await.unwrap();
+    let lock = harness.database.lock(&format!("deliveries WHERE id IN ('{}', '{}')", locked.id, expired.id));
+
+    let running = harness.dispatch(settings());
+    // Its claim passes over the lock, and finds it when it is gone.
+    running.publisher.ring(harness.job(&locked, 1));
+    assert_eq!(harness.settled(lost.id).await.attempts.len(), 2);
+    let other = harness.accept(&harness.receiver.url("/hang/1")).await;
+    running.publisher.ring(harness.job(&other, 1));
+    while harness.arrival().await.header("webhook-id") != Some(other.id.to_string().as_str()) {}
+    let second = harness.database.lock(&format!("deliveries WHERE id = '{}'", other.id));
     let began = Instant::now();
-    while running.pulse.unrecorded_since().is_none() {
+    while running.progress.unrecorded_since().is_none() {
         assert!(began.elapsed() < PATIENCE);
         tokio::task::yield_now().await;
     }
-    let other = harness.accept(&harness.receiver.url("/ok")).await;
-    running.publisher.ring(harness.job(other.id, 1));
-    assert_eq!(harness.settled(other.id).await.attempts.len(), 1);
-    assert_eq!(harness.delivery(locked.id).await.status_code, DeliveryStatus::Delivering);
-    release.send(()).unwrap();
-    lock.await.unwrap().unwrap();
-    let settled = harness.settled(locked.id).await;
-    assert_eq!((settled.status_code, settled.attempts.len()), (DeliveryStatus::Succeeded, 1));
+    let quick = harness.accept(&harness.receiver.url("/ok")).await;
+    running.publisher.ring(harness.job(&quick, 1));
+    assert_eq!(harness.settled(quick.id).await.attempts.len(), 1);
+    assert_eq!(harness.delivery(other.id).await.status_code, DeliveryStatus::Delivering);
+    assert_eq!(harness.delivery(expired.id).await.attempts.len(), 0);
+    drop((lock, second));
+    for (id, attempts) in [(other.id, 1), (expired.id, 2), (locked.id, 1)] {
+        let settled = harness.settled(id).await;
+        assert_eq!((settled.status_code, settled.attempts.len()), (DeliveryStatus::Succeeded, attempts));
+    }
     running.stop().await;
-    assert_eq!(harness.receiver.posts(), 2);
+}
+
+/// As with a constraint of an operator's own, or a page that can't be read.
+#[tokio::test]
+async fn a_delivery_that_the_database_refuses_to_claim_is_stepped_over_and_the_others_are_served() {
+    let harness = Harness::new(Engine::Postgres).await;
+    let mut deliveries = Vec::new();
+    for _ in 0..40 {
+        deliveries.push(harness.accept(&harness.receiver.url("/ok")).await);
+    }
+    let refused = deliveries.remove(7);
+    harness.database.execute(&format!(
+        "CREATE SEQUENCE refusals;
+         CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS
+             $$ BEGIN RAISE EXCEPTION 'refusal no. %', nextval('refusals'); END $$;
+         CREATE TRIGGER refuse BEFORE UPDATE ON deliveries FOR EACH ROW WHEN (OLD.id = '{}')
+             EXECUTE FUNCTION refuse();
+         UPDATE deliveries SET wake_at = created_at WHERE id <> '{}'",
+        refused.id, refused.id
+    ));
+    let running = harness.dispatch(settings());
+    for delivery in &deliveries {
+        assert_eq!(harness.settled(delivery.id).await.attempts.len(), 1);
+    }
+    let began = Instant::now();
+    while harness.database.number("SELECT last_value FROM refusals") < 2 {
+        assert!(began.elapsed() < PATIENCE, "it is not tried again");
+        tokio::task::yield_now().await;
+    }
+    harness.database.execute("DROP TRIGGER refuse ON deliveries");
+    assert_eq!(harness.settled(refused.id).await.status_code, DeliveryStatus::Succeeded);
+    running.stop().await;
 }
 
 async fn two_dispatchers_on_one_database_send_each_delivery_once(engine: Engine) {
@@ -162,8 +192,8 @@ async fn two_dispatchers_on_one_database_send_each_delivery_once(engine: Engine)
     let mut deliveries = Vec::new();
     for _ in 0..100 {
         let delivery = harness.accept(&harness.receiver.url("/ok")).await;
-        one.publisher.ring(harness.job(delivery.id, 1));
-        other.publisher.ring(harness.job(delivery.id, 1));
+        one.publisher.ring(harness.job(&delivery, 1));
+        other.publisher.ring(harness.job(&delivery, 1));
         deliveries.push(delivery.id);
     }
     for id in deliveries {
@@ -182,6 +212,6 @@ on_both_engines! {
     a_shutdown_does_not_wait_for_a_receiver_longer_than_it_may,
     an_attempt_whose_dispatcher_died_becomes_outcome_unknown_and_is_tried_again,
     a_last_attempt_whose_dispatcher_died_fails_the_delivery,
-    a_send_that_could_outlive_its_lease_is_not_begun,
+    a_send_that_could_outlive_its_lease_is_handed_back_and_spends_no_attempt,
     two_dispatchers_on_one_database_send_each_delivery_once,
 }

@@ -3,14 +3,16 @@
 use std::time::Duration;
 
 use contracts::{Delivery, DeliveryStatus, FailureReason};
+use dispatcher::LocalFailure;
+use store::Keyring;
 use testkit::Engine;
 
-use crate::harness::{Harness, settings};
+use crate::harness::{Harness, limited, settings};
 use crate::on_both_engines;
 
 /// One attempt under a short budget; answers what is on record.
 async fn attempted(harness: &Harness, url: &str) -> Delivery {
-    let hasty = dispatcher::Settings { timeout: Duration::from_millis(500), ..settings() };
+    let hasty = limited(|limits| limits.timeout = Duration::from_millis(500));
     let running = harness.dispatch(hasty);
     let delivery = harness.after_first_attempt(&running, url).await;
     running.stop().await;
@@ -120,6 +122,27 @@ async fn a_secret_that_cannot_be_opened_fails_the_attempt_and_nothing_is_sent(en
     assert_eq!(harness.receiver.posts(), 0);
 }
 
+async fn a_secret_sealed_with_a_missing_key_spends_no_attempt(engine: Engine) {
+    let mut harness = Harness::new(engine).await;
+    let another = Keyring::parse(&[Keyring::generate("another").as_str()]).unwrap();
+    let complete = std::mem::replace(&mut harness.keyring, another);
+    let running = harness.dispatch(settings());
+    let delivery = harness.accept(&harness.receiver.url("/ok")).await;
+    running.publisher.ring(harness.job(&delivery, 1));
+    let handed_back = harness.handed_back(&delivery).await;
+    assert_eq!((handed_back.status_code, handed_back.attempts.len()), (DeliveryStatus::Pending, 0));
+    assert_eq!(running.progress.troubles(), [LocalFailure::KeyMissing]);
+    running.stop().await;
+    assert_eq!(harness.receiver.posts(), 0);
+
+    harness.keyring = complete;
+    harness.database.execute("UPDATE deliveries SET next_attempt_at = created_at, wake_at = created_at");
+    let running = harness.dispatch(settings());
+    let settled = harness.settled(delivery.id).await;
+    assert_eq!((settled.status_code, settled.attempt_count), (DeliveryStatus::Succeeded, 1));
+    running.stop().await;
+}
+
 on_both_engines! {
     a_redirect_is_a_failure_and_is_not_followed,
     a_receiver_that_hangs_times_out,
@@ -132,4 +155,5 @@ on_both_engines! {
     internal_addresses_are_never_called_however_they_are_written,
     a_name_that_resolves_to_an_internal_address_is_blocked_when_connecting,
     a_secret_that_cannot_be_opened_fails_the_attempt_and_nothing_is_sent,
+    a_secret_sealed_with_a_missing_key_spends_no_attempt,
 }

@@ -1,17 +1,16 @@
 //! What follows a failed attempt (contract section 2, "Success is …").
 
 use contracts::{DeliveryStatus, FailureReason};
-use dispatcher::RetryPolicy;
 use testkit::Engine;
 
-use crate::harness::{Harness, settings};
+use crate::harness::{Harness, limited, settings};
 use crate::on_both_engines;
 
 async fn a_receiver_that_fails_twice_gets_three_attempts_at_the_configured_waits(engine: Engine) {
     let mut harness = Harness::new(engine).await;
     let running = harness.dispatch(settings());
     let delivery = harness.accept(&harness.receiver.url("/fail-first/2")).await;
-    running.publisher.ring(harness.job(delivery.id, 1));
+    running.publisher.ring(harness.job(&delivery, 1));
     for attempt in ["1", "2", "3"] {
         let received = harness.arrival().await;
         assert_eq!(received.header("redial-attempt"), Some(attempt));
@@ -23,7 +22,7 @@ async fn a_receiver_that_fails_twice_gets_three_attempts_at_the_configured_waits
     assert_eq!(settled.failure_reason_code, None);
     let statuses: Vec<_> = settled.attempts.iter().map(|attempt| attempt.status_code).collect();
     assert_eq!(statuses, [Some(503), Some(503), Some(200)]);
-    let schedule = settings().retry.schedule;
+    let schedule = settings().limits.retry.schedule;
     let waits = settled.attempts.windows(2).zip(&schedule);
     for (pair, planned) in waits {
         let waited = pair[1].created_at.since(pair[0].created_at).as_secs_f64();
@@ -37,7 +36,7 @@ async fn a_receiver_that_always_fails_ends_the_delivery_after_max_attempts(engin
     let harness = Harness::new(engine).await;
     let running = harness.dispatch(settings());
     let delivery = harness.accept(&harness.receiver.url("/status/500")).await;
-    running.publisher.ring(harness.job(delivery.id, 1));
+    running.publisher.ring(harness.job(&delivery, 1));
     let settled = harness.settled(delivery.id).await;
     assert_eq!(settled.status_code, DeliveryStatus::Failed);
     assert_eq!(settled.failure_reason_code, Some(FailureReason::HttpError));
@@ -57,8 +56,7 @@ async fn a_receiver_that_always_fails_ends_the_delivery_after_max_attempts(engin
 
 async fn a_waiting_delivery_shows_when_it_is_tried_next(engine: Engine) {
     let harness = Harness::new(engine).await;
-    let mut patient = settings();
-    patient.retry.schedule = vec![std::time::Duration::from_secs(600)];
+    let patient = limited(|limits| limits.retry.schedule = vec![std::time::Duration::from_secs(600)]);
     let running = harness.dispatch(patient);
     let waiting = harness.after_first_attempt(&running, &harness.receiver.url("/status/503")).await;
     assert_eq!(waiting.status_code, DeliveryStatus::Pending);
@@ -83,8 +81,7 @@ async fn a_410_ends_the_delivery_only_where_that_is_set(engine: Engine) {
     assert_eq!(retried.status_code, DeliveryStatus::Pending);
     running.stop().await;
 
-    let retry = RetryPolicy { stop_on_gone: true, ..settings().retry };
-    let running = harness.dispatch(dispatcher::Settings { retry, ..settings() });
+    let running = harness.dispatch(limited(|limits| limits.retry.stop_on_gone = true));
     let ended = harness.after_first_attempt(&running, &harness.receiver.url("/gone")).await;
     assert_eq!(ended.status_code, DeliveryStatus::Failed);
     assert_eq!(ended.failure_reason_code, Some(FailureReason::Gone));

@@ -11,7 +11,7 @@ async fn the_request_has_the_contracts_headers_and_the_frozen_bytes(engine: Engi
     let mut harness = Harness::new(engine).await;
     let running = harness.dispatch(settings());
     let delivery = harness.accept(&harness.receiver.url("/ok?token=x")).await;
-    running.publisher.ring(harness.job(delivery.id, 1));
+    running.publisher.ring(harness.job(&delivery, 1));
     let received = harness.arrival().await;
 
     assert_eq!(received.path, "/ok?token=x");
@@ -55,7 +55,7 @@ async fn a_delivery_without_a_secret_is_sent_without_signatures(engine: Engine) 
     harness.org = elsewhere;
     let running = harness.dispatch(settings());
     let delivery = harness.accept(&harness.receiver.url("/ok")).await;
-    running.publisher.ring(harness.job(delivery.id, 1));
+    running.publisher.ring(harness.job(&delivery, 1));
     let received = harness.arrival().await;
     assert_eq!(received.verdict, Verdict::Unsigned);
     assert_eq!(received.header("runflow-signature"), None);
@@ -69,15 +69,15 @@ async fn a_repeated_doorbell_sends_nothing_twice(engine: Engine) {
     let running = harness.dispatch(settings());
     let delivery = harness.accept(&harness.receiver.url("/ok")).await;
     for _ in 0..5 {
-        running.publisher.ring(harness.job(delivery.id, 1));
+        running.publisher.ring(harness.job(&delivery, 1));
     }
     harness.arrival().await;
     harness.settled(delivery.id).await;
-    running.publisher.ring(harness.job(delivery.id, 1));
-    running.publisher.ring(harness.job(delivery.id, 2));
+    running.publisher.ring(harness.job(&delivery, 1));
+    running.publisher.ring(harness.job(&delivery, 2));
     // A doorbell behind them is served last, so those before it were.
     let last = harness.accept(&harness.receiver.url("/ok")).await;
-    running.publisher.ring(harness.job(last.id, 1));
+    running.publisher.ring(harness.job(&last, 1));
     assert_eq!(harness.arrival().await.header("webhook-id"), Some(last.id.to_string().as_str()));
     running.stop().await;
     assert!(harness.arrivals.try_recv().is_err(), "nothing more is sent");
@@ -100,7 +100,7 @@ async fn many_deliveries_are_each_sent_once(engine: Engine) {
     let mut deliveries = Vec::new();
     for _ in 0..200 {
         let delivery = harness.accept(&harness.receiver.url("/ok")).await;
-        running.publisher.ring(harness.job(delivery.id, 1));
+        running.publisher.ring(harness.job(&delivery, 1));
         deliveries.push(delivery.id);
     }
     let mut arrived: Vec<contracts::DeliveryId> = Vec::new();
