@@ -67,7 +67,9 @@ mod tests {
         for same in ["https://HOOKS.example.com:443/", "https://hooks.example.com/another"] {
             assert_eq!(Destination::of(org, same), destination, "{same}");
         }
-        for another in ["http://hooks.example.com/a", "https://hooks.example.com:8443/a", "https://example.com/a"] {
+        for another in
+            ["http://hooks.example.com/a", "https://hooks.example.com:8443/a", "https://example.com/a"]
+        {
             assert_ne!(Destination::of(org, another), destination, "{another}");
         }
         assert_ne!(Destination::of(other, "https://hooks.example.com/a?b=c"), destination);

@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use engine::Claimed;
-use engine::dispatch::AttemptKey;
 use engine::Outcome;
+use engine::dispatch::AttemptKey;
 use store::Clock;
 use tokio::sync::mpsc;
 use uuid::Uuid;

@@ -17,8 +17,8 @@ use uuid::Uuid;
 
 use crate::attempt::{Attempts, Ended};
 use crate::progress::Progress;
-use crate::transactions::{self, Recovered};
 use crate::report;
+use crate::transactions::{self, Recovered};
 
 pub(crate) struct Driver {
     pub(crate) store: Store,

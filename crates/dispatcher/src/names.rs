@@ -10,7 +10,9 @@ use std::time::{Duration, SystemTime};
 
 use futures_util::future::{Future, pending, select};
 use futures_util::stream::{Stream, StreamExt};
-use hickory_resolver::config::{ConnectionConfig, NameServerConfig, ResolveHosts, ResolverConfig, ResolverOpts};
+use hickory_resolver::config::{
+    ConnectionConfig, NameServerConfig, ResolveHosts, ResolverConfig, ResolverOpts,
+};
 use hickory_resolver::lookup::Lookup;
 use hickory_resolver::net::runtime::TokioRuntimeProvider;
 use hickory_resolver::net::xfer::{DnsExchange, DnsHandle};
@@ -22,8 +24,8 @@ use hickory_resolver::{ConnectionProvider, Hosts, PoolContext};
 use thiserror::Error;
 use tokio::time::{Instant, sleep, timeout};
 
-use engine::LocalFailure;
 use crate::shortage::shortage;
+use engine::LocalFailure;
 
 /// Why a name has no addresses.
 #[derive(Clone, Debug, Error, PartialEq)]
@@ -502,7 +504,14 @@ mod tests {
             for _ in 0..3 {
                 assert_eq!(names.look_up(name).await.unwrap(), [address()]);
             }
-            let for_a = server.asked.lock().unwrap().iter().skip(before).filter(|(_, family)| *family == RecordType::A).count();
+            let for_a = server
+                .asked
+                .lock()
+                .unwrap()
+                .iter()
+                .skip(before)
+                .filter(|(_, family)| *family == RecordType::A)
+                .count();
             assert_eq!(for_a, questions, "{name}");
         }
     }

@@ -16,8 +16,8 @@ use tokio::sync::{Semaphore, watch};
 use tokio::time::timeout;
 
 use crate::names::{MOST_SOCKETS, NameError, Names, SystemNames};
-use engine::{LocalFailure, Outcome};
 use crate::shortage::has_route;
+use engine::{LocalFailure, Outcome};
 
 /// Resolves each name once per connection and drops refused addresses.
 pub(crate) struct Resolver {

@@ -9,10 +9,10 @@ use std::time::Duration;
 use bytes::Bytes;
 use contracts::{FailureReason, SigningSecret, Timestamp, sign};
 use egress::{Policy, TargetUrl};
+use engine::Claimed;
 use http_body::{Frame, SizeHint};
 use reqwest::Body;
 use reqwest::header::{CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue, RETRY_AFTER};
-use engine::Claimed;
 use store::Clock;
 use thiserror::Error;
 use tokio::time::{Instant, timeout_at};
@@ -20,10 +20,10 @@ use url::Host;
 use uuid::Uuid;
 
 use crate::client::Client;
-use engine::{Response, BODY_KEPT, LocalFailure, Outcome, kept_body};
 use crate::resolver::{ResolveError, Resolver};
 use crate::shortage::{has_route, shortage};
 use crate::{DispatcherError, Settings};
+use engine::{BODY_KEPT, LocalFailure, Outcome, Response, kept_body};
 
 /// Sends attempts. One client with one pool of connections for all of them.
 pub(crate) struct Sender {

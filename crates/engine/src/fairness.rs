@@ -243,18 +243,15 @@ impl RelayPlan {
             *found.entry(candidate.destination).or_default() += 1;
         }
         let is_used_up = |share: &&Share| found.get(&share.destination) == Some(&share.attempts);
-        let used_up: HashMap<Destination, &Share> = shares
-            .shares
-            .iter()
-            .filter(is_used_up)
-            .map(|share| (share.destination, share))
-            .collect();
+        let used_up: HashMap<Destination, &Share> =
+            shares.shares.iter().filter(is_used_up).map(|share| (share.destination, share)).collect();
         let open = due.iter().filter(|due| due.hold == HoldState::Open).map(|due| due.destination);
-        let is_limited = |destination: &Destination| match (self.room_of(*destination), used_up.get(destination)) {
-            (0, _) => true,
-            (room, Some(share)) => share.attempts == room,
-            (_, None) => false,
-        };
+        let is_limited =
+            |destination: &Destination| match (self.room_of(*destination), used_up.get(destination)) {
+                (0, _) => true,
+                (room, Some(share)) => share.attempts == room,
+                (_, None) => false,
+            };
         let limited = open.filter(|of| is_limited(of) || selection.limited.contains(of)).collect();
         let has_more = |share: &&&Share| !share.is_probe && share.attempts < self.room_of(share.destination);
         let cursor = match (selection.too_large, shares.shares.last()) {
@@ -360,9 +357,8 @@ mod tests {
         let due = due(0..2);
         let shares = plan.share(&due);
         let all = |count| (0..count).map(|id| candidate(id, 0, 1)).collect::<Vec<_>>();
-        let look = |candidates: &[Candidate]| {
-            plan.look(&due, &shares, &plan.select(candidates), Seen::default())
-        };
+        let look =
+            |candidates: &[Candidate]| plan.look(&due, &shares, &plan.select(candidates), Seen::default());
         assert_eq!(look(&all(4)).limited, [destination(0)]);
         assert!(look(&all(3)).limited.is_empty());
         let narrow = RelayPlan { room: 2, ..plan.clone() };
@@ -374,7 +370,8 @@ mod tests {
     #[test]
     fn bytes_are_shared_like_attempts_and_the_first_that_does_not_fit_is_next() {
         let plan = plan(10);
-        let candidates = [candidate(1, 0, 400), candidate(2, 0, 400), candidate(3, 1, 400), candidate(4, 1, 1)];
+        let candidates =
+            [candidate(1, 0, 400), candidate(2, 0, 400), candidate(3, 1, 400), candidate(4, 1, 1)];
         let selection = plan.select(&candidates);
         assert_eq!(chosen(&selection), [1, 3]);
         assert_eq!(selection.too_large, Some(candidates[1]));
@@ -387,7 +384,8 @@ mod tests {
     fn one_destination_has_its_share_of_the_bytes_but_for_a_single_larger_payload() {
         let mut plan = plan(10);
         plan.bytes.per_destination = 500;
-        let candidates = [candidate(1, 0, 300), candidate(2, 0, 300), candidate(3, 0, 1), candidate(4, 1, 600)];
+        let candidates =
+            [candidate(1, 0, 300), candidate(2, 0, 300), candidate(3, 0, 1), candidate(4, 1, 600)];
         let selection = plan.select(&candidates);
         assert_eq!((chosen(&selection), selection.too_large), (vec![1, 4], None));
         let due = due(0..2);

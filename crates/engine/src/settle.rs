@@ -56,7 +56,8 @@ impl RetryPolicy {
                 failure,
                 status_code: response.as_ref().map(|response| i32::from(response.status)),
                 response_body: response.map(|response| response.body),
-                response_time_ms: elapsed.map(|elapsed| i64::try_from(elapsed.as_millis()).unwrap_or(i64::MAX)),
+                response_time_ms: elapsed
+                    .map(|elapsed| i64::try_from(elapsed.as_millis()).unwrap_or(i64::MAX)),
                 claimed_at: held.claimed_at,
             },
             settlement,
@@ -236,7 +237,8 @@ mod tests {
 
     #[test]
     fn a_probe_that_does_not_hold_again_opens_its_destination() {
-        for outcome in [answered(200, None), answered(503, None), Outcome::failed(FailureReason::Timeout, "")] {
+        for outcome in [answered(200, None), answered(503, None), Outcome::failed(FailureReason::Timeout, "")]
+        {
             assert_eq!(hold_after(outcome, true), HoldChange::Open);
         }
         assert_eq!(hold_after(Outcome::NotSent(LocalFailure::NoSocket), true), HoldChange::ProbeAgain);

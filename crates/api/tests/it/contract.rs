@@ -4,8 +4,8 @@ use std::collections::HashMap;
 use std::time::Duration;
 
 use contracts::Scopes;
+use engine::Settlement;
 use reqwest::Method;
-use store::Settlement;
 
 use crate::harness::{RUN, SUCCEEDED, TestApi, on_both_engines, redeliveries, send};
 

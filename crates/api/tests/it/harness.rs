@@ -7,11 +7,12 @@ use api::{Api, Limits, Readiness};
 use contracts::{
     AttemptId, ClaimId, DeliveryId, FailureReason, Job, OrgId, PayloadFormat, RunId, Scopes, Timestamp,
 };
+use engine::{AttemptRecord, AttemptResult, Failure, HoldChange, Settlement};
 use queue::Consumer;
 use reqwest::header::{CONTENT_TYPE, HeaderMap};
 use reqwest::{Method, RequestBuilder};
 use serde_json::Value;
-use store::{AcceptPolicy, AttemptRecord, Clock, DatabaseUrl, Failure, Finished, Settlement, Store};
+use store::{AcceptPolicy, Clock, DatabaseUrl, Store};
 use testkit::{Engine, TestDatabase};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -170,9 +171,12 @@ impl TestApi {
 
     /// What a dispatcher does when the attempt has been made.
     pub(crate) async fn finish(&self, job: &Job, failed: Option<u16>, settlement: Settlement) {
-        let finished = |now| Finished {
+        let result = |now| AttemptResult {
             delivery_id: job.delivery_id,
+            org_id: job.org_id,
             claim_id: CLAIM,
+            destination: job.destination,
+            is_probe: false,
             record: AttemptRecord {
                 id: AttemptId::new(now),
                 number: job.attempt,
@@ -186,9 +190,10 @@ impl TestApi {
                 claimed_at: now,
             },
             settlement,
+            hold: HoldChange::None,
         };
-        let finished = finished(self.clock.now());
-        self.store.write(move |tx, now| store::finish(tx, now, &[finished])).await.unwrap();
+        let result = result(self.clock.now());
+        self.store.write(move |tx, now| store::finish(tx, now, &[result])).await.unwrap();
     }
 
     /// Drops the database under the running server.

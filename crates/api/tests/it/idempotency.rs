@@ -2,9 +2,9 @@
 
 use std::time::Duration;
 
+use engine::Settlement;
 use futures_util::future::join_all;
 use reqwest::Method;
-use store::Settlement;
 
 use crate::harness::{RUN, Reply, SUCCEEDED, TestApi, on_both_engines, redeliveries, send};
 

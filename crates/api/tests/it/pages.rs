@@ -4,9 +4,10 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use contracts::{RunId, RunUpdate};
+use engine::Settlement;
 use reqwest::Method;
 use serde_json::Value;
-use store::{Deliver, Settlement};
+use store::Deliver;
 use uuid::Uuid;
 
 use crate::harness::{TestApi, on_both_engines, redeliveries, send};
@@ -115,7 +116,7 @@ async fn deliveries_are_filtered_by_each_property_and_by_several(mut api: TestAp
     let redelivered = api.post(&redeliveries(second), "").await.id().to_string();
     let job = api.doorbell().await;
     api.claim(&job).await;
-    let failed = store::Settlement::Failed;
+    let failed = engine::Settlement::Failed;
     api.finish(&job, Some(500), failed).await;
     let automatic = ids(&page(&api, DELIVERIES, &format!("run_id={first}")).await).remove(0);
     let (both, automatic, redelivered) =

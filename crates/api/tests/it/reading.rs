@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use store::Settlement;
+use engine::Settlement;
 use uuid::Uuid;
 
 use crate::harness::{RUN, SUCCEEDED, TestApi, on_both_engines};

@@ -3,9 +3,9 @@
 use std::time::Duration;
 
 use contracts::Destination;
+use engine::Settlement;
 use futures_util::future::join_all;
 use reqwest::Method;
-use store::Settlement;
 use uuid::Uuid;
 
 use crate::harness::{RUN, SUCCEEDED, TestApi, on_both_engines, redeliveries, send};

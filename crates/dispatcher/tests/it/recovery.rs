@@ -122,9 +122,13 @@ async fn a_result_that_the_database_refuses_for_a_while_is_kept_and_recorded() {
 async fn a_lock_on_one_delivery_holds_up_neither_results_nor_expired_leases_of_others() {
     let mut harness = Harness::new(Engine::Postgres).await;
     let locked = harness.accept(&harness.receiver.url("/hang/1")).await;
-    let [expired, lost] = [harness.accept(&harness.receiver.url("/ok")).await, harness.accept(&harness.receiver.url("/ok")).await];
+    let [expired, lost] = [
+        harness.accept(&harness.receiver.url("/ok")).await,
+        harness.accept(&harness.receiver.url("/ok")).await,
+    ];
     let jobs = [harness.job(&expired, 1), harness.job(&lost, 1)];
-    let claim = move |tx: &mut AnyConnection, now| claim_jobs(tx, now, Duration::ZERO, ClaimId::new(now), &jobs);
+    let claim =
+        move |tx: &mut AnyConnection, now| claim_jobs(tx, now, Duration::ZERO, ClaimId::new(now), &jobs);
     harness.store.write(claim).await.unwrap();
     let lock = harness.database.lock(&format!("deliveries WHERE id IN ('{}', '{}')", locked.id, expired.id));
 

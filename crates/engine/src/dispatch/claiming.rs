@@ -195,7 +195,8 @@ impl Dispatch {
         if self.claiming.is_in_progress() || self.room() == 0 || self.is_reserved() {
             return None;
         }
-        let gathering = self.claiming.freed_at.or((self.doorbells.len() > 0).then_some(self.claiming.ended_at));
+        let gathering =
+            self.claiming.freed_at.or((self.doorbells.len() > 0).then_some(self.claiming.ended_at));
         let gathered = gathering.map(|at| at + GATHERING);
         let relay = (!is_off(Protection::Relay)).then_some(self.claiming.look_at);
         let next = [relay, gathered].into_iter().flatten().min()?;
@@ -385,7 +386,8 @@ impl Dispatch {
         (claiming.cursor, claiming.has_backlog) = (look.cursor, look.has_backlog);
         claiming.circle.claimed += count;
         claiming.circle.took += now.monotonic.saturating_sub(claim.began);
-        let goes_on = look.has_more || look.cursor.is_some() || (look.has_backlog && claiming.circle.claimed > 0);
+        let goes_on =
+            look.has_more || look.cursor.is_some() || (look.has_backlog && claiming.circle.claimed > 0);
         let circle = match look.cursor {
             Some(_) => None,
             None => Some(std::mem::take(&mut claiming.circle)),
@@ -475,7 +477,8 @@ mod tests {
 
     #[test]
     fn slow_polls_come_less_often() {
-        let intervals = [1, 30, 200, 60_000].map(|took| poll_interval(Duration::from_millis(took)).as_millis());
+        let intervals =
+            [1, 30, 200, 60_000].map(|took| poll_interval(Duration::from_millis(took)).as_millis());
         assert_eq!(intervals, [250, 300, 2000, 3000]);
     }
 }

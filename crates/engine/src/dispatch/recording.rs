@@ -88,7 +88,8 @@ impl Recording {
     pub(super) fn oldest(&self) -> Option<Duration> {
         let waiting = self.waiting.front().map(|(_, since)| *since);
         let batches = self.batches().map(|batch| batch.since);
-        let kept = self.kept.iter().chain(self.retrying.as_ref().map(|(_, kept)| kept)).map(|kept| kept.since);
+        let kept =
+            self.kept.iter().chain(self.retrying.as_ref().map(|(_, kept)| kept)).map(|kept| kept.since);
         waiting.into_iter().chain(batches).chain(kept).min()
     }
 

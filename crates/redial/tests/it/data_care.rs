@@ -2,11 +2,12 @@
 
 use std::time::Duration;
 
-use contracts::{ClaimId, OrgId, PayloadFormat, RunId, Timestamp};
-use dispatcher::steps;
-use dispatcher::{Answer, Outcome, RetryPolicy};
+use contracts::{AttemptId, ClaimId, Destination, Job, OrgId, PayloadFormat, RunId, Timestamp};
+use dispatcher::RetryPolicy;
+use engine::{Outcome, Response};
 use store::{
-    AcceptPolicy, AnyConnection, Clock, DatabaseUrl, Deliver, claim_due, find_run, finish, record_run,
+    AcceptPolicy, Accepted, AnyConnection, Clock, DatabaseUrl, Deliver, RecordedRun, claim_jobs, find_run,
+    finish, record_run,
 };
 use testkit::{Engine, TestDatabase, terminal_run};
 use uuid::Uuid;
@@ -22,12 +23,24 @@ fn delivered(tx: &mut AnyConnection, org: OrgId, days: u32) -> RunId {
     let then = now() - DAY * days;
     let run = RunId(Uuid::new_v4());
     let update = terminal_run("https://hooks.example.com/");
-    record_run(tx, then, &POLICY, Deliver::Automatically, (org, run), &update, "r").unwrap();
+    let recorded = record_run(tx, then, &POLICY, Deliver::Automatically, (org, run), &update, "r").unwrap();
+    let RecordedRun::Created(_, Some(Accepted { delivery, .. })) = recorded else { panic!("{recorded:?}") };
     let later = then + Duration::from_secs(5);
-    let claimed = claim_due(tx, later, Duration::from_secs(60), ClaimId::new(later), 1).unwrap();
-    let answer = Outcome::Answered(Answer { status: 200, body: "private".into(), retry_after: None });
-    let retry = RetryPolicy { schedule: vec![DAY], jitter: 0.0, stop_on_gone: false };
-    finish(tx, later, &[steps::finished(&claimed[0].held, answer, None, &retry, later, 0.0)]).unwrap();
+    let job = Job {
+        version: Job::VERSION,
+        delivery_id: delivery.id,
+        attempt: 1,
+        destination: Destination::of(org, &delivery.callback_url),
+        payload_size: None,
+        org_id: org,
+        request_id: "r".into(),
+    };
+    let claimed = claim_jobs(tx, later, Duration::from_secs(60), ClaimId::new(later), &[job]).unwrap();
+    let response = Response { status: 200, body: "private".into(), retry_after: None };
+    let retry = RetryPolicy { schedule: vec![DAY], jitter: 0.0, stop_on_gone: false, hold_cap: DAY };
+    let outcome = Outcome::Answered(response);
+    let result = retry.settle(&claimed[0].held, AttemptId::new(later), outcome, None, later, 0.0);
+    finish(tx, later, &[result]).unwrap();
     run
 }
 
