@@ -9,6 +9,8 @@ mod claiming;
 mod doorbells;
 mod limits;
 mod recording;
+#[cfg(test)]
+mod tests;
 
 use std::collections::BTreeMap;
 use std::time::Duration;
