@@ -101,7 +101,8 @@ impl TestDatabase {
     pub fn lock(&self, rows: &str) -> RowLock {
         let mut conn = self.url.connect().expect("the database can be opened");
         let begin = "SET idle_in_transaction_session_timeout = 0; BEGIN";
-        conn.batch_execute(&format!("{begin}; SELECT 1 FROM {rows} FOR UPDATE")).expect("the statement is good");
+        conn.batch_execute(&format!("{begin}; SELECT 1 FROM {rows} FOR UPDATE"))
+            .expect("the statement is good");
         RowLock(conn)
     }
 

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use contracts::{Destination, Timestamp};
 use diesel::prelude::*;
-use diesel::sql_types::{Array, BigInt, Nullable};
+use diesel::sql_types::{Array, BigInt};
 use engine::protection::{Protection, is_off};
 use engine::transition::Claiming;
 use engine::{AttemptResult, HoldChange};
@@ -88,9 +88,9 @@ pub(super) fn begin_probe(
 struct Change {
     org: Key,
     held_until: Option<Timestamp>,
-    /// The claim of the probe that has ended.
-    probe: Option<Key>,
-    opens: bool,
+    /// The claims of probes that have ended, and whether each opens the destination. More than one if the lease of the
+    /// first had ended.
+    probes: Vec<(Key, bool)>,
 }
 
 /// Writes what results mean for their destinations. One destination after the other in order, so that two batches can't
@@ -105,16 +105,16 @@ pub(super) fn write_holds(
     }
     let mut changes: BTreeMap<Destination, Change> = BTreeMap::new();
     for result in results.iter().filter(|result| result.hold != HoldChange::None) {
-        let org = Key::from(result.org_id);
-        let ordinary = || Change { org, held_until: None, probe: None, opens: false };
-        let change = changes.entry(result.destination).or_insert_with(ordinary);
-        if result.is_probe {
-            change.probe = Some(result.claim_id.into());
+        let change = changes.entry(result.destination).or_insert_with(|| Change {
+            org: result.org_id.into(),
+            held_until: None,
+            probes: Vec::new(),
+        });
+        if let HoldChange::HoldUntil(until) = result.hold {
+            change.held_until = change.held_until.max(Some(until));
         }
-        match result.hold {
-            HoldChange::HoldUntil(until) => change.held_until = change.held_until.max(Some(until)),
-            HoldChange::Open => change.opens = true,
-            HoldChange::None | HoldChange::ProbeAgain => {}
+        if result.is_probe {
+            change.probes.push((result.claim_id.into(), result.hold == HoldChange::Open));
         }
     }
     for (destination, change) in changes {
@@ -131,16 +131,11 @@ fn write_change(
 ) -> QueryResult<()> {
     let (destination, now) = (destination.as_i64(), Time::from(now));
     if let Some(until) = change.held_until {
-        // The probe of another dispatcher, or of an earlier hold, stays on its way.
-        return prepared::<(), _>(
+        prepared::<(), _>(
             "INSERT INTO destinations (destination, org_id, held_until, created_at, updated_at) VALUES (?, ?, ?, ?, ?)
              ON CONFLICT (destination) DO UPDATE SET
                  held_until = CASE WHEN excluded.held_until > destinations.held_until THEN excluded.held_until
                      ELSE destinations.held_until END,
-                 probing_until = CASE WHEN destinations.probe_claim_id = ? THEN NULL
-                     ELSE destinations.probing_until END,
-                 probe_claim_id = CASE WHEN destinations.probe_claim_id = ? THEN NULL
-                     ELSE destinations.probe_claim_id END,
                  updated_at = excluded.updated_at",
         )
         .bind::<BigInt, _>(destination)
@@ -148,48 +143,48 @@ fn write_change(
         .bind::<Moment, _>(Time::from(until))
         .bind::<Moment, _>(now)
         .bind::<Moment, _>(now)
-        .bind::<Nullable<Id>, _>(change.probe)
-        .bind::<Nullable<Id>, _>(change.probe)
-        .execute(tx)
-        .map(drop);
+        .execute(tx)?;
     }
-    let probe = destinations::table.find(destination).filter(destinations::probe_claim_id.eq(change.probe));
-    // What others were told while the probe was on its way stands.
-    if change.opens && diesel::delete(probe.filter(destinations::held_until.le(now))).execute(tx)? > 0 {
-        return Ok(());
+    for (claim_id, opens) in &change.probes {
+        // Unless another probe has gone in its place. What other attempts were told meanwhile stands.
+        let probe = destinations::table.find(destination).filter(destinations::probe_claim_id.eq(claim_id));
+        if *opens && diesel::delete(probe.filter(destinations::held_until.le(now))).execute(tx)? > 0 {
+            continue;
+        }
+        diesel::update(probe)
+            .set((
+                destinations::probing_until.eq(None::<Time>),
+                destinations::probe_claim_id.eq(None::<Key>),
+                destinations::updated_at.eq(now),
+            ))
+            .execute(tx)?;
     }
-    diesel::update(probe)
-        .set((
-            destinations::probing_until.eq(None::<Time>),
-            destinations::probe_claim_id.eq(None::<Key>),
-            destinations::updated_at.eq(now),
-        ))
-        .execute(tx)
-        .map(drop)
+    Ok(())
 }
 
 /// Removes rows whose hold ended an hour ago, with no probe on its way and nothing waiting that could be one; returns how
 /// many. At most 500 at once.
 pub fn forget_holds(tx: &mut AnyConnection, now: Timestamp) -> Result<usize, StoreError> {
+    // What waits for a destination is found as a walk finds it.
+    macro_rules! forget {
+        ($is_one_of:literal, $end:literal) => {
+            concat!(
+                "DELETE FROM destinations WHERE destination ",
+                $is_one_of,
+                "SELECT h.destination FROM destinations h
+                     WHERE h.held_until <= ? AND (h.probing_until IS NULL OR h.probing_until <= ?)
+                       AND h.destination IS DISTINCT FROM (
+                           SELECT d.destination FROM deliveries d
+                           WHERE d.destination >= h.destination AND d.wake_at IS NOT NULL AND d.claim_id IS NULL
+                           ORDER BY d.destination, d.wake_at LIMIT 1)
+                     LIMIT ?",
+                $end
+            )
+        };
+    }
     let text = match tx {
-        AnyConnection::Postgres(_) => {
-            "DELETE FROM destinations WHERE destination = ANY (ARRAY (
-                 SELECT h.destination FROM destinations h
-                 WHERE h.held_until <= ? AND (h.probing_until IS NULL OR h.probing_until <= ?)
-                   AND NOT EXISTS (
-                       SELECT 1 FROM deliveries d
-                       WHERE d.destination = h.destination AND d.wake_at IS NOT NULL AND d.claim_id IS NULL)
-                 LIMIT ? FOR UPDATE SKIP LOCKED))"
-        }
-        AnyConnection::Sqlite(_) => {
-            "DELETE FROM destinations WHERE destination IN (
-                 SELECT h.destination FROM destinations h
-                 WHERE h.held_until <= ? AND (h.probing_until IS NULL OR h.probing_until <= ?)
-                   AND NOT EXISTS (
-                       SELECT 1 FROM deliveries d
-                       WHERE d.destination = h.destination AND d.wake_at IS NOT NULL AND d.claim_id IS NULL)
-                 LIMIT ?)"
-        }
+        AnyConnection::Postgres(_) => forget!("= ANY (ARRAY (", " FOR UPDATE SKIP LOCKED))"),
+        AnyConnection::Sqlite(_) => forget!("IN (", ")"),
     };
     let forgotten = prepared::<(), _>(text)
         .bind::<Moment, _>(Time::from(now - FORGOTTEN_AFTER))

@@ -81,14 +81,17 @@ fn lock_candidates(
     let (wake_by, due_by, held_beyond) = (Time::from(wake_by), Time::from(now), held_beyond(now));
     let attempts = |share: &Share| i64::try_from(share.attempts).unwrap_or(i64::MAX);
     let rows: Vec<(Key, i64, i32)> = match tx {
+        // As a range of the index by destination: were they equal, the planner might take the index by time and read past
+        // all that waits for others.
         AnyConnection::Postgres(pg) => prepared::<CandidateSql, _>(
             "SELECT d.id, w.destination, d.bytes
              FROM unnest(?, ?, ?) WITH ORDINALITY AS w (destination, attempts, is_probe, place)
              CROSS JOIN LATERAL (
                  SELECT id, length(payload) AS bytes, wake_at FROM deliveries
-                 WHERE destination = w.destination AND claim_id IS NULL AND wake_at <= ?
+                 WHERE destination >= w.destination AND (destination, wake_at) <= (w.destination, ?)
+                   AND wake_at IS NOT NULL AND claim_id IS NULL
                    AND (next_attempt_at = created_at OR next_attempt_at <= ?) AND attempt_count < max_attempts AND id <> ALL (?)
-                 ORDER BY wake_at LIMIT w.attempts FOR UPDATE SKIP LOCKED
+                 ORDER BY destination, wake_at LIMIT w.attempts FOR UPDATE SKIP LOCKED
              ) AS d
              WHERE w.is_probe OR NOT EXISTS (
                  SELECT 1 FROM destinations h WHERE h.destination = w.destination AND h.held_until > ?)

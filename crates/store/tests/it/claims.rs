@@ -5,11 +5,11 @@ use std::time::Duration;
 use ::store::{claim_due, claim_jobs, claimed_under};
 use contracts::{ClaimId, DeliveryStatus};
 use diesel::connection::SimpleConnection;
+use engine::Settlement;
 use testkit::Engine;
 
 use crate::stage::{
-    GRACE, LEASE, MICROSECOND, POLICY, Stage, accepted, at_once, ids, job, on_both_engines, retried,
-    succeeded,
+    GRACE, LEASE, MICROSECOND, POLICY, Stage, at_once, ids, on_both_engines, plan, retried, succeeded,
 };
 
 on_both_engines!(
@@ -33,7 +33,7 @@ async fn a_doorbell_claims_its_attempt_for_one_lease(engine: Engine) {
     let mut stage = Stage::new(engine);
     let delivery = stage.accept();
     let claim_id = ClaimId::new(stage.now);
-    let jobs = [job(delivery.id, 1)];
+    let jobs = [stage.job(delivery.id, 1)];
     let claimed = claim_jobs(&mut stage.conn, stage.now, LEASE, claim_id, &jobs).unwrap().remove(0);
     // The doorbell's organization is not looked at: the row's is what counts.
     assert_eq!(
@@ -55,18 +55,22 @@ async fn a_doorbell_claims_its_attempt_for_one_lease(engine: Engine) {
 async fn a_stale_or_early_doorbell_claims_nothing(engine: Engine) {
     let mut stage = Stage::new(engine);
     let delivery = stage.accept();
-    let early: Vec<_> = [-1, 0, 2, 3, i32::MAX].map(|attempt| job(delivery.id, attempt)).into();
+    let early: Vec<_> = [-1, 0, 2, 3, i32::MAX].map(|attempt| stage.job(delivery.id, attempt)).into();
     assert_eq!(stage.claim(&early), []);
     assert_eq!(stage.claim(&[]), []);
-    assert_eq!(stage.claim(&[job(contracts::DeliveryId::new(stage.now), 1)]), [], "of an unknown delivery");
+    assert_eq!(
+        stage.claim(&[stage.job(contracts::DeliveryId::new(stage.now), 1)]),
+        [],
+        "of an unknown delivery"
+    );
     assert_eq!(stage.delivery(delivery.id), delivery);
     let first = stage.claim_one(delivery.id, 1);
-    assert_eq!(stage.claim(&[job(delivery.id, 1), job(delivery.id, 2)]), [], "on its way");
+    assert_eq!(stage.claim(&[stage.job(delivery.id, 1), stage.job(delivery.id, 2)]), [], "on its way");
     stage.finish_one(retried(&first, stage.now));
-    assert_eq!(stage.claim(&[job(delivery.id, 1)]), [], "stale");
+    assert_eq!(stage.claim(&[stage.job(delivery.id, 1)]), [], "stale");
     let second = stage.claim_one(delivery.id, 2);
     stage.finish_one(succeeded(&second));
-    assert_eq!(stage.claim(&[job(delivery.id, 2), job(delivery.id, 3)]), [], "finished");
+    assert_eq!(stage.claim(&[stage.job(delivery.id, 2), stage.job(delivery.id, 3)]), [], "finished");
 }
 
 async fn a_doorbell_for_a_retry_claims_it_only_once_it_is_due(engine: Engine) {
@@ -74,7 +78,7 @@ async fn a_doorbell_for_a_retry_claims_it_only_once_it_is_due(engine: Engine) {
     let first = stage.claimed();
     let due = stage.now + Duration::from_secs(10);
     stage.finish_one(retried(&first, due));
-    let retry = [job(first.held.delivery_id, 2)];
+    let retry = [stage.job(first.held.delivery_id, 2)];
     stage.now = due - MICROSECOND;
     assert_eq!(stage.claim(&retry), []);
     stage.now = due;
@@ -87,13 +91,14 @@ async fn a_doorbell_beyond_the_budget_claims_nothing(engine: Engine) {
     let mut stage = Stage::new(engine);
     let delivery = stage.accept();
     stage.sql("UPDATE deliveries SET attempt_count = max_attempts").unwrap();
-    assert_eq!(stage.claim(&[job(delivery.id, POLICY.max_attempts + 1)]), []);
+    assert_eq!(stage.claim(&[stage.job(delivery.id, POLICY.max_attempts + 1)]), []);
 }
 
 async fn doorbells_of_one_attempt_claim_it_once_within_a_batch_and_after_it(engine: Engine) {
     let mut stage = Stage::new(engine);
     let [one, two] = stage.accept_many(2)[..] else { unreachable!() };
-    let batch = [job(one, 1), job(two, 1), job(one, 1), job(one, 2), job(one, 1)];
+    let batch =
+        [stage.job(one, 1), stage.job(two, 1), stage.job(one, 1), stage.job(one, 2), stage.job(one, 1)];
     let claimed = stage.claim(&batch);
     assert_eq!(ids(&claimed), [one.min(two), one.max(two)]);
     assert!(claimed.iter().all(|claimed| claimed.held.attempt == 1));
@@ -104,9 +109,9 @@ async fn doorbells_of_one_attempt_claim_it_once_within_a_batch_and_after_it(engi
 async fn a_batch_claims_those_it_can(engine: Engine) {
     let mut stage = Stage::new(engine);
     let mut fresh = stage.accept_many(300);
-    let taken: Vec<_> = fresh.iter().step_by(3).map(|id| job(*id, 1)).collect();
+    let taken: Vec<_> = fresh.iter().step_by(3).map(|id| stage.job(*id, 1)).collect();
     assert_eq!(stage.claim(&taken).len(), 100);
-    let all: Vec<_> = fresh.iter().rev().map(|id| job(*id, 1)).collect();
+    let all: Vec<_> = fresh.iter().rev().map(|id| stage.job(*id, 1)).collect();
     let claimed = stage.claim(&all);
     fresh = fresh.into_iter().enumerate().filter(|(i, _)| i % 3 != 0).map(|(_, id)| id).collect();
     fresh.sort_unstable();
@@ -117,7 +122,7 @@ async fn doorbells_at_once_claim_each_attempt_once(engine: Engine) {
     let mut stage = Stage::new(engine);
     let mut fresh = stage.accept_many(40);
     fresh.sort_unstable();
-    let jobs: Vec<_> = fresh.iter().map(|id| job(*id, 1)).collect();
+    let jobs: Vec<_> = fresh.iter().map(|id| stage.job(*id, 1)).collect();
     let batches =
         at_once(&stage.store().await, 8, move |tx, now| claim_jobs(tx, now, LEASE, ClaimId::new(now), &jobs))
             .await;
@@ -133,7 +138,7 @@ async fn the_relay_leaves_a_new_delivery_to_its_doorbell_for_the_grace(engine: E
     let claimed = stage.claim_due(10);
     assert_eq!((ids(&claimed), claimed[0].held.attempt), (vec![delivery.id], 1));
     assert_eq!(stage.micros("deliveries", "wake_at"), (stage.now + LEASE).as_micros());
-    assert_eq!(stage.claim(&[job(delivery.id, 1)]), [], "the doorbell that comes late after all");
+    assert_eq!(stage.claim(&[stage.job(delivery.id, 1)]), [], "the doorbell that comes late after all");
 }
 
 async fn the_relay_takes_the_oldest_first_up_to_its_limit(engine: Engine) {
@@ -186,9 +191,11 @@ async fn relays_at_once_take_disjoint_attempts(engine: Engine) {
     let mut due = stage.accept_many(40);
     due.sort_unstable();
     stage.advance(GRACE);
-    let batches =
-        at_once(&stage.store().await, 16, move |tx, now| claim_due(tx, now, LEASE, ClaimId::new(now), 5))
-            .await;
+    let batches = at_once(&stage.store().await, 16, move |tx, now| {
+        claim_due(tx, now, LEASE, ClaimId::new(now), &plan(5))
+    })
+    .await;
+    let batches: Vec<_> = batches.into_iter().map(|due| due.claimed).collect();
     assert!(batches.iter().all(|batch| batch.len() <= 5));
     // Passing over what is locked, some may have found less than there was.
     let mut taken = batches.concat();
@@ -205,7 +212,7 @@ fn on_postgresql_claims_pass_over_rows_that_another_transaction_has_locked() {
     let mut other = stage.database.url().connect().unwrap();
     let lock = format!("BEGIN; SELECT 1 FROM deliveries WHERE id = '{locked}' FOR UPDATE");
     other.batch_execute(&lock).unwrap();
-    assert_eq!(stage.claim(&[job(locked, 1)]), []);
+    assert_eq!(stage.claim(&[stage.job(locked, 1)]), []);
     assert_eq!(ids(&stage.claim_due(10)), [free]);
     other.batch_execute("ROLLBACK").unwrap();
     assert_eq!(ids(&stage.claim_due(10)), [locked]);
@@ -234,57 +241,42 @@ async fn a_lease_expires_at_its_end_and_not_before(engine: Engine) {
     stage.advance(MICROSECOND);
     let later = stage.claimed();
     stage.advance(LEASE - MICROSECOND * 2);
-    assert_eq!(stage.expired(), []);
+    assert_eq!(stage.recover(Settlement::Failed), []);
     stage.advance(MICROSECOND);
-    let expired = stage.expired();
-    assert_eq!(expired.len(), 1);
-    let lease = &expired[0];
-    assert_eq!(
-        (lease.delivery_id, lease.org_id, lease.run_id),
-        (claimed.held.delivery_id, stage.org, claimed.held.run_id)
-    );
-    assert_eq!((lease.attempt, lease.max_attempts), (1, POLICY.max_attempts));
-    assert_eq!((lease.claim_id, lease.claimed_at), (claimed.held.claim_id, claimed.held.claimed_at));
-    assert_eq!(lease.request_id, claimed.held.request_id);
+    diesel::Connection::begin_test_transaction(&mut stage.conn).unwrap();
+    assert_eq!(stage.recover(Settlement::Failed), [claimed.held.clone()], "as it was claimed");
+    stage.roll_back();
     stage.advance(LEASE);
-    let expired: Vec<_> = stage.expired().iter().map(|lease| lease.delivery_id).collect();
-    assert_eq!(expired, [claimed.held.delivery_id, later.held.delivery_id], "oldest first");
-    stage.finish_one(succeeded(&claimed));
-    assert_eq!(stage.expired().len(), 1);
+    let expired = stage.recover(Settlement::RetryAt(stage.now));
+    assert_eq!(expired, [claimed.held.clone(), later.held], "oldest first");
+    let recovered = stage.delivery(claimed.held.delivery_id);
+    assert_eq!((recovered.status_code, recovered.attempts.len()), (DeliveryStatus::Pending, 1));
+    assert_eq!(stage.recover(Settlement::Failed), []);
 }
 
-/// However much else is open: the indexes of what waits and of what is under way are different ones.
+/// However much else is open: the indexes of what waits, by time and by destination, and of what is under way are
+/// different ones.
 #[tokio::test]
 async fn the_relay_reads_nothing_but_what_it_is_after() {
     let mut stage = Stage::new(Engine::Postgres);
     let held = stage.claimed();
-    let run = stage.run();
-    let waiting = accepted(stage.redeliver(run)).id;
-    // A backlog, as copies of one that waits.
-    stage
-        .sql(&format!(
-            "INSERT INTO runs SELECT r.org_id, gen_random_uuid(), r.status_code, NULL, NULL, r.created_at, NULL,
-                 r.completed_at, NULL, NULL, NULL, NULL, NULL, r.updated_at
-             FROM runs r, generate_series(1, 5000) WHERE r.id = '{run}'"
-        ))
-        .unwrap();
-    stage
-        .sql(&format!(
-            "INSERT INTO deliveries (id, org_id, run_id, callback_url, payload, is_automatic, status_code,
-                 attempt_count, max_attempts, next_attempt_at, wake_at, request_id, created_at, updated_at)
-             SELECT gen_random_uuid(), d.org_id, r.id, d.callback_url, d.payload, false, 'pending', 0, 3,
-                 d.next_attempt_at, d.wake_at, 'r', d.created_at, d.updated_at
-             FROM deliveries d, runs r WHERE d.id = '{waiting}' AND r.callback_url IS NULL"
-        ))
-        .unwrap();
+    let waiting = stage.accept().id;
+    stage.copy(waiting, 5000, 1);
     stage.sql("ANALYZE").unwrap();
     stage.advance(LEASE + GRACE);
-    assert_eq!(stage.expired().len(), 1);
+    assert_eq!(stage.recover(Settlement::Failed).len(), 1);
     let claim_id = held.held.claim_id;
-    assert_eq!(stage.write(|tx| claimed_under(tx, claim_id)).len(), 1);
+    assert_eq!(stage.write(|tx| claimed_under(tx, claim_id)).len(), 0);
     assert_eq!(scans(&mut stage, "leases_by_wake_at"), 2);
-    assert_eq!(stage.claim_due(10).len(), 10);
+    assert_eq!(stage.claim_due(18).len(), 9 + 1);
     assert_eq!(scans(&mut stage, "waiting_deliveries_by_wake_at"), 1);
+    // Two steps of a walk and the third that finds no more, then the candidates of two destinations.
+    assert_eq!(scans(&mut stage, "waiting_deliveries_by_destination"), 5);
+    let read = stage.number(
+        "SELECT idx_tup_read FROM pg_stat_user_indexes WHERE indexrelname LIKE 'waiting_%'
+        ORDER BY idx_tup_read DESC LIMIT 1",
+    );
+    assert!(read <= 513, "{read}");
 }
 
 /// How often an index has been used.

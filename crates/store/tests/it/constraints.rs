@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 use ::store::insert_delivery;
 use contracts::{Delivery, DeliveryId};
 use diesel::result::{DatabaseErrorKind, Error};
+use engine::{AttemptResult, HoldChange};
 use testkit::{Engine, keyring};
 
 use crate::stage::{Stage, failed, new_run, on_both_engines, retried};
@@ -17,7 +18,10 @@ on_both_engines!(
     rows_need_what_they_refer_to,
 );
 
-const SCHEMA: &str = include_str!("../../../../migrations/00000000000001_initial/up.sql");
+const SCHEMA: &str = concat!(
+    include_str!("../../../../migrations/00000000000001_initial/up.sql"),
+    include_str!("../../../../migrations/00000000000006_destinations/up.sql"),
+);
 
 /// Updates of one row that break one CHECK and no other.
 const BREACHES: &[(&str, &str)] = &[
@@ -62,6 +66,8 @@ const BREACHES: &[(&str, &str)] = &[
     ("attempts_count_from_1", "attempts SET attempt_number = 0"),
     ("failed_attempt_is_explained", "attempts SET failure_detail = NULL"),
     ("failed_attempt_is_explained", "attempts SET failure_reason_code = NULL"),
+    ("probe_has_a_claim", "destinations SET probing_until = held_until"),
+    ("probe_has_a_claim", "destinations SET probe_claim_id = org_id"),
 ];
 
 async fn every_named_check_refuses_what_it_names(engine: Engine) {
@@ -69,7 +75,8 @@ async fn every_named_check_refuses_what_it_names(engine: Engine) {
     ::store::create_token(&mut stage.conn, stage.now, stage.org, contracts::Scopes::All, None).unwrap();
     ::store::create_secret(&mut stage.conn, stage.now, &keyring(), stage.org, None).unwrap();
     let claimed = stage.claimed();
-    stage.finish_one(retried(&claimed, stage.now));
+    let hold = HoldChange::HoldUntil(stage.now);
+    stage.finish_one(AttemptResult { hold, ..retried(&claimed, stage.now) });
     for (name, breach) in BREACHES {
         let refused = stage.sql(&format!("UPDATE {breach}"));
         let Err(Error::DatabaseError(DatabaseErrorKind::CheckViolation, info)) = refused else {
@@ -145,4 +152,11 @@ async fn rows_need_what_they_refer_to(engine: Engine) {
     stage.finish_one(failed(&claimed));
     refused_as(&foreign, stage.sql("DELETE FROM deliveries"));
     refused_as(&foreign, stage.sql("DELETE FROM organizations"));
+    refused_as(
+        &foreign,
+        stage.sql(
+            "INSERT INTO destinations (destination, org_id, held_until, created_at, updated_at)
+             SELECT 1, id, created_at, created_at, created_at FROM runs",
+        ),
+    );
 }

@@ -2,15 +2,14 @@
 
 use std::time::Duration;
 
-use ::store::{
-    Effect, Erasure, Position, PruneRange, Pruned, RecordedRun, Redelivery, Settlement, erase_run, prune,
-};
+use ::store::{Erasure, Position, PruneRange, Pruned, RecordedRun, Redelivery, erase_run, prune};
 use contracts::{DeliveryStatus, FailureReason, RunId};
 use diesel::connection::SimpleConnection;
+use engine::{Effect, Settlement};
 use testkit::{Engine, terminal_run};
 
 use crate::stage::{
-    GRACE, LEASE, Stage, URL, finished, lost, new_run, on_both_engines, retried, succeeded, update,
+    GRACE, LEASE, Stage, URL, finished, new_run, on_both_engines, retried, succeeded, update,
 };
 
 on_both_engines!(
@@ -164,9 +163,7 @@ async fn a_result_that_comes_after_the_erasure_keeps_its_body_to_itself(engine: 
     let mut stage = Stage::new(engine);
     let claimed = stage.claimed();
     stage.advance(LEASE);
-    let expired = stage.expired();
-    let now = stage.now;
-    stage.finish_one(lost(&expired[0], Settlement::RetryAt(now)));
+    stage.recover(Settlement::RetryAt(stage.now));
     let run = stage.delivery(claimed.held.delivery_id).run_id;
     assert!(matches!(erase(&mut stage, run), Erasure::Erased { .. }));
     let mut late = finished(&claimed, None, Settlement::Succeeded);

@@ -2,11 +2,11 @@
 
 use std::time::Duration;
 
-use ::store::{Claimed, Effect, Settlement};
 use contracts::{AttemptId, ClaimId, Delivery, DeliveryStatus, FailureReason};
+use engine::{Claimed, Effect, Settlement};
 use testkit::Engine;
 
-use crate::stage::{LEASE, Stage, at_once, failed, finished, job, on_both_engines, retried, succeeded};
+use crate::stage::{LEASE, Stage, at_once, failed, finished, on_both_engines, retried, succeeded};
 
 on_both_engines!(
     a_2xx_ends_the_delivery_as_succeeded,
@@ -38,7 +38,7 @@ async fn a_2xx_ends_the_delivery_as_succeeded(engine: Engine) {
     let claimed = stage.claimed();
     stage.advance(Duration::from_micros(85_001));
     let result = succeeded(&claimed);
-    assert_eq!(stage.finish_one(result.clone()), Effect::Finished);
+    assert_eq!(stage.finish_one(result.clone()), Effect::Recorded);
     let delivery = stage.delivery(claimed.held.delivery_id);
     assert_eq!((delivery.status_code, delivery.attempt_count), (DeliveryStatus::Succeeded, 1));
     assert_eq!((delivery.completed_at, delivery.next_attempt_at), (Some(stage.now), None));
@@ -54,7 +54,7 @@ async fn a_failure_with_budget_left_waits_for_its_retry(engine: Engine) {
     let mut stage = Stage::new(engine);
     let claimed = stage.claimed();
     let retry_at = stage.now + Duration::from_secs(10);
-    assert_eq!(stage.finish_one(retried(&claimed, retry_at)), Effect::Finished);
+    assert_eq!(stage.finish_one(retried(&claimed, retry_at)), Effect::Recorded);
     let delivery = stage.delivery(claimed.held.delivery_id);
     assert_eq!((delivery.status_code, delivery.attempt_count), (DeliveryStatus::Pending, 1));
     assert_eq!((delivery.completed_at, delivery.next_attempt_at), (None, Some(retry_at)));
@@ -69,7 +69,7 @@ async fn a_failure_without_budget_ends_the_delivery_as_failed(engine: Engine) {
     let claimed = stage.claimed();
     assert_eq!(
         stage.finish_one(finished(&claimed, Some(FailureReason::Gone), Settlement::Failed)),
-        Effect::Finished
+        Effect::Recorded
     );
     let delivery = stage.delivery(claimed.held.delivery_id);
     assert_eq!(
@@ -157,10 +157,10 @@ async fn the_same_result_again_changes_nothing(engine: Engine) {
     for result in [succeeded, failed, |claimed: &_| retried(claimed, crate::stage::start())] {
         let claimed = stage.claimed();
         let written = result(&claimed);
-        assert_eq!(stage.finish_one(written.clone()), Effect::Finished);
+        assert_eq!(stage.finish_one(written.clone()), Effect::Recorded);
         let before = stage.delivery(claimed.held.delivery_id);
         stage.advance(Duration::from_secs(1));
-        assert_eq!(stage.finish_one(written), Effect::Finished, "as after a commit of unknown outcome");
+        assert_eq!(stage.finish_one(written), Effect::Recorded, "as after a commit of unknown outcome");
         assert_eq!(stage.delivery(claimed.held.delivery_id), before);
         assert_eq!(stage.finish_one(result(&claimed)), Effect::Dropped);
         assert_eq!(stage.delivery(claimed.held.delivery_id), before);
@@ -184,11 +184,11 @@ async fn a_batch_is_answered_in_its_order(engine: Engine) {
     let results = [
         (succeeded(&vanished), Effect::Dropped),
         (succeeded(&closing), Effect::Late { closed: true }),
-        (succeeded(&good), Effect::Finished),
+        (succeeded(&good), Effect::Recorded),
         (failed(&known), Effect::Dropped),
         (succeeded(&overtaken), Effect::Late { closed: false }),
-        (retried(&bad, retry_at), Effect::Finished),
-        (failed(&last), Effect::Finished),
+        (retried(&bad, retry_at), Effect::Recorded),
+        (failed(&last), Effect::Recorded),
     ];
     for turned in [0, 3, 5] {
         // Whatever the order: a rolled back transaction lets each be tried.
@@ -197,9 +197,8 @@ async fn a_batch_is_answered_in_its_order(engine: Engine) {
         let (batch, effects): (Vec<_>, Vec<_>) = results.into_iter().unzip();
         diesel::Connection::begin_test_transaction(&mut stage.conn).unwrap();
         assert_eq!(stage.finish(&batch), effects);
-        let status = |stage: &mut Stage, claimed: &::store::Claimed| {
-            stage.delivery(claimed.held.delivery_id).status_code
-        };
+        let status =
+            |stage: &mut Stage, claimed: &Claimed| stage.delivery(claimed.held.delivery_id).status_code;
         let statuses =
             [&closing, &good, &known, &overtaken, &bad, &last].map(|claimed| status(&mut stage, claimed));
         use DeliveryStatus::*;
@@ -218,7 +217,7 @@ async fn a_batch_that_is_refused_leaves_nothing_behind(engine: Engine) {
     assert!(!refused.unwrap_err().is_outage());
     assert_eq!(stage.delivery(good.held.delivery_id).status_code, DeliveryStatus::Delivering);
     assert_eq!(stage.number("SELECT count(*) FROM attempts"), 0);
-    assert_eq!(stage.finish_one(succeeded(&good)), Effect::Finished);
+    assert_eq!(stage.finish_one(succeeded(&good)), Effect::Recorded);
 }
 
 async fn an_empty_batch_is_nothing(engine: Engine) {
@@ -228,8 +227,12 @@ async fn an_empty_batch_is_nothing(engine: Engine) {
 async fn the_same_result_written_at_once_is_recorded_once(engine: Engine) {
     let mut stage = Stage::new(engine);
     let batch: Vec<_> = (0..20).map(|_| succeeded(&stage.claimed())).collect();
+    let again = batch.clone();
     let answers = at_once(&stage.store().await, 8, move |tx, now| ::store::finish(tx, now, &batch)).await;
-    assert!(answers.iter().all(|effects| *effects == [Effect::Finished; 20]));
+    let is_known = |effect: &Effect| matches!(effect, Effect::Recorded | Effect::Locked);
+    assert!(answers.iter().flatten().all(is_known), "{answers:?}");
+    assert!((0..20).all(|i| answers.iter().any(|effects| effects[i] == Effect::Recorded)));
+    assert_eq!(stage.finish(&again), [Effect::Recorded; 20], "locked no more");
     assert_eq!(stage.number("SELECT count(*) FROM attempts"), 20);
 }
 
@@ -258,7 +261,7 @@ async fn a_late_2xx_replaces_outcome_unknown_and_closes_the_waiting_delivery(eng
     );
     assert_eq!((attempt.status_code, attempt.response_time_ms), (Some(200), Some(200)));
     assert_eq!((attempt.response_body.as_deref(), &attempt.error_message), (Some("answer 200"), &None));
-    assert_eq!(stage.claim(&[job(claimed.held.delivery_id, 2)]), []);
+    assert_eq!(stage.claim(&[stage.job(claimed.held.delivery_id, 2)]), []);
     stage.advance(LEASE);
     assert_eq!(stage.claim_due(10), []);
 }

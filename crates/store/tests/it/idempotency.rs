@@ -185,5 +185,5 @@ async fn a_superseded_delivery_has_ended(engine: Engine) {
         }
     );
     stage.now = retry_at;
-    assert_eq!(stage.claim(&[crate::stage::job(old.id, 2)]).len(), 0);
+    assert_eq!(stage.claim(&[stage.job(old.id, 2)]).len(), 0);
 }

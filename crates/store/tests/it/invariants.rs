@@ -2,25 +2,35 @@
 //!
 //! I1 an accepted delivery becomes terminal; I2 a terminal delivery never changes, and a record changes at most
 //! once, from `outcome_unknown`; I3 attempts are numbered 1..n without gap, n ≤ max; I5 each attempt is claimed at
-//! most once; I6 a success was answered 2xx; I7 no attempt is claimed after a success; I8 the bytes stay the same; I10 at most one delivery of a
-//! run is open.
+//! most once, unless it was handed back; I6 a success was answered 2xx; I7 no attempt is claimed after a success; I8 the
+//! bytes stay the same; I10 at most one delivery of a run is open; I11 no attempt begins while its destination is held, the
+//! one probe excepted.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::time::Duration;
 
 use ::store::{
-    Claimed, Effect, Finished, Settlement, Store, StoreError, claim_due, claim_jobs, deliveries_of_run,
-    expired_leases, finish,
+    RowsRefused, Store, StoreError, claim_due, claim_jobs, deliveries_of_run, finish, forget_holds,
+    recover_leases,
 };
 use contracts::{
-    Attempt, AttemptNumber, ClaimId, Delivery, DeliveryId, DeliveryStatus, FailureReason, RunId,
+    Attempt, AttemptId, AttemptNumber, ClaimId, Delivery, DeliveryId, DeliveryStatus, Destination,
+    FailureReason, RunId, Timestamp,
 };
+use diesel::Connection;
 use diesel::connection::SimpleConnection;
+use engine::{
+    AttemptResult, Claimed, Effect, HeldAttempt, HoldChange, LocalFailure, Outcome, Response, RetryPolicy,
+    Settlement,
+};
 use rand::prelude::*;
 use rand::rngs::StdRng;
 use testkit::Engine;
 
-use crate::stage::{GRACE, LEASE, POLICY, Stage, finished, job, lost, number, on_both_engines};
+use crate::stage::{GRACE, LEASE, POLICY, Stage, URL, job_to, number, on_both_engines, plan};
+
+/// Where the second run's deliveries go.
+const OTHER_URL: &str = "https://other.example.com/";
 
 #[test]
 fn random_histories_keep_the_invariants_on_sqlite() {
@@ -30,7 +40,7 @@ fn random_histories_keep_the_invariants_on_sqlite() {
 
 #[test]
 fn random_histories_keep_the_invariants_on_postgresql() {
-    explore(Engine::Postgres, "SET synchronous_commit = off", 1_000..1_030);
+    explore(Engine::Postgres, "SET synchronous_commit = off", 1_000..1_060);
 }
 
 fn explore(engine: Engine, careless: &str, seeds: std::ops::Range<u64>) {
@@ -41,7 +51,7 @@ fn explore(engine: Engine, careless: &str, seeds: std::ops::Range<u64>) {
         // A failure names its seed, on which alone a history depends.
         naming(seed, || {
             let mut history = History::new(&mut stage, &mut seen, seed);
-            for _ in 0..40 {
+            for _ in 0..80 {
                 history.step();
                 history.check();
             }
@@ -49,10 +59,32 @@ fn explore(engine: Engine, careless: &str, seeds: std::ops::Range<u64>) {
         });
     }
     // The histories went where they were meant to go.
-    for what in ["lost", "late", "late and closed", "dropped", "budget used up", "redelivered"] {
-        assert!(seen.contains_key(what), "never {what}");
+    for what in [
+        "lost",
+        "late",
+        "late and closed",
+        "dropped",
+        "budget used up",
+        "redelivered",
+        "handed back",
+        "held",
+        "probe",
+        "opened",
+        "held again",
+        "another probe",
+        "hold forgotten",
+        "late and not sent",
+    ] {
+        assert!(seen.contains_key(what), "never {what}: {seen:?}");
     }
 }
+
+static RETRY: std::sync::LazyLock<RetryPolicy> = std::sync::LazyLock::new(|| RetryPolicy {
+    schedule: vec![Duration::from_secs(45)],
+    jitter: 1.0,
+    stop_on_gone: true,
+    hold_cap: Duration::from_secs(60),
+});
 
 fn naming(seed: u64, work: impl FnOnce()) {
     if let Err(panic) = std::panic::catch_unwind(std::panic::AssertUnwindSafe(work)) {
@@ -65,6 +97,14 @@ fn is_unknown(attempt: &Attempt) -> bool {
     attempt.error_message.as_ref().is_some_and(|text| text.starts_with("outcome_unknown: "))
 }
 
+/// A destination that is not ordinary.
+#[derive(Clone, Copy, Debug, PartialEq)]
+struct Hold {
+    until: Timestamp,
+    /// The probe's claim, and the end of its lease.
+    probe: Option<(ClaimId, Timestamp)>,
+}
+
 struct History<'a> {
     stage: &'a mut Stage,
     rng: StdRng,
@@ -72,6 +112,8 @@ struct History<'a> {
     /// Every claim so far: dispatchers that may still come back with a result.
     claims: Vec<Claimed>,
     claimed: HashSet<(DeliveryId, AttemptNumber)>,
+    /// The holds there should be.
+    holds: BTreeMap<Destination, Hold>,
     /// As they stood after the last step.
     known: HashMap<DeliveryId, Delivery>,
     /// How often the interesting things came about.
@@ -82,13 +124,15 @@ impl<'a> History<'a> {
     fn new(stage: &'a mut Stage, seen: &'a mut HashMap<&'static str, usize>, seed: u64) -> History<'a> {
         stage.sql("DELETE FROM attempts").unwrap();
         stage.sql("DELETE FROM deliveries").unwrap();
-        let runs = (0..2).map(|_| stage.run()).collect();
+        stage.sql("DELETE FROM destinations").unwrap();
+        let runs = vec![stage.run(), stage.run_to(OTHER_URL), stage.run()];
         History {
             stage,
             rng: StdRng::seed_from_u64(seed),
             runs,
             claims: Vec::new(),
             claimed: HashSet::new(),
+            holds: BTreeMap::new(),
             known: HashMap::new(),
             seen,
         }
@@ -117,7 +161,7 @@ impl<'a> History<'a> {
                         let next = self.known[&id].attempt_count + 1;
                         let attempt =
                             if self.rng.random_bool(0.7) { next } else { self.rng.random_range(0..6) };
-                        job(id, attempt)
+                        job_to(self.stage.destination(&self.known[&id].callback_url), id, attempt)
                     })
                     .collect();
                 let claimed = self.stage.claim(&jobs);
@@ -129,7 +173,7 @@ impl<'a> History<'a> {
                 self.note(claimed);
             }
             45..65 => {
-                let mut batch: Vec<Finished> = Vec::new();
+                let mut batch: Vec<AttemptResult> = Vec::new();
                 for _ in 0..self.rng.random_range(1..4) {
                     if let Some(claimed) = self.some_claim() {
                         let result = self.result(&claimed);
@@ -138,20 +182,94 @@ impl<'a> History<'a> {
                         }
                     }
                 }
-                for effect in self.stage.finish(&batch) {
-                    match effect {
-                        Effect::Finished => {}
-                        Effect::Late { closed: true } => self.saw("late and closed", 1),
-                        Effect::Late { closed: false } => self.saw("late", 1),
-                        Effect::Dropped => self.saw("dropped", 1),
-                    }
-                }
+                self.finish(&batch);
             }
-            65..82 => self.relay_expired(),
+            65..80 => self.recover(),
+            80..84 => {
+                if self.rng.random_bool(0.3) {
+                    self.stage.advance(Duration::from_secs(4000));
+                }
+                let now = self.stage.now;
+                let forgotten = self.stage.write(|tx| forget_holds(tx, now));
+                self.saw("hold forgotten", forgotten);
+                let waiting = self.waiting();
+                self.holds.retain(|destination, hold| {
+                    let is_probing = hold.probe.is_some_and(|(_, until)| until > now);
+                    hold.until + Duration::from_secs(3600) > now
+                        || is_probing
+                        || waiting.contains(destination)
+                });
+            }
             _ => {
                 let seconds = self.rng.random_range(0..90);
                 self.stage.advance(Duration::from_secs(seconds));
             }
+        }
+    }
+
+    /// The destinations of deliveries that wait.
+    fn waiting(&mut self) -> HashSet<Destination> {
+        let waits = |delivery: &&Delivery| delivery.status_code == DeliveryStatus::Pending;
+        self.known
+            .values()
+            .filter(waits)
+            .map(|delivery| self.stage.destination(&delivery.callback_url))
+            .collect()
+    }
+
+    fn finish(&mut self, batch: &[AttemptResult]) {
+        for (result, effect) in batch.iter().zip(self.stage.finish(batch)) {
+            let was_sent = !matches!(result.settlement, Settlement::HandedBack(_));
+            match effect {
+                Effect::Recorded if self.is_new(result) => {
+                    if !was_sent {
+                        self.saw("handed back", 1);
+                        self.claimed.remove(&(result.delivery_id, result.record.number));
+                    }
+                    self.note_hold(result);
+                }
+                Effect::Recorded => {}
+                Effect::Late { closed: true } => self.saw("late and closed", 1),
+                Effect::Late { closed: false } if !was_sent => self.saw("late and not sent", 1),
+                Effect::Late { closed: false } => self.saw("late", 1),
+                Effect::Dropped => self.saw("dropped", 1),
+                Effect::Locked => panic!("nobody else is there"),
+            }
+        }
+    }
+
+    /// Whether a result is the first of its attempt, as the delivery stood before.
+    fn is_new(&self, result: &AttemptResult) -> bool {
+        let before = &self.known[&result.delivery_id];
+        let is_under_way = before.status_code == DeliveryStatus::Delivering;
+        is_under_way && before.attempt_count == result.record.number
+    }
+
+    /// What a result of an attempt that was still held means for its destination.
+    fn note_hold(&mut self, result: &AttemptResult) {
+        let Some(hold) = self.holds.get_mut(&result.destination) else {
+            if let HoldChange::HoldUntil(until) = result.hold {
+                self.holds.insert(result.destination, Hold { until, probe: None });
+                self.saw("held", 1);
+            }
+            return;
+        };
+        let is_probe = hold.probe.is_some_and(|(claim, _)| result.is_probe && claim == result.claim_id);
+        match result.hold {
+            HoldChange::None => return,
+            HoldChange::HoldUntil(until) => hold.until = hold.until.max(until),
+            HoldChange::ProbeAgain => {}
+            HoldChange::Open if is_probe && hold.until <= self.stage.now => {
+                self.holds.remove(&result.destination);
+                self.saw("opened", 1);
+                return;
+            }
+            HoldChange::Open => {}
+        }
+        if is_probe {
+            hold.probe = None;
+            let again = result.hold == HoldChange::ProbeAgain;
+            self.saw(if again { "another probe" } else { "held again" }, 1);
         }
     }
 
@@ -161,8 +279,9 @@ impl<'a> History<'a> {
             let number = usize::try_from(claimed.held.attempt).unwrap();
             self.known[&claimed.held.delivery_id].attempts.get(number - 1).is_some_and(is_unknown)
         };
-        let kind = self.rng.random_range(0..10);
+        let kind = self.rng.random_range(0..12);
         let candidates: Vec<&Claimed> = match kind {
+            10.. => self.claims.iter().rev().filter(|claimed| claimed.held.is_probe).take(1).collect(),
             0..5 => self.claims.iter().rev().take(3).collect(),
             5..8 => self.claims.iter().filter(lost).collect(),
             _ => self.claims.iter().collect(),
@@ -170,44 +289,42 @@ impl<'a> History<'a> {
         candidates.choose(&mut self.rng).map(|claimed| (*claimed).clone())
     }
 
-    /// As the dispatcher would settle a random outcome.
-    fn result(&mut self, claimed: &Claimed) -> Finished {
-        if self.rng.random_bool(0.35) {
-            return finished(claimed, None, Settlement::Succeeded);
-        }
-        let gone = self.rng.random_bool(0.05);
-        let reason = if gone { FailureReason::Gone } else { FailureReason::HttpError };
-        let settlement = if gone {
-            Settlement::Failed
-        } else {
-            self.next(claimed.held.attempt, claimed.held.max_attempts)
+    /// A random outcome, settled.
+    fn result(&mut self, claimed: &Claimed) -> AttemptResult {
+        let answer = |status, retry_after: Option<u32>| {
+            let retry_after = retry_after.map(|seconds| seconds.to_string());
+            Outcome::Answered(Response { status, body: String::new(), retry_after })
         };
-        finished(claimed, Some(reason), settlement)
-    }
-
-    fn next(&mut self, attempt: AttemptNumber, max_attempts: AttemptNumber) -> Settlement {
-        if attempt >= max_attempts {
-            return Settlement::Failed;
-        }
-        Settlement::RetryAt(self.stage.now + Duration::from_micros(self.rng.random_range(0..90_000_000)))
+        let first = if claimed.held.is_probe { 4 } else { 0 };
+        let outcome = match self.rng.random_range(first..20) {
+            0..5 => answer(200, None),
+            5 => answer(410, None),
+            6..12 => answer(429, Some(self.rng.random_range(0..90))),
+            12..16 => Outcome::NotSent(LocalFailure::NoSocket),
+            _ => answer(500, None),
+        };
+        let id = AttemptId(uuid::Uuid::from_u128(self.rng.random()));
+        RETRY.settle(&claimed.held, id, outcome, None, self.stage.now, self.rng.random_range(-1.0..1.0))
     }
 
     /// What the relay does with leases that have ended.
-    fn relay_expired(&mut self) {
-        let mut batch = Vec::new();
-        let mut expired = self.stage.expired();
-        expired.sort_by_key(|lease| self.known[&lease.delivery_id].created_at);
-        for lease in expired {
-            assert!(self.claims.iter().any(|claimed| {
-                (claimed.held.claim_id, claimed.held.delivery_id) == (lease.claim_id, lease.delivery_id)
-                    && (claimed.held.attempt, claimed.held.claimed_at) == (lease.attempt, lease.claimed_at)
-            }));
-            assert!(lease.claimed_at + LEASE <= self.stage.now, "expired too early");
-            let settlement = self.next(lease.attempt, lease.max_attempts);
-            batch.push(lost(&lease, settlement));
+    fn recover(&mut self) {
+        let (now, rng) = (self.stage.now, &mut self.rng);
+        let settle = |held: &HeldAttempt| {
+            RETRY.settle_lost(held, AttemptId(uuid::Uuid::from_u128(rng.random())), now, 0.0)
+        };
+        let recovered = self.stage.conn.transaction(|tx| recover_leases(tx, now, 100, &[], settle)).unwrap();
+        for (held, ..) in &recovered {
+            let is_it = |claimed: &&Claimed| {
+                (claimed.held.claim_id, claimed.held.delivery_id) == (held.claim_id, held.delivery_id)
+            };
+            let claimed = &self.claims.iter().find(is_it).expect("it was claimed").held;
+            // Another probe may have begun since.
+            assert_eq!(*held, HeldAttempt { is_probe: held.is_probe, ..claimed.clone() });
+            assert!(claimed.is_probe || !held.is_probe);
+            assert!(held.claimed_at + LEASE <= now, "expired too early");
         }
-        self.saw("lost", batch.len());
-        assert!(self.stage.finish(&batch).iter().all(|effect| *effect == Effect::Finished));
+        self.saw("lost", recovered.len());
     }
 
     fn note(&mut self, mut claimed: Vec<Claimed>) {
@@ -228,11 +345,39 @@ impl<'a> History<'a> {
                 "claimed before it was due"
             );
             assert_eq!(claimed.payload, before.payload_bytes.as_bytes(), "I8");
+            self.note_begun(&claimed.held);
             self.claims.push(claimed);
         }
     }
 
+    /// I11.
+    fn note_begun(&mut self, held: &HeldAttempt) {
+        let Some(hold) = self.holds.get_mut(&held.destination) else {
+            assert!(!held.is_probe, "a probe of an ordinary destination");
+            return;
+        };
+        let now = self.stage.now;
+        assert!(held.is_probe && hold.until <= now, "I11: begun although {hold:?}");
+        assert!(hold.probe.is_none_or(|(_, until)| until <= now), "I11: a probe beside {hold:?}");
+        hold.probe = Some((held.claim_id, now + LEASE));
+        self.saw("probe", 1);
+    }
+
+    /// The holds there are.
+    fn check_holds(&mut self) {
+        let rows: Vec<(i64, i64, i64)> = self
+            .holds
+            .iter()
+            .map(|(destination, hold)| {
+                let probing = hold.probe.map_or(0, |(_, until)| until.as_micros());
+                (destination.as_i64(), hold.until.as_micros(), probing)
+            })
+            .collect();
+        assert_eq!(self.stage.hold_rows(), rows);
+    }
+
     fn check(&mut self) {
+        self.check_holds();
         let mut now = HashMap::new();
         for run in self.runs.clone() {
             let deliveries = deliveries_of_run(&mut self.stage.conn, self.stage.org, run).unwrap().unwrap();
@@ -246,6 +391,10 @@ impl<'a> History<'a> {
             let expected: Vec<_> = (1..=delivery.attempt_count - under_way).collect();
             assert_eq!(numbers, expected, "I3: {delivery:?}");
             assert!(delivery.attempt_count <= delivery.max_attempts, "I3: {delivery:?}");
+            let destination = self.stage.destination(&delivery.callback_url);
+            if let (Some(at), Some(hold)) = (delivery.next_attempt_at, self.holds.get(&destination)) {
+                assert!(at >= hold.until, "{delivery:?} is held: {hold:?}");
+            }
             if delivery.status_code == DeliveryStatus::Succeeded {
                 let accepted =
                     |attempt: &Attempt| attempt.status_code == Some(200) && attempt.error_message.is_none();
@@ -272,21 +421,21 @@ impl<'a> History<'a> {
 
     /// I1: with nobody ringing, crashing or late, the relay alone brings every delivery to its end.
     fn play_out(&mut self) {
-        for _ in 0..=POLICY.max_attempts * 2 {
+        for _ in 0..=POLICY.max_attempts * 3 {
             self.stage.advance(LEASE * 2);
-            self.relay_expired();
+            self.recover();
             self.check();
             self.stage.advance(LEASE);
             let claimed = self.stage.claim_due(100);
-            let results: Vec<_> = claimed
-                .iter()
-                .map(|claimed| {
-                    let settlement = self.next(claimed.held.attempt, claimed.held.max_attempts);
-                    finished(claimed, Some(FailureReason::HttpError), settlement)
-                })
-                .collect();
+            let failed = Outcome::failed(FailureReason::Timeout, "no answer");
+            let settled = |claimed: &Claimed| {
+                let id = AttemptId(uuid::Uuid::new_v4());
+                RETRY.settle(&claimed.held, id, failed.clone(), None, self.stage.now, 0.0)
+            };
+            let results: Vec<_> = claimed.iter().map(settled).collect();
             self.note(claimed);
-            self.stage.finish(&results);
+            self.check();
+            self.finish(&results);
             self.check();
         }
         assert!(self.known.values().all(|delivery| delivery.completed_at.is_some()), "I1: {:?}", self.known);
@@ -304,14 +453,16 @@ impl<'a> History<'a> {
 
 on_both_engines!(dispatchers_at_once_keep_the_invariants);
 
-/// Each history above is one thread; here several dispatchers and their relays work on the same deliveries, and no
-/// step may fail, as it would on a deadlock.
+/// Each history above is one thread; here several dispatchers work on the same deliveries, and no step may fail, as it
+/// would on a deadlock.
 async fn dispatchers_at_once_keep_the_invariants(engine: Engine) {
     let mut stage = Stage::new(engine);
-    let deliveries = stage.accept_many(40);
+    let mut deliveries = stage.accept_many(30);
+    deliveries.extend((0..10).map(|_| stage.accept_to(OTHER_URL).id));
     stage.advance(GRACE);
     let store = stage.store().await;
-    let dispatchers = (0..6).map(|seed| dispatcher(store.clone(), deliveries.clone(), seed));
+    let destination = stage.destination(URL);
+    let dispatchers = (0..6).map(|seed| dispatcher(store.clone(), deliveries.clone(), destination, seed));
     let claimed = dispatchers.collect::<tokio::task::JoinSet<_>>().join_all().await.concat();
 
     let mut attempts = 0;
@@ -326,51 +477,64 @@ async fn dispatchers_at_once_keep_the_invariants(engine: Engine) {
     assert_eq!((claimed.len(), distinct.len()), (attempts, attempts), "I5: each attempt is claimed once");
 }
 
-/// Works until nothing is open, and answers which attempts it claimed.
+/// Works until nothing is open, and returns which attempts it claimed and did not hand back.
 async fn dispatcher(
     store: Store,
     deliveries: Vec<DeliveryId>,
+    destination: Destination,
     seed: u64,
 ) -> Vec<(DeliveryId, AttemptNumber)> {
     let mut rng = StdRng::seed_from_u64(seed);
     let mut claimed_by_me = Vec::new();
     let mut stalled: Vec<Claimed> = Vec::new();
     loop {
-        let jobs: Vec<_> =
-            (0..8).map(|_| job(*deliveries.choose(&mut rng).unwrap(), rng.random_range(1..4))).collect();
+        let jobs: Vec<_> = (0..8)
+            .map(|_| job_to(destination, *deliveries.choose(&mut rng).unwrap(), rng.random_range(1..4)))
+            .collect();
         let claim = move |tx: &mut _, now| {
             let mut claimed = claim_jobs(tx, now, LEASE, ClaimId::new(now), &jobs)?;
-            claimed.extend(claim_due(tx, now, LEASE, ClaimId::new(now), 5)?);
-            Ok::<_, StoreError>((now, claimed, expired_leases(tx, now, 10)?))
+            claimed.extend(claim_due(tx, now, LEASE, ClaimId::new(now), &plan(5))?.claimed);
+            let settle = |held: &HeldAttempt| RETRY.settle_lost(held, AttemptId::new(now), now, 0.0);
+            recover_leases(tx, now, 10, &[], settle)?;
+            Ok::<_, RowsRefused>((now, claimed))
         };
-        let (now, mut claimed, expired) = store.write(claim).await.unwrap();
+        let (now, mut claimed) = store.write(claim).await.unwrap();
         claimed_by_me.extend(claimed.iter().map(|claimed| (claimed.held.delivery_id, claimed.held.attempt)));
 
-        let next = |attempt, max| if attempt < max { Settlement::RetryAt(now) } else { Settlement::Failed };
-        let mut batches =
-            vec![expired.iter().map(|lease| lost(lease, next(lease.attempt, lease.max_attempts))).collect()];
         // Some stall, and come back later with their result.
         if rng.random_bool(0.3) {
             std::mem::swap(&mut stalled, &mut claimed);
         }
-        batches.push(
-            claimed
-                .iter()
-                .map(|claimed| match rng.random_bool(0.3) {
-                    true => finished(claimed, None, Settlement::Succeeded),
-                    false => {
-                        let settlement = next(claimed.held.attempt, claimed.held.max_attempts);
-                        finished(claimed, Some(FailureReason::HttpError), settlement)
-                    }
-                })
-                .collect::<Vec<_>>(),
-        );
-        for mut batch in batches {
+        let settle = |claimed: &Claimed| {
+            let answer = |status, retry_after: Option<&str>| {
+                let retry_after = retry_after.map(str::to_owned);
+                Outcome::Answered(Response { status, body: String::new(), retry_after })
+            };
+            let outcome = match rng.random_range(0..10) {
+                0..3 => answer(200, None),
+                3 => answer(429, Some("3")),
+                4 => Outcome::NotSent(LocalFailure::NoSocket),
+                _ => answer(500, None),
+            };
+            RETRY.settle(&claimed.held, AttemptId::new(now), outcome, None, now, -1.0)
+        };
+        let mut batch: Vec<_> = claimed.iter().map(settle).collect();
+        while !batch.is_empty() {
             // Not in the order of the rows, and each delivery once.
             batch.shuffle(&mut rng);
             let mut seen = HashSet::new();
             batch.retain(|result| seen.insert(result.delivery_id));
-            store.write(move |tx, now| finish(tx, now, &batch)).await.unwrap();
+            let results = batch.clone();
+            let effects = store.write(move |tx, now| finish(tx, now, &results)).await.unwrap();
+            for (result, effect) in batch.iter().zip(&effects) {
+                if *effect == Effect::Recorded && matches!(result.settlement, Settlement::HandedBack(_)) {
+                    let handed_back = (result.delivery_id, result.record.number);
+                    let index = claimed_by_me.iter().position(|attempt| *attempt == handed_back);
+                    claimed_by_me.swap_remove(index.unwrap());
+                }
+            }
+            let mut effects = effects.iter();
+            batch.retain(|_| effects.next() == Some(&Effect::Locked));
         }
         store.clock().advance(LEASE / 8);
         let open = |tx: &mut _| {

@@ -1,20 +1,21 @@
 //! Bringing the schema up to date, and refusing to work on another one.
 
 use ::store::{Store, StoreError, migrate};
+use contracts::Destination;
 use testkit::{Engine, TestDatabase};
 
-use crate::stage::{Stage, on_both_engines};
+use crate::stage::{GRACE, Stage, URL, on_both_engines, succeeded};
 
 on_both_engines!(
     a_fresh_database_is_migrated_and_a_second_time_changes_nothing,
     several_that_migrate_a_fresh_database_at_once_all_succeed,
     a_newer_schema_is_refused,
     an_older_schema_is_refused_with_advice_and_can_then_be_migrated,
-    deliveries_of_the_first_schema_get_their_hosts,
+    deliveries_of_the_first_schema_get_their_hosts_and_open_ones_their_destinations,
 );
 
 /// How many there are.
-const MIGRATIONS: usize = 5;
+const MIGRATIONS: usize = 6;
 
 async fn a_fresh_database_is_migrated_and_a_second_time_changes_nothing(engine: Engine) {
     let database = TestDatabase::empty(engine);
@@ -57,11 +58,15 @@ async fn an_older_schema_is_refused_with_advice_and_can_then_be_migrated(engine:
     Store::open(database.url(), 2).await.map(drop).unwrap();
 }
 
-async fn deliveries_of_the_first_schema_get_their_hosts(engine: Engine) {
+async fn deliveries_of_the_first_schema_get_their_hosts_and_open_ones_their_destinations(engine: Engine) {
     let mut stage = Stage::new(engine);
     let count = 1_001; // more than are filled in at once
     stage.accept_many(count);
+    let ended = stage.claimed();
+    stage.finish_one(succeeded(&ended));
+    let other = stage.accept_to("https://other.example.com/").id;
     for later in [
+        "00000000000006_destinations",
         "00000000000005_leases",
         "00000000000004_erasure",
         "00000000000003_idempotency_keys",
@@ -75,5 +80,12 @@ async fn deliveries_of_the_first_schema_get_their_hosts(engine: Engine) {
     stage.sql("DELETE FROM __diesel_schema_migrations WHERE version > '00000000000001'").unwrap();
     assert_eq!(migrate(&mut stage.conn).unwrap(), MIGRATIONS - 1);
     let filled = "SELECT count(*) FROM deliveries WHERE callback_host = 'hooks.example.com'";
-    assert_eq!(stage.number(filled), i64::try_from(count).unwrap());
+    assert_eq!(stage.number(filled), i64::try_from(count).unwrap() + 1);
+    let to = |destination: Destination| format!("deliveries WHERE destination = {}", destination.as_i64());
+    let (first, second) = (stage.destination(URL), stage.destination("https://other.example.com/"));
+    assert_eq!(stage.count(&to(first)), i64::try_from(count).unwrap());
+    assert_eq!(stage.count(&format!("{} AND id = {}", to(second), stage.literal(other.0))), 1);
+    assert_eq!(stage.count("deliveries WHERE destination = 0 AND completed_at IS NOT NULL"), 1);
+    stage.advance(GRACE);
+    assert!(stage.claim_due(2000).len() > 1000, "the relay finds them");
 }

@@ -7,7 +7,7 @@ use contracts::{DeliveryStatus, InFlight, PayloadFormat, RunStatus};
 use testkit::{Engine, terminal_run};
 
 use crate::stage::{
-    POLICY, Stage, URL, accepted, at_once, failed, job, new_run, on_both_engines, retried, succeeded, update,
+    POLICY, Stage, URL, accepted, at_once, failed, new_run, on_both_engines, retried, succeeded, update,
 };
 
 on_both_engines!(
@@ -86,7 +86,7 @@ async fn a_new_delivery_starts_from_nothing(engine: Engine) {
     assert_eq!((delivery.failure_reason_code, delivery.failure_detail.as_deref()), (None, None));
     assert!(delivery.attempts.is_empty());
     assert_eq!(delivery, stage.delivery(delivery.id));
-    let claimed = stage.claim(&[job(delivery.id, 1)]);
+    let claimed = stage.claim(&[stage.job(delivery.id, 1)]);
     assert_eq!(claimed[0].held.request_id, "req-redelivery");
 }
 

@@ -1,10 +1,10 @@
 //! What goes in comes out: moments to the microsecond, ids, JSON texts, payload bytes.
 
 use ::store::{
-    Deliver, Settlement, claimed_under, create_organization, create_secret, create_token, find_organization,
-    record_run,
+    Deliver, claimed_under, create_organization, create_secret, create_token, find_organization, record_run,
 };
 use contracts::{ClaimId, FailureReason, JsonText, OrgId, RunId, Scopes, Timestamp};
+use engine::Settlement;
 use testkit::{Engine, keyring, terminal_run};
 use uuid::Uuid;
 
@@ -102,7 +102,7 @@ async fn ids_keep_all_their_bits(engine: Engine) {
     }
     let delivery = stage.accept();
     let under = ClaimId(Uuid::from_u128(u128::MAX - 1));
-    let jobs = [crate::stage::job(delivery.id, 1)];
+    let jobs = [stage.job(delivery.id, 1)];
     let claimed = ::store::claim_jobs(&mut stage.conn, stage.now, LEASE, under, &jobs).unwrap();
     assert_eq!(
         (claimed[0].held.claim_id, claimed[0].held.delivery_id, claimed[0].held.org_id),

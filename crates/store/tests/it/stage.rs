@@ -1,12 +1,13 @@
 //! What the tests share: a database with one organization, a clock that stands still, and the steps of a
 //! delivery's life by short names.
 
+use std::collections::HashMap;
 use std::time::Duration;
 
 use ::store::{
-    AcceptPolicy, AnyConnection, AttemptRecord, Claimed, Clock, DatabaseUrl, Deliver, Effect, Failure,
-    Finished, HeldAttempt, RecordedRun, Redelivery, Settlement, Store, StoreError, claim_due, claim_jobs,
-    create_organization, expired_leases, find_delivery, find_run, finish, record_run, redeliver,
+    AcceptPolicy, AnyConnection, Clock, DatabaseUrl, Deliver, DueClaim, RecordedRun, Redelivery, Store,
+    StoreError, claim_due, claim_jobs, create_organization, find_delivery, find_run, finish, record_run,
+    recover_leases, redeliver,
 };
 use contracts::{
     AttemptId, AttemptNumber, ClaimId, Delivery, DeliveryId, Destination, FailureReason, Job, OrgId,
@@ -15,6 +16,10 @@ use contracts::{
 use diesel::connection::TransactionManager;
 use diesel::prelude::*;
 use diesel::sql_types::BigInt;
+use engine::{
+    AttemptRecord, AttemptResult, ByteRoom, Claimed, Effect, Failure, HeldAttempt, HoldChange, RelayPlan,
+    Settlement,
+};
 use testkit::{Engine, TestDatabase, terminal_run};
 use uuid::Uuid;
 
@@ -80,8 +85,13 @@ impl Stage {
 
     /// A run that has succeeded, without a delivery.
     pub(crate) fn run(&mut self) -> RunId {
+        self.run_to(URL)
+    }
+
+    /// The same, with that URL.
+    pub(crate) fn run_to(&mut self, url: &str) -> RunId {
         let run = new_run();
-        let update = terminal_run(URL);
+        let update = terminal_run(url);
         record_run(&mut self.conn, self.now, &POLICY, Deliver::Never, (self.org, run), &update, "req")
             .unwrap();
         run
@@ -101,6 +111,22 @@ impl Stage {
         accepted(self.redeliver(run))
     }
 
+    /// A new delivery that goes there.
+    pub(crate) fn accept_to(&mut self, url: &str) -> Delivery {
+        let run = self.run_to(url);
+        accepted(self.redeliver(run))
+    }
+
+    /// Where deliveries to that URL go.
+    pub(crate) fn destination(&self, url: &str) -> Destination {
+        Destination::of(self.org, url)
+    }
+
+    /// A doorbell of a delivery to [`URL`].
+    pub(crate) fn job(&self, delivery: DeliveryId, attempt: AttemptNumber) -> Job {
+        job_to(self.destination(URL), delivery, attempt)
+    }
+
     /// That many of them.
     pub(crate) fn accept_many(&mut self, count: usize) -> Vec<DeliveryId> {
         (0..count).map(|_| self.accept().id).collect()
@@ -113,7 +139,7 @@ impl Stage {
 
     /// One attempt that can be claimed.
     pub(crate) fn claim_one(&mut self, delivery: DeliveryId, attempt: AttemptNumber) -> Claimed {
-        let mut claimed = self.claim(&[job(delivery, attempt)]);
+        let mut claimed = self.claim(&[self.job(delivery, attempt)]);
         assert_eq!(claimed.len(), 1, "attempt {attempt} can be claimed");
         claimed.remove(0)
     }
@@ -125,14 +151,24 @@ impl Stage {
     }
 
     pub(crate) fn claim_due(&mut self, limit: usize) -> Vec<Claimed> {
-        claim_due(&mut self.conn, self.now, LEASE, ClaimId::new(self.now), limit).unwrap()
+        self.look(&plan(limit)).claimed
     }
 
-    pub(crate) fn expired(&mut self) -> Vec<HeldAttempt> {
-        expired_leases(&mut self.conn, self.now, 100).unwrap()
+    /// One look of the relay.
+    pub(crate) fn look(&mut self, plan: &RelayPlan) -> DueClaim {
+        let now = self.now;
+        self.conn.transaction(|tx| claim_due(tx, now, LEASE, ClaimId::new(now), plan)).unwrap()
     }
 
-    pub(crate) fn finish(&mut self, batch: &[Finished]) -> Vec<Effect> {
+    /// Records the attempts whose lease has ended, with that settlement.
+    pub(crate) fn recover(&mut self, settlement: Settlement) -> Vec<HeldAttempt> {
+        let now = self.now;
+        let settle = |held: &HeldAttempt| lost(held, settlement);
+        let recovered = self.conn.transaction(|tx| recover_leases(tx, now, 100, &[], settle)).unwrap();
+        recovered.into_iter().map(|(held, ..)| held).collect()
+    }
+
+    pub(crate) fn finish(&mut self, batch: &[AttemptResult]) -> Vec<Effect> {
         let now = self.now;
         self.conn.transaction(|tx| finish(tx, now, batch)).unwrap()
     }
@@ -142,21 +178,58 @@ impl Stage {
         self.conn.transaction(work).unwrap()
     }
 
+    /// Deliveries like that one, of runs of their own, to destinations `0..destinations` in turn. Each is due a microsecond
+    /// after the one before.
+    pub(crate) fn copy(&mut self, delivery: DeliveryId, count: i64, destinations: i64) {
+        let (id, later) = match self.conn {
+            AnyConnection::Postgres(_) => ("lpad(to_hex(i), 32, '0')::uuid", "i * interval '1 microsecond'"),
+            AnyConnection::Sqlite(_) => ("unhex(printf('%032x', i))", "i"),
+        };
+        let numbers =
+            format!("WITH RECURSIVE n (i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < {count})");
+        let delivery = self.literal(delivery.0);
+        for copies in [
+            format!(
+                "INSERT INTO runs (org_id, id, status_code, created_at, completed_at, updated_at) {numbers}
+                 SELECT d.org_id, {id}, 'succeeded', d.created_at, d.created_at, d.created_at
+                 FROM deliveries d CROSS JOIN n WHERE d.id = {delivery}"
+            ),
+            format!(
+                "INSERT INTO deliveries (id, org_id, run_id, callback_url, destination, payload, is_automatic,
+                     status_code, attempt_count, max_attempts, next_attempt_at, wake_at, request_id, created_at,
+                     updated_at) {numbers}
+                 SELECT {id}, d.org_id, {id}, d.callback_url, i % {destinations}, d.payload, d.is_automatic,
+                     d.status_code, 0, d.max_attempts, d.next_attempt_at, d.wake_at + {later}, 'r', d.created_at,
+                     d.updated_at
+                 FROM deliveries d CROSS JOIN n WHERE d.id = {delivery}"
+            ),
+        ] {
+            self.sql(&copies).unwrap();
+        }
+    }
+
     /// The rows of a table, or of those that a condition holds for.
     pub(crate) fn count(&mut self, from: &str) -> i64 {
         self.number(&format!("SELECT count(*) AS number FROM {from}"))
     }
 
     /// What becomes of one result.
-    pub(crate) fn finish_one(&mut self, finished: Finished) -> Effect {
+    pub(crate) fn finish_one(&mut self, finished: AttemptResult) -> Effect {
         self.finish(&[finished])[0]
+    }
+
+    /// The destination of [`URL`] is held until then, as a receiver has asked for.
+    pub(crate) fn hold(&mut self, until: Timestamp) {
+        let claimed = self.claimed();
+        let hold = HoldChange::HoldUntil(until);
+        assert_eq!(self.finish_one(AttemptResult { hold, ..failed(&claimed) }), Effect::Recorded);
     }
 
     /// Lets the lease end and records `outcome_unknown`, with another attempt right away.
     pub(crate) fn lose(&mut self, claimed: &Claimed) {
         self.advance(LEASE);
         let lost = finished(claimed, Some(FailureReason::OutcomeUnknown), Settlement::RetryAt(self.now));
-        assert_eq!(self.finish_one(lost), Effect::Finished);
+        assert_eq!(self.finish_one(lost), Effect::Recorded);
     }
 
     pub(crate) fn delivery(&mut self, id: DeliveryId) -> Delivery {
@@ -179,6 +252,24 @@ impl Stage {
             }
             AnyConnection::Sqlite(_) => self.number(&format!("SELECT {column} FROM {table}")),
         }
+    }
+
+    /// The rows of `destinations` in order: the destination, until when it is held, and until when its probe is leased, or 0.
+    pub(crate) fn hold_rows(&mut self) -> Vec<(i64, i64, i64)> {
+        let rows = self.count("destinations");
+        let nth = |column: &str, n: i64| {
+            format!("(SELECT {column} FROM destinations ORDER BY destination LIMIT 1 OFFSET {n}) AS t")
+        };
+        (0..rows)
+            .map(|n| {
+                let destination = self.number(&format!("SELECT destination FROM {}", nth("destination", n)));
+                let [held, probing] = ["held_until", "probing_until"].map(|column| {
+                    let is_null = self.count(&format!("{} WHERE {column} IS NULL", nth(column, n))) == 1;
+                    if is_null { 0 } else { self.micros(&nth(column, n), column) }
+                });
+                (destination, held, probing)
+            })
+            .collect()
     }
 
     /// An id in the engine's own SQL.
@@ -212,8 +303,8 @@ impl Stage {
     }
 }
 
-const TABLES: [&str; 6] =
-    ["organizations", "api_tokens", "signing_secrets", "runs", "deliveries", "attempts"];
+const TABLES: [&str; 7] =
+    ["organizations", "api_tokens", "signing_secrets", "runs", "deliveries", "attempts", "destinations"];
 
 pub(crate) fn number(conn: &mut AnyConnection, query: &str) -> i64 {
     diesel::dsl::sql::<BigInt>(query).get_result(conn).unwrap()
@@ -235,68 +326,101 @@ pub(crate) fn accepted(redelivery: Redelivery) -> Delivery {
 }
 
 /// A doorbell. Its organization is nobody's: what counts is the row's.
-pub(crate) fn job(delivery_id: DeliveryId, attempt: AttemptNumber) -> Job {
+pub(crate) fn job_to(destination: Destination, delivery_id: DeliveryId, attempt: AttemptNumber) -> Job {
     Job {
         version: Job::VERSION,
         delivery_id,
         attempt,
-        destination: Destination::of_origin("https://hooks.example.com:443"),
+        destination,
+        payload_size: None,
         org_id: OrgId(Uuid::nil()),
         request_id: "req-of-the-doorbell".into(),
     }
 }
 
+/// A look of a dispatcher with room for that many attempts, of any size and to anywhere.
+pub(crate) fn plan(room: usize) -> RelayPlan {
+    RelayPlan {
+        room,
+        bytes: ByteRoom { free: u64::MAX, is_idle: true, per_destination: u64::MAX },
+        bytes_in_flight: HashMap::new(),
+        ordinary_room: usize::MAX,
+        rooms: HashMap::new(),
+        cursor: None,
+        has_backlog: false,
+        stepped_over: Vec::new(),
+        targets: Vec::new(),
+    }
+}
+
 /// A result: a 200 without `reason`, otherwise that failure.
-pub(crate) fn finished(claimed: &Claimed, reason: Option<FailureReason>, settlement: Settlement) -> Finished {
+pub(crate) fn finished(
+    claimed: &Claimed,
+    reason: Option<FailureReason>,
+    settlement: Settlement,
+) -> AttemptResult {
     let status_code = match reason {
         None => Some(200),
         Some(FailureReason::HttpError) => Some(503),
         Some(_) => None,
     };
-    Finished {
-        delivery_id: claimed.held.delivery_id,
-        claim_id: claimed.held.claim_id,
-        record: AttemptRecord {
-            id: AttemptId::new(claimed.held.claimed_at),
-            number: claimed.held.attempt,
-            failure: reason.map(|reason| Failure { reason, detail: format!("{reason} it was") }),
-            status_code,
-            response_body: status_code.map(|status| format!("answer {status}")),
-            response_time_ms: status_code.map(i64::from),
-            claimed_at: claimed.held.claimed_at,
-        },
-        settlement,
-    }
+    let mut result = result(&claimed.held, settlement);
+    result.record = AttemptRecord {
+        failure: reason.map(|reason| Failure { reason, detail: format!("{reason} it was") }),
+        status_code,
+        response_body: status_code.map(|status| format!("answer {status}")),
+        response_time_ms: status_code.map(i64::from),
+        ..result.record
+    };
+    result
 }
 
-/// What the relay records of a lease that has ended.
-pub(crate) fn lost(lease: &HeldAttempt, settlement: Settlement) -> Finished {
+/// What is recorded of a lease that has ended.
+pub(crate) fn lost(held: &HeldAttempt, settlement: Settlement) -> AttemptResult {
     let failure = Failure { reason: FailureReason::OutcomeUnknown, detail: "the lease ended".into() };
-    Finished {
-        delivery_id: lease.delivery_id,
-        claim_id: lease.claim_id,
+    let mut result = result(held, settlement);
+    result.record.failure = Some(failure);
+    result
+}
+
+/// An attempt that was not sent, whose number is free again.
+pub(crate) fn handed_back(claimed: &Claimed, at: Timestamp) -> AttemptResult {
+    let failure = Failure { reason: FailureReason::Timeout, detail: "not sent: no socket".into() };
+    let mut result = result(&claimed.held, Settlement::HandedBack(at));
+    result.record.failure = Some(failure);
+    result
+}
+
+fn result(held: &HeldAttempt, settlement: Settlement) -> AttemptResult {
+    AttemptResult {
+        delivery_id: held.delivery_id,
+        claim_id: held.claim_id,
+        org_id: held.org_id,
+        destination: held.destination,
+        is_probe: held.is_probe,
         record: AttemptRecord {
-            id: AttemptId::new(lease.claimed_at),
-            number: lease.attempt,
-            failure: Some(failure),
+            id: AttemptId::new(held.claimed_at),
+            number: held.attempt,
+            failure: None,
             status_code: None,
             response_body: None,
             response_time_ms: None,
-            claimed_at: lease.claimed_at,
+            claimed_at: held.claimed_at,
         },
         settlement,
+        hold: HoldChange::None,
     }
 }
 
-pub(crate) fn succeeded(claimed: &Claimed) -> Finished {
+pub(crate) fn succeeded(claimed: &Claimed) -> AttemptResult {
     finished(claimed, None, Settlement::Succeeded)
 }
 
-pub(crate) fn retried(claimed: &Claimed, at: Timestamp) -> Finished {
+pub(crate) fn retried(claimed: &Claimed, at: Timestamp) -> AttemptResult {
     finished(claimed, Some(FailureReason::HttpError), Settlement::RetryAt(at))
 }
 
-pub(crate) fn failed(claimed: &Claimed) -> Finished {
+pub(crate) fn failed(claimed: &Claimed) -> AttemptResult {
     finished(claimed, Some(FailureReason::HttpError), Settlement::Failed)
 }
 
@@ -307,11 +431,15 @@ pub(crate) fn ids(claimed: &[Claimed]) -> Vec<DeliveryId> {
 }
 
 /// Starts `count` write transactions at once and gathers what they answer.
-pub(crate) async fn at_once<T: Send + 'static>(
+pub(crate) async fn at_once<T, E>(
     store: &Store,
     count: usize,
-    work: impl Fn(&mut AnyConnection, Timestamp) -> Result<T, StoreError> + Clone + Send + 'static,
-) -> Vec<T> {
+    work: impl Fn(&mut AnyConnection, Timestamp) -> Result<T, E> + Clone + Send + 'static,
+) -> Vec<T>
+where
+    T: Send + 'static,
+    E: From<StoreError> + From<diesel::result::Error> + std::fmt::Debug + Send + 'static,
+{
     let tasks = (0..count).map(|_| {
         let (store, work) = (store.clone(), work.clone());
         async move { store.write(move |tx, now| work(tx, now)).await }

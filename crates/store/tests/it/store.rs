@@ -11,7 +11,7 @@ use diesel::Connection;
 use diesel::connection::SimpleConnection;
 use testkit::Engine;
 
-use crate::stage::{LEASE, POLICY, Stage, at_once, number, on_both_engines};
+use crate::stage::{LEASE, POLICY, Stage, at_once, number, on_both_engines, plan};
 
 on_both_engines!(
     an_error_rolls_everything_back,
@@ -163,7 +163,7 @@ async fn use_every_connection(store: &Store) {
     let together = Arc::new(Barrier::new(8));
     at_once(store, 8, move |tx, _| {
         together.wait();
-        Ok(tx.batch_execute("SELECT 1")?)
+        Ok::<_, StoreError>(tx.batch_execute("SELECT 1")?)
     })
     .await;
 }
@@ -216,7 +216,9 @@ async fn a_line_that_goes_dead_is_an_outage_whatever_comes_next() {
     let statements: [(&str, Next); 5] = [
         ("statement", |tx, now, _, _| make(tx, now).map(drop)),
         ("savepoint", |tx, now, org, run| redeliver(tx, now, &POLICY, org, run, "req").map(drop)),
-        ("batch", |tx, now, _, _| claim_due(tx, now, LEASE, ClaimId::new(now), 1).map(drop)),
+        ("batch", |tx, now, _, _| {
+            claim_due(tx, now, LEASE, ClaimId::new(now), &plan(1)).map(drop).map_err(|refused| refused.error)
+        }),
         ("error of the work's own", |_, _, _, _| Err(StoreError::Unavailable("its own".into()))),
         ("commit", |_, _, _, _| Ok(())),
     ];
