@@ -2,11 +2,10 @@
 
 use std::time::Duration;
 
+use contracts::FailureReason;
 use engine::Claimed;
 use engine::Outcome;
-use engine::dispatch::AttemptKey;
 use store::Clock;
-use tokio::sync::mpsc;
 use uuid::Uuid;
 
 use crate::failpoint;
@@ -18,12 +17,10 @@ pub(crate) struct Attempts {
     pub(crate) clock: Clock,
     pub(crate) sender: Sender,
     pub(crate) signer: Signer,
-    pub(crate) ended: mpsc::UnboundedSender<Ended>,
 }
 
 /// An attempt that is over.
 pub(crate) struct Ended {
-    pub(crate) key: AttemptKey,
     pub(crate) outcome: Outcome,
     pub(crate) elapsed: Duration,
     /// `Runflow-Request-Id`, when something was sent.
@@ -32,7 +29,7 @@ pub(crate) struct Ended {
 
 impl Attempts {
     /// Makes the attempt, if it can begin before `send_before` on the clock's monotonic time.
-    pub(crate) async fn make(&self, claimed: Claimed, send_before: Duration) {
+    pub(crate) async fn make(&self, claimed: Claimed, send_before: Duration) -> Ended {
         failpoint("claimed");
         let held = &claimed.held;
         let secret = match claimed.signing_secret_id {
@@ -48,8 +45,14 @@ impl Attempts {
             Err(unsigned) => (unsigned, None),
         };
         let elapsed = self.clock.monotonic().saturating_sub(began);
-        let key = held.key();
-        // Fails only when the driver is gone, after its drain.
-        let _ = self.ended.send(Ended { key, outcome, elapsed, runflow_request_id });
+        Ended { outcome, elapsed, runflow_request_id }
+    }
+}
+
+impl Ended {
+    /// An attempt whose task panicked: nobody knows how far it had come.
+    pub(crate) fn panicked() -> Ended {
+        let outcome = Outcome::failed(FailureReason::OutcomeUnknown, "the attempt broke off by an error of Redial's");
+        Ended { outcome, elapsed: Duration::ZERO, runflow_request_id: None }
     }
 }

@@ -11,7 +11,7 @@ use futures_util::future::BoxFuture;
 use futures_util::stream::FuturesUnordered;
 use queue::{Consumer, Message};
 use store::{Clock, Store};
-use tokio::sync::mpsc;
+use tokio::task::{self, JoinError, JoinSet};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
@@ -25,7 +25,6 @@ pub(crate) struct Driver {
     pub(crate) consumer: Consumer,
     pub(crate) lease: Duration,
     pub(crate) attempts: Arc<Attempts>,
-    pub(crate) ended: mpsc::UnboundedReceiver<Ended>,
     pub(crate) dispatch: Dispatch,
     pub(crate) progress: Progress,
     pub(crate) state: State,
@@ -39,6 +38,8 @@ pub(crate) struct State {
     last_token: u64,
     /// What is logged of attempts that are not done with.
     attempts: BTreeMap<AttemptKey, (HeldAttempt, Option<Uuid>)>,
+    tasks: JoinSet<Ended>,
+    keys: HashMap<task::Id, AttemptKey>,
     transactions: FuturesUnordered<BoxFuture<'static, Answer>>,
     is_stopped: bool,
 }
@@ -85,10 +86,11 @@ impl Driver {
                     events.push(Event::Stop);
                 }
                 Some(answer) = self.state.transactions.next() => events.extend(self.answered(answer)),
-                Some(ended) = self.ended.recv() => {
-                    events.push(self.attempt_ended(ended));
-                    while let Ok(ended) = self.ended.try_recv() {
-                        events.push(self.attempt_ended(ended));
+                Some(ended) = self.state.tasks.join_next_with_id() => {
+                    let mut next = Some(ended);
+                    while let Some(ended) = next {
+                        events.extend(self.attempt_ended(ended));
+                        next = self.state.tasks.try_join_next_with_id();
                     }
                 }
                 Some(message) = self.consumer.next(), if self.dispatch.doorbell_room() > 0 => {
@@ -114,11 +116,20 @@ impl Driver {
         Event::Doorbells(doorbells)
     }
 
-    fn attempt_ended(&mut self, Ended { key, outcome, elapsed, runflow_request_id }: Ended) -> Event {
+    fn attempt_ended(&mut self, ended: Result<(task::Id, Ended), JoinError>) -> Option<Event> {
+        let id = ended.as_ref().map_or_else(JoinError::id, |(id, _)| *id);
+        let key = self.state.keys.remove(&id)?;
+        let Ended { outcome, elapsed, runflow_request_id } = match ended {
+            Ok((_, ended)) => ended,
+            Err(error) => {
+                tracing::error!(%error, delivery_id = %key.delivery_id, "an attempt broke off");
+                Ended::panicked()
+            }
+        };
         if let Some((_, id)) = self.state.attempts.get_mut(&key) {
             *id = runflow_request_id;
         }
-        Event::Ended { key, outcome, elapsed }
+        Some(Event::Ended { key, outcome, elapsed })
     }
 
     fn answered(&mut self, Answer { event, recovered }: Answer) -> Option<Event> {
@@ -159,9 +170,11 @@ impl Driver {
             Action::Send { claimed, send_before } => {
                 let held = claimed.held.clone();
                 tracing::debug!(delivery_id = %held.delivery_id, attempt = held.attempt, "claimed");
-                self.state.attempts.insert(held.key(), (held, None));
+                let key = held.key();
+                self.state.attempts.insert(key, (held, None));
                 let attempts = self.attempts.clone();
-                tokio::spawn(async move { attempts.make(*claimed, send_before).await });
+                let task = self.state.tasks.spawn(async move { attempts.make(*claimed, send_before).await });
+                self.state.keys.insert(task.id(), key);
             }
             Action::Report(recorded) => {
                 if let Some((held, id)) = self.state.attempts.remove(&recorded.result.key()) {

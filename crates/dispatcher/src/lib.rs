@@ -31,7 +31,6 @@ use engine::dispatch::Dispatch;
 use queue::Consumer;
 use store::{Keyring, Store};
 use thiserror::Error;
-use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 use crate::attempt::Attempts;
@@ -98,12 +97,10 @@ impl Dispatcher {
     pub async fn run(self, consumer: Consumer, shutdown: CancellationToken) -> Result<(), DispatcherError> {
         let Dispatcher { store, keyring, key_source, egress, settings, progress } = self;
         let clock = store.clock().clone();
-        let (ended, endings) = mpsc::unbounded_channel(); // bounded by the slots
         let attempts = Arc::new(Attempts {
             clock: clock.clone(),
             sender: Sender::new(&settings, egress, clock.clone())?,
             signer: Signer::new(store.clone(), keyring, key_source),
-            ended,
         });
         tracing::info!(max_in_flight = settings.limits.max_in_flight, "dispatching");
         let driver = Driver {
@@ -111,7 +108,6 @@ impl Dispatcher {
             consumer,
             lease: settings.limits.lease,
             attempts,
-            ended: endings,
             dispatch: Dispatch::new(settings.limits, rand::random(), now(&clock)),
             progress,
             state: State::default(),
