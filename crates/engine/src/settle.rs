@@ -32,9 +32,9 @@ impl RetryPolicy {
             Outcome::Answered(response) => retry_after(response, now),
             _ => None,
         };
-        let hold = match retry_after {
-            Some(wait) if is_off(Protection::HoldCap) => HoldChange::HoldUntil(now + wait),
-            Some(wait) => HoldChange::HoldUntil(now + wait.min(self.hold_cap)),
+        let cap = if is_off(Protection::HoldCap) { Duration::MAX } else { self.hold_cap };
+        let hold = match retry_after.map(|wait| wait.min(cap)).filter(|wait| !wait.is_zero()) {
+            Some(wait) => HoldChange::HoldUntil(now + wait),
             None if held.is_probe && !matches!(outcome, Outcome::NotSent(_)) => HoldChange::Open,
             None if held.is_probe => HoldChange::ProbeAgain,
             None => HoldChange::None,
@@ -232,6 +232,7 @@ mod tests {
         assert_eq!(hold_after(answered(503, Some("30")), true), until(30));
         assert_eq!(hold_after(answered(503, Some("3600")), false), until(CAP.as_secs()));
         assert_eq!(hold_after(answered(503, None), false), HoldChange::None);
+        assert_eq!(hold_after(answered(429, Some("0")), false), HoldChange::None);
         assert_eq!(hold_after(answered(500, Some("30")), false), HoldChange::None);
     }
 

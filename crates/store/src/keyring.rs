@@ -96,12 +96,7 @@ impl Keyring {
         Sealed { key_id: key_id.clone(), bytes: [&nonce[..], &sealed].concat() }
     }
 
-    pub(crate) fn open(
-        &self,
-        org: OrgId,
-        id: SecretId,
-        sealed: &Sealed,
-    ) -> Result<SigningSecret, OpenError> {
+    pub(crate) fn open(&self, org: OrgId, id: SecretId, sealed: &Sealed) -> Result<SigningSecret, OpenError> {
         let missing = || OpenError::KeyMissing(sealed.key_id.clone());
         let does_not_open = || OpenError::DoesNotOpen(sealed.key_id.clone());
         let (_, cipher) = self.0.iter().find(|(kid, _)| *kid == sealed.key_id).ok_or_else(missing)?;
