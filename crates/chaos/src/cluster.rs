@@ -1,8 +1,9 @@
 //! A PostgreSQL cluster of its own, to be crashed and restarted.
 
+use std::io::{BufRead, BufReader, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
-use std::process::{Command, Output};
+use std::process::{Child, Command, Output, Stdio};
 
 use anyhow::{Context, Result, ensure};
 use tempfile::TempDir;
@@ -69,6 +70,24 @@ impl Cluster {
         Ok(String::from_utf8_lossy(&output.stdout).trim().to_owned())
     }
 
+    /// Runs a statement in a session of its own, which keeps the locks it takes until it is dropped.
+    pub(crate) fn lock(&self, database: &str, statement: &str) -> Result<Lock> {
+        const LOCKED: &str = "locked";
+        let mut session = Command::new(self.programs.join("psql"))
+            .args(["-qtAXw", "-v", "ON_ERROR_STOP=1", &self.url(database)])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()?;
+        let input = session.stdin.as_mut().context("no input")?;
+        writeln!(input, "BEGIN;\n{statement};\n\\! echo {LOCKED}")?;
+        let output = session.stdout.take().context("no output")?;
+        // Ends when the session does, which a statement that fails makes it do.
+        let is_locked = BufReader::new(output).lines().map_while(|line| line.ok()).any(|line| line == LOCKED);
+        let lock = Lock(session);
+        ensure!(is_locked, "{statement} has failed");
+        Ok(lock)
+    }
+
     fn run(&self, program: &str, arguments: &[&str]) -> Result<()> {
         let program = self.programs.join(program);
         let mut command = match is_root()? {
@@ -88,6 +107,17 @@ impl Cluster {
             .status()?;
         ensure!(status.success(), "{} {arguments:?} ended with {status}", program.display());
         Ok(())
+    }
+}
+
+/// A session whose transaction is open.
+pub(crate) struct Lock(Child);
+
+impl Drop for Lock {
+    fn drop(&mut self) {
+        // The server rolls back when its client is gone.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
     }
 }
 

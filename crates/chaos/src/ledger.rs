@@ -1,6 +1,6 @@
 //! What really arrived: the receiver's own record, independent of the database.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant, SystemTime};
@@ -39,11 +39,11 @@ pub(crate) struct Ledger {
 }
 
 impl Ledger {
-    /// Opens one that verifies with `secret`.
+    /// Opens one that verifies with `secret`. It listens on every address, so that each of 127.0.0.0/8 is a destination.
     pub(crate) fn open(secret: SigningSecret) -> Result<Ledger> {
         let (sink, mut arrivals) = unbounded_channel();
         let options = receiver::Options { secrets: vec![secret], sink: Some(sink), ..Default::default() };
-        let receiver = Receiver::bind(SocketAddr::from((Ipv4Addr::LOCALHOST, 0)), options)?;
+        let receiver = Receiver::bind(SocketAddr::from((Ipv4Addr::UNSPECIFIED, 0)), options)?;
         let receipts: Arc<Mutex<HashMap<DeliveryId, Vec<Receipt>>>> = Arc::default();
         let kept = receipts.clone();
         let clock = HostClock::read();
@@ -58,7 +58,19 @@ impl Ledger {
     }
 
     pub(crate) fn url(&self, path: &str) -> String {
-        self.receiver.url(path)
+        self.url_of(0, path)
+    }
+
+    /// The URL of `path` at one of many destinations: the same receiver under another address.
+    pub(crate) fn url_of(&self, destination: u32, path: &str) -> String {
+        let address = Ipv4Addr::from(u32::from(Ipv4Addr::LOCALHOST) + destination);
+        format!("http://{address}:{}{path}", self.receiver.addr().port())
+    }
+
+    /// How many of these deliveries have not arrived.
+    pub(crate) fn missing(&self, ids: &HashSet<DeliveryId>) -> usize {
+        let receipts = self.receipts.lock().expect("no holder panics");
+        ids.iter().filter(|id| !receipts.contains_key(id)).count()
     }
 
     /// How many callbacks arrived.

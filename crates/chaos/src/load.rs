@@ -50,9 +50,7 @@ impl Answers {
 
     /// A percentile of the times, `share` of 1.
     pub(crate) fn percentile(&mut self, share: f64) -> Duration {
-        self.times.sort_unstable();
-        let place = (self.times.len().saturating_sub(1)) as f64 * share;
-        self.times.get(place as usize).copied().unwrap_or_default()
+        percentile(&mut self.times, share)
     }
 
     /// Answers other than 201, in words.
@@ -63,6 +61,13 @@ impl Answers {
         words.push(format!("{} without an answer", self.unanswered));
         words.join(", ")
     }
+}
+
+/// A percentile, `share` of 1; zero of none.
+pub(crate) fn percentile(times: &mut [Duration], share: f64) -> Duration {
+    times.sort_unstable();
+    let index = (times.len().saturating_sub(1)) as f64 * share;
+    times.get(index as usize).copied().unwrap_or_default()
 }
 
 /// Asks for a redelivery of each run, from a task of its own. The clients take the apis in turn, and another one when

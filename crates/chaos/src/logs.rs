@@ -12,8 +12,10 @@ type Key = (DeliveryId, AttemptNumber);
 /// All dispatchers' logs of one scenario.
 #[derive(Debug, Default)]
 pub(crate) struct Logs {
-    /// The name of the dispatcher that claimed an attempt.
-    pub(crate) claimed_by: HashMap<Key, String>,
+    /// When an attempt was claimed, and by which dispatcher: more than once only if it was handed back.
+    pub(crate) claims: HashMap<Key, Vec<(Timestamp, String)>>,
+    /// How often an attempt was handed back: not sent for a reason of the dispatcher's own.
+    pub(crate) handed_back: HashMap<Key, usize>,
     /// Attempts whose result came after their lease.
     pub(crate) late: HashSet<Key>,
     /// Attempts whose 2xx is on record, and by when it was.
@@ -51,13 +53,26 @@ impl Logs {
         Ok(logs)
     }
 
+    /// Whether an attempt was claimed more often than once and once more each time it was handed back.
+    pub(crate) fn is_claimed_again(&self, key: &Key) -> bool {
+        let handed_back = self.handed_back.get(key).copied().unwrap_or(0);
+        self.claims.get(key).is_some_and(|claims| claims.len() > handed_back + 1)
+    }
+
+    /// The dispatcher that claimed an attempt; the last one, if it was handed back.
+    pub(crate) fn claimed_by(&self, key: &Key) -> Option<&str> {
+        let (_, name) = self.claims.get(key)?.iter().max()?;
+        Some(name)
+    }
+
     fn add(&mut self, name: &str, line: Line) -> Result<()> {
         let at = Timestamp::parse(&line.timestamp).ok().context("a log line without a moment")?;
         self.clocks.insert(name.to_owned(), at);
         let (Some(id), Some(attempt)) = (line.delivery_id, line.attempt) else { return Ok(()) };
         let key = (id, attempt);
         match line.message.as_str() {
-            "claimed" => _ = self.claimed_by.insert(key, name.to_owned()),
+            "claimed" => self.claims.entry(key).or_default().push((at, name.to_owned())),
+            "attempt handed back" => *self.handed_back.entry(key).or_default() += 1,
             "attempt" if line.effect.as_deref() != Some("dropped") => {
                 if line.effect.is_some_and(|effect| effect.starts_with("late")) {
                     self.late.insert(key);
@@ -69,5 +84,36 @@ impl Logs {
             _ => {}
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const ID: &str = "01a21b27-0a7c-7174-8581-6cdf53b003c7";
+
+    fn logs(lines: &[(&str, u32, &str)]) -> Logs {
+        let mut logs = Logs::default();
+        for (dispatcher, second, message) in lines {
+            let line = format!(
+                r#"{{"timestamp": "2025-01-01T00:00:{second:02}.000000Z", "level": "INFO",
+                    "message": "{message}", "delivery_id": "{ID}", "attempt": 1, "cause": "no file descriptor"}}"#
+            );
+            logs.add(dispatcher, serde_json::from_str(&line).unwrap()).unwrap();
+        }
+        logs
+    }
+
+    #[test]
+    fn an_attempt_is_claimed_again_only_after_it_was_handed_back() {
+        let key = (ID.parse().unwrap(), 1);
+        let mut lines = vec![("dispatcher-2", 3, "claimed"), ("dispatcher-1", 1, "claimed")];
+        assert!(logs(&lines).is_claimed_again(&key));
+        lines.push(("dispatcher-1", 2, "attempt handed back"));
+        assert!(!logs(&lines).is_claimed_again(&key));
+        assert_eq!(logs(&lines).claimed_by(&key), Some("dispatcher-2"), "the last one");
+        lines.push(("dispatcher-1", 4, "claimed"));
+        assert!(logs(&lines).is_claimed_again(&key));
     }
 }

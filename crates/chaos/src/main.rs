@@ -4,6 +4,7 @@
 
 mod cluster;
 mod ledger;
+mod limits;
 mod load;
 mod logs;
 mod ports;

@@ -1,5 +1,6 @@
 //! Processes of the real binary, to be killed, stopped and restarted.
 
+use std::ffi::OsStr;
 use std::fs::OpenOptions;
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -19,6 +20,8 @@ pub(crate) struct Recipe {
     /// Where it answers HTTP.
     pub(crate) address: SocketAddr,
     pub(crate) environment: Vec<(String, String)>,
+    /// A command that runs the one given to it in its own place, such as `prlimit --nofile=512`. Empty: none.
+    pub(crate) wrapper: Vec<String>,
     pub(crate) log: PathBuf,
 }
 
@@ -40,7 +43,9 @@ impl Process {
     /// The same with more variables.
     pub(crate) fn start_with(recipe: Recipe, more: &[(&str, &str)]) -> Result<Process> {
         let log = OpenOptions::new().create(true).append(true).open(&recipe.log)?;
-        let child = Command::new(&recipe.binary)
+        let mut words = recipe.wrapper.iter().map(OsStr::new).chain([recipe.binary.as_os_str()]);
+        let child = Command::new(words.next().context("no program")?)
+            .args(words)
             .arg(recipe.service)
             .envs(recipe.environment.iter().cloned())
             .envs(more.iter().copied())
@@ -102,6 +107,11 @@ impl Process {
             ensure!(Instant::now() < deadline, "{} does not end", self.recipe.name);
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
+    }
+
+    /// Whether it has ended by itself, or was killed by somebody else.
+    pub(crate) fn has_ended(&mut self) -> Result<bool> {
+        Ok(self.child.try_wait()?.is_some())
     }
 
     /// Whether it is stopped by a signal (proc(5), "stat").

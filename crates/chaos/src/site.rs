@@ -76,6 +76,8 @@ pub(crate) struct Site {
     pub(crate) dispatchers: Vec<Process>,
 }
 
+/// The size of an ordinary run's output.
+pub(crate) const OUTPUT: usize = 700;
 /// Rows written in one transaction while preparing.
 const CHUNK: usize = 500;
 /// The longest a step that goes well may take.
@@ -109,7 +111,7 @@ impl Site {
             ("REDIAL_SECRETS__KEYS", key.to_string()),
             ("REDIAL_LOG__FORMAT", "json".to_owned()),
             // Who claims what is told at debug.
-            ("REDIAL_LOG__FILTER", "info,dispatcher::intake=debug".to_owned()),
+            ("REDIAL_LOG__FILTER", "info,dispatcher=debug".to_owned()),
             ("REDIAL_DELIVERY__LEASE", format!("{}s", plan.lease.as_secs())),
             ("REDIAL_DELIVERY__TIMEOUT", format!("{}s", plan.timeout.as_secs())),
             ("REDIAL_DELIVERY__CONNECT_TIMEOUT", format!("{}ms", plan.timeout.as_millis() / 2)),
@@ -176,10 +178,14 @@ impl Site {
 
     /// Records that many runs that have ended, without announcing them. Their callbacks go to `path` of the receiver.
     pub(crate) async fn runs(&self, count: usize, path: &str) -> Result<Vec<RunId>> {
-        let url = self.ledger.url(path);
+        self.runs_with(count, &self.ledger.url(path), OUTPUT).await
+    }
+
+    /// The same with any URL, and an output of that many bytes.
+    pub(crate) async fn runs_with(&self, count: usize, url: &str, output: usize) -> Result<Vec<RunId>> {
         let body = format!(
             r#"{{"status_code":"succeeded","output":{{"text":"{}"}},"duration_ms":1,"callback_url":"{url}","metadata":{{}}}}"#,
-            "x".repeat(700)
+            "x".repeat(output)
         );
         let update = RunUpdate::parse(body.as_bytes()).map_err(|errors| anyhow::anyhow!("{errors:?}"))?;
         let policy = AcceptPolicy { max_attempts: 8, payload_format: contracts::PayloadFormat::Python };
@@ -272,5 +278,13 @@ fn recipe(
     let mut environment = environment.to_vec();
     environment.push((format!("REDIAL_{}__LISTEN", service.to_uppercase()), address.to_string()));
     let log = logs.join(format!("{name}.log"));
-    Ok(Recipe { binary: ground.binary.clone(), service, name, address, environment, log })
+    Ok(Recipe {
+        binary: ground.binary.clone(),
+        service,
+        name,
+        address,
+        environment,
+        wrapper: Vec::new(),
+        log,
+    })
 }

@@ -127,6 +127,14 @@ impl Verdict {
         if numbers != (1..=delivery.attempt_count).collect::<Vec<_>>() {
             self.breaks(REPEATED, format!("{id} has attempts {numbers:?} of {}", delivery.attempt_count));
         }
+        for number in 1..=delivery.attempt_count {
+            if evidence.logs.is_claimed_again(&(id, number)) {
+                self.breaks(
+                    REPEATED,
+                    format!("{id} attempt {number} was claimed again, and not handed back"),
+                );
+            }
+        }
         self.outcome_unknown +=
             delivery.attempts.iter().filter(|attempt| says(attempt, "outcome_unknown: ")).count();
         for attempt in &delivery.attempts {
@@ -232,12 +240,12 @@ impl Evidence<'_> {
         let (Some(record), Some(next)) = (of(accepted.attempt), of(again.attempt)) else {
             return Err(format!("{key:?}: without a record"));
         };
-        let claimed_by = self.logs.claimed_by.get(&key);
+        let claimed_by = self.logs.claimed_by(&key);
         let lease_end = record.created_at + self.lease;
         let was_struck = self.disturbances.iter().any(|disturbance| {
             let is_theirs = match &disturbance.what {
                 Struck::Database => true,
-                Struck::Dispatcher(name) => claimed_by == Some(name),
+                Struck::Dispatcher(name) => claimed_by == Some(name.as_str()),
             };
             let from = record.created_at - CLOCK_ERROR;
             is_theirs && disturbance.from <= lease_end + CLOCK_ERROR && disturbance.to >= from

@@ -19,6 +19,7 @@ A scripted callback receiver. POST to:
   /fail-first/{count}         503 to the first n requests of each webhook-id, then 200
   /retry-after/{seconds}  503 with Retry-After to the first request of each webhook-id, then 200
   /hang/{seconds}         200 after that long
+  /at-once/{count}        200 after 50 ms, to so many requests at once; 429 with Retry-After: 1 to more
   /drip/{seconds}         200 at once, then a body that drips for that long
   /large/{bytes}          200 with a body that large
   /redirect               302 to /ok
@@ -30,6 +31,9 @@ Any query string is allowed. Everything else is answered 404.
 ";
 
 const DRIPS_PER_SECOND: u64 = 10;
+/// How long an answer of `/at-once` takes, and the `Retry-After` of its refusals, in seconds.
+const AT_ONCE_DELAY: Duration = Duration::from_millis(50);
+const AT_ONCE_RETRY_AFTER: u64 = 1;
 const CHUNK: &[u8] = &[b'x'; 64 * 1024];
 
 /// A path, understood.
@@ -40,6 +44,9 @@ pub(crate) enum Script {
     FailFirst(u32),
     RetryAfter(u64),
     Hang(u64),
+    AtOnce(usize),
+    /// What `/at-once` answers beyond its count.
+    TooMany,
     Drip(u64),
     Large(u64),
     Redirect,
@@ -74,6 +81,7 @@ impl Script {
                 "fail-first" => Self::FailFirst(argument.parse().ok()?),
                 "retry-after" => Self::RetryAfter(argument.parse().ok()?),
                 "hang" => Self::Hang(argument.parse().ok()?),
+                "at-once" => Self::AtOnce(argument.parse().ok()?),
                 "drip" => Self::Drip(argument.parse().ok()?),
                 "large" => Self::Large(argument.parse().ok()?),
                 _ => return None,
@@ -81,7 +89,7 @@ impl Script {
         })
     }
 
-    /// What a mixture comes to this time.
+    /// Draws what a mixture comes to this time.
     pub(crate) fn drawn(self) -> Self {
         if self != Self::Mixed {
             return self;
@@ -99,7 +107,8 @@ impl Script {
     /// before it; it is asked only where that matters.
     pub(crate) fn status(self, earlier: impl FnOnce() -> u32) -> Option<StatusCode> {
         Some(match self {
-            Self::Ok | Self::Hang(_) | Self::Drip(_) | Self::Large(_) => StatusCode::OK,
+            Self::Ok | Self::Hang(_) | Self::AtOnce(_) | Self::Drip(_) | Self::Large(_) => StatusCode::OK,
+            Self::TooMany => StatusCode::TOO_MANY_REQUESTS,
             Self::Status(code) => code,
             Self::FailFirst(n) => up_after(n, earlier()),
             Self::RetryAfter(_) => up_after(1, earlier()),
@@ -116,6 +125,7 @@ impl Script {
     pub(crate) fn delay(self) -> Duration {
         match self {
             Self::Hang(seconds) => Duration::from_secs(seconds),
+            Self::AtOnce(_) => AT_ONCE_DELAY,
             _ => Duration::ZERO,
         }
     }
@@ -136,6 +146,7 @@ impl Script {
             Self::RetryAfter(seconds) if status == StatusCode::SERVICE_UNAVAILABLE => {
                 response.insert_header((header::RETRY_AFTER, seconds));
             }
+            Self::TooMany => _ = response.insert_header((header::RETRY_AFTER, AT_ONCE_RETRY_AFTER)),
             _ => {}
         }
         if status.is_client_error() || status.is_server_error() {
@@ -176,6 +187,7 @@ mod tests {
             ("/status/204", Script::Status(StatusCode::NO_CONTENT)),
             ("/fail-first/2", Script::FailFirst(2)),
             ("/hang/30", Script::Hang(30)),
+            ("/at-once/20", Script::AtOnce(20)),
             ("/", Script::Unknown),
             ("/okay", Script::Unknown),
             ("/ok/", Script::Unknown),

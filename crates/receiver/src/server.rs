@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, RwLock};
 use std::time::{Duration, Instant};
 use std::{fmt, io};
@@ -61,6 +61,8 @@ struct State {
     sink: Option<UnboundedSender<Received>>,
     now: Arc<dyn Fn() -> Timestamp + Send + Sync>,
     requests_by_id: Mutex<HashMap<String, u32>>,
+    /// Requests to `/at-once` that are being answered, other than with 429.
+    served_at_once: Arc<AtomicUsize>,
     posts: AtomicU64,
     invalid: AtomicU64,
 }
@@ -74,6 +76,7 @@ impl Receiver {
             sink: options.sink,
             now: options.now,
             requests_by_id: Mutex::default(),
+            served_at_once: Arc::default(),
             posts: AtomicU64::default(),
             invalid: AtomicU64::default(),
         });
@@ -144,10 +147,34 @@ async fn respond(request: HttpRequest, body: Bytes, state: Data<State>) -> HttpR
         let mut response = if help { HttpResponse::Ok() } else { HttpResponse::MethodNotAllowed() };
         return response.insert_header((header::ALLOW, "POST")).content_type("text/plain").body(HELP);
     }
-    let script = Script::parse(request.path()).drawn();
+    let (script, _served) = match Script::parse(request.path()).drawn() {
+        Script::AtOnce(limit) => match Served::within(limit, &state.served_at_once) {
+            Some(served) => (Script::AtOnce(limit), Some(served)),
+            None => (Script::TooMany, None),
+        },
+        script => (script, None),
+    };
     let status = script.status(|| state.count(&request));
     state.record(&request, &body, status.map(|status| status.as_u16()), script.delay());
     script.answer(status).await
+}
+
+/// Counts a request to `/at-once` that is being answered, until it is dropped.
+struct Served(Arc<AtomicUsize>);
+
+impl Served {
+    /// Counts one more, unless there are `limit` already.
+    fn within(limit: usize, count: &Arc<AtomicUsize>) -> Option<Served> {
+        let one_more = |served| (served < limit).then_some(served + 1);
+        count.fetch_update(Ordering::Relaxed, Ordering::Relaxed, one_more).ok()?;
+        Some(Served(count.clone()))
+    }
+}
+
+impl Drop for Served {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
 }
 
 impl State {
@@ -182,5 +209,19 @@ impl State {
         let path = request.uri().to_string();
         // Nobody listening any more is no reason to stop answering.
         _ = sink.send(Received { received_at, path, headers, body: body.to_vec(), verdict, answered, delay });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_more_are_served_at_once_than_allowed() {
+        let count = Arc::default();
+        let served: Vec<_> = (0..3).filter_map(|_| Served::within(2, &count)).collect();
+        assert_eq!(served.len(), 2);
+        drop(served);
+        assert!(Served::within(1, &count).is_some());
     }
 }

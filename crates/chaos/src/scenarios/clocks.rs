@@ -53,7 +53,7 @@ pub(crate) async fn clocks(ground: &mut Ground, scale: &Scale) -> Result<Outcome
         let clock = logs.clocks.get(*name).map(|clock| clock.unix_seconds());
         clock.is_some_and(|clock| (clock - now - ahead).abs() < 600)
     });
-    let at_work = names.iter().filter(|name| logs.claimed_by.values().any(|by| by == *name));
+    let at_work = names.iter().filter(|name| logs.claims.values().flatten().any(|(_, by)| by == *name));
     let (set, at_work) = (set.count(), at_work.count());
     let rows = vec![
         Row::new("dispatchers whose log shows the clock they were given", "3", set.to_string(), set == 3),

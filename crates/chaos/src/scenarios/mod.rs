@@ -4,15 +4,19 @@ mod broker;
 mod clocks;
 mod data_care;
 mod database;
+mod fairness;
+mod poison;
 mod processes;
+mod shortage;
 mod storm;
 
 use std::pin::Pin;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::Result;
 use contracts::{Delivery, DeliveryId, Timestamp};
 use std::collections::{HashMap, HashSet};
+use tokio::time::sleep;
 
 use crate::Scale;
 use crate::ledger::Receipt;
@@ -55,6 +59,11 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
     scenario!("database-crashes", "PostgreSQL crashes again and again under load", database::crashes),
     scenario!("broker-away", "RabbitMQ is away while a backlog is delivered", broker::away),
     scenario!("broker-restarts", "RabbitMQ restarts beside a full queue", broker::restarts),
+    scenario!("unfair", "one destination hangs, the others do not wait for it", fairness::unfair),
+    scenario!("holds", "a receiver that is back takes only so many requests at once", fairness::holds),
+    scenario!("poisoned", "one row that can't be claimed or recorded", poison::poisoned),
+    scenario!("memory", "more megabytes are waiting than the dispatcher may have", shortage::memory),
+    scenario!("files", "more destinations than the dispatcher may have open files", shortage::files),
     scenario!("storm", "everything at once", storm::storm),
     scenario!("backlog", "accepted for ten minutes without a dispatcher", broker::backlog),
 ];
@@ -135,6 +144,18 @@ fn waits(history: &[Delivery], receipts: &HashMap<DeliveryId, Vec<Receipt>>) -> 
             Some((delivery.clone(), first.since(delivery.created_at)))
         })
         .collect()
+}
+
+/// Waits until `condition` holds, for at most `patience`, and answers whether it does.
+async fn becomes(patience: Duration, condition: impl Fn() -> bool) -> bool {
+    let deadline = Instant::now() + patience;
+    while !condition() {
+        if Instant::now() >= deadline {
+            return false;
+        }
+        sleep(Duration::from_millis(20)).await;
+    }
+    true
 }
 
 fn ms(duration: Duration) -> String {

@@ -152,6 +152,16 @@ async fn retry_after_is_asked_for_once_by_webhook_id() {
 }
 
 #[tokio::test]
+async fn a_request_beyond_those_served_at_once_is_asked_to_come_later() {
+    let setup = setup(vec![]);
+    let refused = setup.post("/at-once/0", "a").await;
+    assert_eq!((refused.status().as_u16(), &refused.headers()["retry-after"]), (429, &"1".parse().unwrap()));
+    for webhook_id in ["a", "b"] {
+        assert_eq!(setup.status("/at-once/1", webhook_id).await, 200);
+    }
+}
+
+#[tokio::test]
 async fn a_redirect_points_to_ok() {
     assert_eq!(setup(vec![]).post("/redirect", "a").await.headers()["location"], "/ok");
 }

@@ -1,0 +1,158 @@
+//! Destinations that hang or refuse, beside others that don't.
+
+use std::collections::{HashMap, HashSet};
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use contracts::{Delivery, DeliveryId, RunId};
+
+use super::{FLAT_OUT, Outcome, accept, becomes, conclude, judge, ms, secs, waits};
+use crate::Scale;
+use crate::ledger::Receipt;
+use crate::load::{Answers, Pace, ask, percentile};
+use crate::report::Row;
+use crate::site::{Ground, OUTPUT, Plan, Site};
+
+/// The destinations that redeliveries are asked for in turn; the last one hangs.
+const DESTINATIONS: u32 = 10;
+const HANGING: u32 = DESTINATIONS - 1;
+/// Longer than any attempt.
+const HANG: &str = "/hang/60";
+/// As `dispatcher.max_in_flight` is by default.
+const SLOTS: usize = 256;
+/// How long the last callbacks are waited for.
+const PATIENCE: Duration = Duration::from_secs(120);
+
+/// One destination of ten hangs for an attempt's whole budget; then a large backlog waits for it.
+pub(crate) async fn unfair(ground: &mut Ground, scale: &Scale) -> Result<Outcome> {
+    let mut site = Site::open(ground, Plan::of("unfair", 1, 1)).await?;
+    let (seconds, backlog) = (scale.of(60).max(5), scale.of(100_000));
+    let mut all = Answers::default();
+    // What is copied must never have been attempted.
+    let recipes = site.dismiss_dispatchers().await?;
+    prepare_copies(&site, ground, backlog).await?;
+    site.hire(recipes)?;
+    super::processes::all_answer(&mut site.dispatchers, &site.http).await?;
+
+    scale.say("all healthy");
+    let healthy = load(&site, seconds, "/ok", &mut all).await?;
+    scale.say("one hangs");
+    // As many as would gather while its first attempts take their whole budget.
+    let runs = site.runs_with(SLOTS, &site.ledger.url_of(HANGING, HANG), OUTPUT).await?;
+    all.accepted.extend(ask(&site, runs, FLAT_OUT).await?.accepted);
+    let beside = load(&site, seconds, HANG, &mut all).await?;
+
+    scale.say(format!("{backlog} wait for it"));
+    ground.cluster.sql(&site.database, INSERT_COPIES)?;
+    let runs = site.runs(seconds * 100, "/ok").await?;
+    let answers = ask(&site, runs, Pace { clients: 16, rate: Some(100.0) }).await?;
+    let beside_backlog: HashSet<DeliveryId> = answers.accepted.values().copied().collect();
+    all.accepted.extend(answers.accepted);
+    becomes(PATIENCE, || site.ledger.missing(&beside_backlog) == 0).await;
+    site.dismiss_dispatchers().await?;
+    let count = |query| anyhow::Ok(ground.cluster.sql(&site.database, query)?.parse::<usize>()?);
+    let (attempted, rewritten) = (count(ATTEMPTED)?, count(REWRITTEN)?);
+
+    let (history, receipts) = (site.history().await?, site.ledger.receipts());
+    let p99 = |ids| p99_wait(&history, &receipts, ids);
+    let (alone, beside, beside_backlog) = (p99(&healthy), p99(&beside), p99(&beside_backlog));
+    let limit = alone.mul_f64(1.5).max(Duration::from_millis(60));
+    let few = Duration::from_millis(300);
+    let rows = vec![
+        Row::new("nine destinations beside a healthy one: accepted to arrival, p99", "", ms(alone), true),
+        Row::new("… beside one that hangs", ms(limit), ms(beside), beside <= limit),
+        Row::new(
+            format!("another one beside {backlog} waiting for the one that hangs"),
+            ms(few),
+            ms(beside_backlog),
+            beside_backlog < few,
+        ),
+        Row::new("of those waiting, attempted meanwhile", "", attempted.to_string(), true),
+        Row::new("… never attempted, and rewritten", "0", rewritten.to_string(), rewritten == 0),
+    ];
+    judge(site, rows, &all, &[], false).await
+}
+
+/// Asks for 200 redeliveries a second over all destinations, the hanging one at `path`, and answers the deliveries to the
+/// others once they have arrived.
+async fn load(site: &Site, seconds: usize, path: &str, all: &mut Answers) -> Result<HashSet<DeliveryId>> {
+    let pace = Pace { clients: 16, rate: Some(200.0) };
+    let each = seconds * 200 / DESTINATIONS as usize;
+    let mut runs: Vec<Vec<RunId>> = Vec::new();
+    for destination in 0..DESTINATIONS {
+        let path = if destination == HANGING { path } else { "/ok" };
+        runs.push(site.runs_with(each, &site.ledger.url_of(destination, path), OUTPUT).await?);
+    }
+    let in_turn = (0..each).flat_map(|n| runs.iter().map(move |runs| runs[n])).collect();
+    let answers = ask(site, in_turn, pace).await?;
+    let others = runs[..HANGING as usize].iter().flatten();
+    let others = others.filter_map(|run| answers.accepted.get(run).copied()).collect();
+    all.accepted.extend(answers.accepted);
+    becomes(PATIENCE, || site.ledger.missing(&others) == 0).await;
+    Ok(others)
+}
+
+/// The 99th percentile from acceptance to arrival. What has not arrived counts as [`PATIENCE`].
+fn p99_wait(
+    history: &[Delivery],
+    receipts: &HashMap<DeliveryId, Vec<Receipt>>,
+    ids: &HashSet<DeliveryId>,
+) -> Duration {
+    let waits = waits(history, receipts);
+    let mut waits: Vec<Duration> =
+        waits.into_iter().filter(|(delivery, _)| ids.contains(&delivery.id)).map(|(_, wait)| wait).collect();
+    waits.resize(ids.len(), PATIENCE);
+    percentile(&mut waits, 0.99)
+}
+
+/// Sets that many deliveries to the hanging destination aside, each of a run of its own: copies of one that was accepted
+/// and is removed again. Copying takes a fraction of the time, and keeps whatever columns there are.
+async fn prepare_copies(site: &Site, ground: &Ground, count: usize) -> Result<()> {
+    let template = site.runs_with(1, &site.ledger.url_of(HANGING, HANG), OUTPUT).await?;
+    ask(site, template, FLAT_OUT).await?;
+    let statements = format!(
+        "CREATE TABLE copies AS SELECT copy.*
+             FROM deliveries template,
+                 (SELECT gen_random_uuid() AS id, gen_random_uuid() AS run_id FROM generate_series(1, {count})) ids,
+                 jsonb_populate_record(template, to_jsonb(ids)) copy;
+         INSERT INTO runs SELECT copy.* FROM runs template, copies,
+             jsonb_populate_record(template, jsonb_build_object('id', copies.run_id)) copy;
+         DELETE FROM deliveries"
+    );
+    ground.cluster.sql(&site.database, &statements).map(drop).context("copies")
+}
+
+/// Makes them wait, and notes the version of each row.
+const INSERT_COPIES: &str = "
+    INSERT INTO deliveries SELECT * FROM copies;
+    CREATE TABLE versions AS
+        SELECT id, d.xmin::text AS made_by, d.ctid AS place FROM deliveries d JOIN copies USING (id)";
+const ATTEMPTED: &str = "SELECT count(*) FROM deliveries JOIN versions USING (id) WHERE attempt_count > 0";
+/// A row that is rewritten has another transaction in `xmin` and another place.
+const REWRITTEN: &str = "
+    SELECT count(*) FROM deliveries d JOIN versions USING (id)
+    WHERE attempt_count = 0 AND (d.xmin::text <> made_by OR d.ctid <> place)";
+
+/// A receiver that takes 20 requests at once and asks the others to come a second later, with deliveries waiting for it.
+pub(crate) async fn holds(ground: &mut Ground, scale: &Scale) -> Result<Outcome> {
+    let mut site = Site::open(ground, Plan::of("holds", 1, 1)).await?;
+    let count = scale.of(600).max(300);
+    let mut all = Answers::default();
+    let recipes = site.dismiss_dispatchers().await?;
+    accept(&site, count, "/at-once/20", &mut all).await?;
+    scale.say(format!("delivering {count}"));
+    site.hire(recipes)?;
+    let took = site.all_ended(count).await?;
+    let requests = site.ledger.posts();
+    let most = count as u64 * 7 / 6;
+    let rows = vec![
+        Row::new(
+            format!("requests for {count} deliveries"),
+            most.to_string(),
+            requests.to_string(),
+            requests <= most,
+        ),
+        Row::new("all delivered after", "", secs(took), true),
+    ];
+    conclude(site, rows, &all, &[]).await
+}

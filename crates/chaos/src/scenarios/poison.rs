@@ -1,0 +1,167 @@
+//! One row that can't be claimed or recorded, beside others that can.
+
+use std::collections::HashSet;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use contracts::{Delivery, DeliveryId};
+use tokio::time::sleep;
+
+use super::{Outcome, accept, becomes, conclude, ms, secs};
+use crate::Scale;
+use crate::cluster::Lock;
+use crate::ledger::host_now;
+use crate::load::{Answers, Pace, ask, percentile};
+use crate::report::Row;
+use crate::site::{Ground, Plan, Site};
+use crate::verdict::{Disturbance, Struck};
+
+const LEASE: Duration = Duration::from_secs(7);
+/// Until what no doorbell has announced is due: two seconds, and a little.
+const GRACE: Duration = Duration::from_millis(2500);
+/// Nothing takes that long unless something is broken.
+const PATIENCE: Duration = Duration::from_secs(30);
+/// Answered after a second: long enough to do something about it meanwhile.
+const SLOW: &str = "/hang/1";
+
+/// A lease, a claim and a result in turn that can't be written.
+pub(crate) async fn poisoned(ground: &mut Ground, scale: &Scale) -> Result<Outcome> {
+    let plan =
+        Plan { lease: LEASE, timeout: Duration::from_secs(3), schedule: "1s", ..Plan::of("poisoned", 1, 1) };
+    let site = Site::open(ground, plan).await?;
+    let mut trial = Trial { site, ground, all: Answers::default(), rows: Vec::new() };
+    scale.say("an expired lease whose row is locked");
+    let killed = trial.locked_lease(scale.of(60).max(6)).await?;
+    scale.say("a claim that is refused");
+    trial.refused_claim(Duration::from_secs(scale.of(60).max(10) as u64)).await?;
+    scale.say("a result whose row is locked");
+    trial.locked_result().await?;
+    let Trial { site, all, rows, .. } = trial;
+    conclude(site, rows, &all, &[killed]).await
+}
+
+struct Trial<'a> {
+    site: Site,
+    ground: &'a Ground,
+    all: Answers,
+    rows: Vec<Row>,
+}
+
+impl Trial<'_> {
+    /// Kills the dispatcher in mid-attempt, and locks the attempt's row once its lease has ended.
+    async fn locked_lease(&mut self, seconds: usize) -> Result<Disturbance> {
+        let from = host_now();
+        let id = self.under_way().await?;
+        let mut dispatcher = self.site.dispatchers.remove(0);
+        dispatcher.signal("KILL")?;
+        dispatcher.ended().await?;
+        sleep(LEASE).await;
+        let killed = Struck::Dispatcher(dispatcher.recipe.name.clone());
+        let killed = Disturbance { what: killed, from, to: host_now() };
+        let lock = self.lock(id)?;
+        self.site.hire(vec![dispatcher.recipe.clone()])?;
+        self.beside("an expired lease", lock, seconds).await?;
+        Ok(killed)
+    }
+
+    /// Locks a row while its attempt is under way. Not for longer than its lease, or another attempt would be due.
+    async fn locked_result(&mut self) -> Result<()> {
+        let id = self.under_way().await?;
+        let lock = self.lock(id)?;
+        self.beside("a result", lock, 5).await
+    }
+
+    /// A delivery whose callback has arrived, and is not answered yet.
+    async fn under_way(&mut self) -> Result<DeliveryId> {
+        let ids = accept(&self.site, 1, SLOW, &mut self.all).await?;
+        ensure!(becomes(PATIENCE, || self.site.ledger.missing(&ids) == 0).await, "it does not arrive");
+        ids.into_iter().next().context("nothing accepted")
+    }
+
+    fn lock(&self, id: DeliveryId) -> Result<Lock> {
+        let statement = format!("SELECT id FROM deliveries WHERE id = '{id}' FOR UPDATE");
+        self.ground.cluster.lock(&self.site.database, &statement)
+    }
+
+    /// Asks for 20 redeliveries a second for that long, and a second later lets go of the lock.
+    async fn beside(&mut self, what: &str, lock: Lock, seconds: usize) -> Result<()> {
+        const LIMIT: Duration = Duration::from_secs(1);
+        let runs = self.site.runs(20 * seconds, "/ok").await?;
+        let answers = ask(&self.site, runs, Pace { clients: 4, rate: Some(20.0) }).await?;
+        let ids: HashSet<DeliveryId> = answers.accepted.values().copied().collect();
+        self.all.accepted.extend(answers.accepted);
+        sleep(LIMIT).await;
+        let ended = |delivery: &Delivery| {
+            let end = delivery.completed_at.filter(|_| ids.contains(&delivery.id))?;
+            Some(end.since(delivery.created_at))
+        };
+        let meanwhile = self.site.history().await?.iter().filter_map(ended).count();
+        drop(lock);
+        self.site.all_ended(self.all.accepted.len()).await?;
+        let mut times: Vec<Duration> = self.site.history().await?.iter().filter_map(ended).collect();
+        let p99 = percentile(&mut times, 0.99);
+        let count = ids.len();
+        self.rows.push(Row::new(
+            format!("{what} locked for {} s: others recorded meanwhile", seconds + 1),
+            format!("{count} of {count}"),
+            meanwhile.to_string(),
+            meanwhile == count,
+        ));
+        self.rows.push(Row::new("… accepted to recorded, p99", ms(LIMIT), ms(p99), p99 < LIMIT));
+        Ok(())
+    }
+
+    /// Refuses every claim of one row among others that are due, then lets it through.
+    async fn refused_claim(&mut self, window: Duration) -> Result<()> {
+        const HEALTHY: usize = 200;
+        const LIMIT: Duration = Duration::from_secs(2);
+        const A_FEW: usize = 10;
+        let Trial { site, ground, all, rows } = self;
+        let recipes = site.dismiss_dispatchers().await?;
+        let refused = accept(site, 1, "/ok", all).await?.into_iter().next().context("nothing accepted")?;
+        let healthy = accept(site, HEALTHY, "/ok", all).await?;
+        ground.node.command(&["purge_queue", &site.queue]);
+        sleep(GRACE).await;
+        let database = site.database.clone();
+        let sql = |statement: &str| ground.cluster.sql(&database, statement);
+        sql(&format!("{REFUSE} FOR EACH ROW WHEN (OLD.id = '{refused}') EXECUTE FUNCTION refuse()"))?;
+        // A sequence counts what is rolled back, too.
+        let refusals = || {
+            let last = sql("SELECT coalesce(pg_sequence_last_value('refusals'), 0)")?;
+            anyhow::Ok(last.parse::<usize>()?)
+        };
+
+        let began = Instant::now();
+        site.hire(recipes)?;
+        becomes(PATIENCE, || site.ledger.missing(&healthy) == 0).await;
+        let (took, missing) = (began.elapsed(), site.ledger.missing(&healthy));
+        let at_first = refusals()?;
+        sleep(window).await;
+        let later = refusals()? - at_first;
+        sql("DROP TRIGGER refuse ON deliveries")?;
+        let recovered = site.all_ended(all.accepted.len()).await?;
+        rows.extend([
+            Row::new(
+                format!("a claim refused: of {HEALTHY} others that were due, arrived"),
+                format!("{HEALTHY} within {}", secs(LIMIT)),
+                format!("{} within {}", HEALTHY - missing, secs(took)),
+                missing == 0 && took <= LIMIT,
+            ),
+            Row::new("… refusals until then", "", at_first.to_string(), at_first > 0),
+            Row::new(
+                format!("… refusals in the {} after, with backoff", secs(window)),
+                format!("1 to {A_FEW}"),
+                later.to_string(),
+                (1..=A_FEW).contains(&later),
+            ),
+            Row::new("… delivered once it was not refused any more, after", "", secs(recovered), true),
+        ]);
+        Ok(())
+    }
+}
+
+const REFUSE: &str = "
+    CREATE SEQUENCE refusals;
+    CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS
+        'BEGIN PERFORM nextval(''refusals''); RAISE EXCEPTION ''refused on purpose''; END';
+    CREATE TRIGGER refuse BEFORE UPDATE ON deliveries";

@@ -1,0 +1,120 @@
+//! Dispatchers that have less of something than there is work for.
+
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result};
+use tokio::time::sleep;
+
+use super::{FLAT_OUT, Outcome, accept, conclude, secs};
+use crate::Scale;
+use crate::ledger::host_now;
+use crate::limits::MemoryLimit;
+use crate::load::{Pace, ask};
+use crate::logs::Logs;
+use crate::process::Process;
+use crate::report::Row;
+use crate::site::{Ground, OUTPUT, Plan, Site};
+use crate::verdict::{Disturbance, Struck};
+
+/// Delivers more than it may have in memory. A dispatcher that is killed is started again, as an orchestrator would.
+pub(crate) async fn memory(ground: &mut Ground, scale: &Scale) -> Result<Outcome> {
+    const LIMIT: u64 = 256 << 20;
+    /// With all around it just below `api.max_body`, 2 MiB.
+    const LARGE: usize = 1_900_000;
+    const PATIENCE: Duration = Duration::from_secs(120);
+    let mut site = Site::open(ground, Plan::of("memory", 1, 1)).await?;
+    let count = scale.of(300).max(150);
+    let mut recipe = site.dismiss_dispatchers().await?.pop().context("no dispatcher")?;
+    scale.say(format!("accepting {count}"));
+    let runs = site.runs_with(count, &site.ledger.url("/ok"), LARGE).await?;
+    let mut all = ask(&site, runs, Pace { clients: 4, rate: None }).await?;
+    let small = accept(&site, 1, "/ok", &mut all).await?;
+
+    scale.say("delivering");
+    let limit = MemoryLimit::new(LIMIT);
+    recipe.wrapper = limit.wrapper();
+    let (began, from) = (Instant::now(), host_now());
+    let (mut restarts, mut peak, mut small_after) = (0, 0.0_f64, None);
+    let mut process = Process::start(recipe.clone())?;
+    while site.counts().await.is_none_or(|(_, open)| open > 0) && began.elapsed() < PATIENCE {
+        if process.has_ended()? {
+            restarts += 1;
+            process = Process::start(recipe.clone())?;
+        }
+        peak = process.memory().map_or(peak, |(_, most)| peak.max(most));
+        if small_after.is_none() && site.ledger.missing(&small) == 0 {
+            small_after = Some(began.elapsed());
+        }
+        sleep(Duration::from_millis(100)).await;
+    }
+    let (took, left) = (began.elapsed(), site.counts().await.map_or(count, |(_, open)| open));
+    let what = Struck::Dispatcher(recipe.name.clone());
+    let killed = (restarts > 0).then(|| Disturbance { what, from, to: host_now() });
+    process.terminate().await?;
+    let charged = limit.peak().map_or_else(String::new, |mib| format!(", {mib:.1} MiB charged to it"));
+    let rows = vec![
+        Row::new(
+            format!("of {count} deliveries of 1.9 MB and a small one, still due"),
+            "0",
+            format!("{left} after {}", secs(took)),
+            left == 0,
+        ),
+        Row::new("the small one arrived after", "", small_after.map_or("never".to_owned(), secs), true),
+        Row::new(
+            format!("restarts in 256 MiB, by {}", limit.kind()),
+            "0",
+            restarts.to_string(),
+            restarts == 0,
+        ),
+        Row::new("dispatcher's memory at most", "", format!("{peak:.1} MiB resident{charged}"), true),
+    ];
+    conclude(site, rows, &all, killed.as_slice()).await
+}
+
+/// Delivers to more destinations, all healthy, than it may have connections to.
+pub(crate) async fn files(ground: &mut Ground, scale: &Scale) -> Result<Outcome> {
+    const FILES: usize = 512;
+    const DESTINATIONS: u32 = 700;
+    // Attempts that fail for want of files would be used up before idle connections are closed.
+    let mut site = Site::open(ground, Plan { schedule: "1s", ..Plan::of("files", 1, 1) }).await?;
+    let each = scale.of(4);
+    let mut recipes = site.dismiss_dispatchers().await?;
+    let mut runs = Vec::new();
+    for destination in 0..DESTINATIONS {
+        runs.extend(site.runs_with(each, &site.ledger.url_of(destination, "/ok"), OUTPUT).await?);
+    }
+    let count = runs.len();
+    scale.say(format!("accepting {count}"));
+    let all = ask(&site, runs, FLAT_OUT).await?;
+    for recipe in &mut recipes {
+        recipe.wrapper = vec!["prlimit".to_owned(), format!("--nofile={FILES}:{FILES}")];
+    }
+    scale.say("delivering");
+    site.hire(recipes)?;
+    let took = site.all_ended(count).await?;
+    let history = site.history().await?;
+    let mut failures: BTreeMap<&str, usize> = BTreeMap::new();
+    for error in
+        history.iter().flat_map(|d| &d.attempts).filter_map(|attempt| attempt.error_message.as_deref())
+    {
+        // The last part names the cause; before it comes the address.
+        *failures.entry(error.rsplit(": ").next().unwrap_or(error)).or_default() += 1;
+    }
+    let spent: usize = failures.values().sum();
+    let causes: Vec<String> = failures.iter().map(|(cause, times)| format!("{times} × {cause}")).collect();
+    let failed = history.iter().filter(|delivery| delivery.failure_reason_code.is_some()).count();
+    let handed_back: usize = Logs::read(&site.logs)?.handed_back.values().sum();
+    let rows = vec![
+        Row::new(
+            format!("{DESTINATIONS} destinations with {FILES} open files: attempts spent"),
+            "0",
+            std::iter::once(spent.to_string()).chain(causes).collect::<Vec<_>>().join("; "),
+            spent == 0,
+        ),
+        Row::new("… deliveries that failed for good", "0", failed.to_string(), failed == 0),
+        Row::new("… attempts handed back", "", handed_back.to_string(), true),
+        Row::new("… all ended after", "", secs(took), true),
+    ];
+    conclude(site, rows, &all, &[]).await
+}
