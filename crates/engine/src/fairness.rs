@@ -116,8 +116,8 @@ pub struct Share {
 pub struct Shares {
     /// In the circle's order; each of at least one attempt.
     pub shares: Vec<Share>,
-    /// Whether there was no room for some destination that could have had an attempt.
-    pub is_cut_short: bool,
+    /// Destinations that could have had an attempt, and for which there was no room.
+    pub cut_off: Vec<Destination>,
 }
 
 /// A due delivery whose row is locked by this transaction.
@@ -161,6 +161,8 @@ pub struct Look {
     pub has_more: bool,
     /// Destinations that have more due than they may have now.
     pub limited: Vec<Destination>,
+    /// Of the plan's targets, those that may have more than there was room for.
+    pub left: Vec<Destination>,
     /// The size of a payload that did not fit into the budget.
     pub too_large: Option<u64>,
 }
@@ -198,9 +200,9 @@ impl RelayPlan {
                 (share.attempts, left, is_full) = (share.attempts + 1, left - 1, false);
             }
         }
-        let is_cut_short = allowed.iter().any(|(share, _)| share.attempts == 0);
-        let shares = allowed.into_iter().map(|(share, _)| share).filter(|share| share.attempts > 0);
-        Shares { shares: shares.collect(), is_cut_short }
+        let allowed = allowed.into_iter().map(|(share, _)| share);
+        let (cut_off, shares): (Vec<Share>, Vec<Share>) = allowed.partition(|share| share.attempts == 0);
+        Shares { shares, cut_off: cut_off.iter().map(|share| share.destination).collect() }
     }
 
     /// Chooses by size: each destination's first, then each one's second, until the budget is used up. Stops at the
@@ -257,19 +259,29 @@ impl RelayPlan {
         let cursor = match (selection.too_large, shares.shares.last()) {
             // It is that destination's turn again.
             (Some(candidate), _) => Some(Destination::from(candidate.destination.as_i64().wrapping_sub(1))),
-            (None, Some(last)) if shares.is_cut_short => Some(last.destination),
+            (None, Some(last)) if !shares.cut_off.is_empty() => Some(last.destination),
             (None, _) => seen.walked_to,
+        };
+        let left = match selection.too_large {
+            Some(_) => self.targets.clone(),
+            None => {
+                let could_have_more = used_up.values().filter(has_more).map(|share| share.destination);
+                let left: Vec<Destination> = could_have_more.chain(shares.cut_off.iter().copied()).collect();
+                self.targets.iter().filter(|target| left.contains(target)).copied().collect()
+            }
         };
         Look {
             cursor,
             has_backlog: seen.has_backlog,
-            has_more: shares.is_cut_short || used_up.values().any(|share| has_more(&share)),
+            has_more: !shares.cut_off.is_empty() || used_up.values().any(|share| has_more(&share)),
             limited,
+            left,
             too_large: selection.too_large.map(|candidate| candidate.bytes),
         }
     }
 
-    fn room_of(&self, destination: Destination) -> usize {
+    /// How many attempts a destination may have now.
+    pub(crate) fn room_of(&self, destination: Destination) -> usize {
         self.rooms.get(&destination).copied().unwrap_or(self.ordinary_room)
     }
 }
@@ -320,7 +332,7 @@ mod tests {
         plan.rooms.insert(destination(1), 1);
         let shares = plan.share(&due(0..3));
         assert_eq!(attempts(&shares), [(0, 4), (1, 1), (2, 4)]);
-        assert!(!shares.is_cut_short);
+        assert!(shares.cut_off.is_empty());
         plan.room = 5;
         assert_eq!(attempts(&plan.share(&due(0..3))), [(0, 2), (1, 1), (2, 2)]);
     }
@@ -346,7 +358,7 @@ mod tests {
         (due[1].hold, due[2].hold) = (HoldState::Held, HoldState::HalfOpen);
         let shares = plan.share(&due);
         let probe = Share { destination: destination(2), attempts: 1, is_probe: true };
-        assert_eq!((shares.shares.as_slice(), shares.is_cut_short), ([probe].as_slice(), false));
+        assert_eq!((shares.shares.as_slice(), shares.cut_off.as_slice()), ([probe].as_slice(), [].as_slice()));
         let look = plan.look(&due, &shares, &Selection::default(), Seen::default());
         assert_eq!((look.limited, look.has_more), (vec![destination(0)], false));
     }
@@ -365,6 +377,21 @@ mod tests {
         let shares = narrow.share(&due);
         let one = narrow.select(&[candidate(0, 0, 1)]);
         assert!(narrow.look(&due, &shares, &one, Seen::default()).has_more);
+    }
+
+    #[test]
+    fn of_its_targets_a_look_leaves_only_those_for_which_there_was_no_room() {
+        let targets: Vec<Destination> = (0..3).map(destination).collect();
+        let plan = RelayPlan { targets, ..plan(2) };
+        let due = due(0..3);
+        let shares = plan.share(&due);
+        assert_eq!(shares.cut_off, [destination(2)]);
+        // The first has no more than its share, the second has nothing due.
+        let look = |candidates: &[Candidate]| {
+            plan.look(&due, &shares, &plan.select(candidates), Seen::default())
+        };
+        assert_eq!(look(&[]).left, [destination(2)]);
+        assert_eq!(look(&[candidate(0, 0, 1)]).left, [destination(0), destination(2)]);
     }
 
     #[test]

@@ -364,22 +364,23 @@ impl Dispatch {
         let ClaimSource::Relay(plan) = &claim.claim.source else { return };
         let Some(look) = look else {
             // An earlier try's commit had come through: it says nothing of what is left.
-            self.note_targets(plan, now);
+            self.note_targets(&plan.targets, now);
             self.claiming.look_at = now.monotonic;
             return;
         };
         self.claiming.reserved = look.too_large;
+        let bytes = if look.limited.is_empty() { HashMap::new() } else { self.bytes_by_destination() };
         for destination in look.limited {
             self.claiming.note_limited(destination);
-            if self.destinations.room(destination, now) > 0 {
-                // Freed while the look went on.
+            let was_freed = self.destinations.room(destination, now) > plan.room_of(destination)
+                || bytes.get(&destination) < plan.bytes_in_flight.get(&destination);
+            if was_freed {
+                // While the look went on. Otherwise the end of an attempt frees it.
                 self.claiming.freed_at.get_or_insert(now.monotonic);
             }
         }
         if !plan.targets.is_empty() {
-            if look.has_more || look.too_large.is_some() {
-                self.note_targets(plan, now);
-            }
+            self.note_targets(&look.left, now);
             return;
         }
         let claiming = &mut self.claiming;
@@ -404,9 +405,9 @@ impl Dispatch {
     }
 
     /// Looks at these destinations again as soon as there is room.
-    fn note_targets(&mut self, plan: &RelayPlan, now: Now) {
-        if !plan.targets.is_empty() {
-            plan.targets.iter().for_each(|destination| self.claiming.note_limited(*destination));
+    fn note_targets(&mut self, targets: &[Destination], now: Now) {
+        if !targets.is_empty() {
+            targets.iter().for_each(|destination| self.claiming.note_limited(*destination));
             self.claiming.freed_at.get_or_insert(now.monotonic);
         }
     }
