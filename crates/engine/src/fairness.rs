@@ -184,7 +184,7 @@ impl RelayPlan {
             let (room, is_probe) = match due.hold {
                 HoldState::Open => (room, false),
                 HoldState::Held => (0, false),
-                HoldState::HalfOpen => (1, true),
+                HoldState::HalfOpen => (room.min(1), true),
             };
             (room > 0).then_some((Share { destination: due.destination, attempts: 0, is_probe }, room))
         });
@@ -361,6 +361,9 @@ mod tests {
         assert_eq!((shares.shares.as_slice(), shares.cut_off.as_slice()), ([probe].as_slice(), [].as_slice()));
         let look = plan.look(&due, &shares, &Selection::default(), Seen::default());
         assert_eq!((look.limited, look.has_more), (vec![destination(0)], false));
+        // Attempts from before the hold count, too.
+        plan.rooms.insert(destination(2), 0);
+        assert!(plan.share(&due).shares.is_empty());
     }
 
     #[test]
