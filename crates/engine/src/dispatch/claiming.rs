@@ -55,6 +55,8 @@ pub(super) struct Claiming {
     has_backlog: bool,
     /// Whether anything was claimed since the circle began, and how long its looks took.
     circle: Circle,
+    /// How many looks in a row have claimed nothing.
+    fruitless_looks: u32,
     /// Destinations that have more due than they might have at once.
     limited: BTreeSet<Destination>,
     /// When a slot of one of them was freed.
@@ -103,6 +105,7 @@ impl Claiming {
             cursor: Some(cursor),
             has_backlog: false,
             circle: Circle::default(),
+            fruitless_looks: 0,
             limited: BTreeSet::new(),
             freed_at: None,
             reserved: None,
@@ -375,8 +378,10 @@ impl Dispatch {
             let was_freed = self.destinations.room(destination, now) > plan.room_of(destination)
                 || bytes.get(&destination) < plan.bytes_in_flight.get(&destination);
             if was_freed {
-                // While the look went on. Otherwise the end of an attempt frees it.
+                // While the look went on.
                 self.claiming.freed_at.get_or_insert(now.monotonic);
+            } else {
+                self.destinations.fill(destination);
             }
         }
         if !plan.targets.is_empty() {
@@ -393,9 +398,12 @@ impl Dispatch {
             Some(_) => None,
             None => Some(std::mem::take(&mut claiming.circle)),
         };
+        claiming.fruitless_looks = if count > 0 { 0 } else { claiming.fruitless_looks.saturating_add(1) };
         claiming.look_at = now.monotonic
             + match circle {
                 _ if goes_on && count > 0 => GATHERING,
+                // It had room for some destinations only, and what was due there could not be claimed after all.
+                _ if look.has_more => pause_after(claiming.fruitless_looks),
                 _ if goes_on => Duration::ZERO,
                 circle => poll_interval(circle.unwrap_or_default().took),
             };
@@ -472,6 +480,11 @@ fn poll_interval(took: Duration) -> Duration {
     (10 * took).clamp(POLL_INTERVAL, LONGEST_POLL_INTERVAL)
 }
 
+/// How long to wait after that many looks that claimed nothing, though they saw something due.
+fn pause_after(fruitless_looks: u32) -> Duration {
+    GATHERING.saturating_mul(1 << fruitless_looks.saturating_sub(1).min(6)).min(POLL_INTERVAL)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -481,5 +494,10 @@ mod tests {
         let intervals =
             [1, 30, 200, 60_000].map(|took| poll_interval(Duration::from_millis(took)).as_millis());
         assert_eq!(intervals, [250, 300, 2000, 3000]);
+    }
+
+    #[test]
+    fn fruitless_looks_do_not_follow_each_other_at_once() {
+        assert_eq!([1, 2, 5, 7, 1_000].map(|looks| pause_after(looks).as_millis()), [4, 8, 64, 250, 250]);
     }
 }

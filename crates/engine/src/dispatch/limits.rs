@@ -27,6 +27,8 @@ struct State {
     window: Window,
     /// As this dispatcher has heard from the receiver; the database knows of all holds.
     held_until: Option<Timestamp>,
+    /// A look found that its next attempt does not fit beside those in flight: it waits until one of them ends.
+    is_full: bool,
     used_at: Duration,
 }
 
@@ -46,7 +48,7 @@ impl Destinations {
     /// How many attempts may begin to this one.
     pub(super) fn room(&self, destination: Destination, now: Now) -> usize {
         match self.known.get(&destination) {
-            Some(state) if state.is_held(now) => 0,
+            Some(state) if state.is_held(now) || state.is_full => 0,
             _ if is_off(Protection::DestinationLimit) => usize::MAX,
             Some(state) => state.window.room(),
             None => self.ordinary_room(),
@@ -73,8 +75,16 @@ impl Destinations {
         let max = self.max;
         let state = self.state(destination, now);
         state.window.end(signal, attempt.began, now.monotonic);
+        state.is_full = false;
         if state.is_ordinary(max) {
             self.known.remove(&destination);
+        }
+    }
+
+    /// No attempt begins before one in flight has ended, if there is any.
+    pub(super) fn fill(&mut self, destination: Destination) {
+        if let Some(state) = self.known.get_mut(&destination) {
+            state.is_full = state.window.in_flight() > 0;
         }
     }
 
@@ -106,6 +116,7 @@ impl Destinations {
         let state = self.known.entry(destination).or_insert_with(|| State {
             window: Window::new(max),
             held_until: None,
+            is_full: false,
             used_at: now.monotonic,
         });
         state.used_at = now.monotonic;
