@@ -10,7 +10,6 @@ use indicatif::ProgressBar;
 use testkit::MemoryDatabase;
 
 use crate::history::play;
-use crate::mutant::Mutant;
 use crate::world::Broken;
 
 /// How often each interesting thing came about.
@@ -25,39 +24,17 @@ pub(crate) struct Explored {
     pub(crate) broken: Option<(u64, Broken)>,
 }
 
-/// What thousands of histories must have come across, or they prove less than they say.
-const EXPECTED: [&str; 20] = [
-    "accepted",
-    "a run's end announced",
-    "a run erased",
-    "a late result of an erased run",
-    "a database's clock set",
-    "accepted, and the client was not told",
-    "an api killed between commit and publish",
-    "a queue purged",
-    "a database away",
-    "messages left to others while the database is away",
-    "a claim whose commit came through unnoticed",
-    "a dispatcher killed between claim and acknowledgement",
-    "an attempt lost",
-    "a late failure",
-    "a late success",
-    "a late success that closes its delivery",
-    "an address refused",
-    "an attempt too late to begin",
-    "an attempt too late to write",
-    "a budget used up",
-];
-
-/// Which of them never came about.
-pub(crate) fn never(seen: &Seen) -> Vec<&'static str> {
-    EXPECTED.into_iter().filter(|what| !seen.contains_key(what)).collect()
-}
-
-/// Plays the histories of `seeds`, until one breaks a promise.
-pub(crate) fn explore(seeds: Range<u64>, mutant: Option<Mutant>, bar: &ProgressBar) -> Explored {
+/// Plays the histories of `seeds`, until one breaks. `prepare` is called on each thread before; `is_noticed` says which
+/// ends count.
+pub(crate) fn explore(
+    seeds: Range<u64>,
+    bar: &ProgressBar,
+    prepare: impl Fn() + Sync,
+    is_noticed: impl Fn(&Broken) -> bool + Sync,
+) -> Explored {
     let (next, explored) = (AtomicU64::new(seeds.start), Mutex::new(Explored::default()));
     let work = || {
+        prepare();
         let (mut database, mut seen, mut steps) = (MemoryDatabase::default(), Seen::new(), 0);
         let mut broken = None;
         while broken.is_none() {
@@ -65,10 +42,9 @@ pub(crate) fn explore(seeds: Range<u64>, mutant: Option<Mutant>, bar: &ProgressB
             if seed >= seeds.end {
                 break;
             }
-            let told = play(&mut database, &mut seen, seed, mutant, false);
+            let told = play(&mut database, &mut seen, seed, false);
             steps += told.steps;
-            let is_noticed = |broken: &Broken| mutant.is_none() || matches!(broken, Broken::Promise(_));
-            broken = told.broken.filter(is_noticed).map(|broken| (seed, broken));
+            broken = told.broken.filter(&is_noticed).map(|broken| (seed, broken));
             bar.inc(1);
         }
         if broken.is_some() {
@@ -91,4 +67,46 @@ pub(crate) fn explore(seeds: Range<u64>, mutant: Option<Mutant>, bar: &ProgressB
         }
     });
     explored.into_inner().expect("no holder panics")
+}
+
+/// What thousands of histories must have come across, or they prove less than they say.
+const EXPECTED: &[&str] = &[
+    "accepted",
+    "accepted, and the client was not told",
+    "a run's end announced",
+    "a run erased",
+    "a late result of an erased run",
+    "an api killed between commit and publish",
+    "a queue purged",
+    "a database away",
+    "a database's clock set",
+    "messages left to others while the database is away",
+    "a claim whose commit came through unnoticed",
+    "a transaction made after its caller had given it up",
+    "a claim refused by the database",
+    "a result refused by the database",
+    "a recovery refused by the database",
+    "a row stepped over",
+    "a result given up",
+    "a dispatcher killed between claim and acknowledgement",
+    "a dispatcher stopped with nothing in flight",
+    "an attempt lost",
+    "an attempt handed back",
+    "a number handed back",
+    "an attempt too late to begin",
+    "an attempt too late to write",
+    "an address refused",
+    "a late failure",
+    "a late success",
+    "a late success that closes its delivery",
+    "a budget used up",
+    "a destination held",
+    "a probe",
+    "a hold that is over",
+    "a payload beyond the budget, alone",
+];
+
+/// Which of them never came about.
+pub(crate) fn never(seen: &Seen) -> Vec<&'static str> {
+    EXPECTED.iter().copied().filter(|what| !seen.contains_key(what)).collect()
 }

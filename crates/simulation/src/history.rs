@@ -1,21 +1,24 @@
 //! One history: which step comes next is drawn from the seed.
 
-use std::collections::BTreeMap;
 use std::time::Duration;
 
+use contracts::Timestamp;
 use rand::prelude::*;
 use testkit::MemoryDatabase;
 
-use crate::actors::{Dispatcher, PREFETCH, State};
-use crate::mutant::Mutant;
+use crate::broker::PREFETCH;
+use crate::explore::Seen;
+use crate::facts::KnownDelivery;
+use crate::process::{Dispatcher, Process};
 use crate::world::{Broken, CLOCK_ERROR, Step, World, promise};
 
-/// Steps before failures stop.
-const STEPS: usize = 120;
-/// More than any history takes to come to its end.
-const LAST_STEPS: usize = 3000;
+/// More steps than any history takes to come to its end.
+const LAST_STEPS: usize = 20_000;
 /// The longest a process that runs leaves a step unmade: far less than a lease.
 const PROMPT: Duration = Duration::from_secs(2);
+
+/// How long in calm before broken rows are repaired.
+const UNREPAIRED: Duration = Duration::from_secs(120);
 
 /// What can happen next.
 #[derive(Clone, Copy, Debug)]
@@ -25,22 +28,27 @@ enum Event {
     Erase,
     Ring(usize),
     KillApi(usize),
-    Deliver(usize),
-    Claim(usize),
-    Relay(usize),
-    TryAgain(usize),
-    Ack(usize),
+    GiveOut(usize),
+    Hear(usize),
+    Acknowledge(usize),
+    Tick(usize),
+    Transact(usize, usize),
+    TransactLate(usize),
     Advance(usize, usize),
-    Finish(usize),
-    KillDispatcher(usize),
+    Start(usize),
+    Kill(usize),
+    Freeze(usize),
+    Thaw(usize),
     Stop(usize),
-    GoOn(usize),
-    SetClock(usize),
-    SetDatabaseClock,
     Align(usize),
+    SetDatabaseClock,
+    LoseDatabase,
+    Trouble(usize),
+    ChangeManner,
+    BreakRow,
+    RepairRows,
     Purge,
     RestartBroker,
-    LoseDatabase,
     Wait(Duration),
 }
 
@@ -52,29 +60,21 @@ pub(crate) struct Told {
 }
 
 /// Plays the history of a seed, on a database that holds nothing else.
-pub(crate) fn play(
-    database: &mut MemoryDatabase,
-    seen: &mut BTreeMap<&'static str, usize>,
-    seed: u64,
-    mutant: Option<Mutant>,
-    is_traced: bool,
-) -> Told {
+pub(crate) fn play(database: &mut MemoryDatabase, seen: &mut Seen, seed: u64, is_traced: bool) -> Told {
     let mut steps = 0;
-    let mut world = match World::new(database, seen, seed, mutant, is_traced) {
+    let mut world = match World::of_seed(database, seen, seed) {
         Ok(world) => world,
         Err(broken) => return Told { steps, trace: Vec::new(), broken: Some(broken) },
     };
+    world.trace = is_traced.then(Vec::new);
     let played = world.play(&mut steps);
-    let broken = played.err();
-    Told { steps, trace: world.trace.take().unwrap_or_default(), broken }
+    Told { steps, trace: world.trace.take().unwrap_or_default(), broken: played.err() }
 }
 
 impl World<'_> {
     fn play(&mut self, steps: &mut usize) -> Step {
-        if self.is(Mutant::NoOneOpenIndex) {
-            self.database.execute("DROP INDEX IF EXISTS one_open_delivery_per_run");
-        }
-        while *steps < STEPS {
+        self.gather_crowd()?;
+        while *steps < self.shape.steps {
             let events = self.possible();
             let drawn = events.choose_weighted(&mut self.rng, |(_, weight)| *weight);
             let event = drawn.map_err(|error| Broken::Step(format!("nothing can happen: {error}")))?.0;
@@ -82,16 +82,50 @@ impl World<'_> {
             *steps += 1;
         }
         self.calm();
-        while self.facts.known.values().any(|delivery| delivery.completed_at.is_none()) {
+        // What is broken holds up nothing else …
+        let patience = self.now + UNREPAIRED;
+        self.play_until(steps, |world| {
+            world.now > patience || world.facts.deliveries.iter().all(|known| !known.is_open() || known.is_refused)
+        })?;
+        self.check_nothing_is_held_up()?;
+        // … and comes to its end, too, once it is repaired.
+        self.repair_rows();
+        self.play_until(steps, |world| world.facts.deliveries.iter().all(|known| !known.is_open()))?;
+        if self.facts.deliveries.iter().any(|known| known.delivery.attempt_count == known.delivery.max_attempts) {
+            self.saw("a budget used up");
+        }
+        self.check_all()
+    }
+
+    /// Plays on in calm until then.
+    pub(crate) fn play_until(&mut self, steps: &mut usize, is_over: impl Fn(&World<'_>) -> bool) -> Step {
+        while !is_over(self) {
             promise(*steps < LAST_STEPS, || "I1: a delivery does not come to its end".into())?;
             let event = self.next_in_calm();
             self.happen(event)?;
             *steps += 1;
         }
-        let used_up = |delivery: &&contracts::Delivery| delivery.attempt_count == delivery.max_attempts;
-        if self.facts.known.values().any(|delivery| used_up(&delivery)) {
-            self.saw("a budget used up");
+        Ok(())
+    }
+
+    /// In calm nothing that could be claimed waits for long, unless it is one of a crowd.
+    fn check_nothing_is_held_up(&self) -> Step {
+        let is_crowded = self.shape.crowd > 0;
+        let is_free = |known: &KnownDelivery| !known.is_refused && !self.facts.holds.contains_key(&known.destination);
+        let waiting = self.facts.deliveries.iter().filter(|known| is_free(known)).filter_map(KnownDelivery::wakes_at);
+        let longest = waiting.min().filter(|at| *at + UNREPAIRED / 2 < self.database_time());
+        promise(longest.is_none() || is_crowded, || format!("I12: a delivery has been due since {longest:?}"))
+    }
+
+    /// Many redeliveries are asked for at once.
+    fn gather_crowd(&mut self) -> Step {
+        let crowd: Vec<usize> = (0..self.runs.len()).skip(self.runs.len() - self.shape.crowd).collect();
+        if crowd.is_empty() {
+            return Ok(());
         }
+        self.redeliver(0, &crowd, false)?;
+        // Most doorbells are lost.
+        self.apis[0].buffer.truncate(5);
         Ok(())
     }
 
@@ -100,174 +134,178 @@ impl World<'_> {
         self.tell(|_| "failures stop".into());
         self.is_calm = true;
         self.outage_until = self.now;
-        for dispatcher in 0..self.dispatchers.len() {
-            self.dispatchers[dispatcher].is_paused = false;
-            self.align(dispatcher);
+        for d in 0..self.dispatchers.len() {
+            self.thaw(d);
+            self.align(d);
+            self.dispatchers[d].trouble = None;
         }
-    }
-
-    /// Takes over the database's time, as nearly as can be.
-    fn align(&mut self, dispatcher: usize) {
-        let error = i64::try_from(CLOCK_ERROR.as_micros()).unwrap_or(0);
-        self.dispatchers[dispatcher].clock_error = self.rng.random_range(-error..=error);
     }
 
     /// What can happen, and how likely it is.
     fn possible(&self) -> Vec<(Event, u32)> {
-        let mut events = vec![(Event::Purge, 1), (Event::RestartBroker, 1), (Event::LoseDatabase, 1)];
-        if self.may_erase {
-            events.push((Event::Erase, 1));
+        let mut events = vec![(Event::Purge, 1), (Event::RestartBroker, 1), (Event::LoseDatabase, 2)];
+        events.push((Event::ChangeManner, 1));
+        if self.shape.erases {
+            events.push((Event::Erase, 2));
         }
-        if self.may_set_database_clock {
-            events.push((Event::SetDatabaseClock, 1));
+        if self.shape.sets_database_clock {
+            events.push((Event::SetDatabaseClock, 2));
         }
-        for (api, state) in self.apis.iter().enumerate() {
-            events.push((Event::Ask(api), 6));
-            events.push((Event::Report(api), 2));
-            events.push((Event::KillApi(api), 1));
-            if !state.buffer.is_empty() {
-                events.push((Event::Ring(api), 20));
+        if self.shape.refuses_rows {
+            events.extend([(Event::BreakRow, 3), (Event::RepairRows, 2)]);
+        }
+        for (index, api) in self.apis.iter().enumerate() {
+            events.extend([(Event::Ask(index), 8), (Event::Report(index), 2), (Event::KillApi(index), 1)]);
+            if !api.buffer.is_empty() {
+                events.push((Event::Ring(index), 20));
             }
         }
+        events.extend((0..self.late.len()).map(|index| (Event::TransactLate(index), 8)));
         for (d, dispatcher) in self.dispatchers.iter().enumerate() {
-            if !self.queue.is_empty() && dispatcher.held.len() < PREFETCH {
-                events.push((Event::Deliver(d), 10));
-            }
-            events.push((Event::KillDispatcher(d), 1));
-            events.push((Event::SetClock(d), 1));
-            if dispatcher.is_paused {
-                events.push((Event::GoOn(d), 3));
+            let Some(process) = &dispatcher.process else {
+                events.push((Event::Start(d), 10));
+                continue;
+            };
+            events.push((Event::Kill(d), 1));
+            if process.is_frozen {
+                events.push((Event::Thaw(d), 3));
                 continue;
             }
-            events.push((Event::Stop(d), 1));
+            events.push((Event::Freeze(d), 1));
+            if !process.is_stopping {
+                events.push((Event::Stop(d), 1));
+            }
             if dispatcher.is_misaligned() {
                 events.push((Event::Align(d), 12));
             }
-            events.extend(self.steps_of(d, dispatcher).into_iter().map(|event| (event, 12)));
-            if !self.is(Mutant::NoRelay) && dispatcher.claim.is_none() && dispatcher.room() > 0 {
-                events.push((Event::Relay(d), 6));
+            if self.shape.has_troubles {
+                events.push((Event::Trouble(d), if dispatcher.trouble.is_some() { 8 } else { 2 }));
+            }
+            events.extend(self.steps_of(d, process).into_iter().map(|event| (event, 14)));
+            if self.is_tick_due(process) {
+                events.push((Event::Tick(d), 10));
             }
         }
-        // Who runs makes their steps in time.
-        let running = self.dispatchers.iter().filter(|dispatcher| !dispatcher.is_paused);
-        let oldest = running.filter_map(Dispatcher::ready_since).min();
-        let patience =
-            oldest.map_or(Duration::from_secs(90), |since| PROMPT.saturating_sub(self.now.since(since)));
-        for (share, weight) in [(1.0, 6), (0.3, 6), (0.02, 6)] {
-            let wait = patience.mul_f64(share);
-            if wait > CLOCK_ERROR {
-                events.push((Event::Wait(wait), weight));
-            }
-        }
+        events.extend(self.waits());
         events
     }
 
+    /// Whoever runs makes their steps in time; the looks at the database can wait.
+    fn waits(&self) -> Vec<(Event, u32)> {
+        let running = self.dispatchers.iter().filter_map(Dispatcher::running);
+        let oldest = running.filter_map(Process::ready_at).min();
+        let patience = match oldest {
+            Some(since) if since <= self.now => PROMPT.saturating_sub(self.now.since(since)),
+            Some(at) => at.since(self.now) + PROMPT,
+            None => Duration::from_secs(90),
+        };
+        let waits = [(1.0, 6), (0.3, 6), (0.02, 6)].map(|(share, weight)| (patience.mul_f64(share), weight));
+        let waits = waits.into_iter().filter(|(wait, _)| *wait > CLOCK_ERROR / 10);
+        waits.map(|(wait, weight)| (Event::Wait(wait), weight)).collect()
+    }
+
+    fn is_tick_due(&self, process: &Process) -> bool {
+        process.machine.wake_at().is_some_and(|at| at <= self.monotonic())
+    }
+
     /// The steps a dispatcher could make now.
-    fn steps_of(&self, d: usize, dispatcher: &Dispatcher) -> Vec<Event> {
+    fn steps_of(&self, d: usize, process: &Process) -> Vec<Event> {
         let mut events = Vec::new();
-        if !dispatcher.served.is_empty() {
-            events.push(Event::Ack(d));
+        if !process.acknowledged.is_empty() {
+            events.push(Event::Acknowledge(d));
         }
-        let unserved = dispatcher.held.iter().any(|message| !dispatcher.served.contains(&message.number));
-        match dispatcher.claim {
-            Some(_) => events.push(Event::TryAgain(d)),
-            None if unserved && dispatcher.room() > 0 => events.push(Event::Claim(d)),
-            None => {}
+        let takes = process.is_consuming && !process.is_stopping;
+        let held = process.prefetched.len() + process.heard.len() + process.acknowledged.len();
+        if takes && held < PREFETCH && !self.broker.queue.is_empty() {
+            events.push(Event::GiveOut(d));
         }
-        if !dispatcher.results.is_empty() {
-            events.push(Event::Finish(d));
+        if takes && !process.prefetched.is_empty() && process.machine.doorbell_room() > 0 {
+            events.push(Event::Hear(d));
         }
-        for (index, attempt) in dispatcher.attempts.iter().enumerate() {
-            if !matches!(attempt.state, State::Sent { at, .. } if at > self.now) {
-                events.push(Event::Advance(d, index));
-            }
-        }
+        events.extend((0..process.transactions.len()).map(|index| Event::Transact(d, index)));
+        let attempts = process.attempts.iter().enumerate();
+        let ready = attempts.filter(|(_, attempt)| attempt.ready_at <= self.now);
+        events.extend(ready.map(|(index, _)| Event::Advance(d, index)));
         events
     }
 
     /// In calm everybody works on: what can be done is done, and then it is waited for what is next.
     fn next_in_calm(&mut self) -> Event {
+        let mut events: Vec<Event> = (0..self.late.len()).map(Event::TransactLate).collect();
         for (d, dispatcher) in self.dispatchers.iter().enumerate() {
-            if let Some(event) = self.steps_of(d, dispatcher).first() {
-                return *event;
+            match &dispatcher.process {
+                Some(process) => events.extend(self.steps_of(d, process)),
+                None => events.push(Event::Start(d)),
             }
         }
-        let d = self.rng.random_range(0..self.dispatchers.len());
-        let could = !self.is(Mutant::NoRelay) && self.dispatchers[d].room() > 0;
-        if could && self.rng.random_bool(0.5) {
-            return Event::Relay(d);
+        if let Some(event) = events.choose(&mut self.rng) {
+            return *event;
         }
-        let next = self.dispatchers.iter().filter_map(Dispatcher::ready_since).min();
-        Event::Wait(next.map_or(Duration::from_secs(10), |at| at.since(self.now)))
+        let next_due = self.next_due();
+        let is_due = next_due.is_some_and(|at| at <= self.now);
+        let processes = || {
+            let running = self.dispatchers.iter().enumerate();
+            running.filter_map(|(d, dispatcher)| Some((d, dispatcher.process.as_ref()?)))
+        };
+        // Looks at the database that would find nothing are left out.
+        let has_reason = |process: &Process| is_due || process.urgent_at().is_some() || !process.heard.is_empty();
+        let ticks = processes().filter(|(_, process)| has_reason(process) && self.is_tick_due(process));
+        let ticks: Vec<Event> = ticks.map(|(d, _)| Event::Tick(d)).collect();
+        if let Some(event) = ticks.choose(&mut self.rng) {
+            return *event;
+        }
+        let woken = processes().filter(|(_, process)| has_reason(process));
+        let next_tick = woken.filter_map(|(_, process)| process.machine.wake_at()).min();
+        let next_tick = next_tick.map(|at| self.now + at.saturating_sub(self.monotonic()));
+        let ready = processes().filter_map(|(_, process)| process.ready_at()).min();
+        let next = [next_tick, ready, next_due.filter(|_| !is_due)].into_iter().flatten().min();
+        let wait = next.map_or(Duration::from_secs(1), |at| at.since(self.now));
+        Event::Wait(wait.max(Duration::from_millis(1)))
+    }
+
+    /// When something in the database is due for the relay next.
+    fn next_due(&self) -> Option<Timestamp> {
+        let waiting = self.facts.deliveries.iter().filter(|known| !known.is_refused).filter_map(|known| {
+            let hold = self.facts.holds.get(&known.destination);
+            let open_at = hold.map(|hold| hold.held_until.max(hold.probe.map_or(hold.held_until, |(until, _)| until)));
+            known.wakes_at().max(open_at.filter(|_| known.wakes_at().is_some()))
+        });
+        let is_refused = |place: usize| self.facts.deliveries[place].is_refused;
+        let open = self.facts.claims.iter().filter(|((place, _), claim)| claim.is_open && !is_refused(*place));
+        let leases = open.map(|(_, claim)| claim.wake_at);
+        waiting.chain(leases).min().map(|at| self.as_true_time(at))
     }
 
     fn happen(&mut self, event: Event) -> Step {
         match event {
-            Event::Ask(api) => self.ask(api),
-            Event::Report(api) => self.report(api),
-            Event::Erase => self.erase(),
+            Event::Ask(api) => return self.ask(api),
+            Event::Report(api) => return self.report_run(api),
+            Event::Erase => return self.erase(),
+            Event::Hear(d) => return self.hear(d),
+            Event::Tick(d) => return self.tick(d),
+            Event::Transact(d, index) => return self.transact(d, index),
+            Event::TransactLate(index) => return self.transact_late(index),
+            Event::Advance(d, index) => return self.advance(d, index),
+            Event::Stop(d) => return self.stop(d),
             Event::Ring(api) => self.ring(api),
-            Event::Claim(d) => self.begin_claim(d, false),
-            Event::Relay(d) => self.begin_claim(d, true),
-            Event::TryAgain(d) => self.try_claim(d),
-            Event::Ack(d) => self.ack_served(d),
-            Event::Advance(d, index) => self.advance(d, index),
-            Event::Finish(d) => self.finish(d),
-            other => {
-                self.strike(other);
-                Ok(())
-            }
-        }
-    }
-
-    /// What only changes what is held in memory.
-    fn strike(&mut self, event: Event) {
-        match event {
             Event::KillApi(api) => self.kill_api(api),
-            Event::Deliver(d) => self.deliver(d),
+            Event::GiveOut(d) => self.give_out(d),
+            Event::Acknowledge(d) => self.acknowledge(d),
+            Event::Start(d) => self.start(d),
+            Event::Kill(d) => self.kill_dispatcher(d),
+            Event::Freeze(d) => self.freeze(d),
+            Event::Thaw(d) => self.thaw(d),
+            Event::Align(d) => self.align(d),
+            Event::SetDatabaseClock => self.set_database_clock(),
+            Event::LoseDatabase => self.lose_database(),
+            Event::Trouble(d) => self.trouble(d),
+            Event::ChangeManner => self.change_manner(),
+            Event::BreakRow => self.break_row(),
+            Event::RepairRows => self.repair_rows(),
             Event::Purge => self.purge(),
             Event::RestartBroker => self.restart_broker(),
-            Event::LoseDatabase => {
-                let length = Duration::from_millis(self.rng.random_range(100..90_000));
-                self.tell(|_| format!("the database is away for {length:?}"));
-                self.saw("a database away");
-                self.outage_until = self.now + length;
-                self.facts.disturb(None);
-            }
-            Event::KillDispatcher(d) => {
-                self.tell(|_| format!("dispatcher {d} is killed"));
-                if !self.dispatchers[d].served.is_empty() {
-                    self.saw("a dispatcher killed between claim and acknowledgement");
-                }
-                self.facts.disturb(Some(d));
-                self.give_back(d);
-                let Dispatcher { clock_error, host_error, .. } = self.dispatchers[d];
-                self.dispatchers[d] = Dispatcher { clock_error, host_error, ..Dispatcher::default() };
-            }
-            Event::Stop(d) => {
-                self.tell(|_| format!("dispatcher {d} is stopped"));
-                self.dispatchers[d].is_paused = true;
-                self.facts.disturb(Some(d));
-            }
-            Event::GoOn(d) => {
-                self.tell(|_| format!("dispatcher {d} goes on"));
-                self.dispatchers[d].is_paused = false;
-            }
-            Event::SetClock(d) => {
-                let error = self.rng.random_range(-3_600_000_000..=3_600_000_000);
-                self.dispatchers[d].host_error = error;
-            }
-            Event::SetDatabaseClock => {
-                let jump = self.rng.random_range(-600_000_000..=600_000_000);
-                self.tell(|_| format!("the database's clock is set by {} s", jump / 1_000_000));
-                self.saw("a database's clock set");
-                self.database_ahead += jump;
-                self.dispatchers.iter_mut().for_each(|dispatcher| dispatcher.clock_error -= jump);
-                self.facts.disturb(None);
-            }
-            Event::Align(d) => self.align(d),
             Event::Wait(wait) => self.now = self.now + wait,
-            _ => {}
         }
+        Ok(())
     }
 }

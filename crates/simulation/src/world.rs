@@ -1,30 +1,31 @@
-//! The world of one history: the real store on a database in memory, and stand-ins for everything else.
+//! Everything there is in one history: the real store on a database in memory, dispatchers whose decisions are the shipped
+//! machine's, and stand-ins for the rest.
 
-use std::collections::{BTreeMap, HashMap};
 use std::time::Duration;
 
-use contracts::{
-    AttemptNumber, Delivery, DeliveryId, Destination, Job, OrgId, PayloadFormat, RunId, RunUpdate, Timestamp,
-};
-use dispatcher::RetryPolicy;
+use contracts::{Destination, OrgId, PayloadFormat, RunId, RunUpdate, Timestamp};
+use engine::dispatch::Now;
 use rand::prelude::*;
 use rand::rngs::StdRng;
-use store::{AcceptPolicy, Deliver, StoreError, create_organization, deliveries_of_run, record_run};
-use testkit::{Fate, MemoryDatabase};
+use store::{AcceptPolicy, Deliver, StoreError, record_run};
+use testkit::MemoryDatabase;
 use thiserror::Error;
 use uuid::Uuid;
 
-use crate::actors::{Api, Dispatcher, Message};
+use crate::apis::Api;
+use crate::broker::Broker;
+use crate::explore::Seen;
 use crate::facts::Facts;
-use crate::mutant::Mutant;
+use crate::fairness::MissedLooks;
+use crate::process::Dispatcher;
+use crate::receivers::Receiver;
+use crate::shape::Shape;
+use crate::transactions::LateTransaction;
 
-pub(crate) const POLICY: AcceptPolicy =
-    AcceptPolicy { max_attempts: 3, payload_format: PayloadFormat::Python };
-/// The budget of one attempt.
-pub(crate) const TIMEOUT: Duration = Duration::from_secs(10);
-const LEASE: Duration = Duration::from_secs(60);
 /// What aligned clocks may be off, and so what two moments of different hosts may be.
 pub(crate) const CLOCK_ERROR: Duration = Duration::from_millis(50);
+/// The one organization there is.
+pub(crate) const ORG: OrgId = OrgId(Uuid::from_u128(1));
 
 /// How a history went wrong.
 #[derive(Debug, PartialEq, Error)]
@@ -45,7 +46,7 @@ impl From<StoreError> for Broken {
 
 pub(crate) type Step = Result<(), Broken>;
 
-/// Answers that a promise is broken unless it holds.
+/// A broken promise unless it holds.
 pub(crate) fn promise(holds: bool, what: impl FnOnce() -> String) -> Step {
     if holds { Ok(()) } else { Err(Broken::Promise(what())) }
 }
@@ -53,116 +54,145 @@ pub(crate) fn promise(holds: bool, what: impl FnOnce() -> String) -> Step {
 /// A run.
 pub(crate) struct Run {
     pub(crate) id: RunId,
-    pub(crate) url: &'static str,
-    /// Its end has been reported, and so is announced by one automatic delivery.
+    /// The index of its receiver.
+    pub(crate) receiver: usize,
+    /// Its end has been reported since the history began, and so is announced by one automatic delivery.
     pub(crate) is_announced: bool,
+    pub(crate) is_running: bool,
     pub(crate) is_erased: bool,
+    /// Its deliveries, by their place in the order of acceptance.
+    pub(crate) deliveries: Vec<usize>,
 }
 
 /// Everything there is in one history.
 pub(crate) struct World<'a> {
     pub(crate) database: &'a mut MemoryDatabase,
     pub(crate) rng: StdRng,
-    pub(crate) mutant: Option<Mutant>,
-    pub(crate) org: OrgId,
+    pub(crate) shape: Shape,
+    pub(crate) receivers: Vec<Receiver>,
     pub(crate) runs: Vec<Run>,
     /// True time.
     pub(crate) now: Timestamp,
     /// How far the database's clock is ahead of it, in microseconds.
     pub(crate) database_ahead: i64,
-    /// What happens in some histories only, since it ends or blurs much else.
-    pub(crate) may_set_database_clock: bool,
-    pub(crate) may_erase: bool,
     /// Until when the database is away.
     pub(crate) outage_until: Timestamp,
     pub(crate) apis: [Api; 2],
     pub(crate) dispatchers: [Dispatcher; 3],
-    /// Messages in the queue.
-    pub(crate) queue: Vec<Message>,
-    pub(crate) messages: u64,
+    pub(crate) broker: Broker,
+    /// Transactions whose callers think them lost.
+    pub(crate) late: Vec<LateTransaction>,
     pub(crate) facts: Facts,
+    pub(crate) missed: MissedLooks,
     /// Failures have stopped: the rest must come to an end.
     pub(crate) is_calm: bool,
     /// How often the interesting things came about.
-    pub(crate) seen: &'a mut BTreeMap<&'static str, usize>,
+    pub(crate) seen: &'a mut Seen,
     pub(crate) trace: Option<Vec<String>>,
 }
 
 impl<'a> World<'a> {
+    /// The world of a seed before its first step.
+    pub(crate) fn of_seed(
+        database: &'a mut MemoryDatabase,
+        seen: &'a mut Seen,
+        seed: u64,
+    ) -> Result<World<'a>, Broken> {
+        let mut rng = StdRng::seed_from_u64(seed);
+        let shape = Shape::draw(&mut rng);
+        let receivers = Receiver::draw_all(&mut rng);
+        let mut world = World::new(database, seen, rng, shape, receivers);
+        for index in 0..6 + world.shape.crowd {
+            let receiver = match index {
+                // The crowd is at two receivers; the others have little.
+                6.. => index % 2,
+                _ => world.rng.random_range(0..world.receivers.len()),
+            };
+            // Some have ended long ago, others run.
+            let is_running = index % 3 == 1 && index < 6;
+            world.add_run(receiver, is_running)?;
+        }
+        for d in 0..world.dispatchers.len() {
+            world.align(d);
+            world.start(d);
+        }
+        Ok(world)
+    }
+
+    /// A world without runs and with no dispatcher started.
     pub(crate) fn new(
         database: &'a mut MemoryDatabase,
-        seen: &'a mut BTreeMap<&'static str, usize>,
-        seed: u64,
-        mutant: Option<Mutant>,
-        is_traced: bool,
-    ) -> Result<World<'a>, Broken> {
-        database.execute(
-            "DELETE FROM erased_parts; DELETE FROM attempts; DELETE FROM deliveries; DELETE FROM runs",
-        );
+        seen: &'a mut Seen,
+        rng: StdRng,
+        shape: Shape,
+        receivers: Vec<Receiver>,
+    ) -> World<'a> {
+        database.clear(ORG);
         let now = Timestamp::parse("2026-03-01T12:00:00.123457Z").expect("a moment");
-        let mut rng = StdRng::seed_from_u64(seed);
-        let mut dispatchers: [Dispatcher; 3] = Default::default();
-        for dispatcher in &mut dispatchers {
-            let error = i64::try_from(CLOCK_ERROR.as_micros()).unwrap_or(0);
-            dispatcher.clock_error = rng.random_range(-error..=error);
-            dispatcher.host_error = rng.random_range(-3_600_000_000..=3_600_000_000);
-        }
-        // One has ended long ago, the other one runs.
-        let statuses = ["succeeded", "running"];
-        let runs: Vec<Run> = statuses
-            .iter()
-            .map(|_| {
-                let is_public = rng.random_bool(0.9);
-                let url = if is_public { "https://hooks.example.com/" } else { "https://10.0.0.1/" };
-                Run { id: RunId(Uuid::new_v4()), url, is_announced: false, is_erased: false }
-            })
-            .collect();
-        let recorded = database.transaction(Fate::Committed, |tx| {
-            let org = create_organization(tx, now, "simulated")?.id;
-            for (run, status) in runs.iter().zip(statuses) {
-                let update = report(run.url, status, 0);
-                record_run(tx, now, &POLICY, Deliver::Never, (org, run.id), &update, "r")?;
-            }
-            Ok(org)
-        })?;
-        let (may_set_database_clock, may_erase) = (rng.random_bool(0.25), rng.random_bool(0.25));
-        let org = recorded.expect("a transaction that commits answers");
-        Ok(World {
+        World {
             database,
             rng,
-            mutant,
-            org,
-            runs,
+            shape,
+            receivers,
+            runs: Vec::new(),
             now,
             database_ahead: 0,
-            may_set_database_clock,
-            may_erase,
             outage_until: now,
             apis: Default::default(),
-            dispatchers,
-            queue: Vec::new(),
-            messages: 0,
+            dispatchers: Default::default(),
+            broker: Broker::default(),
+            late: Vec::new(),
             facts: Facts::default(),
+            missed: MissedLooks::default(),
             is_calm: false,
             seen,
-            trace: is_traced.then(Vec::new),
-        })
-    }
-
-    pub(crate) fn is(&self, mutant: Mutant) -> bool {
-        self.mutant == Some(mutant)
-    }
-
-    pub(crate) fn lease(&self) -> Duration {
-        if self.is(Mutant::LeaseShorterThanBudget) { TIMEOUT / 2 } else { LEASE }
-    }
-
-    pub(crate) fn retry(&self) -> RetryPolicy {
-        RetryPolicy {
-            schedule: vec![Duration::from_secs(10), Duration::from_secs(60)],
-            jitter: 0.1,
-            stop_on_gone: true,
+            trace: None,
         }
+    }
+
+    /// Records a run that nobody is to hear of yet.
+    pub(crate) fn add_run(&mut self, receiver: usize, is_running: bool) -> Step {
+        let id = RunId(uuid::Builder::from_random_bytes(self.rng.random()).into_uuid());
+        let status = if is_running { "running" } else { "succeeded" };
+        let update = self.report_of(receiver, status);
+        let (now, policy) = (self.now, self.accept_policy());
+        self.database.transaction(true, |tx| {
+            record_run(tx, now, &policy, Deliver::Never, (ORG, id), &update, "r").map(drop)
+        })?;
+        let run = Run {
+            id,
+            receiver,
+            is_announced: false,
+            is_running,
+            is_erased: false,
+            deliveries: Vec::new(),
+        };
+        self.runs.push(run);
+        Ok(())
+    }
+
+    /// What the run engine tells of a run; how much that is is drawn.
+    pub(crate) fn report_of(&mut self, receiver: usize, status: &str) -> RunUpdate {
+        let size: usize = match self.rng.random_range(0..100) {
+            _ if !self.shape.has_large_payloads => 0,
+            0..70 => 0,
+            70..90 => 1_500,
+            _ => 8_000,
+        };
+        let (number, filling) = (self.rng.random_range(1..1000), "x".repeat(size));
+        let url = &self.receivers[receiver].url;
+        let body = format!(
+            r#"{{"status_code":"{status}","output":{{"n":{number},"x":"{filling}"}},"duration_ms":1,"callback_url":"{url}","metadata":{{}}}}"#
+        );
+        RunUpdate::parse(body.as_bytes()).expect("a valid run")
+    }
+
+    pub(crate) fn accept_policy(&self) -> AcceptPolicy {
+        AcceptPolicy { max_attempts: self.shape.max_attempts, payload_format: PayloadFormat::Python }
+    }
+
+    pub(crate) fn destination(&self, run: usize) -> Destination {
+        self.receivers[self.runs[run].receiver].destination
     }
 
     /// Monotonic time, the same on all hosts.
@@ -172,50 +202,37 @@ impl<'a> World<'a> {
 
     /// What the database's clock says.
     pub(crate) fn database_time(&self) -> Timestamp {
-        Timestamp::from_micros(self.now.as_micros() + self.database_ahead)
+        self.as_database_time(self.now)
+    }
+
+    /// What the database's clock says at that time.
+    pub(crate) fn as_database_time(&self, true_time: Timestamp) -> Timestamp {
+        Timestamp::from_micros(true_time.as_micros() + self.database_ahead)
+    }
+
+    /// When the database's clock will say that.
+    pub(crate) fn as_true_time(&self, database_time: Timestamp) -> Timestamp {
+        Timestamp::from_micros(database_time.as_micros() - self.database_ahead)
     }
 
     /// What a dispatcher takes for the database's time.
-    pub(crate) fn time_of(&self, dispatcher: usize) -> Timestamp {
-        let Dispatcher { clock_error, host_error, .. } = self.dispatchers[dispatcher];
-        let (from, error) = match self.is(Mutant::HostClock) {
-            true => (self.now, host_error),
-            false => (self.database_time(), clock_error),
-        };
-        Timestamp::from_micros(from.as_micros() + error)
+    pub(crate) fn time_of(&self, d: usize) -> Timestamp {
+        let error = self.dispatchers[d].clock_error;
+        Timestamp::from_micros(self.database_time().as_micros() + error)
     }
 
-    /// What becomes of the next transaction.
-    pub(crate) fn fate(&mut self) -> Fate {
-        if self.now < self.outage_until {
-            return Fate::RolledBack;
-        }
-        match self.rng.random_range(0..100) {
-            _ if self.is_calm => Fate::Committed,
-            0..8 => Fate::RolledBack,
-            8..16 => Fate::AnswerLost,
-            _ => Fate::Committed,
-        }
+    pub(crate) fn now_of(&self, d: usize) -> Now {
+        Now { monotonic: self.monotonic(), clock: self.time_of(d) }
     }
 
-    /// All deliveries as they stand, by run.
-    pub(crate) fn deliveries(&mut self) -> Result<Vec<Vec<Delivery>>, Broken> {
-        let (org, runs) = (self.org, &self.runs);
-        let read = self.database.transaction(Fate::Committed, |tx| {
-            runs.iter().map(|run| Ok(deliveries_of_run(tx, org, run.id)?.unwrap_or_default())).collect()
-        })?;
-        Ok(read.expect("a transaction that commits answers"))
+    /// Takes over the database's time, as nearly as can be.
+    pub(crate) fn align(&mut self, d: usize) {
+        let error = i64::try_from(CLOCK_ERROR.as_micros()).unwrap_or(0);
+        self.dispatchers[d].clock_error = self.rng.random_range(-error..=error);
     }
 
-    pub(crate) fn job(&self, delivery_id: DeliveryId, attempt: AttemptNumber) -> Job {
-        Job {
-            version: Job::VERSION,
-            delivery_id,
-            attempt,
-            destination: Destination::of_origin("https://hooks.example.com:443"),
-            org_id: self.org,
-            request_id: "r".into(),
-        }
+    pub(crate) fn is_database_away(&self) -> bool {
+        self.now < self.outage_until
     }
 
     pub(crate) fn saw(&mut self, what: &'static str) {
@@ -230,14 +247,3 @@ impl<'a> World<'a> {
         }
     }
 }
-
-/// What the run engine tells of a run.
-pub(crate) fn report(url: &str, status: &str, n: u32) -> RunUpdate {
-    let body = format!(
-        r#"{{"status_code":"{status}","output":{{"n":{n}}},"duration_ms":1,"callback_url":"{url}","metadata":{{}}}}"#
-    );
-    RunUpdate::parse(body.as_bytes()).expect("a valid run")
-}
-
-/// Deliveries by id.
-pub(crate) type Known = HashMap<DeliveryId, Delivery>;

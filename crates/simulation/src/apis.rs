@@ -1,0 +1,160 @@
+//! What apis do: accept redeliveries, record runs, erase them, ring for deliveries.
+
+use std::time::Duration;
+
+use contracts::{Delivery, Job, Timestamp};
+use rand::prelude::*;
+use store::{
+    AnyConnection, Deliver, Erasure, RecordedRun, Redelivery, RedeliveryRequest, StoreError, erase_run,
+    record_run, redeliver_batch,
+};
+
+use crate::checks::Cause;
+use crate::transactions::Fate;
+use crate::world::{ORG, Step, World};
+
+/// An api.
+#[derive(Default)]
+pub(crate) struct Api {
+    /// Doorbells not published yet.
+    pub(crate) buffer: Vec<Job>,
+}
+
+impl World<'_> {
+    /// A client asks an api for a redelivery.
+    pub(crate) fn ask(&mut self, api: usize) -> Step {
+        let run = self.any_run();
+        let supersede = self.rng.random_bool(0.3);
+        self.redeliver(api, &[run], supersede)
+    }
+
+    /// An api accepts redeliveries of runs in one transaction.
+    pub(crate) fn redeliver(&mut self, api: usize, runs: &[usize], supersede: bool) -> Step {
+        let request = |run: &usize| RedeliveryRequest {
+            org_id: ORG,
+            run_id: self.runs[*run].id,
+            request_id: "r".into(),
+            supersede,
+            idempotency_key: None,
+        };
+        let requests: Vec<RedeliveryRequest> = runs.iter().map(request).collect();
+        let (policy, fate) = (self.accept_policy(), self.fate());
+        self.accept(api, fate, move |tx, now| {
+            let accepted = |redelivery| match redelivery {
+                Redelivery::Accepted(accepted) => Some(accepted.delivery),
+                _ => None,
+            };
+            Ok(redeliver_batch(tx, now, &policy, &requests)?.into_iter().filter_map(accepted).collect())
+        })
+    }
+
+    /// The run engine tells an api of a run's end, or of its output anew.
+    pub(crate) fn report_run(&mut self, api: usize) -> Step {
+        let run = self.any_run();
+        let id = self.runs[run].id;
+        let update = self.report_of(self.runs[run].receiver, "succeeded");
+        let (policy, fate) = (self.accept_policy(), self.fate());
+        if self.runs[run].is_running && fate != Fate::RolledBack {
+            self.runs[run].is_running = false;
+            self.runs[run].is_announced = true;
+            self.saw("a run's end announced");
+        }
+        self.accept(api, fate, move |tx, now| {
+            match record_run(tx, now, &policy, Deliver::Automatically, (ORG, id), &update, "r")? {
+                RecordedRun::Created(_, accepted) | RecordedRun::Updated(_, accepted) => {
+                    Ok(accepted.map(|accepted| accepted.delivery).into_iter().collect())
+                }
+                RecordedRun::StatusConflict(_) | RecordedRun::Erased => Ok(Vec::new()),
+            }
+        })
+    }
+
+    /// An operator erases what a run's callbacks said.
+    pub(crate) fn erase(&mut self) -> Step {
+        let run = self.any_run();
+        let (id, now, fate) = (self.runs[run].id, self.database_time(), self.fate());
+        if fate == Fate::RolledBack {
+            return Ok(());
+        }
+        let erasure = self.database.transaction(true, |tx| erase_run(tx, now, ORG, id))?;
+        self.tell(|_| format!("run {run} is to be erased: {erasure:?}"));
+        if matches!(erasure, Erasure::Erased { .. }) {
+            self.saw("a run erased");
+            self.runs[run].is_erased = true;
+        }
+        self.check(&Cause::Api)
+    }
+
+    fn any_run(&mut self) -> usize {
+        self.rng.random_range(0..self.runs.len())
+    }
+
+    /// An api's transaction that may make deliveries, for which it then has doorbells to ring.
+    fn accept(
+        &mut self,
+        api: usize,
+        fate: Fate,
+        accepting: impl FnOnce(&mut AnyConnection, Timestamp) -> Result<Vec<Delivery>, StoreError>,
+    ) -> Step {
+        // No two transactions in one millisecond: ids made in the same one are in random order.
+        self.now = self.now + Duration::from_millis(1);
+        if fate == Fate::RolledBack {
+            return Ok(());
+        }
+        let now = self.database_time();
+        let made = self.database.transaction(true, |tx| accepting(tx, now))?;
+        self.tell(|_| format!("api {api} accepts {} deliveries: {fate:?}", made.len()));
+        self.check(&Cause::Api)?;
+        if made.is_empty() {
+            return Ok(());
+        }
+        if fate != Fate::Committed {
+            self.saw("accepted, and the client was not told");
+            return Ok(());
+        }
+        self.saw("accepted");
+        for delivery in made {
+            let job = self.job(&delivery);
+            self.apis[api].buffer.push(job);
+        }
+        Ok(())
+    }
+
+    fn job(&mut self, delivery: &Delivery) -> Job {
+        let known = &self.facts.deliveries[self.facts.place(delivery.id)];
+        Job {
+            version: Job::VERSION,
+            delivery_id: delivery.id,
+            attempt: 1,
+            destination: known.destination,
+            // Older apis do not say.
+            payload_size: self.rng.random_bool(0.95).then_some(delivery.payload_bytes.len() as u64),
+            org_id: ORG,
+            request_id: "r".into(),
+        }
+    }
+
+    /// An api publishes one of its doorbells. It may be lost on the way, or published twice.
+    pub(crate) fn ring(&mut self, api: usize) {
+        let buffer = &mut self.apis[api].buffer;
+        let job = buffer.swap_remove(self.rng.random_range(0..buffer.len()));
+        let copies = match self.rng.random_range(0..100) {
+            0..15 => 0,
+            15..25 => 2,
+            _ => 1,
+        };
+        self.tell(|facts| format!("api {api} rings for {}: {copies} messages", facts.name(job.delivery_id)));
+        for _ in 0..copies {
+            self.publish(job.clone());
+        }
+    }
+
+    /// An api is killed: doorbells it has not published are lost.
+    pub(crate) fn kill_api(&mut self, api: usize) {
+        self.tell(|_| format!("api {api} is killed"));
+        if !self.apis[api].buffer.is_empty() {
+            self.saw("an api killed between commit and publish");
+        }
+        self.apis[api].buffer.clear();
+    }
+}

@@ -1,0 +1,114 @@
+//! Receivers: what they answer, and when.
+
+use std::time::Duration;
+
+use contracts::{Destination, FailureReason};
+use engine::{Outcome, Response};
+use rand::prelude::*;
+use rand::rngs::StdRng;
+
+use crate::world::ORG;
+
+/// A receiver, at an origin of its own.
+#[derive(Clone, Debug)]
+pub(crate) struct Receiver {
+    pub(crate) url: String,
+    pub(crate) destination: Destination,
+    pub(crate) manner: Manner,
+}
+
+/// How a receiver answers at present.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Manner {
+    /// A bit of everything.
+    Ordinary,
+    /// 2xx, always and at once.
+    Healthy,
+    /// It takes requests and does not answer.
+    Hanging,
+    /// It asks for patience: 429 or 503 with `Retry-After`, in these seconds or in some that are drawn.
+    Overloaded(Option<u64>),
+}
+
+/// What a receiver does with a request.
+pub(crate) struct Reply {
+    /// What the dispatcher learns, …
+    pub(crate) outcome: Outcome,
+    /// … and after how long, if its budget lasts.
+    pub(crate) after: Duration,
+    /// Whether the receiver answered 2xx, even if nobody learns so.
+    pub(crate) is_accepted: bool,
+}
+
+impl Receiver {
+    pub(crate) fn new(host: &str, manner: Manner) -> Receiver {
+        let url = format!("https://{host}/hook");
+        Receiver { destination: Destination::of(ORG, &url), url, manner }
+    }
+
+    /// The receivers of a history. Their order among destinations differs from one to the next.
+    pub(crate) fn draw_all(rng: &mut StdRng) -> Vec<Receiver> {
+        let count = rng.random_range(3..=5);
+        let mut receivers: Vec<Receiver> = (0..count)
+            .map(|_| {
+                let host = format!("r{}.example.com", rng.random::<u32>());
+                Receiver::new(&host, Manner::draw(rng))
+            })
+            .collect();
+        if rng.random_bool(0.15) {
+            receivers[count - 1] = Receiver::new("10.0.0.1", Manner::Ordinary);
+        }
+        receivers
+    }
+}
+
+impl Manner {
+    pub(crate) fn draw(rng: &mut StdRng) -> Manner {
+        match rng.random_range(0..10) {
+            0..5 => Manner::Ordinary,
+            5..6 => Manner::Healthy,
+            6..8 => Manner::Hanging,
+            _ => Manner::Overloaded(None),
+        }
+    }
+
+    /// What becomes of a request that is written when so much of its budget is left.
+    pub(crate) fn reply(self, rng: &mut StdRng, left: Duration) -> Reply {
+        match (self, rng.random_range(0..100)) {
+            (Manner::Healthy, _) => answered(200, None, left / 20),
+            (Manner::Ordinary, 0..40) => answered(200, None, left.mul_f64(rng.random_range(0.0..1.0))),
+            (Manner::Ordinary, 40..45) => answered(410, None, left.mul_f64(rng.random_range(0.0..1.0))),
+            (Manner::Ordinary, 45..70) => {
+                let status = *[404, 429, 500, 503].choose(rng).unwrap_or(&500);
+                answered(status, None, left.mul_f64(rng.random_range(0.0..1.0)))
+            }
+            (Manner::Hanging, 0..10) => answered(200, None, left.mul_f64(rng.random_range(0.5..1.0))),
+            (Manner::Overloaded(_), 0..15) => answered(200, None, left / 10),
+            (Manner::Ordinary, 70..75) | (Manner::Overloaded(_), 15..90) => {
+                let drawn = *[5, 30, 60, 600, 7_200].choose(rng).unwrap_or(&60);
+                let wait = match self {
+                    Manner::Overloaded(Some(wait)) => wait,
+                    _ => drawn,
+                };
+                let status = if rng.random_bool(0.5) { 429 } else { 503 };
+                answered(status, Some(wait), left / 10)
+            }
+            (Manner::Hanging, 10..) => no_answer(FailureReason::Timeout, left, rng),
+            (Manner::Ordinary | Manner::Overloaded(_), _) if rng.random_bool(0.5) => {
+                no_answer(FailureReason::Timeout, left, rng)
+            }
+            _ => no_answer(FailureReason::ConnectionError, Duration::from_millis(5), rng),
+        }
+    }
+}
+
+fn answered(status: u16, retry_after: Option<u64>, after: Duration) -> Reply {
+    let retry_after = retry_after.map(|seconds| seconds.to_string());
+    let response = Response { status, body: "an answer".into(), retry_after };
+    Reply { outcome: Outcome::Answered(response), after, is_accepted: (200..300).contains(&status) }
+}
+
+/// Whatever the receiver did, its answer does not come through.
+fn no_answer(reason: FailureReason, after: Duration, rng: &mut StdRng) -> Reply {
+    Reply { outcome: Outcome::failed(reason, "no answer"), after, is_accepted: rng.random_bool(0.4) }
+}

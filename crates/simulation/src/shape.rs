@@ -1,0 +1,64 @@
+//! What a history may come across, and within which limits its dispatchers work: drawn from its seed. What ends or blurs
+//! much else happens in some histories only.
+
+use std::time::Duration;
+
+use contracts::AttemptNumber;
+use engine::RetryPolicy;
+use engine::dispatch::Limits;
+use rand::prelude::*;
+use rand::rngs::StdRng;
+
+/// The budget of one attempt.
+pub(crate) const TIMEOUT: Duration = Duration::from_secs(10);
+pub(crate) const LEASE: Duration = Duration::from_secs(60);
+/// The longest that a `Retry-After` holds a destination.
+pub(crate) const HOLD_CAP: Duration = Duration::from_secs(60);
+
+#[derive(Clone, Debug)]
+pub(crate) struct Shape {
+    pub(crate) limits: Limits,
+    pub(crate) max_attempts: AttemptNumber,
+    /// Steps before failures stop.
+    pub(crate) steps: usize,
+    /// Deliveries that wait for two receivers from the beginning.
+    pub(crate) crowd: usize,
+    pub(crate) sets_database_clock: bool,
+    pub(crate) erases: bool,
+    pub(crate) has_large_payloads: bool,
+    /// Dispatchers run out of sockets, name servers or keys.
+    pub(crate) has_troubles: bool,
+    /// The database refuses to write some rows.
+    pub(crate) refuses_rows: bool,
+}
+
+impl Shape {
+    pub(crate) fn draw(rng: &mut StdRng) -> Shape {
+        let is_crowded = rng.random_bool(0.04);
+        let retry = RetryPolicy {
+            schedule: vec![Duration::from_secs(10), Duration::from_secs(60)],
+            jitter: 0.1,
+            stop_on_gone: true,
+            hold_cap: HOLD_CAP,
+        };
+        let limits = Limits {
+            max_in_flight: rng.random_range(3..=4),
+            max_in_flight_bytes: *[7_000, 20_000].choose(rng).unwrap_or(&7_000),
+            max_in_flight_per_destination: rng.random_range(1..=2),
+            lease: LEASE,
+            timeout: TIMEOUT,
+            retry,
+        };
+        Shape {
+            limits,
+            max_attempts: 3,
+            steps: if is_crowded { 60 } else { 180 },
+            crowd: if is_crowded { 50 } else { 0 },
+            sets_database_clock: rng.random_bool(0.2),
+            erases: rng.random_bool(0.2),
+            has_large_payloads: rng.random_bool(0.4),
+            has_troubles: rng.random_bool(0.3),
+            refuses_rows: rng.random_bool(0.15),
+        }
+    }
+}

@@ -1,0 +1,300 @@
+//! Dispatchers' transactions: each is made at some step after its action, and may be rolled back, commit without its
+//! caller learning so, or commit later than its caller waits.
+
+use std::time::Duration;
+
+use contracts::Timestamp;
+use engine::dispatch::{Batch, Claim, ClaimSource, Event, Recovery};
+use engine::{AttemptResult, Effect, HeldAttempt, Look};
+use rand::prelude::*;
+use store::{ClaimResult, RowsRefused};
+
+use crate::checks::Cause;
+use crate::world::{Broken, CLOCK_ERROR, Step, World};
+
+/// What becomes of a transaction.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Fate {
+    /// It commits, and its caller learns so.
+    Committed,
+    /// The database goes away before it commits.
+    RolledBack,
+    /// It commits, and the connection is lost before its caller learns so.
+    AnswerLost,
+    /// Its caller thinks it lost, and it is made some steps later.
+    Late,
+}
+
+/// An action of the machine's that is one transaction.
+#[derive(Clone, Debug)]
+pub(crate) enum Work {
+    Claim(Claim),
+    Record(Batch),
+    RecoverLeases(Recovery),
+    ForgetHolds,
+}
+
+/// A transaction that is to be made.
+pub(crate) struct Transaction {
+    pub(crate) work: Work,
+    /// Since when.
+    pub(crate) since: Timestamp,
+}
+
+/// A transaction whose caller thinks it lost.
+pub(crate) struct LateTransaction {
+    work: Work,
+    dispatcher: usize,
+    /// The moment that it works with.
+    now: Timestamp,
+    /// When it was begun, by true time.
+    began: Timestamp,
+}
+
+/// What a transaction came to.
+enum Answer {
+    Claimed(ClaimResult),
+    Recorded(Vec<Effect>),
+    Recovered(Vec<(HeldAttempt, AttemptResult, Effect)>),
+    HoldsForgotten,
+    /// The database refused it: nothing was committed.
+    Refused(RowsRefused),
+}
+
+/// For how long a transaction may go on after its caller has given it up: the server ends sessions that stall.
+const LATE: Duration = Duration::from_secs(40);
+
+impl World<'_> {
+    /// What becomes of the next transaction.
+    pub(crate) fn fate(&mut self) -> Fate {
+        if self.is_database_away() {
+            return Fate::RolledBack;
+        }
+        match self.rng.random_range(0..100) {
+            _ if self.is_calm => Fate::Committed,
+            0..6 => Fate::RolledBack,
+            6..12 => Fate::AnswerLost,
+            12..17 => Fate::Late,
+            _ => Fate::Committed,
+        }
+    }
+
+    pub(crate) fn begin(&mut self, d: usize, work: Work) {
+        let since = self.now;
+        if let Some(process) = &mut self.dispatchers[d].process {
+            process.transactions.push(Transaction { work, since });
+        }
+    }
+
+    /// Makes a transaction of a dispatcher's.
+    pub(crate) fn transact(&mut self, d: usize, index: usize) -> Step {
+        let (fate, now) = (self.fate(), self.time_of(d));
+        let Some(process) = &mut self.dispatchers[d].process else { return Ok(()) };
+        let Transaction { work, .. } = process.transactions.swap_remove(index);
+        let answer = match fate {
+            Fate::Committed | Fate::AnswerLost => Some(self.execute(d, &work, now, fate)?),
+            Fate::RolledBack => {
+                self.tell(|_| format!("dispatcher {d} {}: {fate:?}", verb(&work)));
+                None
+            }
+            Fate::Late => {
+                self.tell(|_| format!("dispatcher {d} {}: {fate:?}", verb(&work)));
+                let began = self.now;
+                self.late.push(LateTransaction { work: work.clone(), dispatcher: d, now, began });
+                None
+            }
+        };
+        match answer {
+            Some(answer) if fate == Fate::Committed => self.answer(d, work, answer),
+            _ => self.leave_in_doubt(d, &work),
+        }
+    }
+
+    /// Makes a transaction whose caller thinks it lost, or loses it.
+    pub(crate) fn transact_late(&mut self, index: usize) -> Step {
+        let LateTransaction { work, dispatcher, now, began } = self.late.swap_remove(index);
+        // Nothing of the database's time is known of one whose clock was wrong.
+        let off = now.as_micros() - self.as_database_time(began).as_micros();
+        let is_blurred = Duration::from_micros(off.unsigned_abs()) > CLOCK_ERROR;
+        let is_lost = self.now > began + LATE || self.is_database_away() || is_blurred;
+        if is_lost || self.rng.random_bool(0.1) {
+            return Ok(());
+        }
+        self.saw("a transaction made after its caller had given it up");
+        self.execute(dispatcher, &work, now, Fate::Late).map(drop)
+    }
+
+    /// The transactions of a process that is no more may still be on their way.
+    pub(crate) fn abandon(&mut self, d: usize, transactions: Vec<Transaction>) {
+        let (began, now) = (self.now, self.time_of(d));
+        for Transaction { work, .. } in transactions {
+            if self.rng.random_bool(0.4) {
+                self.late.push(LateTransaction { work, dispatcher: d, now, began });
+            }
+        }
+    }
+
+    fn execute(&mut self, d: usize, work: &Work, now: Timestamp, fate: Fate) -> Result<Answer, Broken> {
+        let lease = self.shape.limits.lease;
+        let answer = match work {
+            Work::Claim(claim) => {
+                let made = self.database.transaction(true, |tx| store::claim(tx, now, lease, claim));
+                made.map(Answer::Claimed)
+            }
+            Work::Record(batch) => {
+                let made = self.database.transaction(true, |tx| store::finish(tx, now, &batch.results));
+                made.map(Answer::Recorded).map_err(RowsRefused::from)
+            }
+            Work::RecoverLeases(recovery) => {
+                let mut recovery = recovery.clone();
+                let (limit, stepped_over) = (recovery.limit, std::mem::take(&mut recovery.stepped_over));
+                let made = self.database.transaction(true, |tx| {
+                    store::recover_leases(tx, now, limit, &stepped_over, |held| recovery.settle(held, now))
+                });
+                made.map(Answer::Recovered)
+            }
+            Work::ForgetHolds => {
+                let made = self.database.transaction(true, |tx| store::forget_holds(tx, now));
+                made.map(|_| Answer::HoldsForgotten).map_err(RowsRefused::from)
+            }
+        };
+        let answer = answer.unwrap_or_else(Answer::Refused);
+        self.tell(|facts| format!("dispatcher {d} {}: {fate:?}: {}", verb(work), told(facts, work, &answer)));
+        match (work, &answer) {
+            (Work::Claim(claim), Answer::Claimed(result)) => {
+                if !result.is_recovered {
+                    let is_late = fate == Fate::Late;
+                    self.note_claims(d, claim, &result.claimed, is_late)?;
+                    if let (ClaimSource::Relay(plan), Some(look), false) = (&claim.source, &result.look, is_late) {
+                        self.note_look(d, plan, now, look, &result.claimed)?;
+                    }
+                }
+                self.check(&Cause::Claim(&result.claimed))?;
+            }
+            (Work::Record(batch), Answer::Recorded(effects)) => {
+                if effects.contains(&Effect::Late { closed: true }) {
+                    self.saw("a late success that closes its delivery");
+                }
+                self.check(&Cause::Record { results: &batch.results, effects })?;
+            }
+            (Work::RecoverLeases(_), Answer::Recovered(recovered)) => {
+                for _ in recovered {
+                    self.saw("an attempt lost");
+                }
+                self.check(&Cause::Recovery)?;
+            }
+            (Work::ForgetHolds, Answer::HoldsForgotten) => self.check(&Cause::Tidying { now })?,
+            (_, Answer::Refused(RowsRefused { error, rows })) => {
+                // Only what was told to be refused may be. Under a mutant, a constraint that it runs into is not a promise.
+                if !error.to_string().contains("the row is broken") {
+                    return Err(Broken::Step(format!("{} of {} rows: {error}", verb(work), rows.len())));
+                }
+                self.saw(match work {
+                    Work::Claim(_) => "a claim refused by the database",
+                    Work::Record(_) => "a result refused by the database",
+                    _ => "a recovery refused by the database",
+                });
+            }
+            _ => {}
+        }
+        Ok(answer)
+    }
+
+    /// Tells a dispatcher how its transaction ended.
+    fn answer(&mut self, d: usize, work: Work, answer: Answer) -> Step {
+        let event = match (work, answer) {
+            (Work::Claim(_), answer) => {
+                if let Some(process) = &mut self.dispatchers[d].process {
+                    process.doubtful_claim = None;
+                }
+                match answer {
+                    Answer::Claimed(ClaimResult { claimed, is_recovered, look }) => {
+                        if is_recovered {
+                            self.saw("a claim whose commit came through unnoticed");
+                        }
+                        Event::Claimed { claimed, is_recovered, look }
+                    }
+                    Answer::Refused(RowsRefused { rows, .. }) => Event::ClaimRefused { rows },
+                    _ => return Ok(()),
+                }
+            }
+            (Work::Record(Batch { id, .. }), Answer::Recorded(effects)) => Event::Recorded { id, effects },
+            (Work::Record(Batch { id, .. }), Answer::Refused(refused)) => {
+                Event::RecordRefused { id, is_violation: refused.error.is_violation() }
+            }
+            (Work::RecoverLeases(_), Answer::Recovered(recovered)) => {
+                Event::LeasesRecovered { count: recovered.len() }
+            }
+            (Work::RecoverLeases(_), Answer::Refused(RowsRefused { rows, .. })) => {
+                Event::RecoveryRefused { rows }
+            }
+            _ => return Ok(()),
+        };
+        self.report(d, event)
+    }
+
+    /// Tells a dispatcher that its database is away, or did not answer.
+    fn leave_in_doubt(&mut self, d: usize, work: &Work) -> Step {
+        let event = match work {
+            Work::Claim(claim) => {
+                let Some(process) = &mut self.dispatchers[d].process else { return Ok(()) };
+                process.doubtful_claim = Some(claim.id);
+                if process.is_stopping {
+                    // It is not tried again: its attempts, if any, are lost.
+                    self.facts.abandon_claim(claim.id);
+                }
+                Event::ClaimUnknown
+            }
+            Work::Record(batch) => Event::RecordUnknown { id: batch.id },
+            Work::RecoverLeases(_) => Event::RecoveryUnknown,
+            Work::ForgetHolds => return Ok(()),
+        };
+        self.report(d, event)
+    }
+}
+
+fn verb(work: &Work) -> &'static str {
+    match work {
+        Work::Claim(Claim { source: ClaimSource::Doorbells(_), .. }) => "claims what it heard",
+        Work::Claim(Claim { source: ClaimSource::Relay(plan), .. }) if !plan.targets.is_empty() => "claims of targets",
+        Work::Claim(_) => "claims what is due",
+        Work::Record(_) => "records",
+        Work::RecoverLeases(_) => "recovers leases",
+        Work::ForgetHolds => "forgets holds",
+    }
+}
+
+fn told(facts: &crate::facts::Facts, work: &Work, answer: &Answer) -> String {
+    let lines: Vec<String> = match (work, answer) {
+        (_, Answer::Claimed(result)) => {
+            let name = |held: &HeldAttempt| {
+                let probe = if held.is_probe { " as a probe" } else { "" };
+                format!("{}/{}{probe}", facts.name(held.delivery_id), held.attempt)
+            };
+            let mut names: Vec<String> = result.claimed.iter().map(|claimed| name(&claimed.held)).collect();
+            if result.is_recovered {
+                names.push("(found)".into());
+            }
+            if let Some(look) = result.look.as_ref().filter(|look| **look != Look::default()) {
+                names.push(format!("{look:?}"));
+            }
+            names
+        }
+        (Work::Record(batch), Answer::Recorded(effects)) => {
+            let line = |(result, effect): (&AttemptResult, &Effect)| {
+                let (name, number) = (facts.name(result.delivery_id), result.record.number);
+                format!("{name}/{number} {:?} {:?} {effect:?}", result.settlement, result.hold)
+            };
+            batch.results.iter().zip(effects).map(line).collect()
+        }
+        (_, Answer::Recovered(recovered)) => {
+            let line = |(held, ..): &(HeldAttempt, AttemptResult, Effect)| {
+                format!("{}/{}", facts.name(held.delivery_id), held.attempt)
+            };
+            recovered.iter().map(line).collect()
+        }
+        (_, Answer::Refused(refused)) => vec![format!("refused: {refused}")],
+        _ => Vec::new(),
+    };
+    lines.join(", ")
+}
