@@ -135,7 +135,8 @@ const REWRITTEN: &str = "
 
 /// A receiver that takes 20 requests at once and asks the others to come a second later, with deliveries waiting for it.
 pub(crate) async fn holds(ground: &mut Ground, scale: &Scale) -> Result<Outcome> {
-    let mut site = Site::open(ground, Plan::of("holds", 1, 1)).await?;
+    // However often it is refused, no delivery waits for minutes.
+    let mut site = Site::open(ground, Plan { schedule: "10s", ..Plan::of("holds", 1, 1) }).await?;
     let count = scale.of(600).max(300);
     let mut all = Answers::default();
     let recipes = site.dismiss_dispatchers().await?;

@@ -35,7 +35,7 @@ pub(crate) async fn memory(ground: &mut Ground, scale: &Scale) -> Result<Outcome
     let limit = MemoryLimit::new(LIMIT);
     recipe.wrapper = limit.wrapper();
     let (began, from) = (Instant::now(), host_now());
-    let (mut restarts, mut peak, mut small_after) = (0, 0.0_f64, None);
+    let (mut restarts, mut peak) = (0, 0.0_f64);
     let mut process = Process::start(recipe.clone())?;
     while site.counts().await.is_none_or(|(_, open)| open > 0) && began.elapsed() < PATIENCE {
         if process.has_ended()? {
@@ -43,15 +43,14 @@ pub(crate) async fn memory(ground: &mut Ground, scale: &Scale) -> Result<Outcome
             process = Process::start(recipe.clone())?;
         }
         peak = process.memory().map_or(peak, |(_, most)| peak.max(most));
-        if small_after.is_none() && site.ledger.missing(&small) == 0 {
-            small_after = Some(began.elapsed());
-        }
         sleep(Duration::from_millis(100)).await;
     }
     let (took, left) = (began.elapsed(), site.counts().await.map_or(count, |(_, open)| open));
     let what = Struck::Dispatcher(recipe.name.clone());
     let killed = (restarts > 0).then(|| Disturbance { what, from, to: host_now() });
     process.terminate().await?;
+    let receipts = site.ledger.receipts();
+    let small = small.iter().filter_map(|id| receipts.get(id)?.first()).map(|receipt| receipt.at.since(from));
     let charged = limit.peak().map_or_else(String::new, |mib| format!(", {mib:.1} MiB charged to it"));
     let rows = vec![
         Row::new(
@@ -60,7 +59,7 @@ pub(crate) async fn memory(ground: &mut Ground, scale: &Scale) -> Result<Outcome
             format!("{left} after {}", secs(took)),
             left == 0,
         ),
-        Row::new("the small one arrived after", "", small_after.map_or("never".to_owned(), secs), true),
+        Row::new("the small one arrived after", "", small.min().map_or("never".to_owned(), secs), true),
         Row::new(
             format!("restarts in 256 MiB, by {}", limit.kind()),
             "0",
