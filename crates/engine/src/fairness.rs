@@ -358,7 +358,10 @@ mod tests {
         (due[1].hold, due[2].hold) = (HoldState::Held, HoldState::HalfOpen);
         let shares = plan.share(&due);
         let probe = Share { destination: destination(2), attempts: 1, is_probe: true };
-        assert_eq!((shares.shares.as_slice(), shares.cut_off.as_slice()), ([probe].as_slice(), [].as_slice()));
+        assert_eq!(
+            (shares.shares.as_slice(), shares.cut_off.as_slice()),
+            ([probe].as_slice(), [].as_slice())
+        );
         let look = plan.look(&due, &shares, &Selection::default(), Seen::default());
         assert_eq!((look.limited, look.has_more), (vec![destination(0)], false));
         // Attempts from before the hold count, too.
@@ -390,9 +393,8 @@ mod tests {
         let shares = plan.share(&due);
         assert_eq!(shares.cut_off, [destination(2)]);
         // The first has no more than its share, the second has nothing due.
-        let look = |candidates: &[Candidate]| {
-            plan.look(&due, &shares, &plan.select(candidates), Seen::default())
-        };
+        let look =
+            |candidates: &[Candidate]| plan.look(&due, &shares, &plan.select(candidates), Seen::default());
         assert_eq!(look(&[]).left, [destination(2)]);
         assert_eq!(look(&[candidate(0, 0, 1)]).left, [destination(0), destination(2)]);
     }

@@ -281,7 +281,11 @@ impl Dispatch {
 
     fn claim_of_limited(&mut self, room: usize, now: Now) -> Option<ClaimSource> {
         let freed_at = self.claiming.freed_at?;
-        if is_off(Protection::Relay) || self.is_reserved() {
+        if is_off(Protection::Relay) {
+            self.claiming.freed_at = None;
+            return None;
+        }
+        if self.is_reserved() {
             return None;
         }
         let rooms = self.claiming.limited.iter().map(|of| (*of, self.destinations.room(*of, now)));
@@ -341,11 +345,18 @@ impl Dispatch {
         self.claiming.limit = (self.claiming.limit * 2).min(BATCH);
         self.claiming.ended_at = now.monotonic;
         self.looked(&claim, claimed.len(), look, now);
-        // Only a claim of which several tries came through can exceed its slots. What is over is handed back.
-        let free = self.limits.max_in_flight.saturating_sub(self.attempts.len() + self.recording.len());
-        for (index, claimed) in claimed.into_iter().enumerate() {
+        let (mut bytes, mut bytes_in_flight) = (self.byte_room(), self.bytes_by_destination());
+        for claimed in claimed {
             self.stepped_over.remove(claimed.held.delivery_id);
-            if index >= free {
+            // Only a claim of which several tries came through can exceed the limits. What is over is handed back.
+            let destination = claimed.held.destination;
+            let fits = !is_recovered
+                || self.attempts.len() + self.recording.len() < self.limits.max_in_flight
+                    && self.destinations.slots(destination) > 0
+                    && bytes
+                        .judge(claimed.payload.len() as u64, bytes_in_flight.entry(destination).or_default())
+                        == Fit::Fits;
+            if !fits {
                 let not_sent = Outcome::NotSent(LocalFailure::LeaseTooShort);
                 let result = self.settle(claimed.held, not_sent, None, now);
                 self.recording.push(result, now.monotonic);

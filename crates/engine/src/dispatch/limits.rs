@@ -49,6 +49,13 @@ impl Destinations {
     pub(super) fn room(&self, destination: Destination, now: Now) -> usize {
         match self.known.get(&destination) {
             Some(state) if state.is_held(now) || state.is_full => 0,
+            _ => self.slots(destination),
+        }
+    }
+
+    /// How many attempts more this one may have in flight, whatever else keeps them from beginning.
+    pub(super) fn slots(&self, destination: Destination) -> usize {
+        match self.known.get(&destination) {
             _ if is_off(Protection::DestinationLimit) => usize::MAX,
             Some(state) => state.window.room(),
             None => self.ordinary_room(),

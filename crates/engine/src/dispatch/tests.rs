@@ -3,9 +3,7 @@
 use std::time::Duration;
 
 use bytes::Bytes;
-use contracts::{
-    ClaimId, DeliveryId, Destination, FailureReason, Job, OrgId, RunId, Timestamp,
-};
+use contracts::{ClaimId, DeliveryId, Destination, FailureReason, Job, OrgId, RunId, Timestamp};
 use uuid::Uuid;
 
 use super::*;
@@ -42,7 +40,8 @@ struct Bench {
 impl Bench {
     fn new(limits: Limits) -> Bench {
         let now = Now { monotonic: 1_000 * SECOND, clock: Timestamp::from_micros(1_000_000_000) };
-        let mut bench = Bench { dispatch: Dispatch::new(limits, 7, now), now, actions: Vec::new(), tokens: 0 };
+        let mut bench =
+            Bench { dispatch: Dispatch::new(limits, 7, now), now, actions: Vec::new(), tokens: 0 };
         // Its first look finds nothing; neither do its leases.
         bench.tell(Event::Tick);
         bench.look(Look::default());
@@ -352,6 +351,47 @@ fn what_several_tries_claimed_beyond_the_slots_is_handed_back() {
     assert_eq!(bench.sent().len(), 2);
     let results = bench.record().unwrap().results;
     assert!(matches!(results[..], [AttemptResult { settlement: Settlement::HandedBack(_), .. }]));
+}
+
+#[test]
+fn what_several_tries_claimed_beyond_their_destinations_limit_is_handed_back() {
+    let mut bench = Bench::new(Limits { max_in_flight_per_destination: 2, ..limits() });
+    bench.ring(1, 2, 10);
+    let (id, jobs) = bench.jobs();
+    bench.tell(Event::ClaimUnknown);
+    let other = |id, destination| Job {
+        delivery_id: DeliveryId(Uuid::from_u128(id)),
+        destination: Destination::from(destination),
+        ..jobs[0].clone()
+    };
+    let (excess, elsewhere) = (other(98, 1), other(99, 2));
+    let claimed = [&jobs[0], &jobs[1], &excess, &elsewhere].map(|job| bench.claimed(id, job)).to_vec();
+    bench.tell(Event::Claimed { claimed, is_recovered: true, look: None });
+    assert_eq!(bench.sent().len(), 3);
+    let results = bench.record().unwrap().results;
+    assert_eq!(results.iter().map(|result| result.delivery_id).collect::<Vec<_>>(), [excess.delivery_id]);
+}
+
+#[test]
+fn a_destination_full_by_its_bytes_is_looked_at_again_when_an_attempt_to_it_ends() {
+    let mut bench = Bench::new(limits());
+    bench.ring(1, 1, 100);
+    let held = bench.commit();
+    bench.wait(SECOND);
+    assert_eq!(bench.plan().targets, []);
+    bench.look(Look { limited: vec![Destination::from(1)], ..Look::default() });
+    for _ in 0..5 {
+        bench.wait(SECOND);
+        let plan = bench.plan();
+        assert_eq!(
+            (plan.targets.as_slice(), plan.rooms.get(&Destination::from(1))),
+            ([].as_slice(), Some(&0))
+        );
+        bench.look(Look { limited: vec![Destination::from(1)], ..Look::default() });
+    }
+    bench.end(&held[0], answered(200));
+    bench.wait(Duration::from_millis(5));
+    assert_eq!(bench.plan().targets, [Destination::from(1)]);
 }
 
 #[test]
