@@ -50,7 +50,8 @@ impl World<'_> {
         let doorbells = heard.iter().map(doorbell).collect();
         process.heard.extend(heard.iter().map(|message| (message.token, message.clone())));
         self.tell(|facts| {
-            let names: Vec<String> = heard.iter().map(|message| facts.name(message.job.delivery_id)).collect();
+            let names: Vec<String> =
+                heard.iter().map(|message| facts.name(message.job.delivery_id)).collect();
             format!("dispatcher {d} hears {}", names.join(" "))
         });
         self.report(d, Event::Doorbells(doorbells))

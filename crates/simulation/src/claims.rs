@@ -10,7 +10,13 @@ use crate::world::{CLOCK_ERROR, Step, World, promise};
 
 impl World<'_> {
     /// Notes committed claims, which must have been allowed. `is_late` says that nobody is told.
-    pub(crate) fn note_claims(&mut self, d: usize, claim: &Claim, claimed: &[Claimed], is_late: bool) -> Step {
+    pub(crate) fn note_claims(
+        &mut self,
+        d: usize,
+        claim: &Claim,
+        claimed: &[Claimed],
+        is_late: bool,
+    ) -> Step {
         let lease = self.shape.limits.lease;
         let is_blurred = self.dispatchers.iter().any(Dispatcher::is_misaligned);
         for Claimed { held, payload, .. } in claimed {
@@ -32,10 +38,12 @@ impl World<'_> {
                 let is_new = before.next_attempt_at == Some(before.created_at);
                 let is_due = is_new || before.next_attempt_at.is_some_and(|at| at <= latest);
                 promise(is_due, || format!("{name} is claimed before it is due"))?;
-                let is_on_record = before.attempts.last().is_some_and(|attempt| attempt.status_code.is_some());
+                let is_on_record =
+                    before.attempts.last().is_some_and(|attempt| attempt.status_code.is_some());
                 let last = self.facts.receipts.get(&(place, number - 1)).filter(|_| is_on_record);
                 let asks = last.and_then(|receipt| receipt.asks);
-                let is_patient = asks.is_none_or(|asks| asks.retry_at <= latest) || self.shape.sets_database_clock;
+                let is_patient =
+                    asks.is_none_or(|asks| asks.retry_at <= latest) || self.shape.sets_database_clock;
                 promise(is_patient, || format!("{name} is claimed before its receiver wants it"))?;
             }
             self.check_hold(d, held, &name)?;
@@ -61,7 +69,9 @@ impl World<'_> {
         let (place, number) = (self.facts.place(held.delivery_id), held.attempt);
         let name = format!("attempt {number} of d{place}");
         let claim = self.facts.claims.get(&(place, number)).filter(|claim| claim.claim_id == held.claim_id);
-        promise(claim.is_some(), || format!("I4: {name} is sent without a committed claim, or was handed back"))?;
+        promise(claim.is_some(), || {
+            format!("I4: {name} is sent without a committed claim, or was handed back")
+        })?;
         // Where the database's clock is set forward, an attempt is still sent for the true length of its lease.
         let in_time = claim.is_some_and(|claim| {
             let is_in_true_time = self.shape.sets_database_clock && self.now <= claim.lease_end + CLOCK_ERROR;

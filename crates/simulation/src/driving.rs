@@ -90,7 +90,9 @@ impl World<'_> {
             }
             Action::StepOver { delivery_id, wait } => {
                 self.saw("a row stepped over");
-                self.tell(|facts| format!("dispatcher {d} steps over {} for {wait:?}", facts.name(delivery_id)));
+                self.tell(|facts| {
+                    format!("dispatcher {d} steps over {} for {wait:?}", facts.name(delivery_id))
+                });
             }
             Action::Trouble(cause) => self.tell(|_| format!("dispatcher {d} can't send: {cause:?}")),
             Action::TroubleOver(cause) => self.tell(|_| format!("dispatcher {d} can send again: {cause:?}")),

@@ -12,7 +12,8 @@ use crate::world::{Step, World};
 
 impl World<'_> {
     pub(crate) fn lose_database(&mut self) {
-        let length = Duration::from_millis(self.rng.random_range(100..90_000));
+        let longest = if self.rng.random_bool(0.5) { 5_000 } else { 90_000 };
+        let length = Duration::from_millis(self.rng.random_range(100..longest));
         self.tell(|_| format!("the database is away for {length:?}"));
         self.saw("a database away");
         self.outage_until = self.now + length;
@@ -92,15 +93,17 @@ impl World<'_> {
 
     /// A row or a page breaks: the database refuses to write something of a delivery.
     pub(crate) fn break_row(&mut self) {
-        let open: Vec<usize> =
-            (0..self.facts.deliveries.len()).filter(|place| self.facts.deliveries[*place].is_open()).collect();
+        let open: Vec<usize> = (0..self.facts.deliveries.len())
+            .filter(|place| self.facts.deliveries[*place].is_open())
+            .collect();
         let Some(place) = open.choose(&mut self.rng).copied() else { return };
         let what = if self.rng.random_bool(0.6) { Refused::Claims } else { Refused::Records };
         self.tell(|_| format!("the database refuses {what:?} of d{place} from now on"));
         let known = &mut self.facts.deliveries[place];
         known.is_refused = true;
         self.database.refuse(what, known.delivery.id);
-        for claim in self.facts.claims.iter_mut().filter(|((of, _), _)| *of == place).map(|(_, claim)| claim) {
+        for claim in self.facts.claims.iter_mut().filter(|((of, _), _)| *of == place).map(|(_, claim)| claim)
+        {
             claim.is_disturbed |= claim.is_open;
         }
     }

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use contracts::{Destination, DeliveryId, Timestamp};
+use contracts::{DeliveryId, Destination, Timestamp};
 use engine::{Claimed, Effect, HeldAttempt, Look, RelayPlan};
 use testkit::HoldRow;
 
@@ -69,7 +69,9 @@ impl World<'_> {
                 false => *missed += usize::from(is_free),
             }
             promise(*missed <= bound, || {
-                format!("I12: dispatcher {d} has made {missed} looks past d{place}, and could have claimed it")
+                format!(
+                    "I12: dispatcher {d} has made {missed} looks past d{place}, and could have claimed it"
+                )
             })?;
         }
         Ok(())
@@ -108,7 +110,9 @@ impl World<'_> {
             return Ok(());
         }
         let latest = self.database_time() + CLOCK_ERROR;
-        promise(hold.held_until <= latest, || format!("I11: {name} is claimed while its destination is held"))?;
+        promise(hold.held_until <= latest, || {
+            format!("I11: {name} is claimed while its destination is held")
+        })?;
         promise(held.is_probe, || format!("I11: {name} is claimed, and is not its destination's probe"))?;
         let is_under_way = hold.probe.is_some_and(|(leased_until, _)| leased_until > latest);
         promise(!is_under_way, || format!("I11: {name} is claimed beside its destination's probe"))?;
@@ -138,7 +142,9 @@ impl World<'_> {
             let waits = |place: &usize| self.facts.deliveries[*place].destination == destination;
             let waiting = (0..self.facts.deliveries.len()).filter(waits);
             let waiting = waiting.map(|place| &self.facts.deliveries[place].delivery);
-            to_read.extend(waiting.filter(|delivery| delivery.next_attempt_at.is_some()).map(|delivery| delivery.id));
+            to_read.extend(
+                waiting.filter(|delivery| delivery.next_attempt_at.is_some()).map(|delivery| delivery.id),
+            );
         }
         Ok(to_read)
     }
@@ -164,12 +170,15 @@ impl World<'_> {
             let is_forgotten = match cause {
                 Cause::Tidying { now } => {
                     let an_hour_ago = *now - Duration::from_secs(3600);
-                    held_until.is_some_and(|until| until <= an_hour_ago) && probe.is_none_or(|(until, _)| until <= *now)
+                    held_until.is_some_and(|until| until <= an_hour_ago)
+                        && probe.is_none_or(|(until, _)| until <= *now)
                 }
                 _ => recorded_probe.is_some() && asked.is_none(),
             };
             self.saw("a hold that is over");
-            return promise(is_forgotten, || format!("I11: the hold of {destination} has gone without its probe"));
+            return promise(is_forgotten, || {
+                format!("I11: the hold of {destination} has gone without its probe")
+            });
         };
         promise(held_until.max(asked) == Some(after.held_until), || {
             format!("I11: {destination} is held until {}, not {held_until:?} or {asked:?}", after.held_until)

@@ -85,13 +85,19 @@ impl World<'_> {
         // What is broken holds up nothing else …
         let patience = self.now + UNREPAIRED;
         self.play_until(steps, |world| {
-            world.now > patience || world.facts.deliveries.iter().all(|known| !known.is_open() || known.is_refused)
+            world.now > patience
+                || world.facts.deliveries.iter().all(|known| !known.is_open() || known.is_refused)
         })?;
         self.check_nothing_is_held_up()?;
         // … and comes to its end, too, once it is repaired.
         self.repair_rows();
         self.play_until(steps, |world| world.facts.deliveries.iter().all(|known| !known.is_open()))?;
-        if self.facts.deliveries.iter().any(|known| known.delivery.attempt_count == known.delivery.max_attempts) {
+        if self
+            .facts
+            .deliveries
+            .iter()
+            .any(|known| known.delivery.attempt_count == known.delivery.max_attempts)
+        {
             self.saw("a budget used up");
         }
         self.check_all()
@@ -111,8 +117,10 @@ impl World<'_> {
     /// In calm nothing that could be claimed waits for long, unless it is one of a crowd.
     fn check_nothing_is_held_up(&self) -> Step {
         let is_crowded = self.shape.crowd > 0;
-        let is_free = |known: &KnownDelivery| !known.is_refused && !self.facts.holds.contains_key(&known.destination);
-        let waiting = self.facts.deliveries.iter().filter(|known| is_free(known)).filter_map(KnownDelivery::wakes_at);
+        let is_free =
+            |known: &KnownDelivery| !known.is_refused && !self.facts.holds.contains_key(&known.destination);
+        let waiting =
+            self.facts.deliveries.iter().filter(|known| is_free(known)).filter_map(KnownDelivery::wakes_at);
         let longest = waiting.min().filter(|at| *at + UNREPAIRED / 2 < self.database_time());
         promise(longest.is_none() || is_crowded, || format!("I12: a delivery has been due since {longest:?}"))
     }
@@ -143,8 +151,10 @@ impl World<'_> {
 
     /// What can happen, and how likely it is.
     fn possible(&self) -> Vec<(Event, u32)> {
-        let mut events = vec![(Event::Purge, 1), (Event::RestartBroker, 1), (Event::LoseDatabase, 2)];
-        events.push((Event::ChangeManner, 1));
+        let mut events = vec![(Event::Purge, 1), (Event::RestartBroker, 1), (Event::ChangeManner, 1)];
+        if !self.is_database_away() {
+            events.push((Event::LoseDatabase, 2));
+        }
         if self.shape.erases {
             events.push((Event::Erase, 2));
         }
@@ -179,11 +189,11 @@ impl World<'_> {
                 events.push((Event::Align(d), 12));
             }
             if self.shape.has_troubles {
-                events.push((Event::Trouble(d), if dispatcher.trouble.is_some() { 8 } else { 2 }));
+                events.push((Event::Trouble(d), if dispatcher.trouble.is_some() { 3 } else { 1 }));
             }
             events.extend(self.steps_of(d, process).into_iter().map(|event| (event, 14)));
             if self.is_tick_due(process) {
-                events.push((Event::Tick(d), 10));
+                events.push((Event::Tick(d), if process.urgent_at().is_some() { 12 } else { 6 }));
             }
         }
         events.extend(self.waits());
@@ -248,7 +258,8 @@ impl World<'_> {
             running.filter_map(|(d, dispatcher)| Some((d, dispatcher.process.as_ref()?)))
         };
         // Looks at the database that would find nothing are left out.
-        let has_reason = |process: &Process| is_due || process.urgent_at().is_some() || !process.heard.is_empty();
+        let has_reason =
+            |process: &Process| is_due || process.urgent_at().is_some() || !process.heard.is_empty();
         let ticks = processes().filter(|(_, process)| has_reason(process) && self.is_tick_due(process));
         let ticks: Vec<Event> = ticks.map(|(d, _)| Event::Tick(d)).collect();
         if let Some(event) = ticks.choose(&mut self.rng) {
@@ -267,11 +278,13 @@ impl World<'_> {
     fn next_due(&self) -> Option<Timestamp> {
         let waiting = self.facts.deliveries.iter().filter(|known| !known.is_refused).filter_map(|known| {
             let hold = self.facts.holds.get(&known.destination);
-            let open_at = hold.map(|hold| hold.held_until.max(hold.probe.map_or(hold.held_until, |(until, _)| until)));
+            let open_at =
+                hold.map(|hold| hold.held_until.max(hold.probe.map_or(hold.held_until, |(until, _)| until)));
             known.wakes_at().max(open_at.filter(|_| known.wakes_at().is_some()))
         });
         let is_refused = |place: usize| self.facts.deliveries[place].is_refused;
-        let open = self.facts.claims.iter().filter(|((place, _), claim)| claim.is_open && !is_refused(*place));
+        let open =
+            self.facts.claims.iter().filter(|((place, _), claim)| claim.is_open && !is_refused(*place));
         let leases = open.map(|(_, claim)| claim.wake_at);
         waiting.chain(leases).min().map(|at| self.as_true_time(at))
     }

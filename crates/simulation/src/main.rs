@@ -12,6 +12,8 @@ mod facts;
 mod failures;
 mod fairness;
 mod history;
+#[cfg(feature = "mutants")]
+mod mutants;
 mod process;
 mod receivers;
 mod sending;
@@ -44,18 +46,35 @@ struct Arguments {
     /// Play this one alone, and tell it step by step.
     #[arg(long, conflicts_with_all = ["seeds", "first"])]
     seed: Option<u64>,
+    /// Without that protection.
+    #[cfg(feature = "mutants")]
+    #[arg(long, requires = "seed", value_parser = mutants::named)]
+    without: Option<engine::protection::Protection>,
+    /// Play the mutants only.
+    #[cfg(feature = "mutants")]
+    #[arg(long, conflicts_with_all = ["seeds", "first", "seed"])]
+    mutants: bool,
 }
 
 fn main() -> Result<ExitCode> {
     let arguments = Arguments::parse();
     let mut out = std::io::stdout();
+    let mut database = MemoryDatabase::default();
+    #[cfg(feature = "mutants")]
+    if let Some(protection) = arguments.without {
+        mutants::without(protection, &mut database);
+    }
     if let Some(seed) = arguments.seed {
-        return tell(seed);
+        return tell(seed, &mut database);
+    }
+    #[cfg(feature = "mutants")]
+    if arguments.mutants {
+        return Ok(exit_code(mutants::explore_all(&mut out)?));
     }
     let began = Instant::now();
     let bar = ProgressBar::new(arguments.seeds);
     let seeds = arguments.first..arguments.first + arguments.seeds;
-    let Explored { seen, steps, broken } = explore(seeds, &bar, || {}, |_| true);
+    let Explored { seen, steps, broken } = explore(seeds, &bar, |_| {}, |_| true);
     bar.finish_and_clear();
     for (what, times) in &seen {
         writeln!(out, "{times:>9} × {what}")?;
@@ -72,19 +91,27 @@ fn main() -> Result<ExitCode> {
         writeln!(out, "never came about: {}", never.join(", "))?;
         return Ok(ExitCode::FAILURE);
     }
+    #[cfg(feature = "mutants")]
+    if !mutants::explore_all(&mut out)? {
+        return Ok(ExitCode::FAILURE);
+    }
     Ok(ExitCode::SUCCESS)
 }
 
+fn exit_code(is_success: bool) -> ExitCode {
+    if is_success { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
 /// Plays one history, step by step.
-fn tell(seed: u64) -> Result<ExitCode> {
-    let told = play(&mut MemoryDatabase::default(), &mut Default::default(), seed, true);
+fn tell(seed: u64, database: &mut MemoryDatabase) -> Result<ExitCode> {
+    let told = play(database, &mut Default::default(), seed, true);
     let mut out = std::io::stdout();
     for line in &told.trace {
         writeln!(out, "{line}")?;
     }
     let end = told.broken.as_ref().map_or("every promise was kept".into(), ToString::to_string);
     writeln!(out, "{} steps; {end}", told.steps)?;
-    Ok(if told.broken.is_none() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    Ok(exit_code(told.broken.is_none()))
 }
 
 #[cfg(test)]
@@ -93,7 +120,7 @@ mod tests {
 
     #[test]
     fn five_hundred_histories_keep_the_invariants() {
-        let explored = explore(1_000_000..1_000_500, &ProgressBar::hidden(), || {}, |_| true);
+        let explored = explore(1_000_000..1_000_500, &ProgressBar::hidden(), |_| {}, |_| true);
         assert_eq!(explored.broken, None);
     }
 

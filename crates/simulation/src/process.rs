@@ -108,7 +108,9 @@ impl Process {
     pub(crate) fn ready_at(&self) -> Option<Timestamp> {
         let attempts = self.attempts.iter().map(|attempt| attempt.ready_at);
         let transactions = self.transactions.iter().map(|transaction| transaction.since);
-        let urgent = self.urgent_at().map(|at| Timestamp::from_micros(i64::try_from(at.as_micros()).unwrap_or(i64::MAX)));
+        let urgent = self
+            .urgent_at()
+            .map(|at| Timestamp::from_micros(i64::try_from(at.as_micros()).unwrap_or(i64::MAX)));
         attempts.chain(transactions).chain(urgent).min()
     }
 }

@@ -41,7 +41,9 @@ impl World<'_> {
 
     fn end(&mut self, d: usize, attempt: &Attempt, outcome: Outcome) -> Step {
         let held = &attempt.claimed.held;
-        self.tell(|facts| format!("dispatcher {d} ends {}/{}: {outcome:?}", facts.name(held.delivery_id), held.attempt));
+        self.tell(|facts| {
+            format!("dispatcher {d} ends {}/{}: {outcome:?}", facts.name(held.delivery_id), held.attempt)
+        });
         if let Outcome::NotSent(_) = outcome {
             self.saw("an attempt handed back");
         }
@@ -52,7 +54,9 @@ impl World<'_> {
 
     /// An error is the attempt's outcome.
     fn begin_sending(&mut self, d: usize, attempt: &Attempt) -> Result<State, Outcome> {
-        if let Some(cause @ (LocalFailure::KeyMissing | LocalFailure::SecretUnread)) = self.dispatchers[d].trouble {
+        if let Some(cause @ (LocalFailure::KeyMissing | LocalFailure::SecretUnread)) =
+            self.dispatchers[d].trouble
+        {
             return Err(Outcome::NotSent(cause));
         }
         if let Err(outcome) = check_target(&attempt.claimed.callback_url) {
@@ -99,7 +103,9 @@ impl World<'_> {
 
     /// Notes what an answer asks for, by the clock of who hears it.
     fn note_answer(&mut self, d: usize, attempt: &Attempt, outcome: &Outcome) {
-        let Outcome::Answered(Response { status: 429 | 503, retry_after: Some(wait), .. }) = outcome else { return };
+        let Outcome::Answered(Response { status: 429 | 503, retry_after: Some(wait), .. }) = outcome else {
+            return;
+        };
         let Ok(seconds) = wait.parse() else { return };
         let (wait, now) = (Duration::from_secs(seconds).min(LONGEST_WAIT), self.time_of(d));
         let held_until = now + wait.min(self.shape.limits.retry.hold_cap);

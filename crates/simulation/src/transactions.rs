@@ -165,7 +165,9 @@ impl World<'_> {
                 if !result.is_recovered {
                     let is_late = fate == Fate::Late;
                     self.note_claims(d, claim, &result.claimed, is_late)?;
-                    if let (ClaimSource::Relay(plan), Some(look), false) = (&claim.source, &result.look, is_late) {
+                    if let (ClaimSource::Relay(plan), Some(look), false) =
+                        (&claim.source, &result.look, is_late)
+                    {
                         self.note_look(d, plan, now, look, &result.claimed)?;
                     }
                 }
@@ -256,7 +258,9 @@ impl World<'_> {
 fn verb(work: &Work) -> &'static str {
     match work {
         Work::Claim(Claim { source: ClaimSource::Doorbells(_), .. }) => "claims what it heard",
-        Work::Claim(Claim { source: ClaimSource::Relay(plan), .. }) if !plan.targets.is_empty() => "claims of targets",
+        Work::Claim(Claim { source: ClaimSource::Relay(plan), .. }) if !plan.targets.is_empty() => {
+            "claims of targets"
+        }
         Work::Claim(_) => "claims what is due",
         Work::Record(_) => "records",
         Work::RecoverLeases(_) => "recovers leases",

@@ -159,14 +159,8 @@ impl<'a> World<'a> {
         self.database.transaction(true, |tx| {
             record_run(tx, now, &policy, Deliver::Never, (ORG, id), &update, "r").map(drop)
         })?;
-        let run = Run {
-            id,
-            receiver,
-            is_announced: false,
-            is_running,
-            is_erased: false,
-            deliveries: Vec::new(),
-        };
+        let run =
+            Run { id, receiver, is_announced: false, is_running, is_erased: false, deliveries: Vec::new() };
         self.runs.push(run);
         Ok(())
     }
