@@ -17,6 +17,10 @@ pub(crate) struct Window {
     /// Answers since the limit last grew.
     answers: usize,
     in_flight: usize,
+    /// Claimed, and not begun yet.
+    claimed_ahead: usize,
+    /// Whether it answers so quickly that slots would stand empty while their next attempts are claimed.
+    is_quick: bool,
     /// When it was halved last, on monotonic time.
     halved_at: Option<Duration>,
 }
@@ -34,6 +38,8 @@ pub(crate) enum Signal {
 
 /// Where a limit starts.
 const START: usize = 4;
+/// Within which a quick answer comes: some times what a claim takes.
+const QUICK: Duration = Duration::from_millis(50);
 
 impl Window {
     pub(crate) fn new(max: usize) -> Window {
@@ -42,19 +48,50 @@ impl Window {
 
     pub(crate) fn starting_at(start: usize, max: usize) -> Window {
         let limit = start.clamp(1, max.max(1));
-        Window { max: max.max(1), limit, threshold: max, answers: 0, in_flight: 0, halved_at: None }
+        Window {
+            max: max.max(1),
+            limit,
+            threshold: max,
+            answers: 0,
+            in_flight: 0,
+            claimed_ahead: 0,
+            is_quick: false,
+            halved_at: None,
+        }
     }
 
-    /// How many more attempts may begin.
+    /// How many more attempts may be claimed: those that can begin, and for a quick destination as many ahead.
     pub(crate) fn room(&self) -> usize {
-        self.limit.saturating_sub(self.in_flight)
+        let ahead = if self.is_quick { self.limit } else { 0 };
+        (self.limit + ahead).saturating_sub(self.in_flight + self.claimed_ahead)
+    }
+
+    /// Whether another attempt may begin.
+    pub(crate) fn can_begin(&self) -> bool {
+        self.in_flight < self.limit
     }
 
     pub(crate) fn in_flight(&self) -> usize {
         self.in_flight
     }
 
+    /// Whether nothing is in flight or claimed.
+    pub(crate) fn is_idle(&self) -> bool {
+        self.in_flight + self.claimed_ahead == 0
+    }
+
+    pub(crate) fn claim(&mut self) {
+        self.claimed_ahead += 1;
+    }
+
+    /// A claimed attempt does not begin.
+    pub(crate) fn give_back(&mut self) {
+        self.claimed_ahead = self.claimed_ahead.saturating_sub(1);
+    }
+
+    /// A claimed attempt begins.
     pub(crate) fn begin(&mut self) {
+        self.give_back();
         self.in_flight += 1;
     }
 
@@ -62,6 +99,10 @@ impl Window {
     pub(crate) fn end(&mut self, signal: Signal, began: Duration, now: Duration) {
         let was_made_use_of = self.in_flight * 2 >= self.limit;
         self.in_flight = self.in_flight.saturating_sub(1);
+        if signal != Signal::None {
+            let is_quick = signal == Signal::Answered && now.saturating_sub(began) < QUICK;
+            self.is_quick = is_quick && self.limit > START;
+        }
         match signal {
             Signal::Answered if was_made_use_of && self.limit < self.max => {
                 self.answers += 1;
@@ -151,6 +192,21 @@ mod tests {
             round(&mut window, Signal::Answered, &mut now);
         }
         assert!(matches!(window.room(), 9 | 10), "{}", window.room());
+    }
+
+    #[test]
+    fn for_a_quick_destination_as_many_are_claimed_ahead_as_are_in_flight() {
+        let mut window = Window::starting_at(16, 32);
+        (0..16).for_each(|_| (window.claim(), window.begin()).1);
+        assert_eq!(window.room(), 0);
+        window.end(Signal::Answered, SECOND, SECOND + QUICK / 2);
+        let limit = window.limit;
+        assert_eq!((window.room(), window.can_begin()), (2 * limit - 15, true));
+        window.end(Signal::Answered, SECOND, SECOND + QUICK);
+        assert_eq!(window.room(), window.limit - 14);
+        window.end(Signal::Answered, SECOND, SECOND + QUICK / 2);
+        window.end(Signal::Congested, SECOND, SECOND + QUICK / 2);
+        assert_eq!(window.room(), 0);
     }
 
     #[test]

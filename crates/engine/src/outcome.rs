@@ -47,6 +47,8 @@ pub enum LocalFailure {
     KeyMissing,
     /// The database refused to read the signing secret.
     SecretUnread,
+    /// It was claimed ahead, and its destination takes fewer at once since.
+    DestinationSlowed,
 }
 
 impl LocalFailure {
@@ -57,7 +59,8 @@ impl LocalFailure {
             LocalFailure::LeaseTooShort
             | LocalFailure::NoLocalPort
             | LocalFailure::KeyMissing
-            | LocalFailure::SecretUnread => false,
+            | LocalFailure::SecretUnread
+            | LocalFailure::DestinationSlowed => false,
         }
     }
 
@@ -72,6 +75,7 @@ impl LocalFailure {
             LocalFailure::NoNameServer => "no name server answers",
             LocalFailure::KeyMissing => "secrets.keys lacks the key that the signing secret is sealed with",
             LocalFailure::SecretUnread => "the database refused to read the signing secret",
+            LocalFailure::DestinationSlowed => "the destination takes fewer at once than when it was claimed",
         }
     }
 }

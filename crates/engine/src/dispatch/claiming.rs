@@ -369,7 +369,7 @@ impl Dispatch {
                 }
                 _ => Lease::since(claim.began, self.limits.lease),
             };
-            self.send(claimed, lease, now, actions);
+            self.admit(claimed, lease, now, actions);
         }
     }
 

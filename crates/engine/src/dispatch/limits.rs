@@ -73,8 +73,23 @@ impl Destinations {
         self.known.get(&destination).is_some_and(|state| state.is_held(now))
     }
 
+    pub(super) fn claim(&mut self, destination: Destination, now: Now) {
+        self.state(destination, now).window.claim();
+    }
+
+    /// Whether a claimed attempt may begin.
+    pub(super) fn can_begin(&self, destination: Destination) -> bool {
+        let state = self.known.get(&destination);
+        state.is_none_or(|state| state.window.can_begin()) || is_off(Protection::DestinationLimit)
+    }
+
     pub(super) fn begin(&mut self, destination: Destination, now: Now) {
         self.state(destination, now).window.begin();
+    }
+
+    /// A claimed attempt does not begin.
+    pub(super) fn give_back(&mut self, destination: Destination, now: Now) {
+        self.state(destination, now).window.give_back();
     }
 
     pub(super) fn end(&mut self, attempt: &InFlight, signal: Signal, now: Now) {
@@ -102,7 +117,7 @@ impl Destinations {
 
     /// Forgets what was learned long ago, and of more than [`MOST`] destinations what was learned first.
     pub(super) fn forget_idle(&mut self, now: Now) {
-        let is_idle = |state: &State| state.window.in_flight() == 0 && !state.is_held(now);
+        let is_idle = |state: &State| state.window.is_idle() && !state.is_held(now);
         self.known.retain(|_, state| !is_idle(state) || state.used_at + REMEMBERED > now.monotonic);
         let over = self.known.len().saturating_sub(MOST);
         if over > 0 {

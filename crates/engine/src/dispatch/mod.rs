@@ -12,11 +12,12 @@ mod recording;
 #[cfg(test)]
 mod tests;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
 use contracts::{AttemptId, AttemptNumber, ClaimId, DeliveryId, Destination, Timestamp};
 
+use crate::destination::Signal;
 use crate::fairness::Look;
 use crate::lease::{Claimed, HeldAttempt, Lease};
 use crate::outcome::{LocalFailure, Outcome};
@@ -231,6 +232,8 @@ pub struct Dispatch {
     limits: Limits,
     rng: fastrand::Rng,
     attempts: BTreeMap<AttemptKey, InFlight>,
+    /// Those that wait for a slot of their destination's.
+    ready: BTreeMap<Destination, VecDeque<AttemptKey>>,
     bytes_in_flight: u64,
     destinations: Destinations,
     doorbells: Doorbells,
@@ -245,12 +248,14 @@ pub struct Dispatch {
     is_stopped: bool,
 }
 
-/// An attempt that is being sent.
+/// An attempt that is claimed, and being sent or about to be.
 #[derive(Debug)]
 struct InFlight {
     held: HeldAttempt,
     bytes: u64,
     began: Duration,
+    /// What to send, until it is.
+    unsent: Option<(Box<Claimed>, Lease)>,
 }
 
 /// When expired leases are looked for next, and how many at once.
@@ -272,6 +277,7 @@ impl Dispatch {
             limits,
             rng,
             attempts: BTreeMap::new(),
+            ready: BTreeMap::new(),
             bytes_in_flight: 0,
             destinations,
             doorbells: Doorbells::default(),
@@ -408,19 +414,51 @@ impl Dispatch {
         }
     }
 
-    fn send(&mut self, claimed: Claimed, lease: Lease, now: Now, actions: &mut Vec<Action>) {
+    /// Takes an attempt that was claimed, and sends it as soon as its destination has a slot.
+    fn admit(&mut self, claimed: Claimed, lease: Lease, now: Now, actions: &mut Vec<Action>) {
         let held = claimed.held.clone();
-        let key = held.key();
+        let (key, destination) = (held.key(), held.destination);
         let bytes = claimed.payload.len() as u64;
-        self.destinations.begin(held.destination, now);
-        self.troubles.begin();
+        self.destinations.claim(destination, now);
         self.bytes_in_flight += bytes;
-        self.attempts.insert(key, InFlight { held, bytes, began: now.monotonic });
-        let send_before = match is_off(Protection::LeaseBeforeSend) {
-            true => Duration::MAX,
-            false => lease.send_before(self.limits.timeout),
-        };
-        actions.push(Action::Send { claimed: Box::new(claimed), send_before });
+        let unsent = Some((Box::new(claimed), lease));
+        self.attempts.insert(key, InFlight { held, bytes, began: now.monotonic, unsent });
+        self.ready.entry(destination).or_default().push_back(key);
+        self.send_ready(destination, now, actions);
+    }
+
+    /// Sends what was claimed for a destination and has a slot now.
+    fn send_ready(&mut self, destination: Destination, now: Now, actions: &mut Vec<Action>) {
+        let Some(ready) = self.ready.get_mut(&destination) else { return };
+        while self.destinations.can_begin(destination)
+            && let Some(key) = ready.pop_front()
+        {
+            let Some(attempt) = self.attempts.get_mut(&key) else { continue };
+            let Some((claimed, lease)) = attempt.unsent.take() else { continue };
+            attempt.began = now.monotonic;
+            self.destinations.begin(destination, now);
+            self.troubles.begin();
+            let send_before = match is_off(Protection::LeaseBeforeSend) {
+                true => Duration::MAX,
+                false => lease.send_before(self.limits.timeout),
+            };
+            actions.push(Action::Send { claimed, send_before });
+        }
+        if ready.is_empty() {
+            self.ready.remove(&destination);
+        }
+    }
+
+    /// Hands back what was claimed ahead for a destination.
+    fn hand_back_ready(&mut self, destination: Destination, now: Now) {
+        for key in self.ready.remove(&destination).unwrap_or_default() {
+            let Some(attempt) = self.attempts.remove(&key) else { continue };
+            self.bytes_in_flight -= attempt.bytes;
+            self.destinations.give_back(destination, now);
+            let not_sent = Outcome::NotSent(LocalFailure::DestinationSlowed);
+            let result = self.settle(attempt.held, not_sent, None, now);
+            self.recording.push(result, now.monotonic);
+        }
     }
 
     fn ended(
@@ -433,8 +471,8 @@ impl Dispatch {
     ) {
         let Some(attempt) = self.attempts.remove(&key) else { return };
         self.bytes_in_flight -= attempt.bytes;
-        let destination = attempt.held.destination;
-        self.destinations.end(&attempt, outcome.signal(), now);
+        let (destination, signal) = (attempt.held.destination, outcome.signal());
+        self.destinations.end(&attempt, signal, now);
         self.troubles.end(&outcome, attempt.began, now, actions);
         let result = self.settle(attempt.held, outcome, Some(elapsed), now);
         if let HoldChange::HoldUntil(until) = result.hold
@@ -443,6 +481,10 @@ impl Dispatch {
             self.destinations.hold(destination, until, now);
             let waiting = self.doorbells.forget(destination);
             self.acknowledge(&waiting, actions);
+        }
+        match signal {
+            Signal::Congested => self.hand_back_ready(destination, now),
+            _ => self.send_ready(destination, now, actions),
         }
         self.claiming.slot_freed(destination, now.monotonic);
         self.recording.push(result, now.monotonic);
