@@ -1,1 +1,168 @@
-fn main() {}
+//! How long the relay's looks take with a large backlog: `cargo bench -p store --bench looks [-- DELIVERIES]`.
+//!
+//! A million due deliveries, unless told another number, over 1, 100 and 10,000 destinations; then behind 100,000 that wait
+//! for a full or a held destination, and among 10,000 destinations that have nothing due yet. Each look has room for 256
+//! attempts, 32 of one destination, and all of them succeed at once. PostgreSQL only: nothing of this is SQLite's.
+#![allow(clippy::unwrap_used, clippy::print_stdout, missing_docs)]
+
+use std::collections::{HashMap, HashSet};
+use std::time::{Duration, Instant};
+
+use contracts::{AttemptId, ClaimId, Destination, OrgId, Timestamp};
+use diesel::Connection;
+use diesel::connection::SimpleConnection;
+use engine::{ByteRoom, Claimed, Outcome, RelayPlan, Response, RetryPolicy};
+use store::{AnyConnection, StoreError, claim_due, create_organization, finish};
+use testkit::{Engine, TestDatabase};
+
+/// 2026-01-01, in microseconds since 1970.
+const START: i64 = 1_767_225_600_000_000;
+const LEASE: Duration = Duration::from_secs(60);
+/// The number of the destination that stands in front of all others.
+const FIRST: i64 = -1;
+
+fn main() {
+    let count = std::env::args().filter_map(|arg| arg.parse().ok()).next().unwrap_or(1_000_000);
+    let database = TestDatabase::new(Engine::Postgres);
+    let mut conn = database.url().connect().unwrap();
+    let start = Timestamp::from_micros(START);
+    let org = create_organization(&mut conn, start, "bench").unwrap().id;
+    conn.batch_execute(&format!(
+        "INSERT INTO runs (org_id, id, status_code, created_at, completed_at, callback_url, updated_at)
+         SELECT '{}', lpad(to_hex(i), 32, '0')::uuid, 'succeeded', now(), now(), 'https://hooks.example.com/', now()
+         FROM generate_series(1, {count}) AS i",
+        org.0
+    ))
+    .unwrap();
+    println!("| {count} deliveries | looks | median | max | finishing, median | each served once after |");
+    println!("|---|---|---|---|---|---|");
+    let mut bench = Bench { conn, org, now: start + Duration::from_secs(3600) };
+    for destinations in [1, 100, 10_000] {
+        bench.fill(&[(count, &format!("i % {destinations}"), 0)]);
+        bench.run(&format!("all due, {destinations} destinations"), destinations, &HashMap::new());
+    }
+    let front = (count / 10, FIRST.to_string(), 0);
+    let behind = (1_000, "i % 100".to_owned(), 1);
+    let fill =
+        |bench: &mut Bench| bench.fill(&[(front.0, &front.1, front.2), (behind.0, &behind.1, behind.2)]);
+    fill(&mut bench);
+    let full = HashMap::from([(Destination::from(FIRST), 0)]);
+    bench.run("100 destinations behind a full one", 100, &full);
+    fill(&mut bench);
+    bench.hold();
+    bench.run("100 destinations behind a held one", 100, &HashMap::new());
+    bench.fill(&[(count / 10, "i % 10000", 7200), (1_000, "10000 + i % 100", 0)]);
+    bench.run("100 destinations among 10,000 that wait", 100, &HashMap::new());
+}
+
+struct Bench {
+    conn: AnyConnection,
+    org: OrgId,
+    now: Timestamp,
+}
+
+impl Bench {
+    /// Makes deliveries in parts: how many, to which destination by their number `i`, due how many seconds after the start.
+    fn fill(&mut self, parts: &[(i64, &str, i64)]) {
+        self.conn.batch_execute("TRUNCATE deliveries, attempts, destinations").unwrap();
+        let mut from = 1;
+        for (count, destination, due) in parts {
+            // Spread like hashes.
+            let destination = format!("hashint8extended({destination}, 0)");
+            let destination =
+                if *due == 0 && parts.len() == 2 && from == 1 { FIRST.to_string() } else { destination };
+            let due = format!("to_timestamp({START} / 1000000 + {due}) + i * interval '1 microsecond'");
+            self.conn
+                .batch_execute(&format!(
+                    "INSERT INTO deliveries (id, org_id, run_id, callback_url, callback_host, destination, payload,
+                         is_automatic, status_code, attempt_count, max_attempts, next_attempt_at, wake_at, request_id,
+                         created_at, updated_at)
+                     SELECT lpad(to_hex(i), 32, '0')::uuid, '{}', lpad(to_hex(i), 32, '0')::uuid,
+                         'https://hooks.example.com/', 'hooks.example.com', {destination},
+                         convert_to(repeat('x', 1000), 'UTF8'), FALSE, 'pending', 0, 8, {due}, {due}, 'bench', {due}, {due}
+                     FROM generate_series({from}, {from} + {count} - 1) AS i",
+                    self.org.0
+                ))
+                .unwrap();
+            from += count;
+        }
+        self.conn.batch_execute("VACUUM ANALYZE").unwrap(); // as autovacuum would have by then
+    }
+
+    fn hold(&mut self) {
+        self.conn
+            .batch_execute(&format!(
+                "INSERT INTO destinations (destination, org_id, held_until, created_at, updated_at)
+                 SELECT {FIRST}, id, created_at + interval '1 day', created_at, created_at FROM organizations"
+            ))
+            .unwrap();
+    }
+
+    /// Looks until that many destinations were served, at least 30 times.
+    fn run(&mut self, name: &str, destinations: usize, rooms: &HashMap<Destination, usize>) {
+        let mut plan = RelayPlan {
+            room: 256,
+            bytes: ByteRoom { free: u64::MAX, is_idle: true, per_destination: u64::MAX },
+            bytes_in_flight: HashMap::new(),
+            ordinary_room: 32,
+            rooms: rooms.clone(),
+            cursor: None,
+            has_backlog: false,
+            stepped_over: Vec::new(),
+            targets: Vec::new(),
+        };
+        let (mut looks, mut finishes) = (Vec::new(), Vec::new());
+        let (mut served, mut served_after) = (HashSet::new(), None);
+        let began = Instant::now();
+        while (served_after.is_none() || looks.len() < 30) && looks.len() < 1000 {
+            let (now, looked) = (self.now, Instant::now());
+            let claim = |tx: &mut AnyConnection| claim_due(tx, now, LEASE, ClaimId::new(now), &plan);
+            let due = self.conn.transaction(claim).unwrap();
+            looks.push(looked.elapsed());
+            (plan.cursor, plan.has_backlog) = (due.look.cursor, due.look.has_backlog);
+            let finished = Instant::now();
+            self.succeed(&due.claimed);
+            finishes.push(finished.elapsed());
+            served.extend(due.claimed.iter().map(|claimed| claimed.held.destination));
+            if served.len() >= destinations && served_after.is_none() {
+                served_after = Some((looks.len(), began.elapsed()));
+            }
+            self.now = self.now + Duration::from_micros(1);
+        }
+        let (count, after) = served_after.expect("every destination is served");
+        looks.sort_unstable();
+        finishes.sort_unstable();
+        let ms = |time: Duration| time.as_secs_f64() * 1e3;
+        let (median, max) = (ms(looks[looks.len() / 2]), ms(looks[looks.len() - 1]));
+        let finishing = ms(finishes[finishes.len() / 2]);
+        let total = looks.len();
+        println!(
+            "| {name} | {total} | {median:.1} ms | {max:.1} ms | {finishing:.1} ms | {count} looks, {:.0} ms |",
+            ms(after)
+        );
+    }
+
+    fn succeed(&mut self, claimed: &[Claimed]) {
+        let policy = RetryPolicy {
+            schedule: vec![Duration::from_secs(1)],
+            jitter: 0.0,
+            stop_on_gone: false,
+            hold_cap: Duration::from_secs(900),
+        };
+        let now = self.now;
+        let succeeded = |claimed: &Claimed| {
+            let outcome =
+                Outcome::Answered(Response { status: 200, body: "ok".to_owned(), retry_after: None });
+            policy.settle(
+                &claimed.held,
+                AttemptId::new(now),
+                outcome,
+                Some(Duration::from_millis(5)),
+                now,
+                0.0,
+            )
+        };
+        let results: Vec<_> = claimed.iter().map(succeeded).collect();
+        self.conn.transaction(|tx| Ok::<_, StoreError>(drop(finish(tx, now, &results)?))).unwrap();
+    }
+}

@@ -132,6 +132,8 @@ impl DatabaseUrl {
                     "SET application_name = 'redial'; SET client_min_messages = warning;
                      DO $$ BEGIN IF current_setting('synchronous_commit') NOT IN ('on', 'remote_apply') THEN
                         SET synchronous_commit = on; END IF; END $$;
+                     -- Compiling a statement takes longer than any of ours runs, whatever the planner expects.
+                     SET jit = off;
                      -- A host that vanishes in mid-transaction must not hold its rows, nor one that waits for them.
                      SET idle_in_transaction_session_timeout = '10s'; SET lock_timeout = '5s'",
                 )

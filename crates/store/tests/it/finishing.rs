@@ -6,7 +6,9 @@ use contracts::{AttemptId, ClaimId, Delivery, DeliveryStatus, FailureReason};
 use engine::{Claimed, Effect, Settlement};
 use testkit::Engine;
 
-use crate::stage::{LEASE, Stage, at_once, failed, finished, on_both_engines, retried, succeeded};
+use crate::stage::{
+    LEASE, MICROSECOND, Stage, at_once, failed, finished, handed_back, on_both_engines, retried, succeeded,
+};
 
 on_both_engines!(
     a_2xx_ends_the_delivery_as_succeeded,
@@ -31,6 +33,11 @@ on_both_engines!(
     outcome_unknown_itself_replaces_nothing,
     a_result_of_a_vanished_delivery_is_dropped,
     a_response_body_of_odd_characters_is_kept,
+    an_attempt_that_was_not_sent_gives_its_number_back_and_leaves_no_record,
+    an_attempt_handed_back_is_not_claimed_before_its_time,
+    an_attempt_handed_back_after_a_late_2xx_ends_the_delivery,
+    a_late_result_that_says_nothing_was_sent_replaces_outcome_unknown,
+    a_result_of_a_number_that_was_given_back_does_not_touch_another_attempts_record,
 );
 
 async fn a_2xx_ends_the_delivery_as_succeeded(engine: Engine) {
@@ -393,4 +400,88 @@ async fn a_response_body_of_odd_characters_is_kept(engine: Engine) {
             );
         }
     }
+}
+
+async fn an_attempt_that_was_not_sent_gives_its_number_back_and_leaves_no_record(engine: Engine) {
+    let mut stage = Stage::new(engine);
+    let first = stage.claimed();
+    stage.finish_one(retried(&first, stage.now));
+    let second = stage.claim_one(first.held.delivery_id, 2);
+    let before = stage.delivery(first.held.delivery_id);
+    let at = stage.now + Duration::from_secs(2);
+    assert_eq!(stage.finish_one(handed_back(&second, at)), Effect::Recorded);
+    let after = stage.delivery(first.held.delivery_id);
+    assert_eq!((after.status_code, after.next_attempt_at), (DeliveryStatus::Pending, Some(at)));
+    assert_eq!((after.attempt_count, after.attempts.len()), (1, 1));
+    assert_eq!(
+        (after.failure_reason_code, after.failure_detail),
+        (before.failure_reason_code, before.failure_detail)
+    );
+    stage.now = at;
+    stage.claim_one(first.held.delivery_id, 2);
+}
+
+async fn an_attempt_handed_back_is_not_claimed_before_its_time(engine: Engine) {
+    let mut stage = Stage::new(engine);
+    let claimed = stage.claimed();
+    let at = stage.now + Duration::from_secs(2);
+    stage.finish_one(handed_back(&claimed, at));
+    let job = stage.job(claimed.held.delivery_id, 1);
+    stage.now = at - MICROSECOND;
+    assert_eq!(stage.claim(std::slice::from_ref(&job)), [], "by the doorbell, come once more");
+    assert_eq!(stage.claim_due(10), []);
+    stage.now = at;
+    assert_eq!(stage.claim(&[job]).len(), 1);
+}
+
+async fn an_attempt_handed_back_after_a_late_2xx_ends_the_delivery(engine: Engine) {
+    let mut stage = Stage::new(engine);
+    let first = stage.claimed();
+    stage.lose(&first);
+    let second = stage.claim_one(first.held.delivery_id, 2);
+    assert_eq!(stage.finish_one(succeeded(&first)), Effect::Late { closed: false });
+    assert_eq!(stage.finish_one(handed_back(&second, stage.now)), Effect::Recorded);
+    let ended = stage.delivery(first.held.delivery_id);
+    assert_eq!((ended.status_code, ended.attempt_count), (DeliveryStatus::Succeeded, 1));
+    assert_eq!(ended.attempts.len(), 1);
+}
+
+async fn a_late_result_that_says_nothing_was_sent_replaces_outcome_unknown(engine: Engine) {
+    let mut stage = Stage::new(engine);
+    let claimed = stage.claimed();
+    stage.lose(&claimed);
+    assert_eq!(stage.finish_one(handed_back(&claimed, stage.now)), Effect::Late { closed: false });
+    let known = stage.delivery(claimed.held.delivery_id);
+    assert_eq!(known.attempts[0].error_message.as_deref(), Some("timeout: not sent: no socket"));
+    assert_eq!(known.attempt_count, 1, "the number stays taken");
+}
+
+/// Its commit came through unnoticed; meanwhile the number was claimed again and lost.
+async fn a_result_of_a_number_that_was_given_back_does_not_touch_another_attempts_record(engine: Engine) {
+    let mut stage = Stage::new(engine);
+    let first = stage.claimed();
+    let result = handed_back(&first, stage.now);
+    assert_eq!(stage.finish_one(result.clone()), Effect::Recorded);
+    stage.advance(MICROSECOND);
+    let second = stage.claim_one(first.held.delivery_id, 1);
+    stage.lose(&second);
+    let before = stage.delivery(first.held.delivery_id);
+    assert_eq!(stage.finish_one(result), Effect::Dropped);
+    assert_eq!(stage.delivery(first.held.delivery_id), before);
+}
+
+/// SQLite has one writer at a time.
+#[test]
+fn on_postgresql_a_result_whose_row_is_locked_is_left_out_and_the_others_are_not() {
+    let mut stage = Stage::new(Engine::Postgres);
+    let [locked, free, late] = [0, 1, 2].map(|_| stage.claimed());
+    stage.lose(&late);
+    let of = |claimed: &Claimed| format!("'{}'", claimed.held.delivery_id);
+    let lock = stage.database.lock(&format!("deliveries WHERE id IN ({}, {})", of(&locked), of(&late)));
+    let batch = [&locked, &free, &late].map(succeeded);
+    assert_eq!(stage.finish(&batch), [Effect::Locked, Effect::Recorded, Effect::Locked]);
+    assert_eq!(stage.delivery(locked.held.delivery_id).status_code, DeliveryStatus::Delivering);
+    assert_eq!(stage.delivery(free.held.delivery_id).status_code, DeliveryStatus::Succeeded);
+    drop(lock);
+    assert_eq!(stage.finish(&batch), [Effect::Recorded, Effect::Recorded, Effect::Late { closed: true }]);
 }

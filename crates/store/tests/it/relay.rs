@@ -1,0 +1,327 @@
+//! The relay: what it claims of what is due, for whom, and what it says of the rest.
+
+use ::store::{DueClaim, RowsRefused, claim_due, recover_leases};
+use contracts::{ClaimId, DeliveryId, DeliveryStatus, Destination};
+use diesel::Connection;
+use diesel::connection::SimpleConnection;
+use engine::{ByteRoom, Claimed, Effect, Failure, HeldAttempt, RelayPlan, Settlement};
+use testkit::Engine;
+
+use crate::stage::{
+    GRACE, LEASE, MICROSECOND, Stage, URL, at_once, ids, job_to, lost, on_both_engines, plan, retried,
+    succeeded,
+};
+
+on_both_engines!(
+    the_room_is_shared_equally_among_destinations_and_each_ones_oldest_come_first,
+    a_look_that_sees_all_that_is_due_says_so,
+    with_more_due_than_a_look_by_time_sees_it_walks_the_circle_from_look_to_look,
+    what_waits_for_a_full_destination_hides_nothing_behind_it,
+    destinations_with_nothing_due_yet_are_walked_past,
+    a_delivery_that_is_stepped_over_is_left_alone,
+    a_payload_beyond_the_budget_is_not_claimed_and_its_destination_is_next,
+    a_target_is_served_without_the_doorbells_grace_but_not_before_its_time,
+    a_doorbell_with_another_destination_than_the_rows_claims_nothing,
+    relays_at_once_serve_every_destination_once,
+    a_refused_claim_names_what_it_had_chosen,
+    a_refused_recovery_names_what_it_had_found,
+    recovery_steps_over_what_it_is_told_to,
+);
+
+const OTHER_URL: &str = "https://other.example.com/";
+
+fn destinations(claimed: &[Claimed]) -> Vec<Destination> {
+    let mut destinations: Vec<_> = claimed.iter().map(|claimed| claimed.held.destination).collect();
+    destinations.sort_unstable();
+    destinations.dedup();
+    destinations
+}
+
+async fn the_room_is_shared_equally_among_destinations_and_each_ones_oldest_come_first(engine: Engine) {
+    let mut stage = Stage::new(engine);
+    let mut of = [Vec::new(), Vec::new()];
+    for (i, url) in [URL, URL, URL, URL, OTHER_URL, OTHER_URL].into_iter().enumerate() {
+        of[i / 4].push(stage.accept_to(url).id);
+        stage.advance(MICROSECOND);
+    }
+    stage.advance(GRACE);
+    let mut expected = vec![of[0][0], of[0][1], of[1][0], of[1][1]];
+    expected.sort_unstable();
+    assert_eq!(ids(&stage.claim_due(4)), expected);
+    let mut expected = of[0][2..].to_vec();
+    expected.sort_unstable();
+    assert_eq!(ids(&stage.claim_due(4)), expected);
+    // The room of one destination may be less.
+    let [one, ..] = stage.accept_many(3)[..] else { unreachable!() };
+    stage.advance(GRACE);
+    let narrow = RelayPlan { ordinary_room: 1, ..plan(10) };
+    assert_eq!(ids(&stage.look(&narrow).claimed), [one]);
+    let full = RelayPlan { rooms: [(stage.destination(URL), 0)].into(), ..plan(10) };
+    let due = stage.look(&full);
+    assert_eq!((due.claimed, due.look.limited), (vec![], vec![stage.destination(URL)]));
+}
+
+async fn a_look_that_sees_all_that_is_due_says_so(engine: Engine) {
+    let mut stage = Stage::new(engine);
+    assert_eq!(stage.look(&plan(10)), DueClaim::default());
+    let waiting = stage.accept().id;
+    stage.copy(waiting, 500, 250);
+    stage.advance(GRACE + LEASE);
+    let DueClaim { claimed, look } = stage.look(&plan(100));
+    assert_eq!(destinations(&claimed).len(), 100);
+    assert!(!look.has_backlog && look.has_more);
+    // It goes on behind the last one that was served.
+    assert_eq!(look.cursor, destinations(&claimed).last().copied());
+    let next = stage.look(&RelayPlan { cursor: look.cursor, ..plan(100) });
+    assert!(
+        destinations(&next.claimed).iter().all(|destination| !destinations(&claimed).contains(destination))
+    );
+    let DueClaim { claimed, look } = stage.look(&plan(1000));
+    assert_eq!(claimed.len(), 501 - 200);
+    assert!(!look.has_backlog && !look.has_more && look.cursor.is_none());
+}
+
+async fn with_more_due_than_a_look_by_time_sees_it_walks_the_circle_from_look_to_look(engine: Engine) {
+    let mut stage = Stage::new(engine);
+    let waiting = stage.accept().id;
+    stage.copy(waiting, 900, 300);
+    stage.advance(GRACE + LEASE);
+    let mut served = Vec::new();
+    let mut plan = plan(100);
+    for look in 1..=4 {
+        let due = stage.look(&plan);
+        served.extend(destinations(&due.claimed));
+        (plan.cursor, plan.has_backlog) = (due.look.cursor, due.look.has_backlog);
+        assert_eq!(destinations(&due.claimed).len(), if look == 4 { 1 } else { 100 });
+        assert_eq!(plan.cursor.is_none(), look == 4, "the circle has ended");
+    }
+    served.sort_unstable();
+    served.dedup();
+    assert_eq!(served.len(), 301, "everybody's turn has come");
+    let again = stage.look(&plan);
+    assert_eq!(destinations(&again.claimed)[0], Destination::from(0), "the next circle begins");
+}
+
+async fn what_waits_for_a_full_destination_hides_nothing_behind_it(engine: Engine) {
+    let mut stage = Stage::new(engine);
+    let waiting = stage.accept().id;
+    stage.copy(waiting, 1000, 1);
+    stage.advance(MICROSECOND * 2000);
+    let behind = stage.accept_to(OTHER_URL).id;
+    stage.advance(GRACE);
+    let rooms = [(Destination::from(0), 0), (stage.destination(URL), 0)].into();
+    let due = stage.look(&RelayPlan { rooms, ..plan(10) });
+    assert_eq!(ids(&due.claimed), [behind]);
+    assert_eq!(due.look.limited.len(), 2);
+    assert!(!due.look.has_more);
+}
+
+async fn destinations_with_nothing_due_yet_are_walked_past(engine: Engine) {
+    let mut stage = Stage::new(engine);
+    let waiting = stage.accept().id;
+    stage.copy(waiting, 1000, 500);
+    let later = (stage.now + GRACE + LEASE).as_micros() - stage.now.as_micros();
+    let put_off = match engine {
+        Engine::Postgres => format!("wake_at + {later} * interval '1 microsecond'"),
+        Engine::Sqlite => format!("wake_at + {later}"),
+    };
+    stage
+        .sql(&format!(
+            "UPDATE deliveries SET wake_at = {put_off} WHERE destination < 490 AND destination >= 0"
+        ))
+        .unwrap();
+    stage.advance(GRACE + LEASE - MICROSECOND * 10_000);
+    let mut walking = RelayPlan { has_backlog: true, cursor: Some(Destination::from(-1)), ..plan(100) };
+    let mut claimed = Vec::new();
+    for _ in 0..3 {
+        let due = stage.look(&walking);
+        claimed.extend(due.claimed);
+        (walking.cursor, walking.has_backlog) = (due.look.cursor, due.look.has_backlog);
+        if walking.cursor.is_none() {
+            break;
+        }
+    }
+    let found: Vec<_> =
+        destinations(&claimed).into_iter().filter(|of| *of != stage.destination(URL)).collect();
+    assert_eq!(found, (490..500).map(Destination::from).collect::<Vec<_>>());
+    assert!(!walking.has_backlog, "the next look goes by time");
+}
+
+async fn a_delivery_that_is_stepped_over_is_left_alone(engine: Engine) {
+    let mut stage = Stage::new(engine);
+    let [first, second, third] = stage.accept_many(3)[..] else { unreachable!() };
+    stage.advance(GRACE);
+    let stepping = RelayPlan { stepped_over: vec![first, third], ..plan(1) };
+    assert_eq!(ids(&stage.look(&stepping).claimed), [second]);
+    assert_eq!(stage.look(&stepping).claimed, []);
+    assert_eq!(stage.claim_due(10).len(), 2);
+}
+
+async fn a_payload_beyond_the_budget_is_not_claimed_and_its_destination_is_next(engine: Engine) {
+    let mut stage = Stage::new(engine);
+    let waiting = stage.accept();
+    stage.advance(GRACE);
+    let bytes = u64::try_from(waiting.payload_bytes.len()).unwrap();
+    let room = |free| ByteRoom { free, is_idle: false, per_destination: u64::MAX };
+    let due = stage.look(&RelayPlan { bytes: room(bytes - 1), ..plan(10) });
+    assert_eq!((due.claimed, due.look.too_large), (vec![], Some(bytes)));
+    assert_eq!(stage.delivery(waiting.id).status_code, DeliveryStatus::Pending);
+    let next = RelayPlan { bytes: room(bytes), cursor: due.look.cursor, has_backlog: true, ..plan(10) };
+    assert_eq!(ids(&stage.look(&next).claimed), [waiting.id]);
+}
+
+async fn a_target_is_served_without_the_doorbells_grace_but_not_before_its_time(engine: Engine) {
+    let mut stage = Stage::new(engine);
+    let [new, other] = [URL, OTHER_URL].map(|url| stage.accept_to(url).id);
+    let tried = stage.claimed();
+    stage.finish_one(retried(&tried, stage.now + MICROSECOND));
+    let targets = RelayPlan { targets: vec![stage.destination(URL)], ..plan(10) };
+    assert_eq!(ids(&stage.look(&targets).claimed), [new]);
+    assert_eq!(stage.claim_due(10), [], "the other's doorbell may still come");
+    stage.advance(MICROSECOND);
+    assert_eq!(ids(&stage.look(&targets).claimed), [tried.held.delivery_id]);
+    stage.advance(GRACE);
+    assert_eq!(ids(&stage.claim_due(10)), [other]);
+}
+
+async fn a_doorbell_with_another_destination_than_the_rows_claims_nothing(engine: Engine) {
+    let mut stage = Stage::new(engine);
+    let delivery = stage.accept().id;
+    let outdated = job_to(stage.destination(OTHER_URL), delivery, 1);
+    assert_eq!(stage.claim(&[outdated]), []);
+    stage.claim_one(delivery, 1);
+}
+
+async fn relays_at_once_serve_every_destination_once(engine: Engine) {
+    let mut stage = Stage::new(engine);
+    let waiting = stage.accept().id;
+    stage.copy(waiting, 80, 40);
+    stage.advance(GRACE + LEASE);
+    let look = |tx: &mut _, now| claim_due(tx, now, LEASE, ClaimId::new(now), &plan(10));
+    let dues = at_once(&stage.store().await, 16, look).await;
+    let mut claimed: Vec<_> = dues.into_iter().flat_map(|due| due.claimed).collect();
+    // Passing over what is locked, some may have found less than there was.
+    claimed.extend(stage.claim_due(81));
+    let mut distinct = ids(&claimed);
+    distinct.dedup();
+    assert_eq!((claimed.len(), distinct.len(), destinations(&claimed).len()), (81, 81, 41));
+}
+
+/// PostgreSQL only: SQLite has one writer at a time.
+#[test]
+fn two_relays_in_the_same_moment_take_different_rows() {
+    let mut stage = Stage::new(Engine::Postgres);
+    let waiting = stage.accept().id;
+    stage.copy(waiting, 4, 2);
+    stage.advance(GRACE + LEASE);
+    let mut other = stage.database.url().connect().unwrap();
+    let now = stage.now;
+    other.batch_execute("BEGIN").unwrap();
+    let mut claimed = claim_due(&mut other, now, LEASE, ClaimId::new(now), &plan(3)).unwrap().claimed;
+    assert_eq!(destinations(&claimed).len(), 3);
+    claimed.extend(stage.claim_due(10));
+    other.batch_execute("COMMIT").unwrap();
+    let mut distinct = ids(&claimed);
+    distinct.dedup();
+    assert_eq!((claimed.len(), distinct.len()), (5, 5));
+}
+
+/// Makes every update of that delivery fail.
+fn refuse_updates(stage: &mut Stage, delivery: DeliveryId) {
+    let id = stage.literal(delivery.0);
+    let statements = match stage.database.url() {
+        ::store::DatabaseUrl::Postgres(_) => format!(
+            "CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS
+                 $$ BEGIN RAISE EXCEPTION 'a broken row'; END $$;
+             CREATE TRIGGER refuse BEFORE UPDATE ON deliveries FOR EACH ROW WHEN (OLD.id = {id})
+                 EXECUTE FUNCTION refuse()"
+        ),
+        ::store::DatabaseUrl::Sqlite(_) => format!(
+            "CREATE TRIGGER refuse BEFORE UPDATE ON deliveries WHEN OLD.id = {id}
+             BEGIN SELECT RAISE(ABORT, 'a broken row'); END"
+        ),
+    };
+    stage.conn.batch_execute(&statements).unwrap();
+}
+
+fn sorted(mut ids: Vec<DeliveryId>) -> Vec<DeliveryId> {
+    ids.sort_unstable();
+    ids
+}
+
+async fn a_refused_claim_names_what_it_had_chosen(engine: Engine) {
+    let mut stage = Stage::new(engine);
+    let due = stage.accept_many(4);
+    let later = {
+        stage.advance(MICROSECOND);
+        stage.accept().id
+    };
+    stage.advance(GRACE);
+    refuse_updates(&mut stage, due[2]);
+    let now = stage.now;
+    let claim = |stage: &mut Stage, plan: &RelayPlan| {
+        stage.conn.transaction(|tx| claim_due(tx, now, LEASE, ClaimId::new(now), plan))
+    };
+    let RowsRefused { rows, error } = claim(&mut stage, &plan(4)).unwrap_err();
+    assert_eq!(sorted(rows), sorted(due.clone()));
+    assert!(error.to_string().contains("a broken row") && !error.is_outage());
+    assert_eq!(stage.count("deliveries WHERE status_code = 'pending'"), 5, "nothing of it was claimed");
+    // Stepping over one half of them tells which half it is in.
+    let half = RelayPlan { stepped_over: due[2..].to_vec(), ..plan(10) };
+    assert_eq!(ids(&claim(&mut stage, &half).unwrap().claimed), sorted(vec![due[0], due[1], later]));
+    let RowsRefused { rows, .. } = claim(&mut stage, &plan(1)).unwrap_err();
+    assert_eq!(rows, [due[2]]);
+    let rest = RelayPlan { stepped_over: rows, ..plan(10) };
+    assert_eq!(ids(&claim(&mut stage, &rest).unwrap().claimed), [due[3]]);
+}
+
+async fn a_refused_recovery_names_what_it_had_found(engine: Engine) {
+    let mut stage = Stage::new(engine);
+    let held: Vec<_> = (0..3).map(|_| stage.claimed().held.delivery_id).collect();
+    stage.advance(LEASE);
+    refuse_updates(&mut stage, held[0]);
+    let now = stage.now;
+    let mut recover = |stepped_over: &[DeliveryId]| {
+        let settle = |held: &HeldAttempt| lost(held, Settlement::Failed);
+        stage.conn.transaction(|tx| recover_leases(tx, now, 10, stepped_over, settle))
+    };
+    let RowsRefused { rows, error } = recover(&[]).unwrap_err();
+    assert_eq!(sorted(rows), sorted(held.clone()));
+    assert!(error.to_string().contains("a broken row"));
+    assert_eq!(recover(&held[..1]).unwrap().len(), 2);
+    assert_eq!(stage.count("attempts"), 2);
+}
+
+async fn recovery_steps_over_what_it_is_told_to(engine: Engine) {
+    let mut stage = Stage::new(engine);
+    let held: Vec<_> = (0..4)
+        .map(|_| {
+            stage.advance(MICROSECOND);
+            stage.claimed().held.delivery_id
+        })
+        .collect();
+    stage.advance(LEASE);
+    let now = stage.now;
+    let settle = |held: &HeldAttempt| lost(held, Settlement::RetryAt(now));
+    let recovered = stage.conn.transaction(|tx| recover_leases(tx, now, 2, &held[..1], settle)).unwrap();
+    let found: Vec<_> = recovered.iter().map(|(held, ..)| held.delivery_id).collect();
+    assert_eq!(found, held[1..3], "oldest first, up to its limit");
+    for (held, result, effect) in recovered {
+        assert_eq!((held.delivery_id, effect), (result.delivery_id, Effect::Recorded));
+        let Some(Failure { detail, .. }) = result.record.failure else { panic!("{result:?}") };
+        assert_eq!(detail, "the lease ended");
+    }
+}
+
+/// SQLite has one writer at a time, so nothing to pass over.
+#[test]
+fn on_postgresql_recovery_passes_over_rows_that_another_transaction_has_locked() {
+    let mut stage = Stage::new(Engine::Postgres);
+    let [locked, free] = [0, 1].map(|_| stage.claimed());
+    stage.advance(LEASE);
+    let lock = stage.database.lock(&format!("deliveries WHERE id = '{}'", locked.held.delivery_id));
+    assert_eq!(stage.recover(Settlement::Failed), [free.held]);
+    drop(lock);
+    assert_eq!(stage.recover(Settlement::Failed), [locked.held.clone()]);
+    assert_eq!(stage.finish_one(succeeded(&locked)), Effect::Late { closed: false });
+}
