@@ -12,7 +12,7 @@ use contracts::{AttemptId, ClaimId, Destination, OrgId, Timestamp};
 use diesel::Connection;
 use diesel::connection::SimpleConnection;
 use engine::{ByteRoom, Claimed, Outcome, RelayPlan, Response, RetryPolicy};
-use store::{AnyConnection, StoreError, claim_due, create_organization, finish};
+use store::{AnyConnection, claim_due, create_organization, finish};
 use testkit::{Engine, TestDatabase};
 
 /// 2026-01-01, in microseconds since 1970.
@@ -38,21 +38,37 @@ fn main() {
     println!("|---|---|---|---|---|---|");
     let mut bench = Bench { conn, org, now: start + Duration::from_secs(3600) };
     for destinations in [1, 100, 10_000] {
-        bench.fill(&[(count, &format!("i % {destinations}"), 0)]);
+        bench.fill(&[Part { count, destination: &hash(&format!("i % {destinations}")), due: 0 }]);
         bench.run(&format!("all due, {destinations} destinations"), destinations, &HashMap::new());
     }
-    let front = (count / 10, FIRST.to_string(), 0);
-    let behind = (1_000, "i % 100".to_owned(), 1);
-    let fill =
-        |bench: &mut Bench| bench.fill(&[(front.0, &front.1, front.2), (behind.0, &behind.1, behind.2)]);
-    fill(&mut bench);
+    let (in_front, hundred) = (FIRST.to_string(), hash("i % 100"));
+    let behind = [
+        Part { count: count / 10, destination: &in_front, due: 0 },
+        Part { count: 1_000, destination: &hundred, due: 1 },
+    ];
+    bench.fill(&behind);
     let full = HashMap::from([(Destination::from(FIRST), 0)]);
     bench.run("100 destinations behind a full one", 100, &full);
-    fill(&mut bench);
+    bench.fill(&behind);
     bench.hold();
     bench.run("100 destinations behind a held one", 100, &HashMap::new());
-    bench.fill(&[(count / 10, "i % 10000", 7200), (1_000, "10000 + i % 100", 0)]);
+    bench.fill(&[
+        Part { count: count / 10, destination: &hash("i % 10000"), due: 7200 },
+        Part { count: 1_000, destination: &hash("10000 + i % 100"), due: 0 },
+    ]);
     bench.run("100 destinations among 10,000 that wait", 100, &HashMap::new());
+}
+
+/// Deliveries to a destination by their number `i`, due so many seconds after the start.
+struct Part<'a> {
+    count: i64,
+    destination: &'a str,
+    due: i64,
+}
+
+/// Spread like the hashes that destinations are.
+fn hash(number: &str) -> String {
+    format!("hashint8extended({number}, 0)")
 }
 
 struct Bench {
@@ -62,15 +78,11 @@ struct Bench {
 }
 
 impl Bench {
-    /// Makes deliveries in parts: how many, to which destination by their number `i`, due how many seconds after the start.
-    fn fill(&mut self, parts: &[(i64, &str, i64)]) {
+    /// Replaces all deliveries.
+    fn fill(&mut self, parts: &[Part<'_>]) {
         self.conn.batch_execute("TRUNCATE deliveries, attempts, destinations").unwrap();
         let mut from = 1;
-        for (count, destination, due) in parts {
-            // Spread like hashes.
-            let destination = format!("hashint8extended({destination}, 0)");
-            let destination =
-                if *due == 0 && parts.len() == 2 && from == 1 { FIRST.to_string() } else { destination };
+        for Part { count, destination, due } in parts {
             let due = format!("to_timestamp({START} / 1000000 + {due}) + i * interval '1 microsecond'");
             self.conn
                 .batch_execute(&format!(
@@ -163,6 +175,6 @@ impl Bench {
             )
         };
         let results: Vec<_> = claimed.iter().map(succeeded).collect();
-        self.conn.transaction(|tx| Ok::<_, StoreError>(drop(finish(tx, now, &results)?))).unwrap();
+        self.conn.transaction(|tx| finish(tx, now, &results).map(drop)).unwrap();
     }
 }

@@ -90,7 +90,8 @@ fn lock_candidates(
                  SELECT id, length(payload) AS bytes, wake_at FROM deliveries
                  WHERE destination >= w.destination AND (destination, wake_at) <= (w.destination, ?)
                    AND wake_at IS NOT NULL AND claim_id IS NULL
-                   AND (next_attempt_at = created_at OR next_attempt_at <= ?) AND attempt_count < max_attempts AND id <> ALL (?)
+                   AND (next_attempt_at = created_at OR next_attempt_at <= ?) AND attempt_count < max_attempts
+                   AND id <> ALL (?)
                  ORDER BY destination, wake_at LIMIT w.attempts FOR UPDATE SKIP LOCKED
              ) AS d
              WHERE w.is_probe OR NOT EXISTS (

@@ -170,7 +170,7 @@ async fn a_probe_that_was_lost_makes_room_for_another_when_its_lease_ends(engine
     assert_eq!(stage.claim_due(10), []);
     stage.advance(MICROSECOND);
     let recovered = stage.recover(Settlement::RetryAt(stage.now + MINUTE));
-    assert_eq!(recovered, [first.held.clone()]);
+    assert_eq!(recovered, std::slice::from_ref(&first.held));
     let second = probe(&mut stage);
     assert_ne!(first.held.delivery_id, second.held.delivery_id);
 }

@@ -322,6 +322,6 @@ fn on_postgresql_recovery_passes_over_rows_that_another_transaction_has_locked()
     let lock = stage.database.lock(&format!("deliveries WHERE id = '{}'", locked.held.delivery_id));
     assert_eq!(stage.recover(Settlement::Failed), [free.held]);
     drop(lock);
-    assert_eq!(stage.recover(Settlement::Failed), [locked.held.clone()]);
+    assert_eq!(stage.recover(Settlement::Failed), std::slice::from_ref(&locked.held));
     assert_eq!(stage.finish_one(succeeded(&locked)), Effect::Late { closed: false });
 }
