@@ -52,7 +52,8 @@ impl Attempts {
 impl Ended {
     /// An attempt whose task panicked: nobody knows how far it had come.
     pub(crate) fn panicked() -> Ended {
-        let outcome = Outcome::failed(FailureReason::OutcomeUnknown, "the attempt broke off by an error of Redial's");
+        let outcome =
+            Outcome::failed(FailureReason::OutcomeUnknown, "the attempt broke off by an error of Redial's");
         Ended { outcome, elapsed: Duration::ZERO, runflow_request_id: None }
     }
 }

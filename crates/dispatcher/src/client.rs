@@ -1,4 +1,4 @@
-//! The HTTP client, and how many connections it may keep.
+//! The HTTP client, and a limit on the connections it keeps.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -12,18 +12,17 @@ use tower::util::MapRequestLayer;
 use crate::resolver::Resolver;
 use crate::{DispatcherError, Settings};
 
-/// The client in use. It is replaced by a new one when too many connections may be idle in its pool, which can't be
-/// emptied by itself. The old one's idle connections are closed when its last request ends.
+/// Provides the client to send with. reqwest limits idle connections per host only and can't close them on demand, so
+/// the client is replaced instead. A replaced client's idle connections close when its last request ends.
 pub(crate) struct Client {
-    parts: Parts,
-    /// The most connections that one client makes in its life, and so can keep.
-    most_kept: usize,
+    factory: Factory,
+    /// Connections that one client may open in its life, an upper bound of those it keeps.
+    max_kept: usize,
     current: Mutex<Generation>,
 }
 
-/// What every generation is made of.
-struct Parts {
-    /// Shared, so that making a client reads no file: it must succeed when no file can be opened.
+struct Factory {
+    /// Loaded once, so that making a client needs no file descriptor.
     tls: rustls::ClientConfig,
     resolver: Arc<Resolver>,
     connect_timeout: Duration,
@@ -37,67 +36,67 @@ struct Generation {
     made_at: Instant,
 }
 
-/// Open files that are no connections to receivers: the database's, the broker's, listeners, name servers' sockets.
+/// File descriptors for anything but connections to receivers: database, broker, listeners, DNS.
 const OTHER_FILES: u64 = 128;
-/// What a client may keep however few files there are.
-const LEAST_KEPT: usize = 16;
-/// How often clients are replaced at most for want of sockets.
-const RENEWED_EVERY: Duration = Duration::from_secs(1);
+/// `max_kept` where there are hardly any file descriptors.
+const MIN_KEPT: usize = 16;
+/// A client replaced for lack of sockets is at least this old.
+const MIN_AGE: Duration = Duration::from_secs(1);
 
 impl Client {
     pub(crate) fn new(settings: &Settings, resolver: Resolver) -> Result<Client, DispatcherError> {
         let files = getrlimit(Resource::Nofile).current;
-        Client::keeping(most_kept(files, settings.limits.max_in_flight), settings, resolver)
+        Client::keeping(max_kept(files, settings.limits.max_in_flight), settings, resolver)
     }
 
-    /// As [`Client::new`], keeping at most that many connections.
+    /// As [`Client::new`], with a limit of the caller's.
     pub(crate) fn keeping(
-        most_kept: usize,
+        max_kept: usize,
         settings: &Settings,
         resolver: Resolver,
     ) -> Result<Client, DispatcherError> {
-        // Fails only when some other part of the process has chosen a provider before, which serves as well.
+        // Fails only if another part of the process has chosen a provider, which is fine.
         let _ = rustls::crypto::ring::default_provider().install_default();
         let mut tls = rustls::ClientConfig::builder().with_platform_verifier()?.with_no_client_auth();
         tls.alpn_protocols = vec![b"http/1.1".to_vec()];
-        let parts = Parts {
+        let factory = Factory {
             tls,
             resolver: Arc::new(resolver),
             connect_timeout: settings.connect_timeout,
             max_in_flight: settings.limits.max_in_flight,
         };
-        let current = Mutex::new(parts.generation()?);
-        Ok(Client { parts, most_kept, current })
+        let current = Mutex::new(factory.make()?);
+        Ok(Client { factory, max_kept, current })
     }
 
     /// The client to send one request with.
     pub(crate) fn get(&self) -> reqwest::Client {
         let mut current = self.current.lock().unwrap_or_else(PoisonError::into_inner);
-        if current.connections.load(Ordering::Relaxed) >= self.most_kept {
+        if current.connections.load(Ordering::Relaxed) >= self.max_kept {
             self.replace(&mut current);
         }
         current.client.clone()
     }
 
-    /// Gives idle connections back, because the system has no more sockets.
-    pub(crate) fn give_back(&self) {
+    /// Closes idle connections, because the system has no more sockets.
+    pub(crate) fn close_idle(&self) {
         let mut current = self.current.lock().unwrap_or_else(PoisonError::into_inner);
-        if current.made_at.elapsed() >= RENEWED_EVERY {
-            tracing::info!("closing idle connections");
+        if current.made_at.elapsed() >= MIN_AGE {
+            tracing::debug!("closing idle connections");
             self.replace(&mut current);
         }
     }
 
     fn replace(&self, current: &mut Generation) {
-        match self.parts.generation() {
+        match self.factory.make() {
             Ok(next) => *current = next,
             Err(error) => tracing::error!(%error, "the HTTP client was not replaced"),
         }
     }
 }
 
-impl Parts {
-    fn generation(&self) -> Result<Generation, reqwest::Error> {
+impl Factory {
+    fn make(&self) -> Result<Generation, reqwest::Error> {
         let connections = Arc::new(AtomicUsize::new(0));
         let counted = connections.clone();
         let client = reqwest::Client::builder()
@@ -122,12 +121,12 @@ impl Parts {
     }
 }
 
-/// How many connections a client may keep where `files` may be open, `None` being unlimited: half of what is left
-/// beside requests in flight, since an old client keeps its own until its last request ends.
-fn most_kept(files: Option<u64>, max_in_flight: usize) -> usize {
+/// Returns `max_kept` for a limit of open files; `None` is unlimited. Half of what requests in flight leave, since a
+/// replaced client may keep as many for a while.
+pub(crate) fn max_kept(files: Option<u64>, max_in_flight: usize) -> usize {
     let Some(files) = files else { return usize::MAX };
     let left = files.saturating_sub(OTHER_FILES + max_in_flight as u64) / 2;
-    usize::try_from(left).unwrap_or(usize::MAX).max(LEAST_KEPT)
+    usize::try_from(left).unwrap_or(usize::MAX).max(MIN_KEPT)
 }
 
 #[cfg(test)]
@@ -136,9 +135,9 @@ mod tests {
 
     #[test]
     fn a_client_keeps_no_more_connections_than_there_are_files() {
-        assert_eq!(most_kept(None, 256), usize::MAX);
-        assert_eq!(most_kept(Some(20_000), 256), 9_808);
-        assert_eq!(most_kept(Some(512), 64), 160);
-        assert_eq!(most_kept(Some(256), 256), LEAST_KEPT);
+        assert_eq!(max_kept(None, 256), usize::MAX);
+        assert_eq!(max_kept(Some(20_000), 256), 9_808);
+        assert_eq!(max_kept(Some(512), 64), 160);
+        assert_eq!(max_kept(Some(256), 256), MIN_KEPT);
     }
 }

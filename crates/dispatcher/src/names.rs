@@ -1,15 +1,13 @@
-//! Asks the system's name servers for a host's addresses, without a thread for each question, and tells what their
-//! silence means.
+//! Asynchronous DNS lookups that tell an outage of our name servers from a silent zone of a customer's.
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr};
-use std::path::Path;
 use std::pin::{Pin, pin};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
-use futures_util::future::{Future, pending, select};
-use futures_util::stream::{Stream, StreamExt};
+use futures_util::future::{Future, join_all, pending, select};
+use futures_util::stream::{FuturesUnordered, Stream, StreamExt};
 use hickory_resolver::config::{
     ConnectionConfig, NameServerConfig, ResolveHosts, ResolverConfig, ResolverOpts,
 };
@@ -19,90 +17,96 @@ use hickory_resolver::net::xfer::{DnsExchange, DnsHandle};
 use hickory_resolver::net::{DnsError, NetError, NoRecords};
 use hickory_resolver::proto::op::{DnsRequest, DnsResponse, Query, ResponseCode};
 use hickory_resolver::proto::rr::{Name, RecordType};
-use hickory_resolver::system_conf::parse_resolv_conf;
-use hickory_resolver::{ConnectionProvider, Hosts, PoolContext};
+use hickory_resolver::system_conf::read_system_conf;
+use hickory_resolver::{ConnectionProvider, Hosts, PoolContext, Resolver};
 use thiserror::Error;
 use tokio::time::{Instant, sleep, timeout};
 
 use crate::shortage::shortage;
 use engine::LocalFailure;
 
-/// Why a name has no addresses.
+/// Why a lookup found no address. All but `Local` are about the name.
 #[derive(Clone, Debug, Error, PartialEq)]
 pub(crate) enum NameError {
-    /// Not a name.
-    #[error("it is not a host name")]
+    #[error("it is not a valid host name")]
     Malformed,
+    /// NXDOMAIN.
     #[error("there is no such name")]
     NoSuchName,
+    /// The name exists without A and AAAA records.
     #[error("it has no address")]
     NoAddress,
+    /// SERVFAIL, REFUSED and the like.
     #[error("the name server answered {0}")]
-    Refused(ResponseCode),
-    /// The name servers answer, but not for this name: its own zone's servers are silent.
-    #[error("no answer")]
-    ZoneSilent,
+    ServerError(ResponseCode),
     #[error("{0}")]
-    Garbled(String),
-    /// For a reason of ours.
+    InvalidResponse(String),
+    /// The name servers are up, but did not answer for this name in time.
+    #[error("no answer")]
+    NoAnswer,
     #[error("{}", .0.detail())]
     Local(LocalFailure),
 }
 
-/// Whose silence it is when a question got no answer. Name servers that have answered anything since it was asked are
-/// there: what they wait for themselves is the name's zone. Before this is asked, they have been asked for the root's
-/// servers, which every one of them knows, so that a single name does not look like an outage when nobody else asks.
-fn silence(asked_at: Instant, last_answer_at: Option<Instant>) -> NameError {
-    match last_answer_at {
-        Some(at) if at >= asked_at => NameError::ZoneSilent,
+/// Returns the error of a lookup that got no response. A name server that has responded to anything since then is up:
+/// it was itself waiting for the servers of the name's zone.
+///
+/// The caller has sent a probe before, so a silent zone is recognised even when nothing else is being looked up.
+fn no_response(asked_at: Instant, last_response_at: Option<Instant>) -> NameError {
+    match last_response_at {
+        Some(at) if at >= asked_at => NameError::NoAnswer,
         _ => NameError::Local(LocalFailure::NoNameServer),
     }
 }
 
-/// A client of certain name servers, with its cache.
+/// The clients of a set of name servers, with their caches.
 pub(crate) struct Names {
-    resolver: hickory_resolver::Resolver<Wire>,
+    /// In the configured order.
+    servers: Vec<Resolver<Wire>>,
     hosts: Hosts,
-    answers: Answers,
-    budget: Duration,
+    responses: Responses,
+    timeout: Duration,
 }
 
-/// Cached answers.
-const CACHED: u64 = 1_000;
-/// How long the absence of a name or address is remembered at most: it may be being set up.
-const ABSENCE_CACHED: Duration = Duration::from_secs(10);
-/// As many as glibc asks.
-const MOST_SERVERS: usize = 3;
+/// Cached responses of each name server.
+const CACHE_SIZE: u64 = 1_000;
+/// Upper bound of the TTL of NXDOMAIN and empty responses: the record may just be being created.
+const NEGATIVE_MAX_TTL: Duration = Duration::from_secs(10);
+/// As many as glibc uses.
+const MAX_SERVERS: usize = 3;
 /// How long one address family waits for the other (RFC 8305 section 3).
 const RESOLUTION_DELAY: Duration = Duration::from_millis(50);
-/// The most addresses used of one name: they share the time for connecting.
-const MOST_ADDRESSES: usize = 16;
+/// Addresses used of one name. They share the connect timeout.
+const MAX_ADDRESSES: usize = 16;
 
-/// Sockets that one look-up holds while nothing is answered: two record types, each sent three times from a socket of
-/// its own to each name server.
-pub(crate) const MOST_SOCKETS: usize = 2 * 3 * MOST_SERVERS;
+/// Sockets held by one lookup that gets no response: A and AAAA, each sent three times from a socket of its own to each
+/// name server.
+pub(crate) const MAX_SOCKETS: usize = 2 * 3 * MAX_SERVERS;
 
 impl Names {
-    /// `budget` is for one look-up.
+    /// `timeout` is the limit of one lookup.
     pub(crate) fn new(
-        mut config: ResolverConfig,
+        config: ResolverConfig,
         mut options: ResolverOpts,
         hosts: Hosts,
-        budget: Duration,
+        timeout: Duration,
     ) -> Result<Names, NetError> {
-        config.name_servers.truncate(MOST_SERVERS);
-        // One try for the whole budget: a late answer to the first packet still counts.
-        options.timeout = budget;
+        let responses = Responses::default();
+        // A single try: a late response to its first packet still counts.
+        options.timeout = timeout;
         options.attempts = 0;
-        options.num_concurrent_reqs = config.name_servers.len();
-        options.cache_size = CACHED;
-        options.negative_max_ttl = Some(ABSENCE_CACHED);
-        // It would ask for the address family that the file does not have.
+        options.cache_size = CACHE_SIZE;
+        options.negative_max_ttl = Some(NEGATIVE_MAX_TTL);
+        // hickory would query DNS for the address family that a name in the file lacks.
         options.use_hosts_file = ResolveHosts::Never;
-        let answers = Answers::default();
-        let wire = Wire { io: TokioRuntimeProvider::default(), answers: answers.clone() };
-        let resolver = hickory_resolver::Resolver::builder_with_config(config, wire);
-        Ok(Names { resolver: resolver.with_options(options).build()?, hosts, answers, budget })
+        let (domain, search, servers) = config.into_parts();
+        let client = |server: NameServerConfig| {
+            let config = ResolverConfig::from_parts(domain.clone(), search.clone(), vec![server]);
+            let wire = Wire { io: TokioRuntimeProvider::default(), responses: responses.clone() };
+            Resolver::builder_with_config(config, wire).with_options(options.clone()).build()
+        };
+        let servers = servers.into_iter().take(MAX_SERVERS).map(client).collect::<Result<_, _>>()?;
+        Ok(Names { servers, hosts, responses, timeout })
     }
 
     /// Returns the addresses of `host`, IPv6 first.
@@ -113,23 +117,14 @@ impl Names {
             return Ok(found);
         }
         let asked_at = Instant::now();
-        // Runs while the question is still waiting, and only if everything has been silent until then.
-        let probe = async {
-            sleep(self.budget / 2).await;
-            if self.answers.last().is_none_or(|at| at < asked_at) {
-                self.resolver.clear_lookup_cache(Name::root(), RecordType::NS);
-                let _ = self.resolver.lookup(Name::root(), RecordType::NS).await;
-            }
-            pending().await
-        };
         let found = tokio::select! {
-            found = timeout(self.budget, self.addresses(name)) => found,
-            never = probe => never,
+            found = timeout(self.timeout, self.query_servers(&name)) => found,
+            never = self.probe(asked_at) => never,
         };
         match found {
-            Ok(Err(Miss::Silence)) | Err(_) => Err(silence(asked_at, self.answers.last())),
-            Ok(Err(Miss::Error(error))) => Err(error),
             Ok(Ok(addresses)) => Ok(addresses),
+            Ok(Err(Miss::Error(error))) => Err(error),
+            Ok(Err(Miss::NoResponse)) | Err(_) => Err(no_response(asked_at, self.responses.last_at())),
         }
     }
 
@@ -140,52 +135,93 @@ impl Names {
         found.flat_map(|found| addresses(&found)).collect()
     }
 
-    /// Asks for both families at once. When one has been found, the other is not waited for long: some servers drop
-    /// questions for a family that they don't have.
-    async fn addresses(&self, name: Name) -> Result<Vec<IpAddr>, Miss> {
-        let v4 = pin!(self.resolver.lookup(name.clone(), RecordType::A));
-        let v6 = pin!(self.resolver.lookup(name, RecordType::AAAA));
-        let (first, other) = select(v6, v4).await.factor_first();
-        let first = judged(first);
-        let other = match &first {
-            Err(Miss::Error(NameError::NoSuchName)) => return first,
-            Ok(_) => timeout(RESOLUTION_DELAY, other).await.map_or(Err(Miss::Silence), judged),
-            Err(_) => judged(other.await),
-        };
-        let mut found: Vec<IpAddr> = match (first, other) {
-            (Ok(first), Ok(other)) => [first, other].concat(),
-            (Ok(found), Err(_)) | (Err(_), Ok(found)) => found,
-            (Err(first), Err(other)) => return Err(first.or(other)),
-        };
-        found.sort_by_key(IpAddr::is_ipv4);
-        found.truncate(MOST_ADDRESSES);
-        Ok(found)
+    /// Asks for the root's name servers, which every recursive name server knows, if there was no response at all for
+    /// half of the time. Never returns: it runs beside the lookup that it is about.
+    async fn probe<T>(&self, asked_at: Instant) -> T {
+        sleep(self.timeout / 2).await;
+        if self.responses.last_at().is_none_or(|at| at < asked_at) {
+            let probes = self.servers.iter().map(|server| async {
+                server.clear_lookup_cache(Name::root(), RecordType::NS);
+                let _ = server.lookup(Name::root(), RecordType::NS).await;
+            });
+            join_all(probes).await;
+        }
+        pending().await
+    }
+
+    /// Asks the name servers in their order: the next one when one can't tell, or has said nothing for a while.
+    async fn query_servers(&self, name: &Name) -> Result<Vec<IpAddr>, Miss> {
+        let mut servers = self.servers.iter();
+        let mut queries = FuturesUnordered::new();
+        let mut missed = Miss::NoResponse;
+        loop {
+            match servers.next() {
+                Some(server) => queries.push(query(server, name)),
+                None if queries.is_empty() => return Err(missed),
+                None => {}
+            }
+            let head_start = if servers.len() > 0 { self.timeout / 4 } else { self.timeout };
+            match timeout(head_start, queries.next()).await {
+                Ok(Some(Err(miss))) if !miss.is_final() => missed = missed.or(miss),
+                Ok(Some(found)) => return found,
+                Ok(None) | Err(_) => {}
+            }
+        }
     }
 }
 
-/// Why one question brought no address.
+/// Asks one name server for both address families at once. When one is known, the other is not waited for long: the
+/// servers of some zones drop AAAA queries.
+async fn query(server: &Resolver<Wire>, name: &Name) -> Result<Vec<IpAddr>, Miss> {
+    let v4 = pin!(server.lookup(name.clone(), RecordType::A));
+    let v6 = pin!(server.lookup(name.clone(), RecordType::AAAA));
+    let (first, other) = select(v6, v4).await.factor_first();
+    let first = classify(first);
+    let other = match &first {
+        Err(Miss::Error(NameError::NoSuchName)) => return first,
+        Ok(_) => timeout(RESOLUTION_DELAY, other).await.map_or(Err(Miss::NoResponse), classify),
+        Err(_) => classify(other.await),
+    };
+    let mut found = match (first, other) {
+        (Ok(first), Ok(other)) => [first, other].concat(),
+        (Ok(found), Err(_)) | (Err(_), Ok(found)) => found,
+        (Err(first), Err(other)) => return Err(first.or(other)),
+    };
+    found.sort_by_key(IpAddr::is_ipv4);
+    found.truncate(MAX_ADDRESSES);
+    Ok(found)
+}
+
+/// Why one query brought no address.
+#[derive(Clone, Debug, PartialEq)]
 enum Miss {
-    Silence,
+    NoResponse,
     Error(NameError),
 }
 
 impl Miss {
-    /// The one of two that says more about the name: its absence is known from one family, the absence of an address
-    /// only from both.
+    /// Whether other name servers need not be asked.
+    fn is_final(&self) -> bool {
+        use NameError::{InvalidResponse, ServerError};
+        !matches!(self, Miss::NoResponse | Miss::Error(ServerError(_) | InvalidResponse(_)))
+    }
+
+    /// Combines two queries for one name into the miss that says more. That the name has no address is only known when
+    /// both families say so.
     fn or(self, other: Miss) -> Miss {
         let weight = |miss: &Miss| match miss {
             Miss::Error(NameError::NoSuchName | NameError::Malformed) => 4,
             Miss::Error(NameError::Local(_)) => 3,
-            Miss::Error(NameError::Refused(_) | NameError::Garbled(_) | NameError::ZoneSilent) => 2,
-            Miss::Silence => 1,
+            Miss::Error(NameError::ServerError(_) | NameError::InvalidResponse(_) | NameError::NoAnswer) => 2,
+            Miss::NoResponse => 1,
             Miss::Error(NameError::NoAddress) => 0,
         };
         if weight(&other) > weight(&self) { other } else { self }
     }
 }
 
-fn judged(answer: Result<Lookup, NetError>) -> Result<Vec<IpAddr>, Miss> {
-    let error = match answer {
+fn classify(response: Result<Lookup, NetError>) -> Result<Vec<IpAddr>, Miss> {
+    let error = match response {
         Ok(found) => {
             let found = addresses(&found);
             return if found.is_empty() { Err(Miss::Error(NameError::NoAddress)) } else { Ok(found) };
@@ -197,16 +233,12 @@ fn judged(answer: Result<Lookup, NetError>) -> Result<Vec<IpAddr>, Miss> {
             ResponseCode::NXDomain => NameError::NoSuchName,
             _ => NameError::NoAddress,
         },
-        NetError::Dns(DnsError::ResponseCode(code)) => NameError::Refused(code),
-        NetError::Io(error) => match error.get_ref().and_then(|inner| inner.downcast_ref()) {
-            Some(Refusal(code)) => NameError::Refused(*code),
-            None => match shortage(&error) {
-                Some(failure @ LocalFailure::NoSocket) => NameError::Local(failure),
-                _ => return Err(Miss::Silence),
-            },
-        },
-        NetError::Timeout | NetError::NoConnections | NetError::Busy => return Err(Miss::Silence),
-        garbled => NameError::Garbled(garbled.to_string()),
+        NetError::Dns(DnsError::ResponseCode(code)) => NameError::ServerError(code),
+        NetError::Message(NO_SOCKET) => NameError::Local(LocalFailure::NoSocket),
+        NetError::Timeout | NetError::Io(_) | NetError::NoConnections | NetError::Busy => {
+            return Err(Miss::NoResponse);
+        }
+        invalid => NameError::InvalidResponse(invalid.to_string()),
     }))
 }
 
@@ -214,16 +246,16 @@ fn addresses(found: &Lookup) -> Vec<IpAddr> {
     found.answers().iter().filter_map(|record| record.data.ip_addr()).collect()
 }
 
-/// When a name server answered last, whatever it said. Answers from the cache don't count.
+/// When a name server responded last, whatever it said. Cached responses don't count.
 #[derive(Clone, Default)]
-struct Answers(Arc<Mutex<Option<Instant>>>);
+struct Responses(Arc<Mutex<Option<Instant>>>);
 
-impl Answers {
-    fn last(&self) -> Option<Instant> {
+impl Responses {
+    fn last_at(&self) -> Option<Instant> {
         *self.lock()
     }
 
-    fn came(&self) {
+    fn record(&self) {
         *self.lock() = Some(Instant::now());
     }
 
@@ -232,11 +264,21 @@ impl Answers {
     }
 }
 
-/// Connections to name servers that note when something is answered.
+/// Connects to name servers and records that they respond.
 #[derive(Clone)]
 struct Wire {
     io: TokioRuntimeProvider,
-    answers: Answers,
+    responses: Responses,
+}
+
+/// Stands for an I/O error for want of sockets: hickory reports any I/O error as "no connections".
+const NO_SOCKET: &str = "no socket";
+
+fn keep_shortage(error: NetError) -> NetError {
+    match &error {
+        NetError::Io(io) if shortage(io) == Some(LocalFailure::NoSocket) => NetError::Message(NO_SOCKET),
+        _ => error,
+    }
 }
 
 impl ConnectionProvider for Wire {
@@ -250,8 +292,11 @@ impl ConnectionProvider for Wire {
         config: &ConnectionConfig,
         context: &PoolContext,
     ) -> Result<Self::FutureConn, NetError> {
-        let (connecting, answers) = (self.io.new_connection(ip, config, context)?, self.answers.clone());
-        Ok(Box::pin(async move { Ok(Exchange { exchange: connecting.await?, answers }) }))
+        let (connecting, responses) = (self.io.new_connection(ip, config, context)?, self.responses.clone());
+        Ok(Box::pin(async move {
+            let exchange = connecting.await.map_err(keep_shortage)?;
+            Ok(Exchange { exchange, responses })
+        }))
     }
 
     fn runtime_provider(&self) -> &TokioRuntimeProvider {
@@ -262,7 +307,7 @@ impl ConnectionProvider for Wire {
 #[derive(Clone)]
 struct Exchange {
     exchange: DnsExchange<TokioRuntimeProvider>,
-    answers: Answers,
+    responses: Responses,
 }
 
 impl DnsHandle for Exchange {
@@ -270,49 +315,40 @@ impl DnsHandle for Exchange {
     type Runtime = TokioRuntimeProvider;
 
     fn send(&self, request: DnsRequest) -> Self::Response {
-        let answers = self.answers.clone();
-        Box::pin(self.exchange.send(request).map(move |answer| {
-            let response = answer?;
-            answers.came();
-            match response.response_code {
-                ResponseCode::NoError | ResponseCode::NXDomain => Ok(response),
-                // As a failure of the connection it makes the pool wait for the other servers' answers.
-                code => Err(io::Error::other(Refusal(code)).into()),
-            }
+        let responses = self.responses.clone();
+        Box::pin(self.exchange.send(request).map(move |response| {
+            let response = response.map_err(keep_shortage)?;
+            responses.record();
+            Ok(response)
         }))
     }
 }
 
-/// A name server answered that it can't tell.
-#[derive(Debug, Error)]
-#[error("the name server answered {0}")]
-struct Refusal(ResponseCode);
-
-/// The system's name servers and hosts, read again when their files have changed.
+/// The system's name servers and hosts file. Both files are read again when they have changed.
 pub(crate) struct SystemNames {
-    budget: Duration,
+    timeout: Duration,
     state: Mutex<(Modified, Arc<Names>)>,
 }
 
 const RESOLV_CONF: &str = "/etc/resolv.conf";
 const HOSTS: &str = "/etc/hosts";
 
-/// When the two files were modified, as far as they are there.
+/// Modification times of the two files, `None` where one is missing.
 type Modified = [Option<SystemTime>; 2];
 
 impl SystemNames {
-    /// `budget` is for one look-up.
-    pub(crate) fn new(budget: Duration) -> Result<SystemNames, NetError> {
+    /// `timeout` is the limit of one lookup.
+    pub(crate) fn new(timeout: Duration) -> Result<SystemNames, NetError> {
         let modified = modified();
-        Ok(SystemNames { budget, state: Mutex::new((modified, Arc::new(read(budget)?))) })
+        Ok(SystemNames { timeout, state: Mutex::new((modified, Arc::new(read(timeout)?))) })
     }
 
-    /// What to ask now.
+    /// The name servers to use now.
     pub(crate) fn current(&self) -> Arc<Names> {
         let modified = modified();
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         if state.0 != modified {
-            match read(self.budget) {
+            match read(self.timeout) {
                 Ok(names) => {
                     tracing::info!("{RESOLV_CONF} and {HOSTS} read again");
                     *state = (modified, Arc::new(names));
@@ -328,212 +364,224 @@ fn modified() -> Modified {
     [RESOLV_CONF, HOSTS].map(|file| std::fs::metadata(file).and_then(|found| found.modified()).ok())
 }
 
-fn read(budget: Duration) -> Result<Names, NetError> {
-    let text = if_there(std::fs::read(Path::new(RESOLV_CONF)))?;
-    let (config, options) = parse_resolv_conf(text).unwrap_or_else(|_| {
-        // Without any name server in it, this machine's own is asked (resolv.conf(5)).
-        let own = NameServerConfig::udp_and_tcp(Ipv4Addr::LOCALHOST.into());
-        (ResolverConfig::from_name_servers(vec![own]), ResolverOpts::default())
-    });
-    Names::new(config, options, if_there(Hosts::from_system())?, budget)
-}
-
-fn if_there<T: Default>(read: io::Result<T>) -> io::Result<T> {
-    match read {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(T::default()),
-        read => read,
-    }
+fn read(timeout: Duration) -> Result<Names, NetError> {
+    let (config, options) = match read_system_conf() {
+        Err(NetError::Io(error))
+            if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::Other) =>
+        {
+            tracing::warn!(%error, "{RESOLV_CONF} names no name server; using the local machine's");
+            let local = NameServerConfig::udp_and_tcp(Ipv4Addr::LOCALHOST.into());
+            (ResolverConfig::from_name_servers(vec![local]), ResolverOpts::default())
+        }
+        read => read?,
+    };
+    let hosts = match Hosts::from_system() {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Hosts::default(),
+        read => read?,
+    };
+    Names::new(config, options, hosts, timeout)
 }
 
 #[cfg(test)]
 mod tests {
+    use std::net::Ipv6Addr;
+
     use super::*;
     use crate::test_name_server::{NameServer, Reply};
 
-    const BUDGET: Duration = Duration::from_secs(1);
+    const TIMEOUT: Duration = Duration::from_secs(1);
+    /// For lookups that must not wait for any timeout.
+    const LONG: Duration = Duration::from_secs(40);
     const NO_NAME_SERVER: NameError = NameError::Local(LocalFailure::NoNameServer);
 
     fn address() -> IpAddr {
         [93, 184, 216, 34].into()
     }
 
-    fn names(server: &NameServer) -> Names {
-        server.names(Hosts::default(), BUDGET)
+    fn address_v6() -> IpAddr {
+        "2606:2800::1".parse().unwrap()
     }
 
-    /// What one server, answering each question as `reply` says, makes of a name.
-    async fn looked_up(
+    /// Looks a name up at a server that replies like that.
+    async fn look_up(
         name: &str,
+        timeout: Duration,
         reply: impl Fn(&str, RecordType) -> Reply + Send + 'static,
     ) -> Result<Vec<IpAddr>, NameError> {
-        names(&NameServer::start(reply).await).look_up(name).await
+        NameServer::start(reply).await.names(Hosts::default(), timeout).look_up(name).await
     }
 
     #[test]
-    fn silence_is_the_zones_if_the_name_servers_have_answered_anything_since() {
+    fn name_servers_that_have_responded_since_are_up() {
         let asked_at = Instant::now();
         let before = asked_at - Duration::from_millis(1);
-        assert_eq!(silence(asked_at, None), NO_NAME_SERVER);
-        assert_eq!(silence(asked_at, Some(before)), NO_NAME_SERVER);
-        assert_eq!(silence(asked_at, Some(asked_at)), NameError::ZoneSilent);
-        assert_eq!(silence(before, Some(asked_at)), NameError::ZoneSilent);
+        assert_eq!(no_response(asked_at, None), NO_NAME_SERVER);
+        assert_eq!(no_response(asked_at, Some(before)), NO_NAME_SERVER);
+        assert_eq!(no_response(asked_at, Some(asked_at)), NameError::NoAnswer);
+        assert_eq!(no_response(before, Some(asked_at)), NameError::NoAnswer);
+    }
+
+    #[test]
+    fn of_two_misses_the_one_that_says_more_counts() {
+        let misses = [
+            Miss::Error(NameError::NoAddress),
+            Miss::NoResponse,
+            Miss::Error(NameError::ServerError(ResponseCode::ServFail)),
+            Miss::Error(NameError::Local(LocalFailure::NoSocket)),
+            Miss::Error(NameError::NoSuchName),
+        ];
+        for (n, more) in misses.iter().enumerate() {
+            for less in &misses[..=n] {
+                assert_eq!(less.clone().or(more.clone()), *more);
+                assert_eq!(more.clone().or(less.clone()), *more);
+            }
+        }
     }
 
     #[tokio::test]
-    async fn both_families_are_found_ipv6_first() {
-        let v6: IpAddr = "2606:2800::1".parse().unwrap();
-        let found = looked_up("example.com", move |_, family| match family {
+    async fn both_address_families_are_found_ipv6_first() {
+        let found = look_up("example.com", LONG, |_, family| match family {
             RecordType::A => Reply::Address(address()),
-            _ => Reply::Address(v6),
+            _ => Reply::Address(address_v6()),
         });
-        assert_eq!(found.await.unwrap(), [v6, address()]);
+        assert_eq!(found.await.unwrap(), [address_v6(), address()]);
     }
 
     #[tokio::test]
-    async fn what_a_name_server_answers_is_about_the_name() {
+    async fn an_error_response_is_about_the_name() {
         for (code, error) in [
             (ResponseCode::NXDomain, NameError::NoSuchName),
             (ResponseCode::NoError, NameError::NoAddress),
-            (ResponseCode::ServFail, NameError::Refused(ResponseCode::ServFail)),
-            (ResponseCode::Refused, NameError::Refused(ResponseCode::Refused)),
+            (ResponseCode::ServFail, NameError::ServerError(ResponseCode::ServFail)),
+            (ResponseCode::Refused, NameError::ServerError(ResponseCode::Refused)),
         ] {
-            let asked_at = Instant::now();
-            assert_eq!(looked_up("example.com", move |_, _| Reply::Code(code)).await, Err(error));
-            assert!(asked_at.elapsed() < BUDGET, "nothing is waited for");
+            assert_eq!(look_up("example.com", LONG, move |_, _| Reply::Code(code)).await, Err(error));
         }
-        assert_eq!(looked_up("a..b", |_, _| Reply::Silence).await, Err(NameError::Malformed));
+        assert_eq!(look_up("a..b", LONG, |_, _| Reply::Silence).await, Err(NameError::Malformed));
     }
 
     #[tokio::test]
-    async fn silence_to_everything_is_ours() {
-        let asked_at = Instant::now();
-        assert_eq!(looked_up("example.com", |_, _| Reply::Silence).await, Err(NO_NAME_SERVER));
-        assert!(asked_at.elapsed() < 2 * BUDGET);
+    async fn a_name_server_that_never_responds_is_a_local_failure() {
+        assert_eq!(look_up("example.com", TIMEOUT, |_, _| Reply::Silence).await, Err(NO_NAME_SERVER));
     }
 
     #[tokio::test]
-    async fn silence_for_one_name_while_others_are_answered_is_its_zones() {
-        let server = NameServer::start(|name, _| match name {
-            "example.com." => Reply::Address(address()),
-            _ => Reply::Silence, // to the question for the root's servers, too
+    async fn no_response_for_one_name_while_others_get_one_is_about_the_name() {
+        let server = NameServer::start(|name, family| match (name, family) {
+            ("example.com.", RecordType::A) => Reply::Address(address()),
+            ("example.com.", _) => Reply::Address(address_v6()),
+            _ => Reply::Silence, // to the probe, too
         });
-        let names = names(&server.await);
-        let (silent, ()) = tokio::join!(names.look_up("silent.example"), async {
-            assert_eq!(names.look_up("example.com").await.unwrap(), [address()]);
-        });
-        assert_eq!(silent, Err(NameError::ZoneSilent));
-        // Answered from the cache, which says nothing of the name servers.
-        let (silent, ()) = tokio::join!(names.look_up("silent.example"), async {
-            assert_eq!(names.look_up("example.com").await.unwrap(), [address()]);
-        });
-        assert_eq!(silent, Err(NO_NAME_SERVER));
+        let names = server.await.names(Hosts::default(), TIMEOUT);
+        // The second time it comes from the cache, which proves nothing.
+        for error in [NameError::NoAnswer, NO_NAME_SERVER] {
+            let (silent, found) = tokio::join!(names.look_up("silent.example"), names.look_up("example.com"));
+            assert_eq!(found.unwrap(), [address_v6(), address()]);
+            assert_eq!(silent, Err(error));
+        }
     }
 
     #[tokio::test]
-    async fn silence_for_the_only_name_asked_for_is_its_zones_while_the_roots_servers_are_known() {
-        let silent = looked_up("silent.example", |name, _| match name {
+    async fn no_response_for_the_only_name_is_about_the_name_if_the_probe_gets_one() {
+        let silent = look_up("silent.example", TIMEOUT, |name, _| match name {
             "." => Reply::Code(ResponseCode::NoError),
             _ => Reply::Silence,
         });
-        assert_eq!(silent.await, Err(NameError::ZoneSilent));
+        assert_eq!(silent.await, Err(NameError::NoAnswer));
     }
 
     #[tokio::test]
-    async fn a_family_that_is_not_answered_does_not_hold_up_the_other() {
+    async fn a_family_without_a_response_does_not_delay_the_other() {
         let asked_at = Instant::now();
-        let found = looked_up("example.com", |_, family| match family {
+        let found = look_up("example.com", LONG, |_, family| match family {
             RecordType::A => Reply::Address(address()),
             _ => Reply::Silence,
         });
         assert_eq!(found.await.unwrap(), [address()]);
-        assert!(asked_at.elapsed() < BUDGET / 2);
-        let missing = looked_up("example.com", |_, family| match family {
+        let missing = look_up("example.com", LONG, |_, family| match family {
             RecordType::A => Reply::Code(ResponseCode::NXDomain),
             _ => Reply::Silence,
         });
         assert_eq!(missing.await, Err(NameError::NoSuchName));
+        assert!(asked_at.elapsed() < LONG);
     }
 
     #[tokio::test]
-    async fn a_hundred_silent_names_hold_up_no_other() {
+    async fn a_hundred_names_without_a_response_delay_no_other() {
         let server = NameServer::start(|name, _| match name {
             "example.com." => Reply::Address(address()),
             _ => Reply::Silence,
         });
-        let names = Arc::new(names(&server.await));
-        let silent: Vec<_> = (0..100)
-            .map(|n| {
-                let names = names.clone();
-                tokio::spawn(async move { names.look_up(&format!("silent-{n}.example")).await })
-            })
-            .collect();
-        let asked_at = Instant::now();
+        let names = Arc::new(server.await.names(Hosts::default(), TIMEOUT));
+        let silent = |n| {
+            let names = names.clone();
+            tokio::spawn(async move { names.look_up(&format!("silent-{n}.example")).await })
+        };
+        let silent: Vec<_> = (0..100).map(silent).collect();
         assert_eq!(names.look_up("example.com").await.unwrap(), [address()]);
-        assert!(asked_at.elapsed() < BUDGET / 2);
-        for silent in silent {
-            assert_eq!(silent.await.unwrap(), Err(NameError::ZoneSilent));
+        assert!(!silent.iter().any(|look_up| look_up.is_finished()));
+        for look_up in silent {
+            assert_eq!(look_up.await.unwrap(), Err(NameError::NoAnswer));
         }
     }
 
     #[tokio::test]
-    async fn one_name_server_that_refuses_is_not_believed_while_another_knows() {
-        let refusing = NameServer::start(|_, _| Reply::Code(ResponseCode::Refused)).await;
-        let knowing = NameServer::start(|_, family| match family {
-            RecordType::A => Reply::Address(address()),
-            _ => Reply::Code(ResponseCode::NoError),
-        });
-        let both = [refusing.config(), knowing.await.config()].concat();
-        let config = ResolverConfig::from_name_servers(both);
-        let names = Names::new(config, ResolverOpts::default(), Hosts::default(), BUDGET).unwrap();
-        for _ in 0..5 {
-            assert_eq!(names.look_up("example.com").await.unwrap(), [address()]);
-            names.resolver.clear_cache();
+    async fn the_next_name_server_is_asked_at_once_when_one_fails_and_soon_when_one_is_silent() {
+        let found = |_: &str, _| Reply::Address(address());
+        let fails = NameServer::start(|_, _| Reply::Code(ResponseCode::ServFail)).await;
+        let is_silent = NameServer::start(|_, _| Reply::Silence).await;
+        let is_missing = NameServer::start(|_, _| Reply::Code(ResponseCode::NXDomain)).await;
+        for (first, within, expected) in [
+            (&fails, LONG / 4, Ok(vec![address()])),
+            (&is_silent, TIMEOUT, Ok(vec![address()])),
+            (&is_missing, LONG / 4, Err(NameError::NoSuchName)),
+        ] {
+            let servers = [first.config(), NameServer::start(found).await.config()].concat();
+            let timeout = if within == TIMEOUT { TIMEOUT } else { LONG };
+            let config = ResolverConfig::from_name_servers(servers);
+            let names = Names::new(config, ResolverOpts::default(), Hosts::default(), timeout).unwrap();
+            let asked_at = Instant::now();
+            assert_eq!(names.look_up("example.com").await, expected);
+            assert!(asked_at.elapsed() < within);
         }
     }
 
     #[tokio::test]
-    async fn an_answer_is_kept_as_long_as_it_says() {
+    async fn a_response_is_cached_for_its_ttl() {
         let server = NameServer::start(|name, _| match name {
-            "kept.example." => Reply::Address(address()),
-            _ => Reply::Brief(address()),
+            "cached.example." => Reply::Address(address()),
+            _ => Reply::Uncacheable(address()),
         });
-        let (server, asked) = (server.await, |server: &NameServer| server.asked.lock().unwrap().len());
-        let names = names(&server);
-        for (name, questions) in [("kept.example", 1), ("brief.example", 3)] {
-            let before = asked(&server);
+        let server = server.await;
+        let names = server.names(Hosts::default(), LONG);
+        for (name, queries) in [("cached.example", 1), ("uncached.example", 3)] {
             for _ in 0..3 {
                 assert_eq!(names.look_up(name).await.unwrap(), [address()]);
             }
-            let for_a = server
-                .asked
-                .lock()
-                .unwrap()
-                .iter()
-                .skip(before)
-                .filter(|(_, family)| *family == RecordType::A)
-                .count();
-            assert_eq!(for_a, questions, "{name}");
+            let query = (format!("{name}."), RecordType::A);
+            let asked = server.queries.lock().unwrap().iter().filter(|asked| **asked == query).count();
+            assert_eq!(asked, queries, "{name}");
         }
     }
 
     #[tokio::test]
-    async fn names_of_the_hosts_file_and_localhost_are_asked_of_nobody() {
+    async fn no_query_is_sent_for_localhost_and_names_of_the_hosts_file() {
         let server = NameServer::start(|_, _| Reply::Silence).await;
         let mut hosts = Hosts::default();
         hosts.read_hosts_conf("10.1.2.3 Inside # a name\n".as_bytes()).unwrap();
-        let names = server.names(hosts, BUDGET);
+        let names = server.names(hosts, LONG);
         assert_eq!(names.look_up("inside").await.unwrap(), [IpAddr::from([10, 1, 2, 3])]);
-        let loopback = [IpAddr::from(std::net::Ipv6Addr::LOCALHOST), Ipv4Addr::LOCALHOST.into()];
+        let loopback = [IpAddr::from(Ipv6Addr::LOCALHOST), Ipv4Addr::LOCALHOST.into()];
         for name in ["localhost", "a.localhost", "localhost."] {
             assert_eq!(names.look_up(name).await.unwrap(), loopback);
         }
         assert_eq!(names.look_up("no-such-host.invalid").await, Err(NameError::NoSuchName));
-        assert!(server.asked.lock().unwrap().is_empty());
+        assert!(server.queries.lock().unwrap().is_empty());
     }
 
     #[test]
-    fn the_systems_configuration_can_be_used() {
-        let system = SystemNames::new(BUDGET).unwrap();
-        assert!(Arc::ptr_eq(&system.current(), &system.current()), "read once");
+    fn the_systems_configuration_is_read_once() {
+        let system = SystemNames::new(TIMEOUT).unwrap();
+        assert!(Arc::ptr_eq(&system.current(), &system.current()));
     }
 }

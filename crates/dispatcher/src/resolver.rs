@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use contracts::FailureReason;
 use egress::{Policy, Refused};
-use futures_util::future::BoxFuture;
+use futures_util::future::{BoxFuture, FutureExt};
 use hickory_resolver::net::NetError;
 use reqwest::dns::{Addrs, Name, Resolve, Resolving};
 use rustix::process::{Resource, getrlimit};
@@ -15,7 +15,7 @@ use thiserror::Error;
 use tokio::sync::{Semaphore, watch};
 use tokio::time::timeout;
 
-use crate::names::{MOST_SOCKETS, NameError, Names, SystemNames};
+use crate::names::{MAX_SOCKETS, NameError, Names, SystemNames};
 use crate::shortage::has_route;
 use engine::{LocalFailure, Outcome};
 
@@ -26,31 +26,29 @@ pub(crate) struct Resolver {
 }
 
 impl Resolver {
-    /// Asks the system's name servers.
+    /// Resolves with the system's configuration.
     pub(crate) fn new(policy: Arc<Policy>, connect_timeout: Duration) -> Result<Resolver, NetError> {
         let share = connect_timeout / SHARES;
-        let system = Arc::new(SystemNames::new(LOOKUP_SHARES * share)?);
-        let ask = move |name: String| -> BoxFuture<'static, _> {
-            let names = system.current();
-            Box::pin(async move { names.look_up(&name).await })
-        };
-        Ok(Resolver { policy, lookups: Lookups::new(ask, share) })
+        let system = SystemNames::new(LOOKUP_SHARES * share)?;
+        Ok(Resolver::with(policy, move || system.current(), share))
     }
 
-    /// Asks certain name servers.
-    #[cfg(test)]
-    pub(crate) fn with_names(policy: Arc<Policy>, names: Names) -> Resolver {
-        let names = Arc::new(names);
-        let ask = move |name: String| -> BoxFuture<'static, _> {
-            let names = names.clone();
-            Box::pin(async move { names.look_up(&name).await })
+    /// Resolves with the given name servers.
+    pub(crate) fn with(
+        policy: Arc<Policy>,
+        names: impl Fn() -> Arc<Names> + Send + Sync + 'static,
+        slot_timeout: Duration,
+    ) -> Resolver {
+        let look_up = move |name: String| {
+            let names = names();
+            async move { names.look_up(&name).await }.boxed()
         };
-        Resolver { policy, lookups: Lookups::new(ask, Duration::from_secs(1)) }
+        Resolver { policy, lookups: Lookups::new(look_up, slot_timeout) }
     }
 }
 
-/// The time for connecting, in shares: one to wait for a free look-up, some to look up. The rest is for the connection,
-/// so that a name that takes too long is told from a connection that does.
+/// Shares of the connect timeout: one to wait for a free lookup slot, three for the lookup. Both end before the connect
+/// timeout, which would be taken for the receiver's.
 const SHARES: u32 = 5;
 const LOOKUP_SHARES: u32 = 3;
 
@@ -66,7 +64,7 @@ pub(crate) enum ResolveError {
 }
 
 impl ResolveError {
-    /// The outcome of an attempt that this ends.
+    /// Returns the outcome of an attempt that fails with this error.
     pub(crate) fn outcome(&self) -> Outcome {
         let reason = match self {
             ResolveError::Lookup(_, NameError::Local(failure)) => return Outcome::NotSent(*failure),
@@ -92,88 +90,88 @@ impl Resolve for Resolver {
     }
 }
 
-/// Look-ups under way. A name that is being looked up is not looked up again meanwhile: names that nobody answers for
-/// must not take the look-ups, which are limited, from all others.
+/// Runs a limited number of lookups at a time, one for each name: many attempts for one name without a response must
+/// not use up the slots.
 struct Lookups {
-    ask: Ask,
-    free: Semaphore,
-    /// How long one waits to be free.
-    wait: Duration,
-    under_way: Mutex<HashMap<String, watch::Receiver<Option<Found>>>>,
+    look_up: LookUp,
+    slots: Semaphore,
+    /// How long a lookup waits for a slot.
+    slot_timeout: Duration,
+    running: Mutex<HashMap<String, watch::Receiver<Option<Found>>>>,
 }
 
-/// What looks a name up, in limited time.
-type Ask = Box<dyn Fn(String) -> BoxFuture<'static, Result<Vec<IpAddr>, NameError>> + Send + Sync>;
+/// Looks a name up within a time limit of its own.
+type LookUp = Box<dyn Fn(String) -> BoxFuture<'static, Result<Vec<IpAddr>, NameError>> + Send + Sync>;
 type Found = Result<Arc<[IpAddr]>, NameError>;
 
-/// Look-ups under way at most: as many as there may be attempts, as far as a quarter of the files is enough for them.
-const MOST_LOOKUPS: u64 = 1024;
-const LEAST_LOOKUPS: u64 = 8;
+/// Concurrent lookups, further limited to a quarter of the file descriptors.
+const MAX_LOOKUPS: u64 = 1024;
+const MIN_LOOKUPS: u64 = 8;
 
-fn most_lookups(files: Option<u64>) -> usize {
-    let share = files.map_or(MOST_LOOKUPS, |files| files / 4 / MOST_SOCKETS as u64);
-    share.clamp(LEAST_LOOKUPS, MOST_LOOKUPS) as usize
+fn max_lookups(files: Option<u64>) -> usize {
+    let share = files.map_or(MAX_LOOKUPS, |files| files / 4 / MAX_SOCKETS as u64);
+    share.clamp(MIN_LOOKUPS, MAX_LOOKUPS) as usize
 }
 
 impl Lookups {
     fn new(
-        ask: impl Fn(String) -> BoxFuture<'static, Result<Vec<IpAddr>, NameError>> + Send + Sync + 'static,
-        wait: Duration,
+        look_up: impl Fn(String) -> BoxFuture<'static, Result<Vec<IpAddr>, NameError>> + Send + Sync + 'static,
+        slot_timeout: Duration,
     ) -> Arc<Lookups> {
-        let free = Semaphore::new(most_lookups(getrlimit(Resource::Nofile).current));
-        Arc::new(Lookups { ask: Box::new(ask), free, wait, under_way: Mutex::default() })
+        let slots = Semaphore::new(max_lookups(getrlimit(Resource::Nofile).current));
+        Arc::new(Lookups { look_up: Box::new(look_up), slots, slot_timeout, running: Mutex::default() })
     }
 
     async fn look_up(self: &Arc<Self>, name: &str) -> Found {
         let mut answer = {
-            let mut under_way = self.under_way();
-            // Closed only if its task has panicked.
-            let known = under_way.get(name).filter(|answer| answer.has_changed().is_ok()).cloned();
+            let mut running = self.running();
+            // A closed one has panicked.
+            let known = running.get(name).filter(|answer| answer.has_changed().is_ok()).cloned();
             known.unwrap_or_else(|| {
                 let (asked, answer) = watch::channel(None);
-                under_way.insert(name.to_owned(), answer.clone());
-                tokio::spawn(self.clone().answer(name.to_owned(), asked));
+                running.insert(name.to_owned(), answer.clone());
+                tokio::spawn(self.clone().run(name.to_owned(), asked));
                 answer
             })
         };
         let found = answer.wait_for(Option::is_some).await.ok().and_then(|found| found.clone());
-        // `None` only when the runtime is shutting down.
+        // `None`: the lookup panicked, or the runtime is shutting down.
         found.unwrap_or(Err(NameError::Local(LocalFailure::NoNameServer)))
     }
 
-    async fn answer(self: Arc<Self>, name: String, answer: watch::Sender<Option<Found>>) {
-        let found = match timeout(self.wait, self.free.acquire()).await {
-            Ok(_free) => {
-                if self.is_abandoned(&name, &answer) {
+    async fn run(self: Arc<Self>, name: String, result: watch::Sender<Option<Found>>) {
+        let found = match timeout(self.slot_timeout, self.slots.acquire()).await {
+            Ok(_slot) => {
+                if self.is_abandoned(&name, &result) {
                     return;
                 }
-                (self.ask)(name.clone()).await
+                (self.look_up)(name.clone()).await
             }
-            // All look-ups wait for an answer, and have for some time.
+            // Every slot is waiting for a response.
             Err(_) => Err(NameError::Local(LocalFailure::NoNameServer)),
         };
-        // Later callers start a new look-up.
-        self.under_way().remove(&name);
-        answer.send_replace(Some(found.map(Arc::from)));
+        // Later callers start a new lookup.
+        self.running().remove(&name);
+        result.send_replace(Some(found.map(Arc::from)));
     }
 
-    /// Whether nobody waits for the answer any more. The name is free again then.
-    fn is_abandoned(&self, name: &str, answer: &watch::Sender<Option<Found>>) -> bool {
-        let mut under_way = self.under_way();
-        // One receiver is kept beside the name.
-        let is_abandoned = answer.receiver_count() == 1;
+    /// Whether no caller waits for the result any more. The lookup is forgotten then.
+    fn is_abandoned(&self, name: &str, result: &watch::Sender<Option<Found>>) -> bool {
+        let mut running = self.running();
+        // `running` holds a receiver itself.
+        let is_abandoned = result.receiver_count() == 1;
         if is_abandoned {
-            under_way.remove(name);
+            running.remove(name);
         }
         is_abandoned
     }
 
-    fn under_way(&self) -> MutexGuard<'_, HashMap<String, watch::Receiver<Option<Found>>>> {
-        self.under_way.lock().unwrap_or_else(PoisonError::into_inner)
+    fn running(&self) -> MutexGuard<'_, HashMap<String, watch::Receiver<Option<Found>>>> {
+        self.running.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// The addresses that may be called and can be reached.
+/// Returns the addresses that may be called and have a route.
 fn permitted(policy: &Policy, name: &str, found: &[IpAddr]) -> Result<Vec<IpAddr>, ResolveError> {
     let mut refused = None;
     let mut permitted = Vec::new();
@@ -186,7 +184,7 @@ fn permitted(policy: &Policy, name: &str, found: &[IpAddr]) -> Result<Vec<IpAddr
     if let (true, Some(reason)) = (permitted.is_empty(), refused) {
         return Err(ResolveError::Blocked(name.to_owned(), reason));
     }
-    // A connection to an address without a route fails as if local ports had run out.
+    // Connecting to an address without a route fails like a shortage of local ports.
     permitted.retain(|address| address.is_ipv4() || has_route(*address));
     if permitted.is_empty() { Err(ResolveError::NoRoute(name.to_owned())) } else { Ok(permitted) }
 }
@@ -194,8 +192,6 @@ fn permitted(policy: &Policy, name: &str, found: &[IpAddr]) -> Result<Vec<IpAddr
 #[cfg(test)]
 mod tests {
     use std::sync::atomic::{AtomicUsize, Ordering};
-
-    use futures_util::FutureExt;
 
     use super::*;
 
@@ -214,16 +210,16 @@ mod tests {
     }
 
     #[test]
-    fn look_ups_are_bounded_by_the_files_they_may_need() {
-        assert_eq!([None, Some(1 << 20), Some(128)].map(most_lookups), [1024, 1024, 8]);
-        assert_eq!(most_lookups(Some(20_000)), 277);
+    fn lookups_are_limited_by_the_file_descriptors_they_need() {
+        assert_eq!([None, Some(1 << 20), Some(128)].map(max_lookups), [1024, 1024, 8]);
+        assert_eq!(max_lookups(Some(20_000)), 277);
     }
 
     #[tokio::test]
-    async fn a_name_is_looked_up_once_for_all_who_ask_meanwhile_and_again_for_who_comes_later() {
+    async fn concurrent_callers_share_a_lookup_and_later_ones_start_a_new_one() {
         static CALLS: AtomicUsize = AtomicUsize::new(0);
         static GO_ON: Semaphore = Semaphore::const_new(0);
-        let ask = |_| {
+        let look_up = |_| {
             CALLS.fetch_add(1, Ordering::Relaxed);
             async {
                 GO_ON.acquire().await.unwrap().forget();
@@ -231,7 +227,7 @@ mod tests {
             }
             .boxed()
         };
-        let lookups = Lookups::new(ask, LONG);
+        let lookups = Lookups::new(look_up, LONG);
         for calls in 1..=2 {
             let mut waiting: Vec<_> = (0..100).map(|_| Box::pin(lookups.look_up("example.com"))).collect();
             for look_up in &mut waiting {
@@ -246,28 +242,28 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_nobody_waits_for_any_more_is_not_looked_up() {
+    async fn an_abandoned_lookup_is_not_begun() {
         static CALLS: AtomicUsize = AtomicUsize::new(0);
-        let ask = |_| {
+        let look_up = |_| {
             CALLS.fetch_add(1, Ordering::Relaxed);
             async { Ok(vec![]) }.boxed()
         };
-        let lookups = Lookups::new(ask, LONG);
-        let all = lookups.free.acquire_many(lookups.free.available_permits() as u32).await.unwrap();
+        let lookups = Lookups::new(look_up, LONG);
+        let all = lookups.slots.acquire_many(lookups.slots.available_permits() as u32).await.unwrap();
         assert!(lookups.look_up("example.com").now_or_never().is_none());
         drop(all);
-        while !lookups.under_way.lock().unwrap().is_empty() {
+        while !lookups.running.lock().unwrap().is_empty() {
             tokio::task::yield_now().await;
         }
         assert_eq!(CALLS.load(Ordering::Relaxed), 0);
     }
 
     #[tokio::test]
-    async fn with_every_look_up_taken_by_silent_names_another_costs_no_attempt() {
+    async fn a_lookup_that_gets_no_slot_is_a_local_failure() {
         let lookups = Lookups::new(|_| async { Ok(vec![]) }.boxed(), Duration::from_millis(10));
-        let _all = lookups.free.acquire_many(lookups.free.available_permits() as u32).await.unwrap();
+        let _all = lookups.slots.acquire_many(lookups.slots.available_permits() as u32).await.unwrap();
         let missed = NameError::Local(LocalFailure::NoNameServer);
         assert_eq!(lookups.look_up("example.com").await, Err(missed));
-        assert!(lookups.under_way().is_empty());
+        assert!(lookups.running().is_empty());
     }
 }

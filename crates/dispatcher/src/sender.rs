@@ -9,7 +9,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use contracts::{FailureReason, SigningSecret, Timestamp, sign};
 use egress::{Policy, TargetUrl};
-use engine::Claimed;
+use engine::{BODY_KEPT, Claimed, LocalFailure, Outcome, Response, SendWindow, kept_body};
 use http_body::{Frame, SizeHint};
 use reqwest::Body;
 use reqwest::header::{CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue, RETRY_AFTER};
@@ -23,7 +23,6 @@ use crate::client::Client;
 use crate::resolver::{ResolveError, Resolver};
 use crate::shortage::{has_route, shortage};
 use crate::{DispatcherError, Settings};
-use engine::{BODY_KEPT, LocalFailure, Outcome, Response, kept_body};
 
 /// Sends attempts. One client with one pool of connections for all of them.
 pub(crate) struct Sender {
@@ -46,7 +45,8 @@ const REDIAL_ATTEMPT: HeaderName = HeaderName::from_static("redial-attempt");
 impl Sender {
     pub(crate) fn new(settings: &Settings, policy: Policy, clock: Clock) -> Result<Sender, DispatcherError> {
         let policy = Arc::new(policy);
-        let client = Client::new(settings, Resolver::new(policy.clone(), settings.connect_timeout)?)?;
+        let resolver = Resolver::new(policy.clone(), settings.connect_timeout)?;
+        let client = Client::new(settings, resolver)?;
         Ok(Sender { client, policy, timeout: settings.limits.timeout, clock })
     }
 
@@ -63,16 +63,11 @@ impl Sender {
             Ok(target) => target,
             Err(outcome) => return outcome,
         };
-        let began = self.clock.monotonic();
-        if began >= send_before {
+        let Some(window) = SendWindow::begin(self.clock.monotonic(), send_before, self.timeout) else {
             return Outcome::NotSent(LocalFailure::LeaseTooShort);
-        }
-        let deadline = Instant::now() + self.timeout;
-        let body = TimelyBody {
-            payload: Some(claimed.payload.clone().into()),
-            clock: self.clock.clone(),
-            write_before: began + self.timeout,
         };
+        let deadline = Instant::now() + self.timeout;
+        let body = TimelyBody { payload: Some(claimed.payload.clone()), clock: self.clock.clone(), window };
         let request = self
             .client
             .get()
@@ -84,7 +79,7 @@ impl Sender {
             Ok(Err(error)) => {
                 let outcome = failed(&error, &target);
                 if outcome == Outcome::NotSent(LocalFailure::NoSocket) {
-                    self.client.give_back();
+                    self.client.close_idle();
                 }
                 return outcome;
             }
@@ -125,8 +120,7 @@ fn check_target(callback_url: &str, policy: &Policy) -> Result<TargetUrl, Outcom
 struct TimelyBody {
     payload: Option<Bytes>,
     clock: Clock,
-    /// On the clock's monotonic time.
-    write_before: Duration,
+    window: SendWindow,
 }
 
 /// What [`TimelyBody`] refuses with.
@@ -142,7 +136,7 @@ impl http_body::Body for TimelyBody {
         mut self: Pin<&mut Self>,
         _: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, TooLate>>> {
-        if self.clock.monotonic() >= self.write_before {
+        if !self.window.may_write(self.clock.monotonic()) {
             return Poll::Ready(Some(Err(TooLate)));
         }
         Poll::Ready(self.payload.take().map(|payload| Ok(Frame::data(payload))))
@@ -190,10 +184,10 @@ fn failed(error: &reqwest::Error, target: &TargetUrl) -> Outcome {
         if cause.is::<TooLate>() {
             return Outcome::NotSent(LocalFailure::LeaseTooShort);
         }
-        // Later than while connecting, something may have been sent.
+        // Once connected, something may have been sent.
         if error.is_connect()
             && let Some(failure) = cause.downcast_ref().and_then(shortage)
-            && (failure != LocalFailure::NoLocalPort || may_have_route(target))
+            && (failure != LocalFailure::NoLocalPort || is_routable(target))
         {
             tracing::debug!(%cause, origin = target.origin(), "no connection");
             return Outcome::NotSent(failure);
@@ -214,8 +208,8 @@ fn failed(error: &reqwest::Error, target: &TargetUrl) -> Outcome {
     Outcome::failed(FailureReason::ConnectionError, detail)
 }
 
-/// Whether an address of the target can be reached from here. The resolver leaves out those that can't.
-fn may_have_route(target: &TargetUrl) -> bool {
+/// Whether this host has a route to the target. The resolver returns only addresses that have one.
+fn is_routable(target: &TargetUrl) -> bool {
     match target.host() {
         Host::Ipv6(address) => has_route(address.into()),
         Host::Ipv4(_) | Host::Domain(_) => true,
@@ -232,26 +226,4 @@ fn humane(duration: Duration) -> String {
 }
 
 #[cfg(test)]
-mod tests {
-    use std::io::Read;
-    use std::net::TcpListener;
-
-    use super::*;
-
-    /// As after a SIGSTOP between connecting and writing.
-    #[tokio::test]
-    async fn what_is_too_late_when_it_would_be_written_is_not_written() {
-        let _ = rustls::crypto::ring::default_provider().install_default();
-        let receiver = TcpListener::bind("127.0.0.1:0").unwrap();
-        let url = format!("http://{}/", receiver.local_addr().unwrap());
-        let clock = Clock::manual(Timestamp::from_micros(1_000_000));
-        let body = TimelyBody { payload: Some("{}".into()), write_before: clock.monotonic(), clock };
-        let client = reqwest::Client::builder().no_proxy().build().unwrap();
-        let error = client.post(&url).body(Body::wrap(body)).send().await.unwrap_err();
-        let too_late = Outcome::NotSent(LocalFailure::LeaseTooShort);
-        assert_eq!(failed(&error, &TargetUrl::parse(&url).unwrap()), too_late);
-        let mut received = Vec::new();
-        receiver.accept().unwrap().0.read_to_end(&mut received).unwrap();
-        assert_eq!(received, b"", "not even the head");
-    }
-}
+mod tests;

@@ -36,9 +36,8 @@ impl Signer {
         Signer { store, keys: Keys::new(keyring, source), opened: Mutex::default() }
     }
 
-    /// Returns the secret, or the outcome of an attempt that can't be signed. While the database is away it is asked
-    /// again, until `deadline` on the clock's monotonic time. A secret that does not open is tried with the keys read
-    /// afresh before that is its outcome.
+    /// Returns the secret, or the outcome of the attempt that it can't be had for. A database outage is waited for until
+    /// `deadline` on the clock's monotonic time. Before a secret is said not to open, the keys are read again.
     pub(crate) async fn secret(
         &self,
         org: OrgId,
@@ -73,8 +72,8 @@ impl Signer {
                     return Err(Outcome::NotSent(LocalFailure::SecretUnread));
                 }
             };
-            let may_pass = !matches!(refusal, OpenError::NotFound);
-            if may_pass && self.keys.read_again(reading, self.store.clock().monotonic()).await {
+            let needs_key = !matches!(refusal, OpenError::NotFound);
+            if needs_key && self.keys.read_again(reading, self.store.clock().monotonic()).await {
                 continue;
             }
             tracing::error!(error = %refusal, secret_id = %id, "signing secret not opened");
@@ -130,7 +129,7 @@ struct KeysRead {
     tried_at: Option<Duration>,
 }
 
-/// How often keys are read again at most: a key that stays away must not cost a file for each attempt.
+/// Minimum interval between two readings of the keys: a missing key must not cost a file read for each attempt.
 const KEYS_READ_EVERY: Duration = Duration::from_secs(10);
 
 impl Keys {
@@ -144,8 +143,8 @@ impl Keys {
         (state.keyring.clone(), state.reading)
     }
 
-    /// Returns whether there are keys read later than `reading`, reading them if that is due. Concurrent callers wait
-    /// for one reading.
+    /// Reads the keys again unless that was tried lately, and returns whether they are newer than `reading`. Concurrent
+    /// callers share one reading.
     async fn read_again(&self, reading: u64, now: Duration) -> bool {
         let mut state = self.state.lock().await;
         if state.reading != reading {
@@ -210,7 +209,7 @@ mod tests {
     const KEY_MISSING: Outcome = Outcome::NotSent(LocalFailure::KeyMissing);
 
     #[tokio::test]
-    async fn a_key_that_was_configured_meanwhile_is_read_before_anything_is_said() {
+    async fn a_key_configured_since_the_start_is_found() {
         let database = TestDatabase::new(Engine::Sqlite);
         let store = database.store().await;
         let (old, new) = (Keyring::generate("old"), Keyring::generate("new"));
@@ -220,7 +219,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_key_under_its_old_name_that_was_corrected_is_read_as_well() {
+    async fn a_key_corrected_since_the_start_is_found() {
         let database = TestDatabase::new(Engine::Sqlite);
         let store = database.store().await;
         let (wrong, right) = (Keyring::generate("k"), Keyring::generate("k"));
@@ -230,7 +229,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_key_that_stays_away_is_looked_for_every_ten_seconds_and_costs_no_attempt() {
+    async fn a_missing_key_is_looked_for_every_ten_seconds_and_is_a_local_failure() {
         let database = TestDatabase::new(Engine::Sqlite);
         let clock = Clock::manual(Timestamp::from_micros(1_000_000));
         let store = database.store_with_clock(clock.clone()).await;
@@ -255,7 +254,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_secret_that_its_own_key_does_not_open_is_unavailable() {
+    async fn a_secret_that_its_key_does_not_open_is_unavailable() {
         let database = TestDatabase::new(Engine::Sqlite);
         let store = database.store().await;
         let key = Keyring::generate("k");
@@ -270,7 +269,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_database_that_is_away_or_refuses_costs_no_attempt() {
+    async fn a_database_that_is_away_or_refuses_is_a_local_failure() {
         let database = TestDatabase::new(Engine::Postgres);
         let line = Proxy::start(database.server()).await;
         let store = Store::open(&database.url_through(line.addr), 2).await.unwrap();

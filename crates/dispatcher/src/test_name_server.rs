@@ -12,30 +12,29 @@ use tokio::net::UdpSocket;
 
 use crate::names::Names;
 
-/// Answers over UDP until the runtime ends.
+/// Serves UDP until the runtime ends.
 pub(crate) struct NameServer {
     addr: SocketAddr,
-    /// What it was asked for.
-    pub(crate) asked: Arc<Mutex<Vec<(String, RecordType)>>>,
+    /// What it was asked.
+    pub(crate) queries: Arc<Mutex<Vec<(String, RecordType)>>>,
 }
 
-/// What to answer.
+/// The reply to a query.
 pub(crate) enum Reply {
-    /// That address, to be kept for an hour; no record to a question for the other family.
+    /// That address with a TTL of an hour, or no record if the query is for the other family.
     Address(IpAddr),
-    /// The same, not to be kept.
-    Brief(IpAddr),
-    /// No records, and that code.
+    /// The same with a TTL of 0.
+    Uncacheable(IpAddr),
+    /// No records.
     Code(ResponseCode),
-    /// Nothing.
     Silence,
 }
 
 impl NameServer {
     pub(crate) async fn start(reply: impl Fn(&str, RecordType) -> Reply + Send + 'static) -> NameServer {
         let socket = UdpSocket::bind("127.0.0.1:0").await.unwrap();
-        let (addr, asked) = (socket.local_addr().unwrap(), Arc::<Mutex<Vec<_>>>::default());
-        let log = asked.clone();
+        let (addr, queries) = (socket.local_addr().unwrap(), Arc::<Mutex<Vec<_>>>::default());
+        let log = queries.clone();
         tokio::spawn(async move {
             let mut packet = [0; 512];
             loop {
@@ -45,7 +44,7 @@ impl NameServer {
                 log.lock().unwrap().push((name.to_string(), family));
                 let (address, ttl) = match reply(&name.to_string(), family) {
                     Reply::Address(address) => (address, 3_600),
-                    Reply::Brief(address) => (address, 0),
+                    Reply::Uncacheable(address) => (address, 0),
                     Reply::Silence => continue,
                     Reply::Code(code) => {
                         message.metadata.response_code = code;
@@ -60,7 +59,7 @@ impl NameServer {
                 socket.send_to(&message.to_vec().unwrap(), client).await.unwrap();
             }
         });
-        NameServer { addr, asked }
+        NameServer { addr, queries }
     }
 
     pub(crate) fn config(&self) -> Vec<NameServerConfig> {
@@ -70,8 +69,8 @@ impl NameServer {
     }
 
     /// A client of this server alone.
-    pub(crate) fn names(&self, hosts: Hosts, budget: Duration) -> Names {
+    pub(crate) fn names(&self, hosts: Hosts, timeout: Duration) -> Names {
         let config = ResolverConfig::from_name_servers(self.config());
-        Names::new(config, ResolverOpts::default(), hosts, budget).unwrap()
+        Names::new(config, ResolverOpts::default(), hosts, timeout).unwrap()
     }
 }

@@ -6,6 +6,7 @@ use std::process::Command;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use contracts::{SigningSecret, sign};
+use receiver::Verdict;
 use reqwest::Method;
 use serde_json::{Value, json};
 use store::DatabaseUrl;
@@ -70,6 +71,33 @@ async fn every_callback_is_signed_with_the_secret_it_was_frozen_with_and_none_is
     for hidden in [digits, &hex(token.as_bytes()), KEY, &hex(&STANDARD.decode(KEY).unwrap())] {
         assert!(!found(hidden), "a token or a key is in clear");
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_dispatcher_finds_a_key_that_was_added_to_its_file_while_it_runs() {
+    let mut system = System::start(&shared_broker(), 0, 0, &[]);
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("redial.toml");
+    let old = format!("test:{KEY}");
+    let new = store::Keyring::generate("new");
+    std::fs::write(&file, format!("[secrets]\nkeys = [{old:?}]\n")).unwrap();
+    system.add_dispatcher_with(&file);
+
+    std::fs::write(&file, format!("[secrets]\nkeys = [{:?}, {old:?}]\n", new.as_str())).unwrap();
+    system.set("REDIAL_SECRETS__KEYS", &format!("{},{old}", new.as_str()));
+    system.add_api();
+    let made = call(&system, Method::POST, "/v1/callback-secrets", Some(json!({}))).await;
+    let path = format!("/v1/callback-secrets/{}", text(&made["id"]));
+    call(&system, Method::PATCH, &path, Some(json!({"is_current": true}))).await;
+    system.receiver.add_secret(SigningSecret::parse(&text(&made["plain_secret"])).unwrap());
+
+    let run = system.import_runs(4, "/ok")[0];
+    let delivery = system.redeliver(0, run).await;
+    assert_eq!(delivery["signing_secret_id"], made["id"]);
+    let settled = system.settled(&text(&delivery["id"])).await;
+    assert_eq!((&settled["status_code"], &settled["attempt_count"]), (&json!("succeeded"), &json!(1)));
+    assert_eq!(system.gather(1).await[0].verdict, Verdict::Valid);
+    assert!(system.stop().await.is_empty());
 }
 
 async fn call(system: &System, method: Method, path: &str, body: Option<Value>) -> Value {

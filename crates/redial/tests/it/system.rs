@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::io::{BufRead, BufReader};
 use std::net::SocketAddr;
+use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Mutex, mpsc};
 use std::time::Duration;
@@ -118,6 +119,19 @@ impl System {
         self.dispatchers.push(dispatcher);
     }
 
+    /// Starts a dispatcher that has its keys from a configuration file.
+    pub(crate) fn add_dispatcher_with(&mut self, config: &Path) {
+        let mut command = self.redial(&["dispatcher", "--config", config.to_str().unwrap()]);
+        command.env_remove("REDIAL_SECRETS__KEYS");
+        let dispatcher = self.start_service("dispatcher", command);
+        self.dispatchers.push(dispatcher);
+    }
+
+    /// Sets a variable for what is started from now on.
+    pub(crate) fn set(&mut self, name: &str, value: &str) {
+        self.environment.push((name.to_owned(), value.to_owned()));
+    }
+
     fn redial(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_redial"));
         command.args(arguments).envs(self.environment.iter().cloned()).stdin(Stdio::null());
@@ -126,7 +140,11 @@ impl System {
 
     /// Starts a service and waits until it says that it works.
     fn service(&self, name: &str) -> Process {
-        let mut child = self.redial(&[name]).stderr(Stdio::piped()).spawn().unwrap();
+        self.start_service(name, self.redial(&[name]))
+    }
+
+    fn start_service(&self, name: &str, mut command: Command) -> Process {
+        let mut child = command.stderr(Stdio::piped()).spawn().unwrap();
         let log = BufReader::new(child.stderr.take().unwrap());
         let (started, address) = mpsc::channel();
         let logs = self.logs.clone();

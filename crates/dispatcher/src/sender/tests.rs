@@ -1,0 +1,230 @@
+use std::fs::File;
+use std::io::Read;
+use std::net::{IpAddr, TcpListener};
+use std::process::Command;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use contracts::{ClaimId, DeliveryId, Destination, OrgId, RunId};
+use engine::{Failure, HeldAttempt};
+use futures_util::{StreamExt, stream};
+use hickory_resolver::Hosts;
+use hickory_resolver::proto::op::ResponseCode;
+use receiver::Receiver;
+use rustix::process::{Resource, Rlimit, setrlimit};
+
+use super::*;
+use crate::client::max_kept;
+use crate::test_name_server::{NameServer, Reply};
+use crate::{Limits, RetryPolicy};
+
+fn claimed(url: &str) -> Claimed {
+    let (id, now) = (Uuid::new_v4(), Timestamp::from_micros(1_000_000));
+    let held = HeldAttempt {
+        delivery_id: DeliveryId(id),
+        org_id: OrgId(id),
+        run_id: RunId(id),
+        destination: Destination::from(1),
+        attempt: 1,
+        max_attempts: 1,
+        request_id: "req-1".to_owned(),
+        claim_id: ClaimId(id),
+        claimed_at: now,
+        is_probe: false,
+    };
+    Claimed { held, callback_url: url.to_owned(), payload: "{}".into(), signing_secret_id: None }
+}
+
+fn settings() -> Settings {
+    let retry = RetryPolicy {
+        schedule: vec![Duration::ZERO],
+        jitter: 0.0,
+        stop_on_gone: false,
+        hold_cap: Duration::ZERO,
+    };
+    Settings {
+        limits: Limits {
+            max_in_flight: 64,
+            max_in_flight_bytes: 1 << 20,
+            max_in_flight_per_destination: 8,
+            lease: Duration::from_secs(60),
+            timeout: Duration::from_secs(10),
+            retry,
+        },
+        connect_timeout: Duration::from_secs(5),
+        drain: Duration::ZERO,
+    }
+}
+
+/// A sender with that name server and limit of kept connections, which may call loopback addresses.
+fn sender_with(settings: &Settings, names: &NameServer, max_kept: usize) -> Sender {
+    let policy = Arc::new(Policy::new(vec!["127.0.0.0/8".parse().unwrap()]));
+    let names = Arc::new(names.names(Hosts::default(), Duration::from_secs(1)));
+    let resolver = Resolver::with(policy.clone(), move || names.clone(), Duration::from_secs(1));
+    let client = Client::keeping(max_kept, settings, resolver).unwrap();
+    Sender { client, policy, timeout: settings.limits.timeout, clock: Clock::system() }
+}
+
+fn sender(names: &NameServer, max_kept: usize) -> Sender {
+    sender_with(&settings(), names, max_kept)
+}
+
+impl Sender {
+    async fn sent(&self, url: &str) -> Outcome {
+        let send_before = self.clock.monotonic() + Duration::from_secs(60);
+        self.send(&claimed(url), None, send_before, Uuid::new_v4()).await
+    }
+}
+
+/// As after a SIGSTOP between connecting and writing.
+#[tokio::test]
+async fn what_is_too_late_when_it_would_be_written_is_not_written() {
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    let receiver = TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("http://{}/", receiver.local_addr().unwrap());
+    let clock = Clock::manual(Timestamp::from_micros(1_000_000));
+    let window = SendWindow::begin(clock.monotonic(), Duration::MAX, Duration::ZERO).unwrap();
+    let body = TimelyBody { payload: Some("{}".into()), window, clock };
+    let client = reqwest::Client::builder().no_proxy().build().unwrap();
+    let error = client.post(&url).body(Body::wrap(body)).send().await.unwrap_err();
+    let too_late = Outcome::NotSent(LocalFailure::LeaseTooShort);
+    assert_eq!(failed(&error, &TargetUrl::parse(&url).unwrap()), too_late);
+    let mut received = Vec::new();
+    receiver.accept().unwrap().0.read_to_end(&mut received).unwrap();
+    assert_eq!(received, b"", "not even the head");
+}
+
+/// A receiver that accepts and says nothing, not even of TLS.
+#[tokio::test]
+async fn a_connection_that_takes_too_long_is_a_timeout() {
+    let silent = TcpListener::bind("127.0.0.1:0").unwrap();
+    let origin = format!("https://{}", silent.local_addr().unwrap());
+    let names = NameServer::start(|_, _| Reply::Silence).await;
+    let hasty = Settings { connect_timeout: Duration::from_millis(100), ..settings() };
+    let sender = sender_with(&hasty, &names, usize::MAX);
+    let detail = format!("no connection to {origin} in time");
+    assert_eq!(sender.sent(&origin).await, Outcome::failed(FailureReason::Timeout, detail));
+}
+
+#[tokio::test]
+async fn a_lease_too_short_for_the_whole_budget_is_ours() {
+    let sender = sender(&NameServer::start(|_, _| Reply::Silence).await, usize::MAX);
+    let now = sender.clock.monotonic();
+    let outcome = sender.send(&claimed("http://127.0.0.1:9/"), None, now, Uuid::new_v4()).await;
+    assert_eq!(outcome, Outcome::NotSent(LocalFailure::LeaseTooShort));
+}
+
+#[tokio::test]
+async fn a_name_that_name_servers_answer_is_the_receivers_and_their_silence_is_ours() {
+    let receiver = Receiver::bind(([127, 0, 0, 1], 0).into(), receiver::Options::default()).unwrap();
+    let names = NameServer::start(|name, _| match name {
+        "receiver.example." => Reply::Address([127, 0, 0, 1].into()),
+        "internal.example." => Reply::Address([10, 0, 0, 1].into()),
+        "missing.example." => Reply::Code(ResponseCode::NXDomain),
+        "broken.example." => Reply::Code(ResponseCode::ServFail),
+        "empty.example." => Reply::Code(ResponseCode::NoError),
+        _ => Reply::Silence,
+    });
+    let sender = sender(&names.await, usize::MAX);
+    let port = receiver.addr().port();
+    let sent = |name: &str| {
+        let url = format!("http://{name}:{port}/ok");
+        let sender = &sender;
+        async move { sender.sent(&url).await }
+    };
+    assert_eq!(sent("silent.example").await, Outcome::NotSent(LocalFailure::NoNameServer));
+    for (name, reason, detail) in [
+        ("missing.example", FailureReason::DnsError, "could not be resolved: there is no such name"),
+        ("broken.example", FailureReason::DnsError, "could not be resolved: the name server answered"),
+        ("empty.example", FailureReason::DnsError, "could not be resolved: it has no address"),
+        ("internal.example", FailureReason::BlockedAddress, "has no address that may be called"),
+    ] {
+        let outcome = sent(name).await;
+        let Outcome::Failed(Failure { reason: found, detail: said }) = &outcome else {
+            panic!("{outcome:?}")
+        };
+        assert!(*found == reason && said.starts_with(&format!("{name} {detail}")), "{outcome:?}");
+    }
+    let (silent, outcome) = tokio::join!(sent("silent.example"), async {
+        sent("missing.example").await; // from the cache
+        sent("receiver.example").await
+    });
+    assert!(matches!(outcome, Outcome::Answered(Response { status: 200, .. })), "{outcome:?}");
+    let detail = "silent.example could not be resolved: no answer";
+    assert_eq!(silent, Outcome::failed(FailureReason::DnsError, detail));
+    assert_eq!(receiver.posts(), 1);
+}
+
+const DESTINATIONS: usize = 700;
+/// Tells the process below where its receiver is.
+const PORT: &str = "REDIAL_TEST_PORT";
+
+#[tokio::test(flavor = "multi_thread")]
+async fn seven_hundred_destinations_are_called_with_512_open_files() {
+    let receiver = Receiver::bind(([0, 0, 0, 0], 0).into(), receiver::Options::default()).unwrap();
+    let mut process = Command::new(std::env::current_exe().unwrap());
+    let (_, module) = module_path!().split_once("::").unwrap();
+    let test = format!("{module}::with_512_open_files");
+    process.args(["--exact", &test, "--ignored", "--nocapture"]);
+    process.env(PORT, receiver.addr().port().to_string());
+    let output = tokio::task::spawn_blocking(move || process.output().unwrap()).await.unwrap();
+    let said = String::from_utf8_lossy(&output.stdout);
+    assert!(
+        output.status.success() && said.contains("1 passed"),
+        "{said}{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    assert_eq!(receiver.posts() as usize, 2 * DESTINATIONS + 3);
+}
+
+/// A process of its own, since the limit is a process's.
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "run by the test above"]
+async fn with_512_open_files() {
+    let port: u16 = std::env::var(PORT).unwrap().parse().unwrap();
+    let limit = Rlimit { current: Some(512), maximum: Some(512) };
+    setrlimit(Resource::Nofile, limit).unwrap();
+    let names = NameServer::start(|_, _| Reply::Address([127, 0, 0, 1].into())).await;
+
+    let bounded = sender(&names, max_kept(Some(512), settings().limits.max_in_flight));
+    assert_eq!(call_all(&bounded, port).await, 0, "connections are given back before they are missing");
+    drop(bounded);
+
+    let unbounded = sender(&names, usize::MAX);
+    let began_at = Instant::now();
+    assert!(call_all(&unbounded, port).await > 0, "files were enough for all");
+    assert!(began_at.elapsed() < Duration::from_secs(15), "idle connections were waited for");
+    drop(unbounded);
+
+    // Files of somebody else: not even a name can be asked for.
+    let sender = sender(&names, usize::MAX);
+    let url = format!("http://receiver.example:{port}/ok");
+    let files: Vec<File> = std::iter::from_fn(|| File::open("/dev/null").ok()).collect();
+    assert_eq!(sender.sent(&url).await, Outcome::NotSent(LocalFailure::NoSocket));
+    drop(files);
+    let outcome = sender.sent(&url).await;
+    assert!(matches!(outcome, Outcome::Answered(_)), "{outcome:?}");
+}
+
+/// Calls as many destinations until each has answered, while one hangs, and returns how often there was no socket.
+async fn call_all(sender: &Sender, port: u16) -> usize {
+    let shortages = AtomicUsize::new(0);
+    let hang = async {
+        let outcome = sender.sent(&format!("http://127.0.0.1:{port}/hang/2")).await;
+        assert!(matches!(outcome, Outcome::Answered(_)), "{outcome:?}");
+    };
+    let one = async |n: usize| {
+        let [_, _, high, low] = (n as u32 + 2).to_be_bytes();
+        let url = format!("http://{}:{port}/ok", IpAddr::from([127, 0, high, low]));
+        loop {
+            match sender.sent(&url).await {
+                Outcome::Answered(Response { status: 200, .. }) => break,
+                Outcome::NotSent(LocalFailure::NoSocket) => shortages.fetch_add(1, Ordering::Relaxed),
+                outcome => panic!("{url}: {outcome:?}"),
+            };
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    };
+    let all = stream::iter(0..DESTINATIONS).for_each_concurrent(settings().limits.max_in_flight - 1, one);
+    tokio::join!(hang, all);
+    shortages.into_inner()
+}
