@@ -195,7 +195,7 @@ impl Recording {
         match self.take(id) {
             _ if is_off(Protection::ResultsKept) => {}
             Some(Taken::Batch(batch)) => self.batches.push(batch),
-            Some(Taken::Retried(kept)) => self.kept.push(kept),
+            Some(Taken::Retried(kept)) => self.kept.push(*kept),
             None => {}
         }
         self.paused_until = now + OUTAGE_PAUSE;
@@ -205,13 +205,13 @@ impl Recording {
         if let Some(batch) = self.in_progress.take_if(|batch| batch.id == id) {
             return Some(Taken::Batch(batch.batch));
         }
-        self.retrying.take_if(|(retrying, _)| *retrying == id).map(|(_, kept)| Taken::Retried(kept))
+        self.retrying.take_if(|(retrying, _)| *retrying == id).map(|(_, kept)| Taken::Retried(Box::new(kept)))
     }
 }
 
 enum Taken {
     Batch(Gathered),
-    Retried(Kept),
+    Retried(Box<Kept>),
 }
 
 #[cfg(test)]
