@@ -128,7 +128,8 @@ impl World<'_> {
             attempt: 1,
             destination: known.destination,
             // Older apis do not say.
-            payload_size: self.rng.random_bool(0.95).then_some(delivery.payload_bytes.len() as u64),
+            payload_size: (self.is_calm || self.rng.random_bool(0.95))
+                .then_some(delivery.payload_bytes.len() as u64),
             org_id: ORG,
             request_id: "r".into(),
         }

@@ -1,7 +1,7 @@
 //! What may be claimed and what may be sent, when it is.
 
 use engine::Claimed;
-use engine::dispatch::Claim;
+use engine::dispatch::{Claim, ClaimSource};
 
 use crate::checks::is_failure;
 use crate::facts::{ClaimFact, Receipt};
@@ -28,6 +28,10 @@ impl World<'_> {
             promise(number == before.attempt_count + 1, || {
                 format!("I3: {name} follows {}", before.attempt_count)
             })?;
+            if let ClaimSource::Doorbells(jobs) = &claim.source {
+                let is_named = jobs.iter().any(|job| job.delivery_id == before.id && job.attempt == number);
+                promise(is_named, || format!("{name} is claimed by a doorbell for another attempt"))?;
+            }
             promise(number <= before.max_attempts, || format!("I3: {name} is beyond the budget"))?;
             promise(before.attempts.iter().all(is_failure), || {
                 format!("I7: {name} is claimed after a success")

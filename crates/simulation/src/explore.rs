@@ -99,6 +99,7 @@ const EXPECTED: &[&str] = &[
     "a late success",
     "a late success that closes its delivery",
     "a budget used up",
+    "an attempt claimed ahead",
     "a destination held",
     "a probe",
     "a hold that is over",

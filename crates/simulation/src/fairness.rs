@@ -32,7 +32,6 @@ impl World<'_> {
         look: &Look,
         claimed: &[Claimed],
     ) -> Step {
-        let Some(process) = &self.dispatchers[d].process else { return Ok(()) };
         let places: BTreeSet<usize> =
             claimed.iter().map(|claimed| self.facts.place(claimed.held.delivery_id)).collect();
         // The oldest that waits for each destination, that could be claimed, and is not.
@@ -59,10 +58,10 @@ impl World<'_> {
                 promise(*latest <= wakes_at, || format!("I12: d{place} is overtaken by a younger one"))?;
             }
             let room = plan.rooms.get(&destination).copied().unwrap_or(plan.ordinary_room);
-            let (in_flight, bytes_in_flight) = process.in_flight_to(destination);
+            let in_flight = plan.bytes_in_flight.get(&destination);
             let is_free = room > 0
                 && look.too_large.is_none()
-                && (in_flight == 0 || bytes_in_flight + bytes <= plan.bytes.per_destination);
+                && in_flight.is_none_or(|in_flight| in_flight + bytes <= plan.bytes.per_destination);
             let missed = self.missed.0.entry((d, destination)).or_default();
             match served.contains_key(&destination) {
                 true => *missed = 0,
@@ -97,7 +96,13 @@ impl World<'_> {
                 format!("dispatcher {d} has {bytes} bytes in flight to {url}")
             })?;
         }
-        if bytes > limits.max_in_flight_bytes {
+        let claimed = process.machine.in_flight();
+        promise(claimed >= count, || format!("dispatcher {d} counts {claimed} attempts of {count}"))?;
+        let is_over_budget = bytes > limits.max_in_flight_bytes;
+        if claimed > count {
+            self.saw("an attempt claimed ahead");
+        }
+        if is_over_budget {
             self.saw("a payload beyond the budget, alone");
         }
         Ok(())

@@ -12,8 +12,6 @@ use crate::facts::KnownDelivery;
 use crate::process::{Dispatcher, Process};
 use crate::world::{Broken, CLOCK_ERROR, Step, World, promise};
 
-/// More steps than any history takes to come to its end.
-const LAST_STEPS: usize = 20_000;
 /// The longest a process that runs leaves a step unmade: far less than a lease.
 const PROMPT: Duration = Duration::from_secs(2);
 
@@ -106,8 +104,21 @@ impl World<'_> {
     /// Plays on in calm until then.
     pub(crate) fn play_until(&mut self, steps: &mut usize, is_over: impl Fn(&World<'_>) -> bool) -> Step {
         while !is_over(self) {
-            promise(*steps < LAST_STEPS, || "I1: a delivery does not come to its end".into())?;
+            promise(*steps < self.shape.last_step, || "I1: a delivery does not come to its end".into())?;
             let event = self.next_in_calm();
+            self.happen(event)?;
+            *steps += 1;
+        }
+        Ok(())
+    }
+
+    /// Plays on in calm up to that moment.
+    pub(crate) fn play_up_to(&mut self, moment: Timestamp, steps: &mut usize) -> Step {
+        while self.now < moment {
+            let event = match self.next_in_calm() {
+                Event::Wait(wait) => Event::Wait(wait.min(moment.since(self.now))),
+                event => event,
+            };
             self.happen(event)?;
             *steps += 1;
         }

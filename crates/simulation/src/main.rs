@@ -11,6 +11,7 @@ mod explore;
 mod facts;
 mod failures;
 mod fairness;
+mod held_destination;
 mod history;
 #[cfg(feature = "mutants")]
 mod mutants;
@@ -46,6 +47,9 @@ struct Arguments {
     /// Play this one alone, and tell it step by step.
     #[arg(long, conflicts_with_all = ["seeds", "first"])]
     seed: Option<u64>,
+    /// Play the scenario of a destination that asks for patience for half a day.
+    #[arg(long, conflicts_with_all = ["seeds", "first", "seed"])]
+    held_destination: bool,
     /// Without that protection.
     #[cfg(feature = "mutants")]
     #[arg(long, requires = "seed", value_parser = mutants::named)]
@@ -63,6 +67,10 @@ fn main() -> Result<ExitCode> {
     #[cfg(feature = "mutants")]
     if let Some(protection) = arguments.without {
         mutants::without(protection, &mut database);
+    }
+    if arguments.held_destination {
+        writeln!(out, "{}", held_destination::HALF_A_DAY.play()?)?;
+        return Ok(ExitCode::SUCCESS);
     }
     if let Some(seed) = arguments.seed {
         return tell(seed, &mut database);

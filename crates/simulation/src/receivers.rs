@@ -7,6 +7,7 @@ use engine::{Outcome, Response};
 use rand::prelude::*;
 use rand::rngs::StdRng;
 
+use crate::shape::Shape;
 use crate::world::ORG;
 
 /// A receiver, at an origin of its own.
@@ -26,8 +27,10 @@ pub(crate) enum Manner {
     Healthy,
     /// It takes requests and does not answer.
     Hanging,
-    /// It asks for patience: 429 or 503 with `Retry-After`, in these seconds or in some that are drawn.
-    Overloaded(Option<u64>),
+    /// It mostly asks for patience: 429 or 503 with `Retry-After`.
+    Overloaded,
+    /// 429, always, with a `Retry-After` of so many seconds.
+    Refusing(u64),
 }
 
 /// What a receiver does with a request.
@@ -47,7 +50,7 @@ impl Receiver {
     }
 
     /// The receivers of a history. Their order among destinations differs from one to the next.
-    pub(crate) fn draw_all(rng: &mut StdRng) -> Vec<Receiver> {
+    pub(crate) fn draw_all(rng: &mut StdRng, shape: &Shape) -> Vec<Receiver> {
         let count = rng.random_range(3..=5);
         let mut receivers: Vec<Receiver> = (0..count)
             .map(|_| {
@@ -57,6 +60,9 @@ impl Receiver {
             .collect();
         if rng.random_bool(0.15) {
             receivers[count - 1] = Receiver::new("10.0.0.1", Manner::Ordinary);
+        }
+        if shape.is_wide {
+            receivers[..2].iter_mut().for_each(|receiver| receiver.manner = Manner::Healthy);
         }
         receivers
     }
@@ -68,14 +74,16 @@ impl Manner {
             0..5 => Manner::Ordinary,
             5..6 => Manner::Healthy,
             6..8 => Manner::Hanging,
-            _ => Manner::Overloaded(None),
+            _ => Manner::Overloaded,
         }
     }
 
     /// What becomes of a request that is written when so much of its budget is left.
     pub(crate) fn reply(self, rng: &mut StdRng, left: Duration) -> Reply {
         match (self, rng.random_range(0..100)) {
-            (Manner::Healthy, _) => answered(200, None, left / 20),
+            (Manner::Healthy, _) => {
+                answered(200, None, Duration::from_millis(rng.random_range(5..60)).min(left))
+            }
             (Manner::Ordinary, 0..40) => answered(200, None, left.mul_f64(rng.random_range(0.0..1.0))),
             (Manner::Ordinary, 40..45) => answered(410, None, left.mul_f64(rng.random_range(0.0..1.0))),
             (Manner::Ordinary, 45..70) => {
@@ -83,18 +91,15 @@ impl Manner {
                 answered(status, None, left.mul_f64(rng.random_range(0.0..1.0)))
             }
             (Manner::Hanging, 0..10) => answered(200, None, left.mul_f64(rng.random_range(0.5..1.0))),
-            (Manner::Overloaded(_), 0..15) => answered(200, None, left / 10),
-            (Manner::Ordinary, 70..75) | (Manner::Overloaded(_), 15..90) => {
-                let drawn = *[5, 30, 60, 600, 7_200].choose(rng).unwrap_or(&60);
-                let wait = match self {
-                    Manner::Overloaded(Some(wait)) => wait,
-                    _ => drawn,
-                };
+            (Manner::Refusing(wait), _) => answered(429, Some(wait), left / 20),
+            (Manner::Overloaded, 0..15) => answered(200, None, left / 10),
+            (Manner::Ordinary, 70..75) | (Manner::Overloaded, 15..90) => {
+                let wait = *[5, 30, 60, 600, 7_200].choose(rng).unwrap_or(&60);
                 let status = if rng.random_bool(0.5) { 429 } else { 503 };
                 answered(status, Some(wait), left / 10)
             }
             (Manner::Hanging, 10..) => no_answer(FailureReason::Timeout, left, rng),
-            (Manner::Ordinary | Manner::Overloaded(_), _) if rng.random_bool(0.5) => {
+            (Manner::Ordinary | Manner::Overloaded, _) if rng.random_bool(0.5) => {
                 no_answer(FailureReason::Timeout, left, rng)
             }
             _ => no_answer(FailureReason::ConnectionError, Duration::from_millis(5), rng),

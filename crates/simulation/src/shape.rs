@@ -21,8 +21,12 @@ pub(crate) struct Shape {
     pub(crate) max_attempts: AttemptNumber,
     /// Steps before failures stop.
     pub(crate) steps: usize,
+    /// More steps than it takes to come to its end.
+    pub(crate) last_step: usize,
     /// Deliveries that wait for two receivers from the beginning.
     pub(crate) crowd: usize,
+    /// There are many slots, and the crowd's receivers answer quickly.
+    pub(crate) is_wide: bool,
     pub(crate) sets_database_clock: bool,
     pub(crate) erases: bool,
     pub(crate) has_large_payloads: bool,
@@ -35,6 +39,8 @@ pub(crate) struct Shape {
 impl Shape {
     pub(crate) fn draw(rng: &mut StdRng) -> Shape {
         let is_crowded = rng.random_bool(0.04);
+        // So many slots that attempts are claimed ahead for a destination that answers quickly.
+        let is_wide = is_crowded && rng.random_bool(0.4);
         let retry = RetryPolicy {
             schedule: vec![Duration::from_secs(10), Duration::from_secs(60)],
             jitter: 0.1,
@@ -42,9 +48,12 @@ impl Shape {
             hold_cap: HOLD_CAP,
         };
         let limits = Limits {
-            max_in_flight: rng.random_range(3..=4),
-            max_in_flight_bytes: *[7_000, 20_000].choose(rng).unwrap_or(&7_000),
-            max_in_flight_per_destination: rng.random_range(1..=2),
+            max_in_flight: if is_wide { 24 } else { rng.random_range(3..=4) },
+            max_in_flight_bytes: match is_wide {
+                true => 100_000,
+                false => *[7_000, 20_000].choose(rng).unwrap_or(&7_000),
+            },
+            max_in_flight_per_destination: if is_wide { 8 } else { rng.random_range(1..=2) },
             lease: LEASE,
             timeout: TIMEOUT,
             retry,
@@ -53,7 +62,9 @@ impl Shape {
             limits,
             max_attempts: 3,
             steps: if is_crowded { 60 } else { 180 },
+            last_step: 20_000,
             crowd: if is_crowded { 50 } else { 0 },
+            is_wide,
             sets_database_clock: rng.random_bool(0.2),
             erases: rng.random_bool(0.2),
             has_large_payloads: rng.random_bool(0.4),

@@ -100,7 +100,7 @@ impl<'a> World<'a> {
     ) -> Result<World<'a>, Broken> {
         let mut rng = StdRng::seed_from_u64(seed);
         let shape = Shape::draw(&mut rng);
-        let receivers = Receiver::draw_all(&mut rng);
+        let receivers = Receiver::draw_all(&mut rng, &shape);
         let mut world = World::new(database, seen, rng, shape, receivers);
         for index in 0..6 + world.shape.crowd {
             let receiver = match index {

@@ -1,0 +1,198 @@
+//! A scenario of its own: for half a day a destination asks for patience, with many deliveries waiting for it and a few
+//! others beside them. No failures; the limits are the product's defaults.
+
+use std::fmt;
+use std::time::Duration;
+
+use contracts::{DeliveryStatus, Timestamp};
+use engine::RetryPolicy;
+use engine::dispatch::Limits;
+use rand::prelude::*;
+use rand::rngs::StdRng;
+use testkit::MemoryDatabase;
+
+use crate::explore::Seen;
+use crate::receivers::{Manner, Receiver};
+use crate::shape::Shape;
+use crate::world::{Broken, World};
+
+/// How large it is.
+pub(crate) struct Scenario {
+    /// Deliveries that wait for the destination.
+    pub(crate) deliveries: usize,
+    /// For how long it answers 429 …
+    pub(crate) held_for: Duration,
+    /// … with this `Retry-After`.
+    pub(crate) retry_after: Duration,
+}
+
+/// How it went.
+#[derive(Debug)]
+pub(crate) struct Figures {
+    scenario: String,
+    /// Attempts while the destination asked for patience.
+    pub(crate) attempts: usize,
+    /// The most that one delivery had in all.
+    pub(crate) most_attempts: usize,
+    pub(crate) exhausted: usize,
+    /// How long after the destination was well again all were delivered.
+    pub(crate) delivered_after: Duration,
+    /// Deliveries to another destination meanwhile, and how long the slowest took.
+    beside: usize,
+    pub(crate) slowest_beside: Duration,
+}
+
+/// Between two deliveries to the other destination.
+const BESIDE_EVERY: Duration = Duration::from_secs(600);
+
+impl fmt::Display for Figures {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(f, "{}", self.scenario)?;
+        writeln!(f, "{:>9} × an attempt meanwhile", self.attempts)?;
+        writeln!(f, "{:>9} attempts at most of one delivery", self.most_attempts)?;
+        writeln!(f, "{:>9} × exhausted", self.exhausted)?;
+        writeln!(
+            f,
+            "{:>9} s until all were delivered, once it was well again",
+            self.delivered_after.as_secs()
+        )?;
+        let slowest = self.slowest_beside.as_millis();
+        write!(
+            f,
+            "{:>9} deliveries to another destination meanwhile, the slowest in {slowest} ms",
+            self.beside
+        )
+    }
+}
+
+impl Scenario {
+    /// Plays it.
+    pub(crate) fn play(&self) -> Result<Figures, Broken> {
+        let (mut database, mut seen) = (MemoryDatabase::default(), Seen::new());
+        let receivers = vec![
+            Receiver::new("held.example.com", Manner::Refusing(self.retry_after.as_secs())),
+            Receiver::new("other.example.com", Manner::Healthy),
+        ];
+        let mut world = World::new(&mut database, &mut seen, StdRng::seed_from_u64(1), shape(), receivers);
+        world.is_calm = true;
+        for d in 0..world.dispatchers.len() {
+            world.align(d);
+            world.start(d);
+        }
+        for _ in 0..self.deliveries {
+            world.add_run(0, false)?;
+        }
+        let (mut steps, ends_at) = (0, world.now + self.held_for);
+        let beside = self.play_held(&mut world, ends_at, &mut steps)?;
+        let attempts = world.facts.receipts.keys().filter(|(place, _)| *place < self.deliveries).count();
+        world.receivers[0].manner = Manner::Healthy;
+        world.play_until(&mut steps, |world| world.facts.deliveries.iter().all(|known| !known.is_open()))?;
+        world.check_all()?;
+        let held = &world.facts.deliveries[..self.deliveries];
+        let took = |place: &usize| {
+            let delivery = &world.facts.deliveries[*place].delivery;
+            delivery.completed_at.unwrap_or(world.now).since(delivery.created_at)
+        };
+        let hours = self.held_for.as_secs_f64() / 3600.0;
+        Ok(Figures {
+            scenario: format!(
+                "{} deliveries to a destination that answers 429 with Retry-After: {} for {hours} h:",
+                self.deliveries,
+                self.retry_after.as_secs()
+            ),
+            attempts,
+            most_attempts: held.iter().map(|known| known.delivery.attempts.len()).max().unwrap_or(0),
+            exhausted: held
+                .iter()
+                .filter(|known| known.delivery.status_code == DeliveryStatus::Failed)
+                .count(),
+            delivered_after: world.now.since(ends_at),
+            beside: beside.len(),
+            slowest_beside: beside.iter().map(took).max().unwrap_or_default(),
+        })
+    }
+
+    /// Until it is well again. Returns the deliveries to the other destination.
+    fn play_held(
+        &self,
+        world: &mut World<'_>,
+        ends_at: Timestamp,
+        steps: &mut usize,
+    ) -> Result<Vec<usize>, Broken> {
+        let runs: Vec<usize> = (0..self.deliveries).collect();
+        for batch in runs.chunks(100) {
+            world.redeliver(0, batch, false)?;
+            ring_all(world);
+        }
+        let mut beside = Vec::new();
+        while world.now < ends_at {
+            let next = (world.now + BESIDE_EVERY).min(ends_at);
+            world.play_up_to(next, steps)?;
+            let run = world.runs.len();
+            world.add_run(1, false)?;
+            beside.push(world.facts.deliveries.len());
+            world.redeliver(0, &[run], false)?;
+            ring_all(world);
+        }
+        Ok(beside)
+    }
+}
+
+/// Every doorbell is published.
+fn ring_all(world: &mut World<'_>) {
+    for job in std::mem::take(&mut world.apis[0].buffer) {
+        world.publish(job);
+    }
+}
+
+/// The product's defaults.
+fn shape() -> Shape {
+    let minute = Duration::from_secs(60);
+    let schedule = [10, 60, 300, 1_800, 7_200, 18_000, 36_000].map(Duration::from_secs).to_vec();
+    let retry = RetryPolicy { schedule, jitter: 0.1, stop_on_gone: false, hold_cap: 15 * minute };
+    let limits = Limits {
+        max_in_flight: 256,
+        max_in_flight_bytes: 64 << 20,
+        max_in_flight_per_destination: 32,
+        lease: minute,
+        timeout: Duration::from_secs(10),
+        retry,
+    };
+    Shape {
+        limits,
+        max_attempts: 8,
+        steps: 0,
+        last_step: 10_000_000,
+        crowd: 0,
+        is_wide: false,
+        sets_database_clock: false,
+        erases: false,
+        has_large_payloads: false,
+        has_troubles: false,
+        refuses_rows: false,
+    }
+}
+
+/// What docs/proof.md says of it.
+pub(crate) const HALF_A_DAY: Scenario = Scenario {
+    deliveries: 1_000,
+    held_for: Duration::from_secs(12 * 3600),
+    retry_after: Duration::from_secs(3600),
+};
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_destination_that_asks_for_patience_costs_few_attempts_and_no_delivery() {
+        let scenario = Scenario {
+            deliveries: 100,
+            held_for: Duration::from_secs(3 * 3600),
+            retry_after: Duration::from_secs(3600),
+        };
+        let figures = scenario.play().unwrap();
+        assert!(figures.most_attempts <= 2 && figures.exhausted == 0, "{figures:?}");
+        assert!(figures.slowest_beside < Duration::from_secs(2), "{figures:?}");
+    }
+}
