@@ -8,6 +8,7 @@ use contracts::{
 };
 use diesel::prelude::*;
 use diesel::sql_types::{Array, BigInt, Binary, Integer, Nullable, Text};
+use engine::protection::{Protection, is_off};
 use engine::transition;
 
 use crate::columns::{Id, Key, Moment, Time};
@@ -84,6 +85,19 @@ pub(crate) fn build(
     }))
 }
 
+macro_rules! insert_on_sqlite {
+    ($unless:literal) => {
+        concat!(
+            "INSERT INTO deliveries (id, org_id, run_id, callback_url, callback_host, destination, payload,
+                 signing_secret_id, request_id, is_automatic, attempt_count, status_code, max_attempts,
+                 next_attempt_at, wake_at, created_at, updated_at)
+             VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, FALSE, 0, ?, ?, ?, ?, ?, ?) ",
+            $unless,
+            " RETURNING id"
+        )
+    };
+}
+
 /// Inserts the new deliveries but those whose run has an open one, and answers which were inserted.
 pub(crate) fn insert_unless_in_flight(
     tx: &mut AnyConnection,
@@ -124,32 +138,31 @@ pub(crate) fn insert_unless_in_flight(
         .load(pg)?,
         AnyConnection::Sqlite(sqlite) => {
             let mut inserted = Vec::with_capacity(rows.len());
+            let text = match is_off(Protection::OneOpenDelivery) {
+                false => {
+                    insert_on_sqlite!("ON CONFLICT (org_id, run_id) WHERE completed_at IS NULL DO NOTHING")
+                }
+                true => insert_on_sqlite!(""),
+            };
             for (request, delivery) in rows {
-                let id: Option<Key> = prepared::<Id, _>(
-                    "INSERT INTO deliveries (id, org_id, run_id, callback_url, callback_host, destination,
-                         payload, signing_secret_id, request_id, is_automatic, attempt_count, status_code,
-                         max_attempts, next_attempt_at, wake_at, created_at, updated_at)
-                     VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, FALSE, 0, ?, ?, ?, ?, ?, ?)
-                     ON CONFLICT (org_id, run_id) WHERE completed_at IS NULL DO NOTHING
-                     RETURNING id",
-                )
-                .bind::<Id, _>(Key::from(delivery.id))
-                .bind::<Id, _>(Key::from(request.org_id))
-                .bind::<Id, _>(Key::from(delivery.run_id))
-                .bind::<Text, _>(delivery.callback_url.as_str())
-                .bind::<Text, _>(host(&delivery.callback_url))
-                .bind::<BigInt, _>(destination(request.org_id, delivery))
-                .bind::<Binary, _>(delivery.payload_bytes.as_bytes())
-                .bind::<Nullable<Id>, _>(delivery.signing_secret_id.map(Key::from))
-                .bind::<Text, _>(request.request_id.as_str())
-                .bind::<Text, _>(status)
-                .bind::<Integer, _>(*max_attempts)
-                .bind::<Moment, _>(next_attempt_at)
-                .bind::<Moment, _>(wake_at)
-                .bind::<Moment, _>(now)
-                .bind::<Moment, _>(now)
-                .get_result(sqlite)
-                .optional()?;
+                let id: Option<Key> = prepared::<Id, _>(text)
+                    .bind::<Id, _>(Key::from(delivery.id))
+                    .bind::<Id, _>(Key::from(request.org_id))
+                    .bind::<Id, _>(Key::from(delivery.run_id))
+                    .bind::<Text, _>(delivery.callback_url.as_str())
+                    .bind::<Text, _>(host(&delivery.callback_url))
+                    .bind::<BigInt, _>(destination(request.org_id, delivery))
+                    .bind::<Binary, _>(delivery.payload_bytes.as_bytes())
+                    .bind::<Nullable<Id>, _>(delivery.signing_secret_id.map(Key::from))
+                    .bind::<Text, _>(request.request_id.as_str())
+                    .bind::<Text, _>(status)
+                    .bind::<Integer, _>(*max_attempts)
+                    .bind::<Moment, _>(next_attempt_at)
+                    .bind::<Moment, _>(wake_at)
+                    .bind::<Moment, _>(now)
+                    .bind::<Moment, _>(now)
+                    .get_result(sqlite)
+                    .optional()?;
                 inserted.extend(id);
             }
             inserted
