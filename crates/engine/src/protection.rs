@@ -25,8 +25,12 @@ pub enum Protection {
     ResultsKept,
     /// Only a 2xx is a success.
     OnlySuccess,
+    /// A late result replaces the record of its own claim only.
+    LateRecord,
     /// A late 2xx closes a waiting delivery.
     LateSuccess,
+    /// A late answer to an erased run is not kept.
+    ErasedStays,
     /// A newer attempt that ends after a late 2xx closes the delivery.
     SuccessIsFinal,
     /// Attempts end with the budget.

@@ -23,18 +23,21 @@ pub(super) fn finish_late(
 ) -> Result<Effect, StoreError> {
     let record = &result.record;
     let place = attempts::table.find((Key::from(result.delivery_id), record.number));
-    let written: Option<Key> = place.select(attempts::id).first(tx).optional()?;
-    if written == Some(record.id.into()) {
+    let written: Option<(Key, Time)> = place.select((attempts::id, attempts::created_at)).first(tx).optional()?;
+    if written.is_some_and(|(id, _)| id == record.id.into()) {
         return Ok(Effect::Recorded); // by an earlier try, whose commit came through unnoticed
+    }
+    let is_of_its_claim = written.is_some_and(|(_, claimed_at)| claimed_at == record.claimed_at.into());
+    if !is_of_its_claim && !is_off(Protection::LateRecord) {
+        return Ok(Effect::Dropped);
     }
     if record.failure.as_ref().is_some_and(|failure| failure.reason == FailureReason::OutcomeUnknown) {
         return Ok(Effect::Dropped);
     }
-    let is_erased = is_erased(tx, result.delivery_id)?;
+    let is_erased = is_erased(tx, result.delivery_id)? && !is_off(Protection::ErasedStays);
     let response_body = record.response_body.as_ref().filter(|_| !is_erased);
     let replaced = diesel::update(place)
         .filter(attempts::failure_reason_code.eq(<&str>::from(FailureReason::OutcomeUnknown)))
-        .filter(attempts::created_at.eq(Time::from(record.claimed_at)))
         .set((
             attempts::status_code.eq(record.status_code),
             attempts::response_body.eq(response_body),
