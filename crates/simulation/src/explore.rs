@@ -82,6 +82,7 @@ const EXPECTED: &[&str] = &[
     "a database's clock set",
     "messages left to others while the database is away",
     "a claim whose commit came through unnoticed",
+    "a claim of which several tries came through",
     "a transaction made after its caller had given it up",
     "a claim refused by the database",
     "a result refused by the database",
@@ -103,6 +104,7 @@ const EXPECTED: &[&str] = &[
     "a destination held",
     "a probe",
     "a hold that is over",
+    "a hold forgotten",
     "a payload beyond the budget, alone",
 ];
 

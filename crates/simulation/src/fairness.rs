@@ -180,7 +180,10 @@ impl World<'_> {
                 }
                 _ => recorded_probe.is_some() && asked.is_none(),
             };
-            self.saw("a hold that is over");
+            self.saw(match cause {
+                Cause::Tidying { .. } => "a hold forgotten",
+                _ => "a hold that is over",
+            });
             return promise(is_forgotten, || {
                 format!("I11: the hold of {destination} has gone without its probe")
             });

@@ -189,7 +189,7 @@ impl World<'_> {
             };
             events.push((Event::Kill(d), 1));
             if process.is_frozen {
-                events.push((Event::Thaw(d), 3));
+                events.push((Event::Thaw(d), 2));
                 continue;
             }
             events.push((Event::Freeze(d), 1));
@@ -200,11 +200,11 @@ impl World<'_> {
                 events.push((Event::Align(d), 12));
             }
             if self.shape.has_troubles {
-                events.push((Event::Trouble(d), if dispatcher.trouble.is_some() { 3 } else { 1 }));
+                events.push((Event::Trouble(d), if dispatcher.trouble.is_some() { 3 } else { 2 }));
             }
             events.extend(self.steps_of(d, process).into_iter().map(|event| (event, 14)));
             if self.is_tick_due(process) {
-                events.push((Event::Tick(d), if process.urgent_at().is_some() { 12 } else { 6 }));
+                events.push((Event::Tick(d), if process.urgent_at().is_some() { 12 } else { 4 }));
             }
         }
         events.extend(self.waits());

@@ -95,7 +95,7 @@ fn main() -> Result<ExitCode> {
         return Ok(ExitCode::FAILURE);
     }
     let never = explore::never(&seen);
-    if arguments.seeds >= 1000 && !never.is_empty() {
+    if arguments.seeds >= 10_000 && !never.is_empty() {
         writeln!(out, "never came about: {}", never.join(", "))?;
         return Ok(ExitCode::FAILURE);
     }

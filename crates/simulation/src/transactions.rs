@@ -88,9 +88,14 @@ impl World<'_> {
 
     /// Makes a transaction of a dispatcher's.
     pub(crate) fn transact(&mut self, d: usize, index: usize) -> Step {
-        let (fate, now) = (self.fate(), self.time_of(d));
+        let (mut fate, now) = (self.fate(), self.time_of(d));
         let Some(process) = &mut self.dispatchers[d].process else { return Ok(()) };
         let Transaction { work, .. } = process.transactions.swap_remove(index);
+        let is_retry = matches!(&work, Work::Claim(claim) if claim.is_retry);
+        if is_retry && fate == Fate::Committed && !self.is_calm && self.rng.random_bool(0.3) {
+            // Failures come together: this answer is lost, too.
+            fate = Fate::AnswerLost;
+        }
         let answer = match fate {
             Fate::Committed | Fate::AnswerLost => Some(self.execute(d, &work, now, fate)?),
             Fate::RolledBack => {
@@ -106,7 +111,14 @@ impl World<'_> {
         };
         match answer {
             Some(answer) if fate == Fate::Committed => self.answer(d, work, answer),
-            _ => self.leave_in_doubt(d, &work),
+            _ => {
+                self.leave_in_doubt(d, &work)?;
+                // The answer was lost because the host stalls.
+                if fate != Fate::RolledBack && self.rng.random_bool(0.2) {
+                    self.freeze(d);
+                }
+                Ok(())
+            }
         }
     }
 
@@ -213,6 +225,11 @@ impl World<'_> {
                     Answer::Claimed(ClaimResult { claimed, is_recovered, look }) => {
                         if is_recovered {
                             self.saw("a claim whose commit came through unnoticed");
+                        }
+                        let tries =
+                            claimed.windows(2).any(|two| two[0].held.claimed_at != two[1].held.claimed_at);
+                        if tries {
+                            self.saw("a claim of which several tries came through");
                         }
                         Event::Claimed { claimed, is_recovered, look }
                     }

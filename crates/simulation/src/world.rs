@@ -24,6 +24,8 @@ use crate::transactions::LateTransaction;
 
 /// What aligned clocks may be off, and so what two moments of different hosts may be.
 pub(crate) const CLOCK_ERROR: Duration = Duration::from_millis(50);
+/// Runs of a history without a crowd.
+const RUNS: usize = 8;
 /// The one organization there is.
 pub(crate) const ORG: OrgId = OrgId(Uuid::from_u128(1));
 
@@ -102,14 +104,14 @@ impl<'a> World<'a> {
         let shape = Shape::draw(&mut rng);
         let receivers = Receiver::draw_all(&mut rng, &shape);
         let mut world = World::new(database, seen, rng, shape, receivers);
-        for index in 0..6 + world.shape.crowd {
+        for index in 0..RUNS + world.shape.crowd {
             let receiver = match index {
                 // The crowd is at two receivers; the others have little.
-                6.. => index % 2,
+                RUNS.. => index % 2,
                 _ => world.rng.random_range(0..world.receivers.len()),
             };
             // Some have ended long ago, others run.
-            let is_running = index % 3 == 1 && index < 6;
+            let is_running = index % 3 == 1 && index < RUNS;
             world.add_run(receiver, is_running)?;
         }
         for d in 0..world.dispatchers.len() {
