@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use contracts::{ClaimId, DeliveryId, Destination, Job};
 
-use super::{Action, BATCH, Dispatch, Now, OUTAGE_PAUSE};
+use super::{Action, BATCH, Dispatch, GATHERED, GATHERING, Now, OUTAGE_PAUSE};
 use crate::fairness::{ByteRoom, Fit, Look, RelayPlan};
 use crate::lease::{Claimed, Lease};
 use crate::outcome::{LocalFailure, Outcome};
@@ -16,10 +16,6 @@ use crate::protection::{Protection, is_off};
 const POLL_INTERVAL: Duration = Duration::from_millis(250);
 /// Upper bound of the poll interval while polls are slow, as when a dump keeps PostgreSQL from forgetting old rows.
 const LONGEST_POLL_INTERVAL: Duration = Duration::from_secs(3);
-/// At full load, freed slots gather into one claim until there are so many …
-const GATHERED: usize = 16;
-/// … or the first of them has been free for so long.
-const GATHERING: Duration = Duration::from_millis(4);
 /// The most destinations that are remembered to have more than they may have at once. The circle finds the others.
 const MOST_LIMITED: usize = 1_000;
 
@@ -245,8 +241,8 @@ impl Dispatch {
         if self.doorbells.len() == 0 || self.is_reserved() {
             return None;
         }
-        let is_saturated = self.doorbells.len() > room && !self.attempts.is_empty();
-        if is_saturated && room < GATHERED && self.claiming.ended_at + GATHERING > now.monotonic {
+        let count = self.doorbells.len().min(room);
+        if self.is_busy() && count < GATHERED && self.claiming.ended_at + GATHERING > now.monotonic {
             return None;
         }
         let (mut bytes, mut in_flight) = (self.byte_room(), self.bytes_by_destination());

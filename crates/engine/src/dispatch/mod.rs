@@ -38,6 +38,11 @@ pub use self::recording::{Batch, Recorded};
 /// The most attempts claimed or recorded in one transaction: from here on the cost of a commit no longer shows.
 pub const BATCH: usize = 256;
 
+/// At full load, what could be claimed or recorded gathers into one transaction until it is so much …
+const GATHERED: usize = 32;
+/// … or the last one has committed so long ago.
+const GATHERING: Duration = Duration::from_millis(4);
+
 /// The wait before a database that is away is asked again.
 const OUTAGE_PAUSE: Duration = Duration::from_millis(250);
 /// How often expired leases are looked for.
@@ -305,7 +310,7 @@ impl Dispatch {
         }
         let old = self.doorbells.forget_old(now.monotonic);
         self.acknowledge(&old, &mut actions);
-        actions.extend(self.recording.next(now.monotonic).into_iter().map(Action::Record));
+        actions.extend(self.recording.next(now.monotonic, self.is_busy()).into_iter().map(Action::Record));
         self.recover(now, &mut actions);
         self.tidy(now, &mut actions);
         self.claim(now, &mut actions);
@@ -348,7 +353,7 @@ impl Dispatch {
             let recovery = (!self.recovery.is_running).then_some(self.recovery.next_at);
             [Some(self.tidy_at), recovery, self.next_claim_at()].into_iter().flatten().min()
         });
-        [running.flatten(), self.recording.next_at(), self.doorbells.next(), self.claiming.retry_at()]
+        [running.flatten(), self.recording.next_at(self.is_busy()), self.doorbells.next(), self.claiming.retry_at()]
             .into_iter()
             .flatten()
             .min()
@@ -380,6 +385,11 @@ impl Dispatch {
     /// Why attempts can't be sent, if for a reason of ours.
     pub fn troubles(&self) -> Vec<LocalFailure> {
         self.troubles.causes()
+    }
+
+    /// Whether so much is in flight that more will soon be ready beside what is: waiting for it delays nobody for long.
+    fn is_busy(&self) -> bool {
+        self.attempts.len() >= GATHERED
     }
 
     fn is_idle(&self) -> bool {

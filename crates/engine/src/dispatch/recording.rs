@@ -4,7 +4,7 @@
 use std::collections::{BTreeSet, VecDeque};
 use std::time::Duration;
 
-use crate::dispatch::{BATCH, OUTAGE_PAUSE};
+use crate::dispatch::{BATCH, GATHERED, GATHERING, OUTAGE_PAUSE};
 use crate::protection::{Protection, is_off};
 use crate::result::{AttemptResult, Effect};
 
@@ -25,6 +25,8 @@ pub(super) struct Recording {
     in_progress: Option<InProgress>,
     /// Nothing is written before that, as the database is away.
     paused_until: Duration,
+    /// When the last batch committed.
+    ended_at: Duration,
     /// Those that were refused by themselves, or are locked.
     kept: Vec<Kept>,
     /// One of them that is being retried, beside the batches.
@@ -97,10 +99,10 @@ impl Recording {
         self.in_progress.iter().map(|in_progress| &in_progress.batch).chain(&self.batches)
     }
 
-    /// The transactions that can be made now: one batch, and one kept result beside it.
-    pub(super) fn next(&mut self, now: Duration) -> Vec<Batch> {
+    /// The transactions that can be made now: one batch, and one kept result beside it. At full load results gather.
+    pub(super) fn next(&mut self, now: Duration, is_busy: bool) -> Vec<Batch> {
         let mut next = Vec::new();
-        if self.in_progress.is_none() && self.paused_until <= now {
+        if self.in_progress.is_none() && self.batch_at(is_busy) <= now {
             let batch = self.batches.pop().unwrap_or_else(|| self.gather(now));
             if !batch.results.is_empty() {
                 let id = self.next_id();
@@ -119,11 +121,17 @@ impl Recording {
         next
     }
 
+    /// When a batch may be written that there is.
+    fn batch_at(&self, is_busy: bool) -> Duration {
+        let gathers = is_busy && self.batches.is_empty() && self.waiting.len() < GATHERED;
+        self.paused_until.max(if gathers { self.ended_at + GATHERING } else { Duration::ZERO })
+    }
+
     /// When there will be one.
-    pub(super) fn next_at(&self) -> Option<Duration> {
+    pub(super) fn next_at(&self, is_busy: bool) -> Option<Duration> {
         let has_batch = self.in_progress.is_none() && !(self.waiting.is_empty() && self.batches.is_empty());
         let kept = self.kept.iter().filter(|_| self.retrying.is_none()).map(|kept| kept.retry_at);
-        let times = has_batch.then_some(self.paused_until).into_iter().chain(kept);
+        let times = has_batch.then(|| self.batch_at(is_busy)).into_iter().chain(kept);
         times.map(|at| at.max(self.paused_until)).min()
     }
 
@@ -147,6 +155,7 @@ impl Recording {
 
     /// A transaction has committed. Returns those that are done with.
     pub(super) fn recorded(&mut self, id: u64, effects: &[Effect], now: Duration) -> Vec<Recorded> {
+        self.ended_at = now;
         let (results, kept) = match self.take(id) {
             Some(Taken::Batch(batch)) => (batch.results, None),
             Some(Taken::Retried(kept)) => (vec![kept.result.clone()], Some(kept)),
@@ -251,10 +260,10 @@ mod tests {
         recording.push(result(2), second(2));
         for at in 3..10 {
             assert_eq!(recording.oldest(), Some(second(1)));
-            let batches = recording.next(second(at));
+            let batches = recording.next(second(at), false);
             recording.unknown(batches[0].id, second(at));
         }
-        let batches = recording.next(second(10));
+        let batches = recording.next(second(10), false);
         recording.recorded(batches[0].id, &[Effect::Recorded; 2], second(10));
         assert_eq!(recording.oldest(), None);
     }

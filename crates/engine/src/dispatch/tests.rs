@@ -428,6 +428,27 @@ fn results_gather_while_a_batch_is_written() {
 }
 
 #[test]
+fn at_full_load_claims_and_results_gather_for_a_moment() {
+    let many = Limits { max_in_flight: 256, max_in_flight_per_destination: 256, ..limits() };
+    let mut bench = Bench::new(many);
+    let mut held = Vec::new();
+    for destination in 0..10 {
+        bench.ring(destination, 4, 1);
+        held.extend(bench.commit());
+    }
+    bench.ring(10, 1, 1);
+    assert_eq!(bench.claim(), None);
+    bench.end(&held[0], answered(200));
+    let Batch { id, .. } = bench.record().expect("nothing was recorded just before");
+    bench.tell(Event::Recorded { id, effects: vec![Effect::Recorded] });
+    bench.end(&held[1], answered(200));
+    assert_eq!(bench.record(), None);
+    bench.wait(GATHERING);
+    assert_eq!(bench.jobs().1.len(), 1);
+    assert_eq!(bench.record().unwrap().results.len(), 1);
+}
+
+#[test]
 fn a_refused_batch_is_halved_and_a_rejected_result_kept_beside_the_others() {
     let mut bench = Bench::new(limits());
     bench.ring(1, 1, 10);
