@@ -432,8 +432,9 @@ fn at_full_load_claims_and_results_gather_for_a_moment() {
     let many = Limits { max_in_flight: 256, max_in_flight_per_destination: 256, ..limits() };
     let mut bench = Bench::new(many);
     let mut held = Vec::new();
-    for destination in 0..8 {
+    for destination in 0..9 {
         bench.ring(destination, 4, 1);
+        bench.wait(GATHERING);
         held.extend(bench.commit());
     }
     bench.ring(9, 1, 1);
