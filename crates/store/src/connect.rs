@@ -143,9 +143,9 @@ impl DatabaseUrl {
             DatabaseUrl::Sqlite(path) => {
                 let mut conn = SqliteConnection::establish(path)?;
                 conn.batch_execute(
-                    // What is rewritten is overwritten, so that erasing leaves nothing in freed pages.
+                    // What is rewritten is overwritten, so that erasing leaves nothing in freed pages, nor in temporary files.
                     "PRAGMA busy_timeout = 5000; PRAGMA synchronous = FULL; PRAGMA foreign_keys = ON;
-                     PRAGMA secure_delete = ON",
+                     PRAGMA secure_delete = ON; PRAGMA temp_store = MEMORY",
                 )
                 .and_then(|()| enable_wal(&mut conn))
                 .map_err(set_up)?;

@@ -185,6 +185,16 @@ async fn with_512_open_files() {
     setrlimit(Resource::Nofile, limit).unwrap();
     let names = NameServer::start(|_, _| Reply::Address([127, 0, 0, 1].into())).await;
 
+    // Files of somebody else: not even a name can be asked for.
+    let starved = sender(&names, usize::MAX);
+    let url = format!("http://receiver.example:{port}/ok");
+    let files: Vec<File> = std::iter::from_fn(|| File::open("/dev/null").ok()).collect();
+    assert_eq!(starved.sent(&url).await, Outcome::NotSent(LocalFailure::NoSocket));
+    drop(files);
+    let outcome = starved.sent(&url).await;
+    assert!(matches!(outcome, Outcome::Answered(_)), "{outcome:?}");
+    drop(starved);
+
     let bounded = sender(&names, max_kept(Some(512), settings().limits.max_in_flight));
     assert_eq!(call_all(&bounded, port).await, 0, "connections are given back before they are missing");
     drop(bounded);
@@ -194,15 +204,6 @@ async fn with_512_open_files() {
     assert!(call_all(&unbounded, port).await > 0, "files were enough for all");
     assert!(began_at.elapsed() < Duration::from_secs(15), "idle connections were waited for");
     drop(unbounded);
-
-    // Files of somebody else: not even a name can be asked for.
-    let sender = sender(&names, usize::MAX);
-    let url = format!("http://receiver.example:{port}/ok");
-    let files: Vec<File> = std::iter::from_fn(|| File::open("/dev/null").ok()).collect();
-    assert_eq!(sender.sent(&url).await, Outcome::NotSent(LocalFailure::NoSocket));
-    drop(files);
-    let outcome = sender.sent(&url).await;
-    assert!(matches!(outcome, Outcome::Answered(_)), "{outcome:?}");
 }
 
 /// Calls as many destinations until each has answered, while one hangs, and returns how often there was no socket.
