@@ -48,7 +48,7 @@ impl World<'_> {
         })
     }
 
-    /// The run engine tells an api of a run's end, or of its output anew.
+    /// The run engine reports a run's end to an api, or a fresh output.
     pub(crate) fn report_run(&mut self, api: usize) -> Step {
         let run = self.any_run();
         let id = self.runs[run].id;
@@ -57,7 +57,7 @@ impl World<'_> {
         if self.runs[run].is_running && fate != Fate::RolledBack {
             self.runs[run].is_running = false;
             self.runs[run].is_announced = true;
-            self.saw("a run's end announced");
+            self.count("a run's end announced");
         }
         self.accept(api, fate, move |tx, now| {
             match record_run(tx, now, &policy, Deliver::Automatically, (ORG, id), &update, "r")? {
@@ -77,9 +77,10 @@ impl World<'_> {
             return Ok(());
         }
         let erasure = self.database.transaction(true, |tx| erase_run(tx, now, ORG, id))?;
-        self.tell(|_| format!("run {run} is to be erased: {erasure:?}"));
-        if matches!(erasure, Erasure::Erased { .. }) {
-            self.saw("a run erased");
+        let is_erased = matches!(erasure, Erasure::Erased { .. });
+        self.log(|_| format!("run {run} is {}erased", if is_erased { "" } else { "not " }));
+        if is_erased {
+            self.count("a run erased");
             self.runs[run].is_erased = true;
         }
         self.check(&Cause::Api)
@@ -89,7 +90,7 @@ impl World<'_> {
         self.rng.random_range(0..self.runs.len())
     }
 
-    /// An api's transaction that may make deliveries, for which it then has doorbells to ring.
+    /// Runs an api's transaction. For each delivery it accepts the api has a doorbell to publish.
     fn accept(
         &mut self,
         api: usize,
@@ -103,16 +104,16 @@ impl World<'_> {
         }
         let now = self.database_time();
         let made = self.database.transaction(true, |tx| accepting(tx, now))?;
-        self.tell(|_| format!("api {api} accepts {} deliveries: {fate:?}", made.len()));
+        self.log(|_| format!("api {api} accepts {} deliveries: {fate:?}", made.len()));
         self.check(&Cause::Api)?;
         if made.is_empty() {
             return Ok(());
         }
         if fate != Fate::Committed {
-            self.saw("accepted, and the client was not told");
+            self.count("accepted, and the client was not told");
             return Ok(());
         }
-        self.saw("accepted");
+        self.count("accepted");
         for delivery in made {
             let job = self.job(&delivery);
             self.apis[api].buffer.push(job);
@@ -144,7 +145,7 @@ impl World<'_> {
             15..25 => 2,
             _ => 1,
         };
-        self.tell(|facts| format!("api {api} rings for {}: {copies} messages", facts.name(job.delivery_id)));
+        self.log(|facts| format!("api {api} rings for {}: {copies} messages", facts.name(job.delivery_id)));
         for _ in 0..copies {
             self.publish(job.clone());
         }
@@ -152,9 +153,9 @@ impl World<'_> {
 
     /// An api is killed: doorbells it has not published are lost.
     pub(crate) fn kill_api(&mut self, api: usize) {
-        self.tell(|_| format!("api {api} is killed"));
+        self.log(|_| format!("api {api} is killed"));
         if !self.apis[api].buffer.is_empty() {
-            self.saw("an api killed between commit and publish");
+            self.count("an api killed between commit and publish");
         }
         self.apis[api].buffer.clear();
     }

@@ -1,4 +1,4 @@
-//! The queue: messages are lost, repeated, given out in any order and given out again.
+//! The queue: it loses, repeats, reorders and redelivers messages.
 
 use contracts::Job;
 use engine::dispatch::{Doorbell, Event};
@@ -6,31 +6,31 @@ use rand::prelude::*;
 
 use crate::world::{Step, World};
 
-/// Messages a dispatcher is given without having acknowledged others.
+/// How many unacknowledged messages a dispatcher may have.
 pub(crate) const PREFETCH: usize = 4;
 
 #[derive(Default)]
 pub(crate) struct Broker {
     pub(crate) queue: Vec<Message>,
-    /// How often a message has been given out.
+    /// The last token.
     given_out: u64,
 }
 
 /// A message.
 #[derive(Clone, Debug)]
 pub(crate) struct Message {
-    /// Which of all times this is that a message is given out.
+    /// Unique to this delivery of the message to a dispatcher.
     pub(crate) token: u64,
     pub(crate) job: Job,
 }
 
 impl World<'_> {
-    /// An api's doorbell arrives.
+    /// Puts a doorbell into the queue.
     pub(crate) fn publish(&mut self, job: Job) {
         self.broker.queue.push(Message { token: 0, job });
     }
 
-    /// The broker gives a message to a dispatcher, in any order.
+    /// Gives a random message to a dispatcher.
     pub(crate) fn give_out(&mut self, d: usize) {
         let index = self.rng.random_range(0..self.broker.queue.len());
         let message = self.broker.queue.swap_remove(index);
@@ -49,7 +49,7 @@ impl World<'_> {
         let doorbell = |message: &Message| Doorbell { token: message.token, job: message.job.clone() };
         let doorbells = heard.iter().map(doorbell).collect();
         process.heard.extend(heard.iter().map(|message| (message.token, message.clone())));
-        self.tell(|facts| {
+        self.log(|facts| {
             let names: Vec<String> =
                 heard.iter().map(|message| facts.name(message.job.delivery_id)).collect();
             format!("dispatcher {d} hears {}", names.join(" "))
@@ -61,10 +61,10 @@ impl World<'_> {
     pub(crate) fn acknowledge(&mut self, d: usize) {
         let Some(process) = &mut self.dispatchers[d].process else { return };
         let message = process.acknowledged.remove(0);
-        self.tell(|facts| format!("dispatcher {d} acknowledges {}", facts.name(message.job.delivery_id)));
+        self.log(|facts| format!("dispatcher {d} acknowledges {}", facts.name(message.job.delivery_id)));
     }
 
-    /// What a dispatcher has not acknowledged is given out again, as its connection is closed.
+    /// Closes a dispatcher's connection: what it has not acknowledged returns to the queue.
     pub(crate) fn take_back(&mut self, d: usize) {
         let Some(process) = &mut self.dispatchers[d].process else { return };
         self.broker.queue.append(&mut process.prefetched);
@@ -73,16 +73,16 @@ impl World<'_> {
         self.broker.queue.append(&mut process.acknowledged);
     }
 
-    /// Messages are lost: the queue is purged or deleted.
+    /// Purges or deletes the queue.
     pub(crate) fn purge(&mut self) {
-        self.tell(|_| "the queue is purged".into());
-        self.saw("a queue purged");
+        self.log(|_| "the queue is purged".into());
+        self.count("a queue purged");
         self.broker.queue.clear();
     }
 
     /// The broker restarts.
     pub(crate) fn restart_broker(&mut self) {
-        self.tell(|_| "the broker restarts".into());
+        self.log(|_| "the broker restarts".into());
         for d in 0..self.dispatchers.len() {
             self.take_back(d);
         }

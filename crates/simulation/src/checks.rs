@@ -1,4 +1,4 @@
-//! What may never be seen in the database, whatever happened.
+//! Invariants of the rows, checked after every transaction.
 
 use contracts::{Attempt, Delivery, DeliveryId, DeliveryStatus, Timestamp};
 use engine::{AttemptResult, Claimed, Effect};
@@ -7,7 +7,7 @@ use store::find_delivery;
 use crate::facts::KnownDelivery;
 use crate::world::{ORG, Step, World, promise};
 
-/// What has written to the database.
+/// Which transaction wrote to the database.
 pub(crate) enum Cause<'a> {
     Api,
     Claim(&'a [Claimed]),
@@ -17,7 +17,7 @@ pub(crate) enum Cause<'a> {
 }
 
 impl World<'_> {
-    /// Looks at what a step has written.
+    /// Checks what a transaction has written.
     pub(crate) fn check(&mut self, cause: &Cause<'_>) -> Step {
         let asked = self.asked_for(cause);
         let changes = self.database.changes();
@@ -65,7 +65,7 @@ impl World<'_> {
             let earlier = records.get(index);
             if earlier != Some(attempt) {
                 if is_erased && earlier.is_some() {
-                    self.saw("a late result of an erased run");
+                    self.count("a late result of an erased run");
                 }
                 self.check_record(place, earlier, attempt)?;
             }
@@ -108,11 +108,11 @@ impl World<'_> {
         let was_sent = self.facts.receipts.contains_key(&(place, number));
         promise(!was_sent, || format!("I5: {name} is handed back, and was sent"))?;
         self.facts.claims.remove(&(place, number));
-        self.saw("a number handed back");
+        self.count("a number handed back");
         Ok(())
     }
 
-    /// A record that is new, or has changed.
+    /// Checks a record that is new or has changed.
     fn check_record(&mut self, place: usize, earlier: Option<&Attempt>, attempt: &Attempt) -> Step {
         let number = attempt.attempt_number;
         let name = format!("the record of attempt {number} of d{place}");
@@ -136,12 +136,12 @@ impl World<'_> {
             if let Some(receipt) = self.facts.receipts.get_mut(&(place, number)) {
                 receipt.asks = None;
             }
-            self.saw(if is_failure(attempt) { "a late failure" } else { "a late success" });
+            self.count(if is_failure(attempt) { "a late failure" } else { "a late success" });
         }
         Ok(())
     }
 
-    /// All deliveries are as they were seen last, and none has vanished.
+    /// Checks that every delivery is as it was read last.
     pub(crate) fn check_all(&mut self) -> Step {
         let ids: Vec<DeliveryId> = self.facts.deliveries.iter().map(|known| known.delivery.id).collect();
         for id in ids {
@@ -155,7 +155,7 @@ impl World<'_> {
     }
 }
 
-/// What a delivery says of itself.
+/// Checks a delivery's columns against its attempts and its former state.
 fn check_outline(place: usize, before: &Delivery, delivery: &Delivery) -> Step {
     let under_way = i32::from(delivery.status_code == DeliveryStatus::Delivering);
     let numbers: Vec<_> = delivery.attempts.iter().map(|attempt| attempt.attempt_number).collect();

@@ -1,4 +1,4 @@
-//! What may be claimed and what may be sent, when it is.
+//! Invariants of claims and sends, checked when they happen.
 
 use engine::Claimed;
 use engine::dispatch::{Claim, ClaimSource};
@@ -9,7 +9,7 @@ use crate::process::{Attempt, Dispatcher};
 use crate::world::{CLOCK_ERROR, Step, World, promise};
 
 impl World<'_> {
-    /// Notes committed claims, which must have been allowed. `is_late` says that nobody is told.
+    /// Notes committed claims and checks that they were allowed. `is_late`: no dispatcher learns of them.
     pub(crate) fn note_claims(
         &mut self,
         d: usize,
@@ -67,7 +67,7 @@ impl World<'_> {
         Ok(())
     }
 
-    /// Notes a callback, which must have been allowed.
+    /// Notes a callback and checks that it was allowed.
     pub(crate) fn note_receipt(&mut self, attempt: &Attempt, receipt: Receipt) -> Step {
         let held = &attempt.claimed.held;
         let (place, number) = (self.facts.place(held.delivery_id), held.attempt);

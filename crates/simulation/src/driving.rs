@@ -1,4 +1,4 @@
-//! Drives the shipped machine: tells it what happened, and does what it says. Nothing is decided here.
+//! Drives the shipped machine: reports events to it and performs its actions. Nothing is decided here.
 
 use std::time::Duration;
 
@@ -12,13 +12,13 @@ use crate::world::{Step, World, promise};
 impl World<'_> {
     /// Starts a dispatcher's process.
     pub(crate) fn start(&mut self, d: usize) {
-        self.tell(|_| format!("dispatcher {d} starts"));
+        self.log(|_| format!("dispatcher {d} starts"));
         let machine = Dispatch::new(self.shape.limits.clone(), self.rng.random(), self.now_of(d));
         self.dispatchers[d].process = Some(Process::new(machine));
         self.missed.forget(d);
     }
 
-    /// Tells a machine that time has passed.
+    /// Reports that time has passed. A machine must not ask for that again at once, or its driver would spin.
     pub(crate) fn tick(&mut self, d: usize) -> Step {
         for _ in 0..5 {
             self.report(d, Event::Tick)?;
@@ -31,7 +31,7 @@ impl World<'_> {
         promise(false, || format!("dispatcher {d} wakes up for nothing, again and again"))
     }
 
-    /// Tells a machine what happened, and does what it says.
+    /// Reports an event and performs the actions.
     pub(crate) fn report(&mut self, d: usize, event: Event) -> Step {
         let now = self.now_of(d);
         let Some(process) = &mut self.dispatchers[d].process else { return Ok(()) };
@@ -77,27 +77,27 @@ impl World<'_> {
             Action::Pause => {
                 process.is_consuming = false;
                 if !process.prefetched.is_empty() || !process.heard.is_empty() {
-                    self.saw("messages left to others while the database is away");
+                    self.count("messages left to others while the database is away");
                 }
                 self.take_back(d);
             }
             Action::Resume => process.is_consuming = true,
             Action::Report(recorded) => {
                 if recorded.effect.is_none() {
-                    self.saw("a result given up");
+                    self.count("a result given up");
                     self.facts.abandon_claim(recorded.result.claim_id);
                 }
             }
             Action::StepOver { delivery_id, wait } => {
-                self.saw("a row stepped over");
-                self.tell(|facts| {
+                self.count("a row stepped over");
+                self.log(|facts| {
                     format!("dispatcher {d} steps over {} for {wait:?}", facts.name(delivery_id))
                 });
             }
-            Action::Trouble(cause) => self.tell(|_| format!("dispatcher {d} can't send: {cause:?}")),
-            Action::TroubleOver(cause) => self.tell(|_| format!("dispatcher {d} can send again: {cause:?}")),
+            Action::Trouble(cause) => self.log(|_| format!("dispatcher {d} can't send: {cause:?}")),
+            Action::TroubleOver(cause) => self.log(|_| format!("dispatcher {d} can send again: {cause:?}")),
             Action::Stopped => {
-                self.saw("a dispatcher stopped with nothing in flight");
+                self.count("a dispatcher stopped with nothing in flight");
                 self.exit(d);
             }
         }

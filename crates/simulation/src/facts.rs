@@ -16,9 +16,9 @@ pub(crate) struct Facts {
     /// Committed claims, but for those of attempts that were handed back.
     pub(crate) claims: BTreeMap<(usize, AttemptNumber), ClaimFact>,
     pub(crate) receipts: BTreeMap<(usize, AttemptNumber), Receipt>,
-    /// Claims that nobody may know of: their attempts may end as anything.
+    /// Claims that possibly no dispatcher knows of: their attempts may end as `outcome_unknown`.
     abandoned: BTreeSet<ClaimId>,
-    /// Rows of destinations, as they stood after the last step.
+    /// The rows of destinations after the last step.
     pub(crate) holds: BTreeMap<Destination, HoldRow>,
 }
 
@@ -30,7 +30,7 @@ pub(crate) struct KnownDelivery {
     pub(crate) frozen: String,
     pub(crate) run: usize,
     pub(crate) destination: Destination,
-    /// The database refuses to write something of it.
+    /// The database refuses to write some of its rows.
     pub(crate) is_refused: bool,
 }
 
@@ -43,7 +43,7 @@ pub(crate) struct ClaimFact {
     pub(crate) lease_end: Timestamp,
     /// By the database's clock.
     pub(crate) wake_at: Timestamp,
-    /// Not on record yet.
+    /// It has no record yet.
     pub(crate) is_open: bool,
     /// Its dispatcher was killed or stopped, or the database went away: it may end as `outcome_unknown`.
     pub(crate) is_disturbed: bool,
@@ -53,7 +53,7 @@ pub(crate) struct ClaimFact {
 #[derive(Debug)]
 pub(crate) struct Receipt {
     pub(crate) is_accepted: bool,
-    /// What the answer asked for, once it was heard.
+    /// What the answer asks for, once the dispatcher has it.
     pub(crate) asks: Option<Asks>,
 }
 
@@ -62,7 +62,7 @@ impl KnownDelivery {
         self.delivery.completed_at.is_none()
     }
 
-    /// When the relay may take it, if it waits, as far as its destination is open.
+    /// When the relay may claim it, if it is waiting and its destination is open.
     pub(crate) fn wakes_at(&self) -> Option<Timestamp> {
         let Delivery { next_attempt_at, created_at, .. } = self.delivery;
         let at = next_attempt_at.filter(|_| self.delivery.status_code == DeliveryStatus::Pending)?;
@@ -80,7 +80,7 @@ impl Facts {
         self.places.get(&id).copied()
     }
 
-    /// The place of a delivery that is known.
+    /// The place of a known delivery.
     pub(crate) fn place(&self, id: DeliveryId) -> usize {
         self.places[&id]
     }
@@ -93,14 +93,14 @@ impl Facts {
         place
     }
 
-    /// The claims of that dispatcher, or of all, that are not on record may end as anything.
+    /// Allows open claims, of one dispatcher or of all, to end as `outcome_unknown`.
     pub(crate) fn disturb(&mut self, dispatcher: Option<usize>) {
         for claim in self.claims.values_mut().filter(|claim| claim.is_open) {
             claim.is_disturbed |= dispatcher.is_none_or(|dispatcher| dispatcher == claim.dispatcher);
         }
     }
 
-    /// What is claimed under that id may end as anything.
+    /// Allows attempts under that claim id to end as `outcome_unknown`.
     pub(crate) fn abandon_claim(&mut self, id: ClaimId) {
         self.abandoned.insert(id);
         for claim in self.claims.values_mut().filter(|claim| claim.is_open && claim.claim_id == id) {

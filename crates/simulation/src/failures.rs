@@ -1,4 +1,4 @@
-//! Failures that only change what is held in memory, and their ends.
+//! Failures, and their ends.
 
 use std::time::Duration;
 
@@ -14,25 +14,24 @@ impl World<'_> {
     pub(crate) fn lose_database(&mut self) {
         let longest = if self.rng.random_bool(0.5) { 5_000 } else { 90_000 };
         let length = Duration::from_millis(self.rng.random_range(100..longest));
-        self.tell(|_| format!("the database is away for {length:?}"));
-        self.saw("a database away");
+        self.log(|_| format!("the database is away for {length:?}"));
+        self.count("a database away");
         self.outage_until = self.now + length;
         self.facts.disturb(None);
     }
 
     pub(crate) fn kill_dispatcher(&mut self, d: usize) {
-        self.tell(|_| format!("dispatcher {d} is killed"));
-        if let Some(process) = &self.dispatchers[d].process {
-            if !process.acknowledged.is_empty() {
-                self.saw("a dispatcher killed between claim and acknowledgement");
-            }
+        self.log(|_| format!("dispatcher {d} is killed"));
+        let process = self.dispatchers[d].process.as_ref();
+        if process.is_some_and(|process| !process.acknowledged.is_empty()) {
+            self.count("a dispatcher killed between claim and acknowledgement");
         }
         self.facts.disturb(Some(d));
         self.exit(d);
     }
 
     pub(crate) fn freeze(&mut self, d: usize) {
-        self.tell(|_| format!("dispatcher {d} is frozen"));
+        self.log(|_| format!("dispatcher {d} is frozen"));
         self.facts.disturb(Some(d));
         if let Some(process) = &mut self.dispatchers[d].process {
             process.is_frozen = true;
@@ -40,19 +39,19 @@ impl World<'_> {
     }
 
     pub(crate) fn thaw(&mut self, d: usize) {
-        self.tell(|_| format!("dispatcher {d} goes on"));
+        self.log(|_| format!("dispatcher {d} goes on"));
         if let Some(process) = &mut self.dispatchers[d].process {
             process.is_frozen = false;
         }
     }
 
-    /// A dispatcher is told to stop.
+    /// Asks a dispatcher to stop.
     pub(crate) fn stop(&mut self, d: usize) -> Step {
-        self.tell(|_| format!("dispatcher {d} is told to stop"));
+        self.log(|_| format!("dispatcher {d} is told to stop"));
         let Some(process) = &mut self.dispatchers[d].process else { return Ok(()) };
         process.is_stopping = true;
         if let Some(claim) = process.doubtful_claim {
-            // It is not tried again: its attempts, if any, are lost.
+            // It is not retried: if it committed, its attempts are lost.
             self.facts.abandon_claim(claim);
         }
         self.report(d, Event::Stop)
@@ -60,14 +59,14 @@ impl World<'_> {
 
     pub(crate) fn set_database_clock(&mut self) {
         let jump = self.rng.random_range(-600_000_000..=600_000_000);
-        self.tell(|_| format!("the database's clock is set by {} s", jump / 1_000_000));
-        self.saw("a database's clock set");
+        self.log(|_| format!("the database's clock is set by {} s", jump / 1_000_000));
+        self.count("a database's clock set");
         self.database_ahead += jump;
         self.dispatchers.iter_mut().for_each(|dispatcher| dispatcher.clock_error -= jump);
         self.facts.disturb(None);
     }
 
-    /// Attempts of a host can't be sent any more, or can be again.
+    /// Starts or ends a local failure of a dispatcher's host.
     pub(crate) fn trouble(&mut self, d: usize) {
         let causes = [
             LocalFailure::NoSocket,
@@ -80,25 +79,25 @@ impl World<'_> {
             Some(_) => None,
             None => causes.choose(&mut self.rng).copied(),
         };
-        self.tell(|_| format!("host {d} has a trouble of its own: {cause:?}"));
+        self.log(|_| format!("host {d} has a trouble of its own: {cause:?}"));
         self.dispatchers[d].trouble = cause;
     }
 
     pub(crate) fn change_manner(&mut self) {
         let manner = Manner::draw(&mut self.rng);
         let receiver = self.rng.random_range(0..self.receivers.len());
-        self.tell(|_| format!("receiver {receiver} is {manner:?} from now on"));
+        self.log(|_| format!("receiver {receiver} is {manner:?} from now on"));
         self.receivers[receiver].manner = manner;
     }
 
-    /// A row or a page breaks: the database refuses to write something of a delivery.
+    /// Makes the database refuse claims or records of a delivery, as a broken row or page does.
     pub(crate) fn break_row(&mut self) {
         let open: Vec<usize> = (0..self.facts.deliveries.len())
             .filter(|place| self.facts.deliveries[*place].is_open())
             .collect();
         let Some(place) = open.choose(&mut self.rng).copied() else { return };
         let what = if self.rng.random_bool(0.6) { Refused::Claims } else { Refused::Records };
-        self.tell(|_| format!("the database refuses {what:?} of d{place} from now on"));
+        self.log(|_| format!("the database refuses {what:?} of d{place} from now on"));
         let known = &mut self.facts.deliveries[place];
         known.is_refused = true;
         self.database.refuse(what, known.delivery.id);
@@ -108,9 +107,9 @@ impl World<'_> {
         }
     }
 
-    /// An operator repairs what was broken.
+    /// Repairs what was broken, as an operator does.
     pub(crate) fn repair_rows(&mut self) {
-        self.tell(|_| "broken rows are repaired".into());
+        self.log(|_| "broken rows are repaired".into());
         self.facts.deliveries.iter_mut().for_each(|known| known.is_refused = false);
         self.database.refuse_nothing();
     }

@@ -1,4 +1,4 @@
-//! One history: which step comes next is drawn from the seed.
+//! Plays one history. The seed decides which step comes next.
 
 use std::time::Duration;
 
@@ -7,15 +7,15 @@ use rand::prelude::*;
 use testkit::MemoryDatabase;
 
 use crate::broker::PREFETCH;
-use crate::explore::Seen;
+use crate::explore::Counts;
 use crate::facts::KnownDelivery;
 use crate::process::{Dispatcher, Process};
 use crate::world::{Broken, CLOCK_ERROR, Step, World, promise};
 
-/// The longest a process that runs leaves a step unmade: far less than a lease.
+/// The longest that a running process delays a step: far less than a lease.
 const PROMPT: Duration = Duration::from_secs(2);
 
-/// How long in calm before broken rows are repaired.
+/// How long broken rows stay broken after the other failures have stopped.
 const UNREPAIRED: Duration = Duration::from_secs(120);
 
 /// What can happen next.
@@ -51,22 +51,22 @@ enum Event {
 }
 
 /// How a history went.
-pub(crate) struct Told {
+pub(crate) struct Played {
     pub(crate) steps: usize,
     pub(crate) trace: Vec<String>,
     pub(crate) broken: Option<Broken>,
 }
 
 /// Plays the history of a seed, on a database that holds nothing else.
-pub(crate) fn play(database: &mut MemoryDatabase, seen: &mut Seen, seed: u64, is_traced: bool) -> Told {
+pub(crate) fn play(database: &mut MemoryDatabase, counts: &mut Counts, seed: u64, is_traced: bool) -> Played {
     let mut steps = 0;
-    let mut world = match World::of_seed(database, seen, seed) {
+    let mut world = match World::of_seed(database, counts, seed) {
         Ok(world) => world,
-        Err(broken) => return Told { steps, trace: Vec::new(), broken: Some(broken) },
+        Err(broken) => return Played { steps, trace: Vec::new(), broken: Some(broken) },
     };
     world.trace = is_traced.then(Vec::new);
     let played = world.play(&mut steps);
-    Told { steps, trace: world.trace.take().unwrap_or_default(), broken: played.err() }
+    Played { steps, trace: world.trace.take().unwrap_or_default(), broken: played.err() }
 }
 
 impl World<'_> {
@@ -76,56 +76,68 @@ impl World<'_> {
             let events = self.possible();
             let drawn = events.choose_weighted(&mut self.rng, |(_, weight)| *weight);
             let event = drawn.map_err(|error| Broken::Step(format!("nothing can happen: {error}")))?.0;
-            self.happen(event)?;
+            self.apply(event)?;
             *steps += 1;
         }
         self.calm();
-        // What is broken holds up nothing else …
+        // Broken rows hold up nothing else …
         let patience = self.now + UNREPAIRED;
         self.play_until(steps, |world| {
             world.now > patience
                 || world.facts.deliveries.iter().all(|known| !known.is_open() || known.is_refused)
         })?;
         self.check_nothing_is_held_up()?;
-        // … and comes to its end, too, once it is repaired.
+        // … and their deliveries end once they are repaired.
         self.repair_rows();
         self.play_until(steps, |world| world.facts.deliveries.iter().all(|known| !known.is_open()))?;
-        if self
-            .facts
-            .deliveries
-            .iter()
-            .any(|known| known.delivery.attempt_count == known.delivery.max_attempts)
-        {
-            self.saw("a budget used up");
+        self.make_the_rest()?;
+        let mut deliveries = self.facts.deliveries.iter().map(|known| &known.delivery);
+        if deliveries.any(|delivery| delivery.attempt_count == delivery.max_attempts) {
+            self.count("a budget used up");
         }
         self.check_all()
     }
 
-    /// Plays on in calm until then.
+    /// Makes the transactions that are still on their way: they change nothing any more.
+    fn make_the_rest(&mut self) -> Step {
+        while !self.late.is_empty() {
+            self.transact_late(0)?;
+        }
+        for d in 0..self.dispatchers.len() {
+            let transactions =
+                self.dispatchers[d].process.as_ref().map_or(0, |process| process.transactions.len());
+            for _ in 0..transactions {
+                self.transact(d, 0)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Plays on without failures until `is_over`.
     pub(crate) fn play_until(&mut self, steps: &mut usize, is_over: impl Fn(&World<'_>) -> bool) -> Step {
         while !is_over(self) {
             promise(*steps < self.shape.last_step, || "I1: a delivery does not come to its end".into())?;
             let event = self.next_in_calm();
-            self.happen(event)?;
+            self.apply(event)?;
             *steps += 1;
         }
         Ok(())
     }
 
-    /// Plays on in calm up to that moment.
+    /// Plays on without failures up to that moment.
     pub(crate) fn play_up_to(&mut self, moment: Timestamp, steps: &mut usize) -> Step {
         while self.now < moment {
             let event = match self.next_in_calm() {
                 Event::Wait(wait) => Event::Wait(wait.min(moment.since(self.now))),
                 event => event,
             };
-            self.happen(event)?;
+            self.apply(event)?;
             *steps += 1;
         }
         Ok(())
     }
 
-    /// In calm nothing that could be claimed waits for long, unless it is one of a crowd.
+    /// Checks that no delivery waits for long without need. In a crowd it may.
     fn check_nothing_is_held_up(&self) -> Step {
         let is_crowded = self.shape.crowd > 0;
         let is_free =
@@ -136,7 +148,7 @@ impl World<'_> {
         promise(longest.is_none() || is_crowded, || format!("I12: a delivery has been due since {longest:?}"))
     }
 
-    /// Many redeliveries are asked for at once.
+    /// Accepts the crowd's redeliveries.
     fn gather_crowd(&mut self) -> Step {
         let crowd: Vec<usize> = (0..self.runs.len()).skip(self.runs.len() - self.shape.crowd).collect();
         if crowd.is_empty() {
@@ -148,9 +160,9 @@ impl World<'_> {
         Ok(())
     }
 
-    /// Failures stop: the database is back, and processes go on.
+    /// Ends all failures: the database is back, and processes go on.
     fn calm(&mut self) {
-        self.tell(|_| "failures stop".into());
+        self.log(|_| "failures stop".into());
         self.is_calm = true;
         self.outage_until = self.now;
         for d in 0..self.dispatchers.len() {
@@ -160,7 +172,7 @@ impl World<'_> {
         }
     }
 
-    /// What can happen, and how likely it is.
+    /// What can happen next, with weights.
     fn possible(&self) -> Vec<(Event, u32)> {
         let mut events = vec![(Event::Purge, 1), (Event::RestartBroker, 1), (Event::ChangeManner, 1)];
         if !self.is_database_away() {
@@ -211,7 +223,7 @@ impl World<'_> {
         events
     }
 
-    /// Whoever runs makes their steps in time; the looks at the database can wait.
+    /// How long time may pass: running processes make their steps promptly, except looks at the database.
     fn waits(&self) -> Vec<(Event, u32)> {
         let running = self.dispatchers.iter().filter_map(Dispatcher::running);
         let oldest = running.filter_map(Process::ready_at).min();
@@ -229,7 +241,7 @@ impl World<'_> {
         process.machine.wake_at().is_some_and(|at| at <= self.monotonic())
     }
 
-    /// The steps a dispatcher could make now.
+    /// The steps that a dispatcher could make now.
     fn steps_of(&self, d: usize, process: &Process) -> Vec<Event> {
         let mut events = Vec::new();
         if !process.acknowledged.is_empty() {
@@ -250,7 +262,7 @@ impl World<'_> {
         events
     }
 
-    /// In calm everybody works on: what can be done is done, and then it is waited for what is next.
+    /// The next step while nothing fails: any that is possible now, otherwise a wait for the next one.
     fn next_in_calm(&mut self) -> Event {
         let mut events: Vec<Event> = (0..self.late.len()).map(Event::TransactLate).collect();
         for (d, dispatcher) in self.dispatchers.iter().enumerate() {
@@ -268,7 +280,7 @@ impl World<'_> {
             let running = self.dispatchers.iter().enumerate();
             running.filter_map(|(d, dispatcher)| Some((d, dispatcher.process.as_ref()?)))
         };
-        // Looks at the database that would find nothing are left out.
+        // Looks that would find nothing are skipped.
         let has_reason =
             |process: &Process| is_due || process.urgent_at().is_some() || !process.heard.is_empty();
         let ticks = processes().filter(|(_, process)| has_reason(process) && self.is_tick_due(process));
@@ -285,7 +297,7 @@ impl World<'_> {
         Event::Wait(wait.max(Duration::from_millis(1)))
     }
 
-    /// When something in the database is due for the relay next.
+    /// When the relay will next find something.
     fn next_due(&self) -> Option<Timestamp> {
         let waiting = self.facts.deliveries.iter().filter(|known| !known.is_refused).filter_map(|known| {
             let hold = self.facts.holds.get(&known.destination);
@@ -300,7 +312,7 @@ impl World<'_> {
         waiting.chain(leases).min().map(|at| self.as_true_time(at))
     }
 
-    fn happen(&mut self, event: Event) -> Step {
+    fn apply(&mut self, event: Event) -> Step {
         match event {
             Event::Ask(api) => return self.ask(api),
             Event::Report(api) => return self.report_run(api),

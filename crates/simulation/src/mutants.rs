@@ -1,5 +1,5 @@
-//! Mutants of the shipped code: each lacks one protection of the engine or the store. Each must be noticed by a promise
-//! that it breaks, or the simulation would not notice the protection missing.
+//! Mutants of the shipped code: each lacks one protection of the engine or the store, and must break a promise that the
+//! simulation checks.
 
 use std::io::Write;
 
@@ -12,10 +12,10 @@ use testkit::MemoryDatabase;
 use crate::explore::explore;
 use crate::world::Broken;
 
-/// Histories within which a mutant must be noticed.
+/// Within how many histories a mutant must be noticed.
 const SEEDS: u64 = 20_000;
 
-/// Makes this thread and its database the mutant without that protection.
+/// Switches a protection off, on this thread and in its database.
 pub(crate) fn without(protection: Protection, database: &mut MemoryDatabase) {
     switch_off(Some(protection));
     if protection == Protection::OneOpenDelivery {
@@ -29,7 +29,7 @@ pub(crate) fn named(name: &str) -> Result<Protection> {
     found.with_context(|| format!("no protection {name}"))
 }
 
-/// Plays histories of every mutant, until a promise breaks. Returns whether all were noticed.
+/// Plays histories of each mutant until a promise breaks. Returns whether all were noticed.
 pub(crate) fn explore_all(out: &mut impl Write) -> Result<bool> {
     let mut noticed = 0;
     for protection in Protection::VARIANTS {

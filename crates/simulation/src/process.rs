@@ -1,4 +1,4 @@
-//! What a dispatcher's process holds in memory, and loses.
+//! What a dispatcher's process holds in memory.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -14,31 +14,31 @@ use crate::world::CLOCK_ERROR;
 /// A dispatcher's process on its host.
 #[derive(Default)]
 pub(crate) struct Dispatcher {
-    /// How far its clock, which follows the database's, is off it in microseconds.
+    /// The error of its clock, which follows the database's, in microseconds.
     pub(crate) clock_error: i64,
-    /// Why attempts of this host can't be sent at present.
+    /// Why this host can't send at present.
     pub(crate) trouble: Option<LocalFailure>,
-    /// The process, while there is one.
+    /// `None`: it is not running.
     pub(crate) process: Option<Process>,
 }
 
-/// What is lost when it is killed.
+/// A running process. A kill loses all of this.
 pub(crate) struct Process {
     /// All its decisions: the shipped machine.
     pub(crate) machine: Dispatch,
-    /// Stopped by a signal: it makes no step.
+    /// Stopped by SIGSTOP.
     pub(crate) is_frozen: bool,
-    /// It has been told to stop.
+    /// Asked to stop.
     pub(crate) is_stopping: bool,
     /// Whether it takes messages.
     pub(crate) is_consuming: bool,
-    /// Messages given to it that the machine has not heard of.
+    /// Messages that the machine does not know of yet.
     pub(crate) prefetched: Vec<Message>,
-    /// Messages that the machine has heard of, by token.
+    /// Messages that the machine knows of, by token.
     pub(crate) heard: BTreeMap<u64, Message>,
-    /// Jobs of messages that the broker has taken back from the machine's hands.
+    /// Jobs of messages that returned to the queue while the machine knew of them.
     pub(crate) taken_back: Vec<Job>,
-    /// Messages that are to be acknowledged.
+    /// Messages whose acknowledgement is on its way.
     pub(crate) acknowledged: Vec<Message>,
     pub(crate) transactions: Vec<Transaction>,
     /// A claim whose last try had an unknown outcome.
@@ -50,21 +50,21 @@ pub(crate) struct Process {
 pub(crate) struct Attempt {
     pub(crate) claimed: Claimed,
     pub(crate) send_before: Duration,
-    /// When it was begun to be made, on monotonic time.
+    /// When its first step was made, on monotonic time.
     pub(crate) began: Duration,
     pub(crate) state: State,
-    /// Since when its next step can be made, or from when on.
+    /// When its next step becomes possible.
     pub(crate) ready_at: Timestamp,
 }
 
 /// How far an attempt has come.
 #[derive(Clone)]
 pub(crate) enum State {
-    /// It can be begun.
+    /// Not begun.
     Claimed,
-    /// It is connecting.
+    /// Connecting.
     Begun(SendWindow),
-    /// It is written; that is what will be learned.
+    /// Written, with the outcome that will be known at `ready_at`.
     Sent(Outcome),
 }
 
@@ -91,20 +91,19 @@ impl Process {
         to.fold((0, 0), |(count, bytes), attempt| (count + 1, bytes + attempt.claimed.payload.len() as u64))
     }
 
-    /// Whether there is a message that is not acknowledged for each time that `jobs` has this job.
+    /// Whether there are as many unacknowledged messages with this job as `jobs` contains it.
     pub(crate) fn has_message_of(&self, job: &Job, jobs: &[Job]) -> bool {
         let messages = self.heard.values().map(|message| &message.job).chain(&self.taken_back);
         messages.filter(|other| *other == job).count() >= jobs.iter().filter(|other| *other == job).count()
     }
 
-    /// When the machine must be told that time has passed, lest it is late with what can't wait: a claim in doubt, or
-    /// results. Its looks at the database can.
+    /// When the machine needs a tick that can't be late: it has a claim in doubt or results to record.
     pub(crate) fn urgent_at(&self) -> Option<Duration> {
         let is_urgent = self.doubtful_claim.is_some() || self.machine.unrecorded_since().is_some();
         if is_urgent { self.machine.wake_at() } else { None }
     }
 
-    /// Since when the step that has waited longest could be made, or from when on the next one can.
+    /// When the earliest step that must be prompt becomes, or became, possible.
     pub(crate) fn ready_at(&self) -> Option<Timestamp> {
         let attempts = self.attempts.iter().map(|attempt| attempt.ready_at);
         let transactions = self.transactions.iter().map(|transaction| transaction.since);
@@ -121,7 +120,7 @@ impl Dispatcher {
         Duration::from_micros(self.clock_error.unsigned_abs()) > CLOCK_ERROR
     }
 
-    /// Its process, if it runs and is not frozen.
+    /// Its process, if it is running and not frozen.
     pub(crate) fn running(&self) -> Option<&Process> {
         self.process.as_ref().filter(|process| !process.is_frozen)
     }

@@ -1,4 +1,4 @@
-//! Receivers: what they answer, and when.
+//! What receivers answer, and when.
 
 use std::time::Duration;
 
@@ -18,28 +18,28 @@ pub(crate) struct Receiver {
     pub(crate) manner: Manner,
 }
 
-/// How a receiver answers at present.
+/// How a receiver answers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Manner {
-    /// A bit of everything.
+    /// All kinds of answers.
     Ordinary,
-    /// 2xx, always and at once.
+    /// Always 200, quickly.
     Healthy,
-    /// It takes requests and does not answer.
+    /// Mostly no answer within the budget.
     Hanging,
-    /// It mostly asks for patience: 429 or 503 with `Retry-After`.
+    /// Mostly 429 or 503 with `Retry-After`.
     Overloaded,
-    /// 429, always, with a `Retry-After` of so many seconds.
+    /// Always 429, with that `Retry-After` in seconds.
     Refusing(u64),
 }
 
 /// What a receiver does with a request.
 pub(crate) struct Reply {
-    /// What the dispatcher learns, …
+    /// The outcome for the dispatcher …
     pub(crate) outcome: Outcome,
-    /// … and after how long, if its budget lasts.
+    /// … after that long.
     pub(crate) after: Duration,
-    /// Whether the receiver answered 2xx, even if nobody learns so.
+    /// Whether the receiver answered 2xx, even if the answer was lost.
     pub(crate) is_accepted: bool,
 }
 
@@ -49,7 +49,7 @@ impl Receiver {
         Receiver { destination: Destination::of(ORG, &url), url, manner }
     }
 
-    /// The receivers of a history. Their order among destinations differs from one to the next.
+    /// Draws the receivers of a history. Their hosts differ between histories, and so does the order of destinations.
     pub(crate) fn draw_all(rng: &mut StdRng, shape: &Shape) -> Vec<Receiver> {
         let count = rng.random_range(3..=5);
         let mut receivers: Vec<Receiver> = (0..count)
@@ -78,7 +78,7 @@ impl Manner {
         }
     }
 
-    /// What becomes of a request that is written when so much of its budget is left.
+    /// The reply to a request that is written with that much of its budget left.
     pub(crate) fn reply(self, rng: &mut StdRng, left: Duration) -> Reply {
         match (self, rng.random_range(0..100)) {
             (Manner::Healthy, _) => {
@@ -113,7 +113,7 @@ fn answered(status: u16, retry_after: Option<u64>, after: Duration) -> Reply {
     Reply { outcome: Outcome::Answered(response), after, is_accepted: (200..300).contains(&status) }
 }
 
-/// Whatever the receiver did, its answer does not come through.
+/// No answer arrives, whether or not the receiver accepted.
 fn no_answer(reason: FailureReason, after: Duration, rng: &mut StdRng) -> Reply {
     Reply { outcome: Outcome::failed(reason, "no answer"), after, is_accepted: rng.random_bool(0.4) }
 }

@@ -1,4 +1,4 @@
-//! Attempts on their way to the receiver, step by step, as the product's sender makes them.
+//! Makes attempts step by step, as the product's sender does.
 
 use std::time::Duration;
 
@@ -14,7 +14,7 @@ use crate::shape::TIMEOUT;
 use crate::world::{Broken, Step, World};
 
 impl World<'_> {
-    /// Takes an attempt one step further.
+    /// Makes an attempt's next step.
     pub(crate) fn advance(&mut self, d: usize, index: usize) -> Step {
         let Some(process) = &mut self.dispatchers[d].process else { return Ok(()) };
         let mut attempt = process.attempts.swap_remove(index);
@@ -41,18 +41,18 @@ impl World<'_> {
 
     fn end(&mut self, d: usize, attempt: &Attempt, outcome: Outcome) -> Step {
         let held = &attempt.claimed.held;
-        self.tell(|facts| {
+        self.log(|facts| {
             format!("dispatcher {d} ends {}/{}: {outcome:?}", facts.name(held.delivery_id), held.attempt)
         });
         if let Outcome::NotSent(_) = outcome {
-            self.saw("an attempt handed back");
+            self.count("an attempt handed back");
         }
         let elapsed = self.monotonic().saturating_sub(attempt.began);
         self.note_answer(d, attempt, &outcome);
         self.report(d, Event::Ended { key: held.key(), outcome, elapsed })
     }
 
-    /// An error is the attempt's outcome.
+    /// The error is the attempt's outcome.
     fn begin_sending(&mut self, d: usize, attempt: &Attempt) -> Result<State, Outcome> {
         if let Some(cause @ (LocalFailure::KeyMissing | LocalFailure::SecretUnread)) =
             self.dispatchers[d].trouble
@@ -60,13 +60,13 @@ impl World<'_> {
             return Err(Outcome::NotSent(cause));
         }
         if let Err(outcome) = check_target(&attempt.claimed.callback_url) {
-            self.saw("an address refused");
+            self.count("an address refused");
             return Err(outcome);
         }
         match SendWindow::begin(self.monotonic(), attempt.send_before, TIMEOUT) {
             Some(window) => Ok(State::Begun(window)),
             None => {
-                self.saw("an attempt too late to begin");
+                self.count("an attempt too late to begin");
                 Err(Outcome::NotSent(LocalFailure::LeaseTooShort))
             }
         }
@@ -84,7 +84,7 @@ impl World<'_> {
             return Ok(Err(Outcome::NotSent(cause)));
         }
         if !window.may_write(self.monotonic()) {
-            self.saw("an attempt too late to write");
+            self.count("an attempt too late to write");
             return Ok(Err(Outcome::NotSent(LocalFailure::LeaseTooShort)));
         }
         let destination = attempt.claimed.held.destination;
@@ -95,13 +95,13 @@ impl World<'_> {
         let left = (attempt.began + TIMEOUT).saturating_sub(self.monotonic());
         let reply = manner.reply(&mut self.rng, left);
         let held = &attempt.claimed.held;
-        self.tell(|facts| format!("dispatcher {d} sends {}/{}", facts.name(held.delivery_id), held.attempt));
+        self.log(|facts| format!("dispatcher {d} sends {}/{}", facts.name(held.delivery_id), held.attempt));
         self.note_receipt(attempt, Receipt { is_accepted: reply.is_accepted, asks: None })?;
         attempt.ready_at = self.now + reply.after;
         Ok(Ok(State::Sent(reply.outcome)))
     }
 
-    /// Notes what an answer asks for, by the clock of who hears it.
+    /// Notes what an answer asks for, by the dispatcher's clock.
     fn note_answer(&mut self, d: usize, attempt: &Attempt, outcome: &Outcome) {
         let Outcome::Answered(Response { status: 429 | 503, retry_after: Some(wait), .. }) = outcome else {
             return;
@@ -117,19 +117,19 @@ impl World<'_> {
     }
 }
 
-/// A `Retry-After` counts up to this (contract section 2).
+/// The longest `Retry-After` that is heeded (contract section 2).
 const LONGEST_WAIT: Duration = Duration::from_secs(3600);
 
 /// What a receiver asks for with `Retry-After`.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Asks {
-    /// No other attempt of the delivery before.
+    /// No earlier retry of the delivery.
     pub(crate) retry_at: Timestamp,
-    /// No attempt to the destination before.
+    /// No earlier attempt to the destination.
     pub(crate) held_until: Timestamp,
 }
 
-/// The product's check of a target; the error is the outcome to record.
+/// Checks the URL's form and the egress policy; the error is the outcome to record.
 fn check_target(callback_url: &str) -> Result<(), Outcome> {
     let target = TargetUrl::parse(callback_url)
         .map_err(|error| Outcome::failed(FailureReason::InvalidUrl, error.to_string()))?;

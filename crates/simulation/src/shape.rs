@@ -1,5 +1,5 @@
-//! What a history may come across, and within which limits its dispatchers work: drawn from its seed. What ends or blurs
-//! much else happens in some histories only.
+//! What a history may include and the limits of its dispatchers, drawn from its seed. Events that end or blur much else
+//! are part of some histories only.
 
 use std::time::Duration;
 
@@ -21,16 +21,16 @@ pub(crate) struct Shape {
     pub(crate) max_attempts: AttemptNumber,
     /// Steps before failures stop.
     pub(crate) steps: usize,
-    /// More steps than it takes to come to its end.
+    /// The history must end before this step.
     pub(crate) last_step: usize,
-    /// Deliveries that wait for two receivers from the beginning.
+    /// How many deliveries wait for two of the receivers from the beginning.
     pub(crate) crowd: usize,
-    /// There are many slots, and the crowd's receivers answer quickly.
+    /// Many slots, and the crowd's receivers answer quickly.
     pub(crate) is_wide: bool,
     pub(crate) sets_database_clock: bool,
     pub(crate) erases: bool,
     pub(crate) has_large_payloads: bool,
-    /// Dispatchers run out of sockets, name servers or keys.
+    /// Hosts run out of sockets, name servers or keys.
     pub(crate) has_troubles: bool,
     /// The database refuses to write some rows.
     pub(crate) refuses_rows: bool,
@@ -39,7 +39,7 @@ pub(crate) struct Shape {
 impl Shape {
     pub(crate) fn draw(rng: &mut StdRng) -> Shape {
         let is_crowded = rng.random_bool(0.04);
-        // So many slots that attempts are claimed ahead for a destination that answers quickly.
+        // Enough slots for attempts to be claimed ahead of a quick destination's answers.
         let is_wide = is_crowded && rng.random_bool(0.4);
         let retry = RetryPolicy {
             schedule: vec![Duration::from_secs(10), Duration::from_secs(60)],

@@ -1,5 +1,5 @@
-//! Dispatchers' transactions: each is made at some step after its action, and may be rolled back, commit without its
-//! caller learning so, or commit later than its caller waits.
+//! Dispatchers' transactions. Each runs at some step after its action. It may be rolled back, commit without the
+//! dispatcher learning so, or run after the dispatcher has given it up.
 
 use std::time::Duration;
 
@@ -15,17 +15,17 @@ use crate::world::{Broken, CLOCK_ERROR, Step, World};
 /// What becomes of a transaction.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Fate {
-    /// It commits, and its caller learns so.
+    /// It commits, and the dispatcher learns so.
     Committed,
-    /// The database goes away before it commits.
+    /// The connection is lost before it commits.
     RolledBack,
-    /// It commits, and the connection is lost before its caller learns so.
+    /// It commits, and the connection is lost before the dispatcher learns so.
     AnswerLost,
-    /// Its caller thinks it lost, and it is made some steps later.
+    /// The dispatcher gives it up, and it runs some steps later.
     Late,
 }
 
-/// An action of the machine's that is one transaction.
+/// The work of one transaction.
 #[derive(Clone, Debug)]
 pub(crate) enum Work {
     Claim(Claim),
@@ -34,20 +34,20 @@ pub(crate) enum Work {
     ForgetHolds,
 }
 
-/// A transaction that is to be made.
+/// A transaction that has not run yet.
 pub(crate) struct Transaction {
     pub(crate) work: Work,
-    /// Since when.
+    /// When its action was returned.
     pub(crate) since: Timestamp,
 }
 
-/// A transaction whose caller thinks it lost.
+/// A transaction that its dispatcher has given up and the server has not.
 pub(crate) struct LateTransaction {
     work: Work,
     dispatcher: usize,
-    /// The moment that it works with.
+    /// Its `now`.
     now: Timestamp,
-    /// When it was begun, by true time.
+    /// When it began, by true time.
     began: Timestamp,
 }
 
@@ -61,7 +61,7 @@ enum Answer {
     Refused(RowsRefused),
 }
 
-/// For how long a transaction may go on after its caller has given it up: the server ends sessions that stall.
+/// The latest that such a transaction runs: the server ends sessions that stall.
 const LATE: Duration = Duration::from_secs(40);
 
 impl World<'_> {
@@ -86,24 +86,24 @@ impl World<'_> {
         }
     }
 
-    /// Makes a transaction of a dispatcher's.
+    /// Runs a dispatcher's transaction.
     pub(crate) fn transact(&mut self, d: usize, index: usize) -> Step {
         let (mut fate, now) = (self.fate(), self.time_of(d));
         let Some(process) = &mut self.dispatchers[d].process else { return Ok(()) };
         let Transaction { work, .. } = process.transactions.swap_remove(index);
         let is_retry = matches!(&work, Work::Claim(claim) if claim.is_retry);
         if is_retry && fate == Fate::Committed && !self.is_calm && self.rng.random_bool(0.3) {
-            // Failures come together: this answer is lost, too.
+            // Failures come in clusters: this answer is lost, too.
             fate = Fate::AnswerLost;
         }
         let answer = match fate {
             Fate::Committed | Fate::AnswerLost => Some(self.execute(d, &work, now, fate)?),
             Fate::RolledBack => {
-                self.tell(|_| format!("dispatcher {d} {}: {fate:?}", verb(&work)));
+                self.log(|_| format!("dispatcher {d} {}: {fate:?}", verb(&work)));
                 None
             }
             Fate::Late => {
-                self.tell(|_| format!("dispatcher {d} {}: {fate:?}", verb(&work)));
+                self.log(|_| format!("dispatcher {d} {}: {fate:?}", verb(&work)));
                 let began = self.now;
                 self.late.push(LateTransaction { work: work.clone(), dispatcher: d, now, began });
                 None
@@ -113,7 +113,7 @@ impl World<'_> {
             Some(answer) if fate == Fate::Committed => self.answer(d, work, answer),
             _ => {
                 self.leave_in_doubt(d, &work)?;
-                // The answer was lost because the host stalls.
+                // The answer was lost because the host has stalled.
                 if fate != Fate::RolledBack && self.rng.random_bool(0.2) {
                     self.freeze(d);
                 }
@@ -122,21 +122,21 @@ impl World<'_> {
         }
     }
 
-    /// Makes a transaction whose caller thinks it lost, or loses it.
+    /// Runs a transaction that was given up, or drops it.
     pub(crate) fn transact_late(&mut self, index: usize) -> Step {
         let LateTransaction { work, dispatcher, now, began } = self.late.swap_remove(index);
-        // Nothing of the database's time is known of one whose clock was wrong.
+        // With a wrong clock it could do anything.
         let off = now.as_micros() - self.as_database_time(began).as_micros();
         let is_blurred = Duration::from_micros(off.unsigned_abs()) > CLOCK_ERROR;
         let is_lost = self.now > began + LATE || self.is_database_away() || is_blurred;
         if is_lost || self.rng.random_bool(0.1) {
             return Ok(());
         }
-        self.saw("a transaction made after its caller had given it up");
+        self.count("a transaction made after its caller had given it up");
         self.execute(dispatcher, &work, now, Fate::Late).map(drop)
     }
 
-    /// The transactions of a process that is no more may still be on their way.
+    /// Some transactions of a process that has ended still run.
     pub(crate) fn abandon(&mut self, d: usize, transactions: Vec<Transaction>) {
         let (began, now) = (self.now, self.time_of(d));
         for Transaction { work, .. } in transactions {
@@ -171,7 +171,9 @@ impl World<'_> {
             }
         };
         let answer = answer.unwrap_or_else(Answer::Refused);
-        self.tell(|facts| format!("dispatcher {d} {}: {fate:?}: {}", verb(work), told(facts, work, &answer)));
+        self.log(|facts| {
+            format!("dispatcher {d} {}: {fate:?}: {}", verb(work), summary(facts, work, &answer))
+        });
         match (work, &answer) {
             (Work::Claim(claim), Answer::Claimed(result)) => {
                 if !result.is_recovered {
@@ -187,23 +189,23 @@ impl World<'_> {
             }
             (Work::Record(batch), Answer::Recorded(effects)) => {
                 if effects.contains(&Effect::Late { closed: true }) {
-                    self.saw("a late success that closes its delivery");
+                    self.count("a late success that closes its delivery");
                 }
                 self.check(&Cause::Record { results: &batch.results, effects })?;
             }
             (Work::RecoverLeases(_), Answer::Recovered(recovered)) => {
                 for _ in recovered {
-                    self.saw("an attempt lost");
+                    self.count("an attempt lost");
                 }
                 self.check(&Cause::Recovery)?;
             }
             (Work::ForgetHolds, Answer::HoldsForgotten) => self.check(&Cause::Tidying { now })?,
             (_, Answer::Refused(RowsRefused { error, rows })) => {
-                // Only what was told to be refused may be. Under a mutant, a constraint that it runs into is not a promise.
+                // Only broken rows may be refused. A mutant that violates a constraint has not broken a promise yet.
                 if !error.to_string().contains("the row is broken") {
                     return Err(Broken::Step(format!("{} of {} rows: {error}", verb(work), rows.len())));
                 }
-                self.saw(match work {
+                self.count(match work {
                     Work::Claim(_) => "a claim refused by the database",
                     Work::Record(_) => "a result refused by the database",
                     _ => "a recovery refused by the database",
@@ -214,7 +216,7 @@ impl World<'_> {
         Ok(answer)
     }
 
-    /// Tells a dispatcher how its transaction ended.
+    /// Reports to a dispatcher how its transaction ended.
     fn answer(&mut self, d: usize, work: Work, answer: Answer) -> Step {
         let event = match (work, answer) {
             (Work::Claim(_), answer) => {
@@ -224,12 +226,12 @@ impl World<'_> {
                 match answer {
                     Answer::Claimed(ClaimResult { claimed, is_recovered, look }) => {
                         if is_recovered {
-                            self.saw("a claim whose commit came through unnoticed");
+                            self.count("a claim whose commit came through unnoticed");
                         }
                         let tries =
                             claimed.windows(2).any(|two| two[0].held.claimed_at != two[1].held.claimed_at);
                         if tries {
-                            self.saw("a claim of which several tries came through");
+                            self.count("a claim of which several tries came through");
                         }
                         Event::Claimed { claimed, is_recovered, look }
                     }
@@ -252,14 +254,14 @@ impl World<'_> {
         self.report(d, event)
     }
 
-    /// Tells a dispatcher that its database is away, or did not answer.
+    /// Reports to a dispatcher that its database is away or did not answer.
     fn leave_in_doubt(&mut self, d: usize, work: &Work) -> Step {
         let event = match work {
             Work::Claim(claim) => {
                 let Some(process) = &mut self.dispatchers[d].process else { return Ok(()) };
                 process.doubtful_claim = Some(claim.id);
                 if process.is_stopping {
-                    // It is not tried again: its attempts, if any, are lost.
+                    // It is not retried: if it committed, its attempts are lost.
                     self.facts.abandon_claim(claim.id);
                 }
                 Event::ClaimUnknown
@@ -285,7 +287,7 @@ fn verb(work: &Work) -> &'static str {
     }
 }
 
-fn told(facts: &crate::facts::Facts, work: &Work, answer: &Answer) -> String {
+fn summary(facts: &crate::facts::Facts, work: &Work, answer: &Answer) -> String {
     let lines: Vec<String> = match (work, answer) {
         (_, Answer::Claimed(result)) => {
             let name = |held: &HeldAttempt| {

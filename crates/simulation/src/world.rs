@@ -1,5 +1,5 @@
-//! Everything there is in one history: the real store on a database in memory, dispatchers whose decisions are the shipped
-//! machine's, and stand-ins for the rest.
+//! The state of one history: the real store on a database in memory, dispatchers that run the shipped machine, and
+//! stand-ins for the rest.
 
 use std::time::Duration;
 
@@ -14,7 +14,7 @@ use uuid::Uuid;
 
 use crate::apis::Api;
 use crate::broker::Broker;
-use crate::explore::Seen;
+use crate::explore::Counts;
 use crate::facts::Facts;
 use crate::fairness::MissedLooks;
 use crate::process::Dispatcher;
@@ -22,11 +22,11 @@ use crate::receivers::Receiver;
 use crate::shape::Shape;
 use crate::transactions::LateTransaction;
 
-/// What aligned clocks may be off, and so what two moments of different hosts may be.
+/// The largest error of an aligned clock.
 pub(crate) const CLOCK_ERROR: Duration = Duration::from_millis(50);
 /// Runs of a history without a crowd.
 const RUNS: usize = 8;
-/// The one organization there is.
+/// The only organization.
 pub(crate) const ORG: OrgId = OrgId(Uuid::from_u128(1));
 
 /// How a history went wrong.
@@ -35,7 +35,7 @@ pub(crate) enum Broken {
     /// A promise does not hold.
     #[error("{0}")]
     Promise(String),
-    /// A step could not be made. That a mutant trips over itself shows nothing of what it would have broken.
+    /// A step could not be made. Of a mutant this does not count: it shows no promise that would have been broken.
     #[error("a step failed: {0}")]
     Step(String),
 }
@@ -48,7 +48,7 @@ impl From<StoreError> for Broken {
 
 pub(crate) type Step = Result<(), Broken>;
 
-/// A broken promise unless it holds.
+/// Returns a broken promise unless it holds.
 pub(crate) fn promise(holds: bool, what: impl FnOnce() -> String) -> Step {
     if holds { Ok(()) } else { Err(Broken::Promise(what())) }
 }
@@ -58,15 +58,15 @@ pub(crate) struct Run {
     pub(crate) id: RunId,
     /// The index of its receiver.
     pub(crate) receiver: usize,
-    /// Its end has been reported since the history began, and so is announced by one automatic delivery.
+    /// Its end was reported in this history: there must be one automatic delivery.
     pub(crate) is_announced: bool,
     pub(crate) is_running: bool,
     pub(crate) is_erased: bool,
-    /// Its deliveries, by their place in the order of acceptance.
+    /// The places of its deliveries.
     pub(crate) deliveries: Vec<usize>,
 }
 
-/// Everything there is in one history.
+/// The state of one history.
 pub(crate) struct World<'a> {
     pub(crate) database: &'a mut MemoryDatabase,
     pub(crate) rng: StdRng,
@@ -77,40 +77,40 @@ pub(crate) struct World<'a> {
     pub(crate) now: Timestamp,
     /// How far the database's clock is ahead of it, in microseconds.
     pub(crate) database_ahead: i64,
-    /// Until when the database is away.
+    /// When the database comes back.
     pub(crate) outage_until: Timestamp,
     pub(crate) apis: [Api; 2],
     pub(crate) dispatchers: [Dispatcher; 3],
     pub(crate) broker: Broker,
-    /// Transactions whose callers think them lost.
+    /// Transactions that were given up and will still run.
     pub(crate) late: Vec<LateTransaction>,
     pub(crate) facts: Facts,
     pub(crate) missed: MissedLooks,
-    /// Failures have stopped: the rest must come to an end.
+    /// Failures have stopped.
     pub(crate) is_calm: bool,
-    /// How often the interesting things came about.
-    pub(crate) seen: &'a mut Seen,
+    /// How often interesting events occurred.
+    pub(crate) counts: &'a mut Counts,
     pub(crate) trace: Option<Vec<String>>,
 }
 
 impl<'a> World<'a> {
-    /// The world of a seed before its first step.
+    /// The state of a seed's history before its first step.
     pub(crate) fn of_seed(
         database: &'a mut MemoryDatabase,
-        seen: &'a mut Seen,
+        counts: &'a mut Counts,
         seed: u64,
     ) -> Result<World<'a>, Broken> {
         let mut rng = StdRng::seed_from_u64(seed);
         let shape = Shape::draw(&mut rng);
         let receivers = Receiver::draw_all(&mut rng, &shape);
-        let mut world = World::new(database, seen, rng, shape, receivers);
+        let mut world = World::new(database, counts, rng, shape, receivers);
         for index in 0..RUNS + world.shape.crowd {
             let receiver = match index {
-                // The crowd is at two receivers; the others have little.
+                // The crowd waits for two receivers.
                 RUNS.. => index % 2,
                 _ => world.rng.random_range(0..world.receivers.len()),
             };
-            // Some have ended long ago, others run.
+            // Others have ended before the history begins.
             let is_running = index % 3 == 1 && index < RUNS;
             world.add_run(receiver, is_running)?;
         }
@@ -121,10 +121,10 @@ impl<'a> World<'a> {
         Ok(world)
     }
 
-    /// A world without runs and with no dispatcher started.
+    /// A state without runs and running dispatchers.
     pub(crate) fn new(
         database: &'a mut MemoryDatabase,
-        seen: &'a mut Seen,
+        counts: &'a mut Counts,
         rng: StdRng,
         shape: Shape,
         receivers: Vec<Receiver>,
@@ -147,12 +147,12 @@ impl<'a> World<'a> {
             facts: Facts::default(),
             missed: MissedLooks::default(),
             is_calm: false,
-            seen,
+            counts,
             trace: None,
         }
     }
 
-    /// Records a run that nobody is to hear of yet.
+    /// Adds a run without a delivery.
     pub(crate) fn add_run(&mut self, receiver: usize, is_running: bool) -> Step {
         let id = RunId(uuid::Builder::from_random_bytes(self.rng.random()).into_uuid());
         let status = if is_running { "running" } else { "succeeded" };
@@ -167,7 +167,7 @@ impl<'a> World<'a> {
         Ok(())
     }
 
-    /// What the run engine tells of a run; how much that is is drawn.
+    /// A report of a run, of a random size.
     pub(crate) fn report_of(&mut self, receiver: usize, status: &str) -> RunUpdate {
         let size: usize = match self.rng.random_range(0..100) {
             _ if !self.shape.has_large_payloads => 0,
@@ -206,12 +206,12 @@ impl<'a> World<'a> {
         Timestamp::from_micros(true_time.as_micros() + self.database_ahead)
     }
 
-    /// When the database's clock will say that.
+    /// The true time at which the database's clock says that.
     pub(crate) fn as_true_time(&self, database_time: Timestamp) -> Timestamp {
         Timestamp::from_micros(database_time.as_micros() - self.database_ahead)
     }
 
-    /// What a dispatcher takes for the database's time.
+    /// The time by a dispatcher's clock.
     pub(crate) fn time_of(&self, d: usize) -> Timestamp {
         let error = self.dispatchers[d].clock_error;
         Timestamp::from_micros(self.database_time().as_micros() + error)
@@ -221,7 +221,7 @@ impl<'a> World<'a> {
         Now { monotonic: self.monotonic(), clock: self.time_of(d) }
     }
 
-    /// Takes over the database's time, as nearly as can be.
+    /// Aligns a dispatcher's clock with the database's, with a small error.
     pub(crate) fn align(&mut self, d: usize) {
         let error = i64::try_from(CLOCK_ERROR.as_micros()).unwrap_or(0);
         self.dispatchers[d].clock_error = self.rng.random_range(-error..=error);
@@ -231,12 +231,12 @@ impl<'a> World<'a> {
         self.now < self.outage_until
     }
 
-    pub(crate) fn saw(&mut self, what: &'static str) {
-        *self.seen.entry(what).or_default() += 1;
+    pub(crate) fn count(&mut self, what: &'static str) {
+        *self.counts.entry(what).or_default() += 1;
     }
 
-    /// Notes what happens, for a person who replays the history.
-    pub(crate) fn tell(&mut self, what: impl FnOnce(&Facts) -> String) {
+    /// Adds a line to the trace, if there is one.
+    pub(crate) fn log(&mut self, what: impl FnOnce(&Facts) -> String) {
         if let Some(trace) = &mut self.trace {
             let seconds = self.now.as_micros() as f64 / 1e6 % 100_000.0;
             trace.push(format!("{seconds:12.3} {}", what(&self.facts)));
