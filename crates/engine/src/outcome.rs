@@ -47,8 +47,9 @@ pub enum LocalFailure {
     KeyMissing,
     /// The database refused to read the signing secret.
     SecretUnread,
-    /// It was claimed ahead, and its destination takes fewer at once since.
-    DestinationSlowed,
+    /// More was claimed than may be in flight now: its destination has slowed down since, or several tries of one claim
+    /// came through.
+    OverLimit,
 }
 
 impl LocalFailure {
@@ -60,7 +61,7 @@ impl LocalFailure {
             | LocalFailure::NoLocalPort
             | LocalFailure::KeyMissing
             | LocalFailure::SecretUnread
-            | LocalFailure::DestinationSlowed => false,
+            | LocalFailure::OverLimit => false,
         }
     }
 
@@ -75,7 +76,7 @@ impl LocalFailure {
             LocalFailure::NoNameServer => "no name server answers",
             LocalFailure::KeyMissing => "secrets.keys lacks the key that the signing secret is sealed with",
             LocalFailure::SecretUnread => "the database refused to read the signing secret",
-            LocalFailure::DestinationSlowed => "the destination takes fewer at once than when it was claimed",
+            LocalFailure::OverLimit => "more was claimed than may be in flight now",
         }
     }
 }

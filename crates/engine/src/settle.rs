@@ -98,7 +98,7 @@ impl RetryPolicy {
             Outcome::NotSent(cause) => {
                 let wait = match cause {
                     LocalFailure::KeyMissing => KEY_MISSING_WAIT,
-                    LocalFailure::DestinationSlowed => Duration::ZERO,
+                    LocalFailure::OverLimit => Duration::ZERO,
                     _ => HANDED_BACK_WAIT,
                 };
                 // Goes on record only where the lease has been recorded as lost.

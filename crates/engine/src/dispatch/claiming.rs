@@ -353,7 +353,7 @@ impl Dispatch {
                         .judge(claimed.payload.len() as u64, bytes_in_flight.entry(destination).or_default())
                         == Fit::Fits;
             if !fits {
-                let not_sent = Outcome::NotSent(LocalFailure::LeaseTooShort);
+                let not_sent = Outcome::NotSent(LocalFailure::OverLimit);
                 let result = self.settle(claimed.held, not_sent, None, now);
                 self.recording.push(result, now.monotonic);
                 continue;

@@ -465,7 +465,7 @@ impl Dispatch {
             let Some(attempt) = self.attempts.remove(&key) else { continue };
             self.bytes_in_flight -= attempt.bytes;
             self.destinations.give_back(destination, now);
-            let not_sent = Outcome::NotSent(LocalFailure::DestinationSlowed);
+            let not_sent = Outcome::NotSent(LocalFailure::OverLimit);
             let result = self.settle(attempt.held, not_sent, None, now);
             self.recording.push(result, now.monotonic);
         }
