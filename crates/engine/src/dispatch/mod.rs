@@ -353,10 +353,15 @@ impl Dispatch {
             let recovery = (!self.recovery.is_running).then_some(self.recovery.next_at);
             [Some(self.tidy_at), recovery, self.next_claim_at()].into_iter().flatten().min()
         });
-        [running.flatten(), self.recording.next_at(self.is_busy()), self.doorbells.next(), self.claiming.retry_at()]
-            .into_iter()
-            .flatten()
-            .min()
+        [
+            running.flatten(),
+            self.recording.next_at(self.is_busy()),
+            self.doorbells.next(),
+            self.claiming.retry_at(),
+        ]
+        .into_iter()
+        .flatten()
+        .min()
     }
 
     /// How many more doorbells it has room for. Take a slot before pulling a message.

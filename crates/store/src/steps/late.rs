@@ -23,7 +23,8 @@ pub(super) fn finish_late(
 ) -> Result<Effect, StoreError> {
     let record = &result.record;
     let place = attempts::table.find((Key::from(result.delivery_id), record.number));
-    let written: Option<(Key, Time)> = place.select((attempts::id, attempts::created_at)).first(tx).optional()?;
+    let written: Option<(Key, Time)> =
+        place.select((attempts::id, attempts::created_at)).first(tx).optional()?;
     if written.is_some_and(|(id, _)| id == record.id.into()) {
         return Ok(Effect::Recorded); // by an earlier try, whose commit came through unnoticed
     }
