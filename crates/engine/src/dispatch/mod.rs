@@ -1,8 +1,8 @@
 //! One dispatcher's whole decision state. A driver tells it what happened ([`Event`]) and does what it says
 //! ([`Action`]); it does no IO, and time and randomness are given to it.
 //!
-//! Its parts: [`doorbells`] waiting for their claim, [`claiming`] (whose turn it is, the claim in progress), attempts in
-//! flight with the limits of their destinations, [`recording`] of results, recovery of expired leases.
+//! Its parts: doorbells waiting for their claim, claiming (whose turn it is, the claim in progress), attempts in
+//! flight with the limits of their destinations, recording of results, recovery of expired leases.
 
 mod backoff;
 mod claiming;
