@@ -66,9 +66,9 @@ impl Window {
         (self.limit + ahead).saturating_sub(self.in_flight + self.claimed_ahead)
     }
 
-    /// Whether another attempt may begin.
-    pub(crate) fn can_begin(&self) -> bool {
-        self.in_flight < self.limit
+    /// How many more attempts may begin.
+    pub(crate) fn slots(&self) -> usize {
+        self.limit.saturating_sub(self.in_flight)
     }
 
     pub(crate) fn in_flight(&self) -> usize {
@@ -201,7 +201,7 @@ mod tests {
         assert_eq!(window.room(), 0);
         window.end(Signal::Answered, SECOND, SECOND + QUICK / 2);
         let limit = window.limit;
-        assert_eq!((window.room(), window.can_begin()), (2 * limit - 15, true));
+        assert_eq!((window.room(), window.slots() > 0), (2 * limit - 15, true));
         window.end(Signal::Answered, SECOND, SECOND + QUICK);
         assert_eq!(window.room(), window.limit - 14);
         window.end(Signal::Answered, SECOND, SECOND + QUICK / 2);

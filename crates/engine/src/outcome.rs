@@ -43,6 +43,8 @@ pub enum LocalFailure {
     NoLocalPort,
     /// None of the system's name servers answers.
     NoNameServer,
+    /// Too many names are being looked up whose name servers are slow.
+    NoLookup,
     /// The signing secret is sealed with a key that this process lacks.
     KeyMissing,
     /// The database refused to read the signing secret.
@@ -61,6 +63,7 @@ impl LocalFailure {
             | LocalFailure::NoLocalPort
             | LocalFailure::KeyMissing
             | LocalFailure::SecretUnread
+            | LocalFailure::NoLookup
             | LocalFailure::OverLimit => false,
         }
     }
@@ -74,6 +77,7 @@ impl LocalFailure {
             LocalFailure::NoSocket => "the system gave no socket: out of open files or of memory",
             LocalFailure::NoLocalPort => "no local port is left for connections to the destination",
             LocalFailure::NoNameServer => "no name server answers",
+            LocalFailure::NoLookup => "too many names are being looked up whose name servers are slow",
             LocalFailure::KeyMissing => "secrets.keys lacks the key that the signing secret is sealed with",
             LocalFailure::SecretUnread => "the database refused to read the signing secret",
             LocalFailure::OverLimit => "more was claimed than may be in flight now",

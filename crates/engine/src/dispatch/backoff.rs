@@ -8,7 +8,7 @@ use contracts::DeliveryId;
 /// The first wait; each further one is twice as long.
 const FIRST: Duration = Duration::from_secs(2);
 const LONGEST: Duration = Duration::from_secs(300);
-/// More than this are not told apart: something is wrong with the database as a whole.
+/// Of more than this, the one whose time comes first is tried again at once.
 const MOST: usize = 1_000;
 
 #[derive(Debug, Default)]
@@ -24,8 +24,10 @@ impl SteppedOver {
     /// Leaves one alone. Returns for how long.
     pub(super) fn add(&mut self, id: DeliveryId, now: Duration) -> Duration {
         let length = self.0.get(&id).map_or(FIRST, |wait| (wait.length * 2).min(LONGEST));
-        if self.0.len() < MOST || self.0.contains_key(&id) {
-            self.0.insert(id, Wait { until: now + length, length });
+        self.0.insert(id, Wait { until: now + length, length });
+        if self.0.len() > MOST {
+            let first = self.0.iter().min_by_key(|(_, wait)| wait.until).map(|(id, _)| *id);
+            first.map(|id| self.0.remove(&id));
         }
         length
     }

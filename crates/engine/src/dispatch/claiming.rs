@@ -344,15 +344,17 @@ impl Dispatch {
         let (mut bytes, mut bytes_in_flight) = (self.byte_room(), self.bytes_by_destination());
         for claimed in claimed {
             self.stepped_over.remove(claimed.held.delivery_id);
-            // Only a claim of which several tries came through can exceed the limits. What is over is handed back.
+            // Handed back: what a hold heard of meanwhile forbids, and what is over the limits, as when several tries of
+            // one claim came through.
             let destination = claimed.held.destination;
-            let fits = !is_recovered
+            let is_held = self.destinations.is_held(destination, now) && !claimed.held.is_probe;
+            let is_within = !is_recovered
                 || self.attempts.len() + self.recording.len() < self.limits.max_in_flight
                     && self.destinations.slots(destination) > 0
                     && bytes
                         .judge(claimed.payload.len() as u64, bytes_in_flight.entry(destination).or_default())
                         == Fit::Fits;
-            if !fits {
+            if is_held || !is_within {
                 let not_sent = Outcome::NotSent(LocalFailure::OverLimit);
                 let result = self.settle(claimed.held, not_sent, None, now);
                 self.recording.push(result, now.monotonic);
@@ -444,7 +446,9 @@ impl Dispatch {
                 jobs.len()
             }
             ClaimSource::Relay(plan) => {
-                plan.targets.iter().for_each(|destination| claiming.note_limited(*destination));
+                // Where not even a look was possible, the circle finds what there is.
+                let targets = plan.targets.iter().filter(|_| !rows.is_empty());
+                targets.for_each(|destination| claiming.note_limited(*destination));
                 rows.len()
             }
         };
@@ -454,6 +458,8 @@ impl Dispatch {
         match (rows, &claim.claim.source) {
             ([delivery_id], ClaimSource::Relay(_)) if !is_off(Protection::StepOver) => {
                 let wait = self.stepped_over.add(*delivery_id, now.monotonic);
+                // Its destination may have more of the kind: others are next.
+                claiming.cursor = Some(Destination::from(self.rng.i64(..)));
                 actions.push(Action::StepOver { delivery_id: *delivery_id, wait });
             }
             ([], ClaimSource::Relay(_)) => {

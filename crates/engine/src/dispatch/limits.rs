@@ -29,6 +29,8 @@ struct State {
     held_until: Option<Timestamp>,
     /// A look found that its next attempt does not fit beside those in flight: it waits until one of them ends.
     is_full: bool,
+    /// Results that the database does not take: their slots stay taken.
+    unrecorded: usize,
     used_at: Duration,
 }
 
@@ -57,7 +59,7 @@ impl Destinations {
     pub(super) fn slots(&self, destination: Destination) -> usize {
         match self.known.get(&destination) {
             _ if is_off(Protection::DestinationLimit) => usize::MAX,
-            Some(state) => state.window.room(),
+            Some(state) => state.window.room().saturating_sub(state.unrecorded),
             None => self.ordinary_room(),
         }
     }
@@ -80,7 +82,7 @@ impl Destinations {
     /// Whether a claimed attempt may begin.
     pub(super) fn can_begin(&self, destination: Destination) -> bool {
         let state = self.known.get(&destination);
-        state.is_none_or(|state| state.window.can_begin()) || is_off(Protection::DestinationLimit)
+        state.is_none_or(|state| state.window.slots() > 0) || is_off(Protection::DestinationLimit)
     }
 
     pub(super) fn begin(&mut self, destination: Destination, now: Now) {
@@ -103,6 +105,14 @@ impl Destinations {
         }
     }
 
+    /// Takes note of how many results of each destination the database does not take.
+    pub(super) fn note_unrecorded(&mut self, unrecorded: &BTreeMap<Destination, usize>, now: Now) {
+        self.known.values_mut().for_each(|state| state.unrecorded = 0);
+        for (destination, count) in unrecorded {
+            self.state(*destination, now).unrecorded = *count;
+        }
+    }
+
     /// No attempt begins before one in flight has ended, if there is any.
     pub(super) fn fill(&mut self, destination: Destination) {
         if let Some(state) = self.known.get_mut(&destination) {
@@ -121,7 +131,8 @@ impl Destinations {
         self.known.retain(|_, state| !is_idle(state) || state.used_at + REMEMBERED > now.monotonic);
         let over = self.known.len().saturating_sub(MOST);
         if over > 0 {
-            let idle = self.known.iter().filter(|(_, state)| is_idle(state));
+            // Held ones too: the database knows of their holds.
+            let idle = self.known.iter().filter(|(_, state)| state.window.is_idle());
             let mut idle: Vec<_> = idle.map(|(destination, state)| (state.used_at, *destination)).collect();
             idle.sort_unstable();
             for (_, destination) in idle.into_iter().take(over) {
@@ -139,6 +150,7 @@ impl Destinations {
             window: Window::new(max),
             held_until: None,
             is_full: false,
+            unrecorded: 0,
             used_at: now.monotonic,
         });
         state.used_at = now.monotonic;
@@ -152,7 +164,7 @@ impl State {
     }
 
     fn is_ordinary(&self, max: usize) -> bool {
-        self.held_until.is_none() && self.window == Window::new(max)
+        self.held_until.is_none() && self.unrecorded == 0 && self.window == Window::new(max)
     }
 }
 
@@ -172,7 +184,10 @@ struct Trouble {
 }
 
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
-const LONGEST_PAUSE: Duration = Duration::from_secs(5);
+const LONGEST_PAUSE: Duration = Duration::from_secs(1);
+/// One that concerns all is over when attempts get through and it has not been seen for so long: some may get through
+/// while it lasts, over connections that are open already.
+const OVER_AFTER: Duration = Duration::from_secs(5);
 /// How long one is remembered that nothing shows to be over.
 const FADES_AFTER: Duration = Duration::from_secs(90);
 
@@ -191,7 +206,7 @@ impl Troubles {
         let now = now.monotonic;
         let Outcome::NotSent(cause) = *outcome else {
             self.window.end(Signal::Answered, began, now);
-            self.forget(actions, |cause, trouble| cause.concerns_all() && began >= trouble.seen_at);
+            self.forget(actions, |cause, trouble| cause.concerns_all() && began >= trouble.seen_at + OVER_AFTER);
             return;
         };
         self.window.end(if cause.concerns_all() { Signal::Congested } else { Signal::None }, began, now);
@@ -212,7 +227,7 @@ impl Troubles {
 
     /// How many more attempts may begin.
     pub(super) fn room(&self) -> usize {
-        self.window.room()
+        self.window.slots()
     }
 
     /// Until when nothing may be claimed.

@@ -215,6 +215,8 @@ pub struct Recovery {
     pub limit: usize,
     /// Left alone, as the database refused them lately.
     pub stepped_over: Vec<DeliveryId>,
+    /// Whether to begin with those that ended last: those that ended first can't even be read.
+    pub is_reversed: bool,
     retry: RetryPolicy,
     rng: fastrand::Rng,
 }
@@ -244,6 +246,8 @@ pub struct Dispatch {
     doorbells: Doorbells,
     claiming: Claiming,
     recording: Recording,
+    /// Results that the database does not take, of each destination.
+    unrecorded: BTreeMap<Destination, usize>,
     stepped_over: SteppedOver,
     recovery: Schedule,
     leases_stepped_over: SteppedOver,
@@ -268,6 +272,7 @@ struct InFlight {
 struct Schedule {
     next_at: Duration,
     limit: usize,
+    is_reversed: bool,
     is_running: bool,
 }
 
@@ -288,8 +293,9 @@ impl Dispatch {
             doorbells: Doorbells::default(),
             claiming,
             recording: Recording::default(),
+            unrecorded: BTreeMap::new(),
             stepped_over: SteppedOver::default(),
-            recovery: Schedule { next_at: now.monotonic, limit: BATCH, is_running: false },
+            recovery: Schedule { next_at: now.monotonic, limit: BATCH, is_reversed: false, is_running: false },
             leases_stepped_over: SteppedOver::default(),
             tidy_at: now.monotonic + TIDYING_PERIOD,
             is_stopping: false,
@@ -333,10 +339,12 @@ impl Dispatch {
             Event::Recorded { id, effects } => {
                 let done = self.recording.recorded(id, &effects, now.monotonic);
                 actions.extend(done.into_iter().map(Action::Report));
+                self.note_unrecorded(now);
             }
             Event::RecordRefused { id, is_violation } => {
                 let lost = self.recording.refused(id, is_violation, now.monotonic);
                 actions.extend(lost.into_iter().map(Action::Report));
+                self.note_unrecorded(now);
             }
             Event::RecordUnknown { id } => self.recording.unknown(id, now.monotonic),
             Event::LeasesRecovered { count } => self.leases_recovered(count, now),
@@ -497,12 +505,27 @@ impl Dispatch {
             let waiting = self.doorbells.forget(destination);
             self.acknowledge(&waiting, actions);
         }
+        if let Settlement::HandedBack(at) = result.settlement {
+            // The others would fare the same here.
+            self.destinations.hold(destination, at, now);
+        }
         match signal {
             Signal::Congested => self.hand_back_ready(destination, now),
             _ => self.send_ready(destination, now, actions),
         }
         self.claiming.slot_freed(destination, now.monotonic);
         self.recording.push(result, now.monotonic);
+    }
+
+    /// Results that the database does not take keep the slots of their own destination, not those of all.
+    fn note_unrecorded(&mut self, now: Now) {
+        let unrecorded = self.recording.kept();
+        if unrecorded != self.unrecorded {
+            self.destinations.note_unrecorded(&unrecorded, now);
+            let freed = self.unrecorded.keys().filter(|destination| !unrecorded.contains_key(destination));
+            freed.for_each(|destination| self.claiming.slot_freed(*destination, now.monotonic));
+            self.unrecorded = unrecorded;
+        }
     }
 
     fn settle(
@@ -543,6 +566,7 @@ impl Dispatch {
         actions.push(Action::RecoverLeases(Recovery {
             limit: self.recovery.limit,
             stepped_over: self.leases_stepped_over.ids(now.monotonic),
+            is_reversed: self.recovery.is_reversed,
             retry: self.limits.retry.clone(),
             rng: self.rng.fork(),
         }));
@@ -561,6 +585,7 @@ impl Dispatch {
             self.recovery_ended(now.monotonic);
         } else {
             self.recovery.limit = (self.recovery.limit.min(rows.len().max(2)) / 2).max(1);
+            self.recovery.is_reversed ^= rows.is_empty();
             let pause = if rows.is_empty() { OUTAGE_PAUSE } else { Duration::ZERO };
             self.recovery_ended(now.monotonic + pause);
         }

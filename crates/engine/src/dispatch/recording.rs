@@ -1,8 +1,10 @@
 //! Results on their way to the database: whatever gathered while the last batch was being written is the next batch,
 //! and a lone result never waits for company. A refused batch is halved until it shows which row was meant.
 
-use std::collections::{BTreeSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
+
+use contracts::Destination;
 
 use crate::dispatch::{BATCH, GATHERED, GATHERING, OUTAGE_PAUSE};
 use crate::protection::{Protection, is_off};
@@ -86,6 +88,15 @@ impl Recording {
         self.waiting.len() + batches + self.kept.len() + usize::from(self.retrying.is_some())
     }
 
+    /// How many of each destination the database does not take.
+    pub(super) fn kept(&self) -> BTreeMap<Destination, usize> {
+        let retrying = self.retrying.as_ref().map(|(_, kept)| kept);
+        self.kept.iter().chain(retrying).fold(BTreeMap::new(), |mut count, kept| {
+            *count.entry(kept.result.destination).or_default() += 1;
+            count
+        })
+    }
+
     /// Since when the oldest has been waiting, however often it has been tried.
     pub(super) fn oldest(&self) -> Option<Duration> {
         let waiting = self.waiting.front().map(|(_, since)| *since);
@@ -156,18 +167,16 @@ impl Recording {
     /// A transaction has committed. Returns those that are done with.
     pub(super) fn recorded(&mut self, id: u64, effects: &[Effect], now: Duration) -> Vec<Recorded> {
         self.ended_at = now;
-        let (results, kept) = match self.take(id) {
-            Some(Taken::Batch(batch)) => (batch.results, None),
-            Some(Taken::Retried(kept)) => (vec![kept.result.clone()], Some(kept)),
+        let (results, since, pause) = match self.take(id) {
+            Some(Taken::Batch(batch)) => (batch.results, batch.since, LOCKED_PAUSE),
+            Some(Taken::Retried(kept)) => {
+                (vec![kept.result.clone()], kept.since, (kept.pause * 2).min(REJECTED_PAUSE))
+            }
             None => return Vec::new(),
         };
         let mut done = Vec::new();
         for (result, effect) in results.into_iter().zip(effects) {
             if *effect == Effect::Locked {
-                let (since, pause) = match &kept {
-                    Some(kept) => (kept.since, (kept.pause * 2).min(REJECTED_PAUSE)),
-                    None => (now, LOCKED_PAUSE),
-                };
                 self.kept.push(Kept { result, since, retry_at: now + pause, pause });
             } else {
                 done.push(Recorded { result, effect: Some(*effect) });
@@ -187,7 +196,7 @@ impl Recording {
                     return Vec::new();
                 }
                 let Some(result) = results.pop() else { return Vec::new() };
-                (result, now)
+                (result, since)
             }
             Some(Taken::Retried(kept)) => (kept.result, kept.since),
             None => return Vec::new(),

@@ -478,6 +478,60 @@ fn a_refused_batch_is_halved_and_a_rejected_result_kept_beside_the_others() {
 }
 
 #[test]
+fn results_that_the_database_does_not_take_keep_slots_of_their_own_destination_only() {
+    let mut bench = Bench::new(limits());
+    bench.ring(1, 4, 10);
+    let held = bench.commit();
+    held.iter().for_each(|held| bench.end(held, answered(200)));
+    while let Some(Batch { id, .. }) = bench.record() {
+        bench.tell(Event::RecordRefused { id, is_violation: false });
+    }
+    bench.ring(1, 1, 10);
+    assert_eq!(bench.claim(), None);
+    bench.ring(2, 4, 10);
+    assert_eq!(bench.commit().len(), 4);
+}
+
+#[test]
+fn what_a_claim_brings_for_a_destination_held_meanwhile_is_handed_back() {
+    let mut bench = Bench::new(limits());
+    bench.ring(1, 1, 10);
+    let held = bench.commit();
+    bench.ring(1, 1, 10);
+    let (id, jobs) = bench.jobs();
+    bench.end(&held[0], retry_after(30));
+    bench.sent();
+    let claimed = vec![bench.claimed(id, &jobs[0])];
+    bench.tell(Event::Claimed { claimed, is_recovered: false, look: None });
+    assert!(bench.sent().is_empty());
+}
+
+#[test]
+fn a_destination_whose_rows_are_all_refused_does_not_keep_the_relay_from_others() {
+    let mut bench = Bench::new(limits());
+    bench.wait(SECOND);
+    let before = bench.plan().cursor;
+    bench.tell(Event::ClaimRefused { rows: vec![DeliveryId(Uuid::from_u128(1))] });
+    assert_ne!(bench.plan().cursor, before);
+}
+
+#[test]
+fn leases_that_cannot_even_be_read_are_gone_about_from_the_other_end() {
+    let mut bench = Bench::new(limits());
+    bench.wait(SECOND);
+    let mut recovery = || {
+        bench.wait(SECOND);
+        let recovery = bench.take(|action| match action {
+            Action::RecoverLeases(recovery) => Some(recovery.clone()),
+            _ => None,
+        });
+        bench.tell(Event::RecoveryRefused { rows: Vec::new() });
+        recovery.unwrap().is_reversed
+    };
+    assert_eq!([recovery(), recovery(), recovery()], [false, true, false]);
+}
+
+#[test]
 fn a_result_whose_row_is_locked_is_tried_again_by_itself() {
     let mut bench = Bench::new(limits());
     bench.ring(1, 1, 10);
@@ -502,6 +556,14 @@ fn what_was_not_sent_for_a_reason_of_ours_is_handed_back_and_less_is_claimed_unt
     bench.ring(2, 1, 10);
     assert_eq!(bench.claim(), None);
     bench.wait(Duration::from_millis(150));
+    let held = bench.commit();
+    bench.end(&held[0], answered(200));
+    assert_eq!(bench.dispatch.troubles(), [LocalFailure::NoSocket], "one may get through while it lasts");
+    bench.wait(6 * SECOND);
+    while bench.claim().is_some() {
+        bench.look(Look::default());
+    }
+    bench.ring(2, 1, 10);
     let held = bench.commit();
     bench.end(&held[0], answered(200));
     assert!(bench.dispatch.troubles().is_empty());
