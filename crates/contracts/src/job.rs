@@ -14,7 +14,7 @@ pub struct Job {
     pub delivery_id: DeliveryId,
     /// The attempt wanted, counted from 1.
     pub attempt: AttemptNumber,
-    /// Where it goes. An outdated one is harmless: the row's own decides.
+    /// Where it goes. With one that is not the row's the job claims nothing, and the relay finds the delivery.
     pub destination: Destination,
     /// How long its payload is, in bytes. Older versions don't say.
     #[serde(default, skip_serializing_if = "Option::is_none")]

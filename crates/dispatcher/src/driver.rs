@@ -161,9 +161,9 @@ impl Driver {
                 });
             }
             Action::ForgetHolds => {
-                let forgetting = transactions::forget_holds(store());
+                let tidying = transactions::tidy(store());
                 self.begin(async {
-                    forgetting.await;
+                    tidying.await;
                     Answer { event: None, recovered: Vec::new() }
                 });
             }

@@ -148,7 +148,7 @@ impl Lookups {
                 (self.look_up)(name.clone()).await
             }
             // Every slot is waiting for a response.
-            Err(_) => Err(NameError::Local(LocalFailure::NoNameServer)),
+            Err(_) => Err(NameError::Local(LocalFailure::NoLookup)),
         };
         // Later callers start a new lookup.
         self.running().remove(&name);

@@ -49,14 +49,9 @@ impl Signer {
         }
         let secret = loop {
             let (keyring, reading) = self.keys.current().await;
-            let opening = move |tx: &mut AnyConnection, now| {
-                let opened = open_secret(tx, &keyring, org, id)?;
-                if opened.is_ok() {
-                    note_secret_used(tx, now, id)?;
-                }
-                Ok::<_, StoreError>(opened)
-            };
-            let refusal = match self.store.write(opening).await {
+            // Reading waits for no lock; its use is noted apart.
+            let opening = move |tx: &mut AnyConnection| open_secret(tx, &keyring, org, id);
+            let refusal = match self.store.read::<_, StoreError, _>(opening).await {
                 Ok(Ok(secret)) => break secret,
                 Ok(Err(refusal)) => refusal,
                 Err(error) if error.is_outage() => {
@@ -76,7 +71,7 @@ impl Signer {
             if needs_key && self.keys.read_again(reading, self.store.clock().monotonic()).await {
                 continue;
             }
-            tracing::error!(error = %refusal, secret_id = %id, "signing secret not opened");
+            tracing::warn!(error = %refusal, secret_id = %id, "signing secret not opened");
             return Err(match refusal {
                 OpenError::KeyMissing(_) => Outcome::NotSent(LocalFailure::KeyMissing),
                 OpenError::DoesNotOpen(_) | OpenError::NotFound => Outcome::failed(
@@ -90,6 +85,8 @@ impl Signer {
             opened.clear();
         }
         opened.insert(id, Opened { secret: secret.clone(), noted: self.store.clock().monotonic() });
+        drop(opened);
+        self.note_use(id);
         Ok(secret)
     }
 
@@ -99,14 +96,18 @@ impl Signer {
         let Opened { secret, noted } = opened.get_mut(&id)?;
         if now.saturating_sub(*noted) >= NOTED_EVERY {
             *noted = now;
-            let store = self.store.clone();
-            tokio::spawn(async move {
-                if let Err(error) = store.write(move |tx, now| note_secret_used(tx, now, id)).await {
-                    tracing::debug!(%error, secret_id = %id, "the use of a signing secret was not noted");
-                }
-            });
+            self.note_use(id);
         }
         Some(secret.clone())
+    }
+
+    fn note_use(&self, id: SecretId) {
+        let store = self.store.clone();
+        tokio::spawn(async move {
+            if let Err(error) = store.write(move |tx, now| note_secret_used(tx, now, id)).await {
+                tracing::debug!(%error, secret_id = %id, "the use of a signing secret was not noted");
+            }
+        });
     }
 }
 

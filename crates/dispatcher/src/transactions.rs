@@ -52,8 +52,9 @@ pub(crate) type Recovered = Vec<(HeldAttempt, AttemptResult, Effect)>;
 pub(crate) async fn recover_leases(store: Store, recovery: Recovery) -> (Event, Recovered) {
     let recovering = move |tx: &mut AnyConnection, now| {
         let mut recovery = recovery;
-        let (limit, stepped_over) = (recovery.limit, std::mem::take(&mut recovery.stepped_over));
-        store::recover_leases(tx, now, limit, &stepped_over, |held| recovery.settle(held, now))
+        let (limit, is_reversed) = (recovery.limit, recovery.is_reversed);
+        let stepped_over = std::mem::take(&mut recovery.stepped_over);
+        store::recover_leases(tx, now, limit, &stepped_over, is_reversed, |held| recovery.settle(held, now))
     };
     match store.write_within(TIMEOUT, recovering).await {
         Ok(recovered) => (Event::LeasesRecovered { count: recovered.len() }, recovered),
@@ -68,9 +69,14 @@ pub(crate) async fn recover_leases(store: Store, recovery: Recovery) -> (Event, 
     }
 }
 
-/// Deletes holds that nobody needs. It is tried again a minute later.
-pub(crate) async fn forget_holds(store: Store) {
-    if let Err(error) = store.write_within::<_, StoreError, _>(TIMEOUT, store::forget_holds).await {
-        tracing::debug!(%error, "holds not tidied up");
+/// Deletes holds that nobody needs, and fills in destinations that an older api has left open. It is tried again a minute
+/// later.
+pub(crate) async fn tidy(store: Store) {
+    let tidying = |tx: &mut AnyConnection, now| {
+        store::forget_holds(tx, now)?;
+        store::fill_unknown_destinations(tx)
+    };
+    if let Err(error) = store.write_within::<_, StoreError, _>(TIMEOUT, tidying).await {
+        tracing::debug!(%error, "holds and destinations not tidied up");
     }
 }

@@ -159,9 +159,12 @@ impl World<'_> {
             }
             Work::RecoverLeases(recovery) => {
                 let mut recovery = recovery.clone();
-                let (limit, stepped_over) = (recovery.limit, std::mem::take(&mut recovery.stepped_over));
+                let (limit, is_reversed) = (recovery.limit, recovery.is_reversed);
+                let stepped_over = std::mem::take(&mut recovery.stepped_over);
                 let made = self.database.transaction(true, |tx| {
-                    store::recover_leases(tx, now, limit, &stepped_over, |held| recovery.settle(held, now))
+                    store::recover_leases(tx, now, limit, &stepped_over, is_reversed, |held| {
+                        recovery.settle(held, now)
+                    })
                 });
                 made.map(Answer::Recovered)
             }

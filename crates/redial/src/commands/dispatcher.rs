@@ -15,8 +15,8 @@ use crate::keys;
 use crate::open_files;
 use crate::settings::Settings;
 
-/// One claims, one finishes, the others read secrets.
-const CONNECTIONS: u32 = 4;
+/// One each claims, records, records what was refused before, and recovers leases; the others read secrets.
+const CONNECTIONS: u32 = 6;
 
 /// `config_file` is where `settings` came from, and where keys that are missing are looked for again.
 pub(crate) async fn run(settings: &Settings, config_file: Option<PathBuf>) -> anyhow::Result<()> {

@@ -6,14 +6,14 @@ use contracts::{ClaimId, DeliveryId, Timestamp};
 use diesel::prelude::*;
 use diesel::sql_types::{Array, BigInt, Integer, Nullable, Text};
 use engine::protection::{Protection, is_off};
-use engine::{AttemptResult, Effect, Settlement, Transition};
+use engine::{AttemptResult, Effect, HoldChange, Settlement, Transition};
 
 use crate::columns::{Id, Key, Moment, Time};
 use crate::connect::AnyConnection;
 use crate::error::StoreError;
 use crate::prepared::{column, prepared};
 use crate::schema::{attempts, deliveries};
-use crate::steps::holds::write_holds;
+use crate::steps::holds::{unlocked_holds, write_holds};
 use crate::steps::late::finish_late;
 use crate::steps::transitions::write_transitions;
 
@@ -25,7 +25,16 @@ pub fn finish(
     now: Timestamp,
     batch: &[AttemptResult],
 ) -> Result<Vec<Effect>, StoreError> {
-    let rows = lock(tx, batch)?;
+    let mut rows = lock(tx, batch)?;
+    // A hold is written to its destination's row, which another session may have as well.
+    let unlocked = unlocked_holds(tx, batch)?;
+    for result in batch.iter().filter(|result| result.hold != HoldChange::None) {
+        if unlocked.contains(&result.destination)
+            && let Some(row) = rows.get_mut(&result.delivery_id)
+        {
+            *row = Row::Locked;
+        }
+    }
     let is_ours =
         |result: &&AttemptResult| rows.get(&result.delivery_id).is_some_and(|row| row.is_held_by(result));
     let ours: Vec<&AttemptResult> = batch.iter().filter(is_ours).collect();

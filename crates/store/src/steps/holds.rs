@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use contracts::{Destination, Timestamp};
 use diesel::prelude::*;
-use diesel::sql_types::{Array, BigInt};
+use diesel::sql_types::{Array, BigInt, Text};
 use engine::protection::{Protection, is_off};
 use engine::transition::Claiming;
 use engine::{AttemptResult, HoldChange};
@@ -14,11 +14,11 @@ use crate::columns::{Id, Key, Moment, Time};
 use crate::connect::AnyConnection;
 use crate::error::StoreError;
 use crate::prepared::prepared;
-use crate::schema::destinations;
+use crate::schema::{deliveries, destinations};
 
 /// How long a row stays after its hold has ended, when nothing comes that could be its probe.
 const FORGOTTEN_AFTER: Duration = Duration::from_secs(3600);
-/// How many rows are forgotten at once.
+/// How many rows are forgotten, or filled in, at once.
 const FORGOTTEN_AT_ONCE: i64 = 500;
 
 /// A destination's row keeps back what is not its probe if its hold ends after this moment: any row does, unless the
@@ -68,6 +68,32 @@ pub(super) fn lock_half_open(
     Ok(locked.into_iter().map(Destination::from).collect())
 }
 
+/// Locks the rows of the destinations that results hold or open, in order as every batch does, and returns those that
+/// another session has.
+pub(super) fn unlocked_holds(
+    tx: &mut AnyConnection,
+    results: &[AttemptResult],
+) -> QueryResult<HashSet<Destination>> {
+    let wanted = results.iter().filter(|result| result.hold != HoldChange::None);
+    let wanted: Vec<i64> = wanted.map(|result| result.destination.as_i64()).collect();
+    let AnyConnection::Postgres(pg) = tx else { return Ok(HashSet::new()) };
+    if wanted.is_empty() {
+        return Ok(HashSet::new());
+    }
+    let locked: Vec<i64> = prepared::<BigInt, _>(
+        "SELECT destination FROM destinations WHERE destination = ANY (?) ORDER BY destination
+         FOR UPDATE SKIP LOCKED",
+    )
+    .bind::<Array<BigInt>, _>(&wanted)
+    .load(pg)?;
+    let missing = wanted.into_iter().filter(|destination| !locked.contains(destination));
+    let there: Vec<i64> = destinations::table
+        .filter(destinations::destination.eq_any(missing))
+        .select(destinations::destination)
+        .load(tx)?;
+    Ok(there.into_iter().map(Destination::from).collect())
+}
+
 /// Writes down that a locked destination's probe is on its way.
 pub(super) fn begin_probe(
     tx: &mut AnyConnection,
@@ -104,7 +130,10 @@ pub(super) fn write_holds(
         return Ok(());
     }
     let mut changes: BTreeMap<Destination, Change> = BTreeMap::new();
-    for result in results.iter().filter(|result| result.hold != HoldChange::None) {
+    let changing = |result: &&&AttemptResult| {
+        result.hold != HoldChange::None && result.destination != Destination::UNKNOWN
+    };
+    for result in results.iter().filter(changing) {
         let change = changes.entry(result.destination).or_insert_with(|| Change {
             org: result.org_id.into(),
             held_until: None,
@@ -192,6 +221,32 @@ pub fn forget_holds(tx: &mut AnyConnection, now: Timestamp) -> Result<usize, Sto
         .bind::<BigInt, _>(FORGOTTEN_AT_ONCE)
         .execute(tx)?;
     Ok(forgotten)
+}
+
+/// Fills in the destinations of waiting deliveries that a version without destinations has inserted since the migration;
+/// returns how many. At most 500 at once.
+pub fn fill_unknown_destinations(tx: &mut AnyConnection) -> Result<usize, StoreError> {
+    let text = match tx {
+        AnyConnection::Postgres(_) => {
+            "SELECT id, org_id, callback_url FROM deliveries
+             WHERE destination = ? AND wake_at IS NOT NULL AND claim_id IS NULL LIMIT ? FOR UPDATE SKIP LOCKED"
+        }
+        AnyConnection::Sqlite(_) => {
+            "SELECT id, org_id, callback_url FROM deliveries
+             WHERE destination = ? AND wake_at IS NOT NULL AND claim_id IS NULL LIMIT ?"
+        }
+    };
+    let rows: Vec<(Key, Key, String)> = prepared::<(Id, Id, Text), _>(text)
+        .bind::<BigInt, _>(Destination::UNKNOWN.as_i64())
+        .bind::<BigInt, _>(FORGOTTEN_AT_ONCE)
+        .load(tx)?;
+    for (id, org, url) in &rows {
+        let destination = Destination::of((*org).into(), url).as_i64();
+        diesel::update(deliveries::table.find(id))
+            .set(deliveries::destination.eq(destination))
+            .execute(tx)?;
+    }
+    Ok(rows.len())
 }
 
 /// Puts off the times at which deliveries say they are attempted next, each beside its destination, to the end of a hold.

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use contracts::{AttemptId, ClaimId, Delivery, DeliveryStatus, FailureReason};
-use engine::{Claimed, Effect, Settlement};
+use engine::{AttemptResult, Claimed, Effect, HoldChange, Settlement};
 use testkit::Engine;
 
 use crate::stage::{
@@ -468,6 +468,22 @@ async fn a_result_of_a_number_that_was_given_back_does_not_touch_another_attempt
     let before = stage.delivery(first.held.delivery_id);
     assert_eq!(stage.finish_one(result), Effect::Dropped);
     assert_eq!(stage.delivery(first.held.delivery_id), before);
+}
+
+/// SQLite has one writer at a time.
+#[test]
+fn on_postgresql_a_hold_whose_destination_is_locked_is_left_out_and_other_results_are_not() {
+    let mut stage = Stage::new(Engine::Postgres);
+    let [holding, again, other] = [0, 1, 2].map(|_| stage.claimed());
+    let until = HoldChange::HoldUntil(stage.now + Duration::from_secs(30));
+    let hold = |claimed: &Claimed, now| AttemptResult { hold: until, ..retried(claimed, now) };
+    let now = stage.now;
+    assert_eq!(stage.finish_one(hold(&holding, now)), Effect::Recorded);
+    let lock = stage.database.lock("destinations");
+    let batch = [hold(&again, now), succeeded(&other)];
+    assert_eq!(stage.finish(&batch), [Effect::Locked, Effect::Recorded]);
+    drop(lock);
+    assert_eq!(stage.finish_one(batch[0].clone()), Effect::Recorded);
 }
 
 /// SQLite has one writer at a time.

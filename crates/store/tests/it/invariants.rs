@@ -313,7 +313,7 @@ impl<'a> History<'a> {
         let settle = |held: &HeldAttempt| {
             RETRY.settle_lost(held, AttemptId(uuid::Uuid::from_u128(rng.random())), now, 0.0)
         };
-        let recovered = self.stage.conn.transaction(|tx| recover_leases(tx, now, 100, &[], settle)).unwrap();
+        let recovered = self.stage.conn.transaction(|tx| recover_leases(tx, now, 100, &[], false, settle)).unwrap();
         for (held, ..) in &recovered {
             let is_it = |claimed: &&Claimed| {
                 (claimed.held.claim_id, claimed.held.delivery_id) == (held.claim_id, held.delivery_id)
@@ -495,7 +495,7 @@ async fn dispatcher(
             let mut claimed = claim_jobs(tx, now, LEASE, ClaimId::new(now), &jobs)?;
             claimed.extend(claim_due(tx, now, LEASE, ClaimId::new(now), &plan(5))?.claimed);
             let settle = |held: &HeldAttempt| RETRY.settle_lost(held, AttemptId::new(now), now, 0.0);
-            recover_leases(tx, now, 10, &[], settle)?;
+            recover_leases(tx, now, 10, &[], false, settle)?;
             Ok::<_, RowsRefused>((now, claimed))
         };
         let (now, mut claimed) = store.write(claim).await.unwrap();

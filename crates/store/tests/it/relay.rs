@@ -283,7 +283,7 @@ async fn a_refused_recovery_names_what_it_had_found(engine: Engine) {
     let now = stage.now;
     let mut recover = |stepped_over: &[DeliveryId]| {
         let settle = |held: &HeldAttempt| lost(held, Settlement::Failed);
-        stage.conn.transaction(|tx| recover_leases(tx, now, 10, stepped_over, settle))
+        stage.conn.transaction(|tx| recover_leases(tx, now, 10, stepped_over, false, settle))
     };
     let RowsRefused { rows, error } = recover(&[]).unwrap_err();
     assert_eq!(sorted(rows), sorted(held.clone()));
@@ -303,7 +303,7 @@ async fn recovery_steps_over_what_it_is_told_to(engine: Engine) {
     stage.advance(LEASE);
     let now = stage.now;
     let settle = |held: &HeldAttempt| lost(held, Settlement::RetryAt(now));
-    let recovered = stage.conn.transaction(|tx| recover_leases(tx, now, 2, &held[..1], settle)).unwrap();
+    let recovered = stage.conn.transaction(|tx| recover_leases(tx, now, 2, &held[..1], false, settle)).unwrap();
     let found: Vec<_> = recovered.iter().map(|(held, ..)| held.delivery_id).collect();
     assert_eq!(found, held[1..3], "oldest first, up to its limit");
     for (held, result, effect) in recovered {

@@ -164,7 +164,7 @@ impl Stage {
     pub(crate) fn recover(&mut self, settlement: Settlement) -> Vec<HeldAttempt> {
         let now = self.now;
         let settle = |held: &HeldAttempt| lost(held, settlement);
-        let recovered = self.conn.transaction(|tx| recover_leases(tx, now, 100, &[], settle)).unwrap();
+        let recovered = self.conn.transaction(|tx| recover_leases(tx, now, 100, &[], false, settle)).unwrap();
         recovered.into_iter().map(|(held, ..)| held).collect()
     }
 
