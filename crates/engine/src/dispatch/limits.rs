@@ -12,6 +12,8 @@ use crate::protection::{Protection, is_off};
 
 /// More destinations than this are not remembered while nothing is in flight to them.
 const MOST: usize = 10_000;
+/// A destination goes on with fewer results that the database does not take.
+const FEW: usize = 4;
 /// For how long a limit that was learned is remembered.
 const REMEMBERED: Duration = Duration::from_secs(600);
 
@@ -29,7 +31,8 @@ struct State {
     held_until: Option<Timestamp>,
     /// A look found that its next attempt does not fit beside those in flight: it waits until one of them ends.
     is_full: bool,
-    /// Results that the database does not take: their slots stay taken.
+    /// Results that the database does not take. With as many as may be in flight, and no fewer than [`FEW`], no attempt
+    /// begins: a row that is broken stops nobody, and many leave the others' slots alone.
     unrecorded: usize,
     used_at: Duration,
 }
@@ -59,7 +62,8 @@ impl Destinations {
     pub(super) fn slots(&self, destination: Destination) -> usize {
         match self.known.get(&destination) {
             _ if is_off(Protection::DestinationLimit) => usize::MAX,
-            Some(state) => state.window.room().saturating_sub(state.unrecorded),
+            Some(state) if state.unrecorded >= self.max.max(FEW) => 0,
+            Some(state) => state.window.room(),
             None => self.ordinary_room(),
         }
     }
@@ -206,7 +210,9 @@ impl Troubles {
         let now = now.monotonic;
         let Outcome::NotSent(cause) = *outcome else {
             self.window.end(Signal::Answered, began, now);
-            self.forget(actions, |cause, trouble| cause.concerns_all() && began >= trouble.seen_at + OVER_AFTER);
+            self.forget(actions, |cause, trouble| {
+                cause.concerns_all() && began >= trouble.seen_at + OVER_AFTER
+            });
             return;
         };
         self.window.end(if cause.concerns_all() { Signal::Congested } else { Signal::None }, began, now);

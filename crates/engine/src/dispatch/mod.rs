@@ -295,7 +295,12 @@ impl Dispatch {
             recording: Recording::default(),
             unrecorded: BTreeMap::new(),
             stepped_over: SteppedOver::default(),
-            recovery: Schedule { next_at: now.monotonic, limit: BATCH, is_reversed: false, is_running: false },
+            recovery: Schedule {
+                next_at: now.monotonic,
+                limit: BATCH,
+                is_reversed: false,
+                is_running: false,
+            },
             leases_stepped_over: SteppedOver::default(),
             tidy_at: now.monotonic + TIDYING_PERIOD,
             is_stopping: false,

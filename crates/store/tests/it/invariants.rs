@@ -313,7 +313,8 @@ impl<'a> History<'a> {
         let settle = |held: &HeldAttempt| {
             RETRY.settle_lost(held, AttemptId(uuid::Uuid::from_u128(rng.random())), now, 0.0)
         };
-        let recovered = self.stage.conn.transaction(|tx| recover_leases(tx, now, 100, &[], false, settle)).unwrap();
+        let recovered =
+            self.stage.conn.transaction(|tx| recover_leases(tx, now, 100, &[], false, settle)).unwrap();
         for (held, ..) in &recovered {
             let is_it = |claimed: &&Claimed| {
                 (claimed.held.claim_id, claimed.held.delivery_id) == (held.claim_id, held.delivery_id)

@@ -303,7 +303,8 @@ async fn recovery_steps_over_what_it_is_told_to(engine: Engine) {
     stage.advance(LEASE);
     let now = stage.now;
     let settle = |held: &HeldAttempt| lost(held, Settlement::RetryAt(now));
-    let recovered = stage.conn.transaction(|tx| recover_leases(tx, now, 2, &held[..1], false, settle)).unwrap();
+    let recovered =
+        stage.conn.transaction(|tx| recover_leases(tx, now, 2, &held[..1], false, settle)).unwrap();
     let found: Vec<_> = recovered.iter().map(|(held, ..)| held.delivery_id).collect();
     assert_eq!(found, held[1..3], "oldest first, up to its limit");
     for (held, result, effect) in recovered {
