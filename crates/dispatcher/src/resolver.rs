@@ -262,7 +262,7 @@ mod tests {
     async fn a_lookup_that_gets_no_slot_is_a_local_failure() {
         let lookups = Lookups::new(|_| async { Ok(vec![]) }.boxed(), Duration::from_millis(10));
         let _all = lookups.slots.acquire_many(lookups.slots.available_permits() as u32).await.unwrap();
-        let missed = NameError::Local(LocalFailure::NoNameServer);
+        let missed = NameError::Local(LocalFailure::NoLookup);
         assert_eq!(lookups.look_up("example.com").await, Err(missed));
         assert!(lookups.running().is_empty());
     }
