@@ -30,8 +30,10 @@ pub(crate) struct Window {
 pub(crate) enum Signal {
     /// It answered in time.
     Answered,
-    /// It is overloaded, or not there.
-    Congested,
+    /// It says that it is overloaded.
+    Overloaded,
+    /// It does not answer. Others of its endpoints may.
+    Silent,
     /// Nothing.
     None,
 }
@@ -95,8 +97,8 @@ impl Window {
         self.in_flight += 1;
     }
 
-    /// An attempt that began at `began` of the monotonic time is over at `now`.
-    pub(crate) fn end(&mut self, signal: Signal, began: Duration, now: Duration) {
+    /// An attempt that began at `began` of the monotonic time is over at `now`. Returns whether the limit was halved.
+    pub(crate) fn end(&mut self, signal: Signal, began: Duration, now: Duration) -> bool {
         let was_made_use_of = self.in_flight * 2 >= self.limit;
         self.in_flight = self.in_flight.saturating_sub(1);
         if signal != Signal::None {
@@ -110,22 +112,27 @@ impl Window {
                     (self.limit, self.answers) = (self.limit + 1, 0);
                 }
             }
-            Signal::Congested if self.halved_at.is_none_or(|at| began >= at) => {
+            Signal::Overloaded | Signal::Silent if self.halved_at.is_none_or(|at| began >= at) => {
                 self.limit = (self.limit / 2).max(1);
-                (self.threshold, self.answers, self.halved_at) = (self.limit, 0, Some(now));
+                (self.answers, self.halved_at) = (0, Some(now));
+                if signal == Signal::Overloaded {
+                    self.threshold = self.limit;
+                }
+                return true;
             }
             _ => {}
         }
+        false
     }
 }
 
 impl Outcome {
     pub(crate) fn signal(&self) -> Signal {
         match self {
-            Outcome::Answered(Response { status: 429 | 503, .. }) => Signal::Congested,
+            Outcome::Answered(Response { status: 429 | 503, .. }) => Signal::Overloaded,
             Outcome::Answered(_) => Signal::Answered,
             Outcome::Failed(failure) => match failure.reason {
-                FailureReason::Timeout | FailureReason::ConnectionError => Signal::Congested,
+                FailureReason::Timeout | FailureReason::ConnectionError => Signal::Silent,
                 _ => Signal::None,
             },
             Outcome::NotSent(_) => Signal::None,
@@ -144,7 +151,9 @@ mod tests {
         let (began, count) = (*now, window.room());
         (0..count).for_each(|_| window.begin());
         *now += SECOND;
-        (0..count).for_each(|_| window.end(signal, began, *now));
+        for _ in 0..count {
+            window.end(signal, began, *now);
+        }
     }
 
     #[test]
@@ -178,16 +187,25 @@ mod tests {
         let (mut window, mut now) = (Window::starting_at(16, 32), SECOND);
         let mut limits = Vec::new();
         for _ in 0..6 {
-            round(&mut window, Signal::Congested, &mut now);
+            round(&mut window, Signal::Overloaded, &mut now);
             limits.push(window.room());
         }
         assert_eq!(limits, [8, 4, 2, 1, 1, 1]);
     }
 
     #[test]
-    fn after_it_was_halved_it_grows_by_one_for_each_window_of_answers() {
+    fn after_silence_it_grows_by_one_for_each_answer() {
         let (mut window, mut now) = (Window::starting_at(16, 32), SECOND);
-        round(&mut window, Signal::Congested, &mut now);
+        round(&mut window, Signal::Silent, &mut now);
+        assert_eq!(window.room(), 8);
+        round(&mut window, Signal::Answered, &mut now);
+        assert!(window.room() >= 11, "{}", window.room());
+    }
+
+    #[test]
+    fn after_an_overload_it_grows_by_one_for_each_window_of_answers() {
+        let (mut window, mut now) = (Window::starting_at(16, 32), SECOND);
+        round(&mut window, Signal::Overloaded, &mut now);
         for _ in 0..2 {
             round(&mut window, Signal::Answered, &mut now);
         }
@@ -205,7 +223,7 @@ mod tests {
         window.end(Signal::Answered, SECOND, SECOND + QUICK);
         assert_eq!(window.room(), window.limit - 14);
         window.end(Signal::Answered, SECOND, SECOND + QUICK / 2);
-        window.end(Signal::Congested, SECOND, SECOND + QUICK / 2);
+        window.end(Signal::Overloaded, SECOND, SECOND + QUICK / 2);
         assert_eq!(window.room(), 0);
     }
 

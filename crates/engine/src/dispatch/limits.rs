@@ -98,15 +98,17 @@ impl Destinations {
         self.state(destination, now).window.give_back();
     }
 
-    pub(super) fn end(&mut self, attempt: &InFlight, signal: Signal, now: Now) {
+    /// Returns whether its destination may have fewer in flight from now on.
+    pub(super) fn end(&mut self, attempt: &InFlight, signal: Signal, now: Now) -> bool {
         let destination = attempt.held.destination;
         let max = self.max;
         let state = self.state(destination, now);
-        state.window.end(signal, attempt.began, now.monotonic);
+        let is_less = state.window.end(signal, attempt.began, now.monotonic);
         state.is_full = false;
         if state.is_ordinary(max) {
             self.known.remove(&destination);
         }
+        is_less
     }
 
     /// Takes note of how many results of each destination the database does not take.
@@ -215,7 +217,7 @@ impl Troubles {
             });
             return;
         };
-        self.window.end(if cause.concerns_all() { Signal::Congested } else { Signal::None }, began, now);
+        self.window.end(if cause.concerns_all() { Signal::Overloaded } else { Signal::None }, began, now);
         if !self.causes.contains_key(&cause) {
             actions.push(Action::Trouble(cause));
         }

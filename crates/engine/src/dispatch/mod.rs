@@ -17,7 +17,6 @@ use std::time::Duration;
 
 use contracts::{AttemptId, AttemptNumber, ClaimId, DeliveryId, Destination, Timestamp};
 
-use crate::destination::Signal;
 use crate::fairness::Look;
 use crate::lease::{Claimed, HeldAttempt, Lease};
 use crate::outcome::{LocalFailure, Outcome};
@@ -499,8 +498,8 @@ impl Dispatch {
     ) {
         let Some(attempt) = self.attempts.remove(&key) else { return };
         self.bytes_in_flight -= attempt.bytes;
-        let (destination, signal) = (attempt.held.destination, outcome.signal());
-        self.destinations.end(&attempt, signal, now);
+        let destination = attempt.held.destination;
+        let is_less = self.destinations.end(&attempt, outcome.signal(), now);
         self.troubles.end(&outcome, attempt.began, now, actions);
         let result = self.settle(attempt.held, outcome, Some(elapsed), now);
         if let HoldChange::HoldUntil(until) = result.hold
@@ -514,9 +513,10 @@ impl Dispatch {
             // The others would fare the same here.
             self.destinations.hold(destination, at, now);
         }
-        match signal {
-            Signal::Congested => self.hand_back_ready(destination, now),
-            _ => self.send_ready(destination, now, actions),
+        if is_less || self.destinations.is_held(destination, now) {
+            self.hand_back_ready(destination, now);
+        } else {
+            self.send_ready(destination, now, actions);
         }
         self.claiming.slot_freed(destination, now.monotonic);
         self.recording.push(result, now.monotonic);
