@@ -15,7 +15,7 @@ use crate::ledger::host_now;
 use crate::load::{Pace, ask};
 use crate::process::Process;
 use crate::report::Row;
-use crate::site::{Ground, Plan, Site};
+use crate::site::{Ground, OUTPUT, Plan, Site};
 use crate::verdict::{Disturbance, Struck};
 
 /// New deliveries a second.
@@ -23,6 +23,8 @@ const RATE: f64 = 60.0;
 /// One in so many has a receiver that takes nothing.
 const HOPELESS: usize = 50;
 const NOTHING: &str = "/status/500";
+/// The others' receivers: of ten requests to each, three meet no answer in time or none that is of use.
+const DESTINATIONS: u32 = 40;
 
 /// A way to break something.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -76,8 +78,12 @@ pub(crate) async fn storm(ground: &mut Ground, scale: &Scale) -> Result<Outcome>
     let least = if scale.storm() < Duration::from_secs(300) { 1 } else { 200 };
     let mut rng = StdRng::seed_from_u64(scale.seed);
     let hopeless = count.div_ceil(HOPELESS);
-    let mut runs = site.runs(count - hopeless, "/mixed").await?;
-    runs.extend(site.runs(hopeless, NOTHING).await?);
+    let mut runs = site.runs(hopeless, NOTHING).await?;
+    for destination in 1..=DESTINATIONS {
+        // As equal shares as can be.
+        let share = (count - hopeless + destination as usize - 1) / DESTINATIONS as usize;
+        runs.extend(site.runs_with(share, &site.ledger.url_of(destination, "/mixed"), OUTPUT).await?);
+    }
     runs.shuffle(&mut rng);
     let load = tokio::spawn(ask(&site, runs, Pace { clients: 64, rate: Some(RATE) }));
     let mut storm = Storm { site, rng, stopped: Vec::new(), disturbances: Vec::new() };
