@@ -186,7 +186,7 @@ pub enum Action {
     Report(Recorded),
     /// Record expired leases in one transaction; at most one is in progress.
     RecoverLeases(Recovery),
-    /// Delete holds that nobody needs any more.
+    /// Tidy up: delete holds that nobody needs any more, fill in destinations that are unknown.
     ForgetHolds,
     /// Take no more doorbells: the database is away.
     Pause,
