@@ -133,8 +133,12 @@ impl Driver {
     }
 
     fn answered(&mut self, Answer { event, recovered }: Answer) -> Option<Event> {
-        if matches!(event, Some(Event::Claimed { .. })) {
+        if let Some(Event::Claimed { claimed, .. }) = &event {
             self.progress.claimed();
+            for held in claimed.iter().map(|claimed| &claimed.held) {
+                tracing::debug!(delivery_id = %held.delivery_id, attempt = held.attempt, "claimed");
+                self.state.attempts.insert(held.key(), (held.clone(), None));
+            }
         }
         for (held, result, effect) in recovered {
             report::attempt(&held, None, &Recorded { result, effect: Some(effect) });
@@ -168,10 +172,7 @@ impl Driver {
                 });
             }
             Action::Send { claimed, send_before } => {
-                let held = claimed.held.clone();
-                tracing::debug!(delivery_id = %held.delivery_id, attempt = held.attempt, "claimed");
-                let key = held.key();
-                self.state.attempts.insert(key, (held, None));
+                let key = claimed.held.key();
                 let attempts = self.attempts.clone();
                 let task = self.state.tasks.spawn(async move { attempts.make(*claimed, send_before).await });
                 self.state.keys.insert(task.id(), key);

@@ -71,13 +71,14 @@ impl Signer {
             if needs_key && self.keys.read_again(reading, self.store.clock().monotonic()).await {
                 continue;
             }
-            tracing::warn!(error = %refusal, secret_id = %id, "signing secret not opened");
             return Err(match refusal {
+                // Logged once, as what keeps attempts from being sent.
                 OpenError::KeyMissing(_) => Outcome::NotSent(LocalFailure::KeyMissing),
-                OpenError::DoesNotOpen(_) | OpenError::NotFound => Outcome::failed(
-                    FailureReason::SigningUnavailable,
-                    "the signing secret could not be opened with the keys at hand",
-                ),
+                OpenError::DoesNotOpen(_) | OpenError::NotFound => {
+                    tracing::error!(error = %refusal, secret_id = %id, "signing secret not opened");
+                    let detail = "the signing secret could not be opened with the keys at hand";
+                    Outcome::failed(FailureReason::SigningUnavailable, detail)
+                }
             });
         };
         let mut opened = self.opened.lock().unwrap_or_else(PoisonError::into_inner);
