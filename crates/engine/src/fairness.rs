@@ -23,7 +23,7 @@ pub struct RelayPlan {
     pub cursor: Option<Destination>,
     /// Whether more is due than a look by time sees, so that it walks the circle at once.
     pub has_backlog: bool,
-    /// Deliveries that could not be claimed lately: each is tried again by itself.
+    /// Deliveries that the database refused to claim lately: they are left alone for a while.
     pub stepped_over: Vec<DeliveryId>,
     /// Destinations known to have something due, which have room again. When there are any, the look is at them alone.
     pub targets: Vec<Destination>,
@@ -180,7 +180,7 @@ impl RelayPlan {
         let (behind, ahead): (Vec<&DueDestination>, Vec<&DueDestination>) =
             due.iter().partition(|due| self.cursor.is_some_and(|cursor| due.destination <= cursor));
         let allowed = ahead.into_iter().chain(behind).filter_map(|due| {
-            let room = self.rooms.get(&due.destination).copied().unwrap_or(self.ordinary_room);
+            let room = self.room_of(due.destination);
             let (room, is_probe) = match due.hold {
                 HoldState::Open => (room, false),
                 HoldState::Held => (0, false),

@@ -522,7 +522,7 @@ impl Dispatch {
         self.recording.push(result, now.monotonic);
     }
 
-    /// Results that the database does not take keep the slots of their own destination, not those of all.
+    /// A destination with many results that the database does not take begins no more attempts: they would take all slots.
     fn note_unrecorded(&mut self, now: Now) {
         let unrecorded = self.recording.kept();
         if unrecorded != self.unrecorded {

@@ -13,7 +13,7 @@ use crate::connect::AnyConnection;
 use crate::error::StoreError;
 use crate::prepared::{column, prepared};
 use crate::schema::{attempts, deliveries};
-use crate::steps::holds::{unlocked_holds, write_holds};
+use crate::steps::holds::{holds_locked_elsewhere, write_holds};
 use crate::steps::late::finish_late;
 use crate::steps::transitions::write_transitions;
 
@@ -27,9 +27,9 @@ pub fn finish(
 ) -> Result<Vec<Effect>, StoreError> {
     let mut rows = lock(tx, batch)?;
     // A hold is written to its destination's row, which another session may have as well.
-    let unlocked = unlocked_holds(tx, batch)?;
+    let elsewhere = holds_locked_elsewhere(tx, batch)?;
     for result in batch.iter().filter(|result| result.hold != HoldChange::None) {
-        if unlocked.contains(&result.destination)
+        if elsewhere.contains(&result.destination)
             && let Some(row) = rows.get_mut(&result.delivery_id)
         {
             *row = Row::Locked;

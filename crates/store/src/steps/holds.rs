@@ -70,7 +70,7 @@ pub(super) fn lock_half_open(
 
 /// Locks the rows of the destinations that results hold or open, in order as every batch does, and returns those that
 /// another session has.
-pub(super) fn unlocked_holds(
+pub(super) fn holds_locked_elsewhere(
     tx: &mut AnyConnection,
     results: &[AttemptResult],
 ) -> QueryResult<HashSet<Destination>> {
