@@ -6,7 +6,7 @@ use strum::{Display, EnumString, IntoStaticStr, VariantArray};
 use utoipa::openapi::{RefOr, Schema};
 use utoipa::{PartialSchema, ToSchema};
 
-use crate::{AttemptId, DeliveryId, RunId, SecretId, Timestamp};
+use crate::{AttemptId, DeliveryId, RunId, SecretId, Timestamp, Timing};
 
 /// A delivery's `status_code`.
 #[derive(
@@ -78,6 +78,8 @@ pub enum FailureReason {
     Gone,
     /// The run's data was erased. Ends the delivery.
     Erased,
+    /// A client withdrew it. Ends the delivery.
+    Withdrawn,
 }
 
 /// An attempt's number within its delivery, counted from 1.
@@ -99,7 +101,7 @@ pub struct Attempt {
     /// The first 8 KiB of the response body: lossy UTF-8, NUL removed.
     #[schema(required)]
     pub response_body: Option<String>,
-    /// From sending to the end of the exchange, in milliseconds.
+    /// From sending to the complete response head, or to the failure, in milliseconds.
     #[schema(required)]
     pub response_time_ms: Option<i64>,
     /// Null after a 2xx, else `<reason_code>: sentence`.
@@ -107,6 +109,9 @@ pub struct Attempt {
     pub error_message: Option<String>,
     /// When the attempt was claimed.
     pub created_at: Timestamp,
+    /// Shown only when asked for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub timing: Option<Timing>,
 }
 
 /// The delivery object. Serializes with the contract's keys in the contract's order, every key always present.

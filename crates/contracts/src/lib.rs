@@ -17,6 +17,7 @@ mod scope;
 mod secret;
 mod signature;
 mod timestamp;
+mod timing;
 
 pub use delivery::{Attempt, AttemptNumber, Delivery, DeliveryStatus, FailureReason};
 pub use destination::Destination;
@@ -32,3 +33,4 @@ pub use scope::{Scope, Scopes};
 pub use secret::{CallbackSecret, NewSecret, SecretKeyError, SigningSecret};
 pub use signature::{SignedHeaders, sign};
 pub use timestamp::{Timestamp, TimestampError};
+pub use timing::Timing;

@@ -2,9 +2,8 @@
 
 use std::time::Duration;
 
-use contracts::FailureReason;
-use engine::Claimed;
-use engine::Outcome;
+use contracts::{FailureReason, Timing};
+use engine::{Claimed, Measured, Outcome};
 use store::Clock;
 use uuid::Uuid;
 
@@ -22,7 +21,7 @@ pub(crate) struct Attempts {
 /// An attempt that is over.
 pub(crate) struct Ended {
     pub(crate) outcome: Outcome,
-    pub(crate) elapsed: Duration,
+    pub(crate) measured: Measured,
     /// `Runflow-Request-Id`, when something was sent.
     pub(crate) runflow_request_id: Option<Uuid>,
 }
@@ -44,8 +43,9 @@ impl Attempts {
             }
             Err(unsigned) => (unsigned, None),
         };
-        let elapsed = self.clock.monotonic().saturating_sub(began);
-        Ended { outcome, elapsed, runflow_request_id }
+        let response_time = Some(self.clock.monotonic().saturating_sub(began));
+        let measured = Measured { response_time, timing: Timing::default() };
+        Ended { outcome, measured, runflow_request_id }
     }
 }
 
@@ -54,6 +54,6 @@ impl Ended {
     pub(crate) fn panicked() -> Ended {
         let outcome =
             Outcome::failed(FailureReason::OutcomeUnknown, "the attempt broke off by an error of Redial's");
-        Ended { outcome, elapsed: Duration::ZERO, runflow_request_id: None }
+        Ended { outcome, measured: Measured::default(), runflow_request_id: None }
     }
 }

@@ -119,7 +119,7 @@ impl Driver {
     fn attempt_ended(&mut self, ended: Result<(task::Id, Ended), JoinError>) -> Option<Event> {
         let id = ended.as_ref().map_or_else(JoinError::id, |(id, _)| *id);
         let key = self.state.keys.remove(&id)?;
-        let Ended { outcome, elapsed, runflow_request_id } = match ended {
+        let Ended { outcome, measured, runflow_request_id } = match ended {
             Ok((_, ended)) => ended,
             Err(error) => {
                 tracing::error!(%error, delivery_id = %key.delivery_id, "an attempt broke off");
@@ -129,7 +129,7 @@ impl Driver {
         if let Some((_, id)) = self.state.attempts.get_mut(&key) {
             *id = runflow_request_id;
         }
-        Some(Event::Ended { key, outcome, elapsed })
+        Some(Event::Ended { key, outcome, measured })
     }
 
     fn answered(&mut self, Answer { event, recovered }: Answer) -> Option<Event> {

@@ -16,7 +16,7 @@ pub use fairness::{
     ByteRoom, Candidate, DueDestination, HoldState, Look, RelayPlan, Seen, Selection, Share, Shares,
 };
 pub use lease::{Claimed, HeldAttempt, Lease, SendWindow};
-pub use outcome::{BODY_KEPT, Failure, LocalFailure, Outcome, Response, kept_body};
+pub use outcome::{BODY_KEPT, Failure, LocalFailure, Measured, Outcome, Response, kept_body};
 pub use result::{AttemptRecord, AttemptResult, Effect, HoldChange, Settlement};
 pub use retry::RetryPolicy;
 pub use transition::Transition;

@@ -1,6 +1,8 @@
 //! What came of an attempt.
 
-use contracts::FailureReason;
+use std::time::Duration;
+
+use contracts::{FailureReason, Timing};
 
 /// The outcome of an attempt.
 #[derive(Clone, Debug, PartialEq)]
@@ -22,6 +24,15 @@ pub struct Response {
     pub body: String,
     /// The `Retry-After` header, as it came.
     pub retry_after: Option<String>,
+}
+
+/// What was measured of an attempt, for the record.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Measured {
+    /// To the complete response head, or to the failure. `None`: unknown.
+    pub response_time: Option<Duration>,
+    /// The exchange in detail.
+    pub timing: Timing,
 }
 
 /// Why an attempt failed: a word for programs, a sentence for people.

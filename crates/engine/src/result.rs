@@ -1,6 +1,6 @@
 //! What an attempt came to, as finished data for the store.
 
-use contracts::{AttemptId, AttemptNumber, ClaimId, DeliveryId, Destination, OrgId, Timestamp};
+use contracts::{AttemptId, AttemptNumber, ClaimId, DeliveryId, Destination, OrgId, Timestamp, Timing};
 
 use crate::outcome::Failure;
 
@@ -34,6 +34,7 @@ pub struct AttemptRecord {
     pub status_code: Option<i32>,
     pub response_body: Option<String>,
     pub response_time_ms: Option<i64>,
+    pub timing: Timing,
     pub claimed_at: Timestamp,
 }
 

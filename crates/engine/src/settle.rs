@@ -5,7 +5,7 @@ use std::time::Duration;
 use contracts::{AttemptId, FailureReason, Timestamp};
 
 use crate::lease::HeldAttempt;
-use crate::outcome::{Failure, LocalFailure, Outcome, Response};
+use crate::outcome::{Failure, LocalFailure, Measured, Outcome, Response};
 use crate::protection::{Protection, is_off};
 use crate::result::{AttemptRecord, AttemptResult, HoldChange, Settlement};
 use crate::retry::{RetryPolicy, retry_after};
@@ -17,14 +17,14 @@ const HANDED_BACK_WAIT: Duration = Duration::from_secs(2);
 const KEY_MISSING_WAIT: Duration = Duration::from_secs(30);
 
 impl RetryPolicy {
-    /// Settles an attempt that came to `outcome` after `elapsed`: what goes on record and what follows.
+    /// Settles an attempt that came to `outcome`: what goes on record and what follows.
     /// `id` becomes the record's; `jitter_unit` is a random number from -1 to 1.
     pub fn settle(
         &self,
         held: &HeldAttempt,
         id: AttemptId,
         outcome: Outcome,
-        elapsed: Option<Duration>,
+        measured: Measured,
         now: Timestamp,
         jitter_unit: f64,
     ) -> AttemptResult {
@@ -56,8 +56,10 @@ impl RetryPolicy {
                 failure,
                 status_code: response.as_ref().map(|response| i32::from(response.status)),
                 response_body: response.map(|response| response.body),
-                response_time_ms: elapsed
-                    .map(|elapsed| i64::try_from(elapsed.as_millis()).unwrap_or(i64::MAX)),
+                response_time_ms: measured
+                    .response_time
+                    .map(|time| i64::try_from(time.as_millis()).unwrap_or(i64::MAX)),
+                timing: measured.timing,
                 claimed_at: held.claimed_at,
             },
             settlement,
@@ -77,7 +79,7 @@ impl RetryPolicy {
         let outcome = Outcome::failed(FailureReason::OutcomeUnknown, detail);
         // A probe that is lost says nothing of its destination; its own lease lets the next one go.
         let held = HeldAttempt { is_probe: false, ..held.clone() };
-        self.settle(&held, id, outcome, None, now, jitter_unit)
+        self.settle(&held, id, outcome, Measured::default(), now, jitter_unit)
     }
 
     fn judge(
@@ -165,12 +167,12 @@ mod tests {
 
     fn settled(outcome: Outcome, attempt: AttemptNumber) -> AttemptResult {
         let id = AttemptId(Uuid::nil());
-        policy().settle(&held(attempt, false), id, outcome, None, now(), 0.0)
+        policy().settle(&held(attempt, false), id, outcome, Measured::default(), now(), 0.0)
     }
 
     fn hold_after(outcome: Outcome, is_probe: bool) -> HoldChange {
         let id = AttemptId(Uuid::nil());
-        policy().settle(&held(1, is_probe), id, outcome, None, now(), 0.0).hold
+        policy().settle(&held(1, is_probe), id, outcome, Measured::default(), now(), 0.0).hold
     }
 
     fn wait_after(outcome: Outcome, attempt: AttemptNumber) -> Option<Duration> {
@@ -221,7 +223,7 @@ mod tests {
     fn a_410_ends_the_delivery_only_when_asked_to() {
         let stop = RetryPolicy { stop_on_gone: true, ..policy() };
         let id = AttemptId(Uuid::nil());
-        let result = stop.settle(&held(1, false), id, answered(410, None), None, now(), 0.0);
+        let result = stop.settle(&held(1, false), id, answered(410, None), Measured::default(), now(), 0.0);
         let reason = result.record.failure.unwrap().reason;
         assert_eq!((reason, result.settlement), (FailureReason::Gone, Settlement::Failed));
     }
@@ -256,7 +258,7 @@ mod tests {
         #[test]
         fn jitter_keeps_a_wait_within_its_share(attempt in 1..8_i32, jitter_unit in -1.0..=1.0_f64) {
             let id = AttemptId(Uuid::nil());
-            let result = policy().settle(&held(attempt, false), id, answered(500, None), None, now(), jitter_unit);
+            let result = policy().settle(&held(attempt, false), id, answered(500, None), Measured::default(), now(), jitter_unit);
             let Settlement::RetryAt(at) = result.settlement
             else { panic!("budget is left") };
             let planned = if attempt == 1 { 10.0 } else { 60.0 };

@@ -2,10 +2,10 @@
 
 use std::time::Duration;
 
-use contracts::{FailureReason, Timestamp};
+use contracts::{FailureReason, Timestamp, Timing};
 use egress::{Policy, TargetUrl};
 use engine::dispatch::Event;
-use engine::{LocalFailure, Outcome, Response, SendWindow};
+use engine::{LocalFailure, Measured, Outcome, Response, SendWindow};
 use rand::prelude::*;
 
 use crate::facts::Receipt;
@@ -47,9 +47,10 @@ impl World<'_> {
         if let Outcome::NotSent(_) = outcome {
             self.count("an attempt handed back");
         }
-        let elapsed = self.monotonic().saturating_sub(attempt.began);
+        let response_time = Some(self.monotonic().saturating_sub(attempt.began));
         self.note_answer(d, attempt, &outcome);
-        self.report(d, Event::Ended { key: held.key(), outcome, elapsed })
+        let measured = Measured { response_time, timing: Timing::default() };
+        self.report(d, Event::Ended { key: held.key(), outcome, measured })
     }
 
     /// The error is the attempt's outcome.

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use contracts::{AttemptId, ClaimId, Destination, OrgId, Timestamp};
 use diesel::Connection;
 use diesel::connection::SimpleConnection;
-use engine::{ByteRoom, Claimed, Outcome, RelayPlan, Response, RetryPolicy};
+use engine::{ByteRoom, Claimed, Measured, Outcome, RelayPlan, Response, RetryPolicy};
 use store::{AnyConnection, claim_due, create_organization, finish};
 use testkit::{Engine, TestDatabase};
 
@@ -165,14 +165,7 @@ impl Bench {
         let succeeded = |claimed: &Claimed| {
             let outcome =
                 Outcome::Answered(Response { status: 200, body: "ok".to_owned(), retry_after: None });
-            policy.settle(
-                &claimed.held,
-                AttemptId::new(now),
-                outcome,
-                Some(Duration::from_millis(5)),
-                now,
-                0.0,
-            )
+            policy.settle(&claimed.held, AttemptId::new(now), outcome, Measured::default(), now, 0.0)
         };
         let results: Vec<_> = claimed.iter().map(succeeded).collect();
         self.conn.transaction(|tx| finish(tx, now, &results).map(drop)).unwrap();

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 
 use contracts::{
-    Attempt, Delivery, DeliveryId, DeliveryStatus, FailureReason, OrgId, RunId, SecretId, Timestamp,
+    Attempt, Delivery, DeliveryId, DeliveryStatus, FailureReason, OrgId, RunId, SecretId, Timestamp, Timing,
 };
 use diesel::prelude::*;
 use strum::VariantArray;
@@ -165,7 +165,7 @@ fn with_attempts(tx: &mut AnyConnection, mut rows: Vec<DeliveryRow>) -> Result<V
             .select(AttemptRow::as_select())
             .load(tx)?;
         for attempt in found {
-            let attempt = Attempt::from(attempt);
+            let attempt = Attempt::try_from(attempt)?;
             if let Some(delivery) = deliveries.iter_mut().find(|delivery| delivery.id == attempt.delivery_id)
             {
                 delivery.attempts.push(attempt);
@@ -237,12 +237,35 @@ struct AttemptRow {
     failure_reason_code: Option<String>,
     failure_detail: Option<String>,
     created_at: Time,
+    resolve_ms: Option<i32>,
+    connect_ms: Option<i32>,
+    tls_ms: Option<i32>,
+    send_ms: Option<i32>,
+    wait_ms: Option<i32>,
+    body_ms: Option<i32>,
+    remote_address: Option<String>,
+    content_type: Option<String>,
+    response_headers: Option<String>,
 }
 
-impl From<AttemptRow> for Attempt {
-    fn from(row: AttemptRow) -> Attempt {
+impl TryFrom<AttemptRow> for Attempt {
+    type Error = StoreError;
+
+    fn try_from(row: AttemptRow) -> Result<Attempt, StoreError> {
         let reason = row.failure_reason_code.zip(row.failure_detail);
-        Attempt {
+        let headers = row.response_headers.map(|text| serde_json::from_str(&text)).transpose();
+        let timing = Timing {
+            resolve: row.resolve_ms,
+            connect: row.connect_ms,
+            tls: row.tls_ms,
+            send: row.send_ms,
+            wait: row.wait_ms,
+            body: row.body_ms,
+            remote_address: row.remote_address,
+            content_type: row.content_type,
+            headers: headers.map_err(|error| StoreError::corrupt("an attempt's response_headers", &error))?,
+        };
+        Ok(Attempt {
             id: row.id.into(),
             delivery_id: row.delivery_id.into(),
             attempt_number: row.attempt_number,
@@ -251,6 +274,7 @@ impl From<AttemptRow> for Attempt {
             response_time_ms: row.response_time_ms,
             error_message: reason.map(|(reason, detail)| format!("{reason}: {detail}")),
             created_at: row.created_at.into(),
-        }
+            timing: Some(timing),
+        })
     }
 }

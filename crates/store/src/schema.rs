@@ -43,6 +43,7 @@ table! {
         last_used_at -> Nullable<Moment>,
         created_at -> Moment,
         updated_at -> Moment,
+        demoted_at -> Nullable<Moment>,
     }
 }
 
@@ -144,6 +145,15 @@ table! {
         failure_reason_code -> Nullable<Text>,
         failure_detail -> Nullable<Text>,
         created_at -> Moment,
+        resolve_ms -> Nullable<Integer>,
+        connect_ms -> Nullable<Integer>,
+        tls_ms -> Nullable<Integer>,
+        send_ms -> Nullable<Integer>,
+        wait_ms -> Nullable<Integer>,
+        body_ms -> Nullable<Integer>,
+        remote_address -> Nullable<Text>,
+        content_type -> Nullable<Text>,
+        response_headers -> Nullable<Text>,
     }
 }
 

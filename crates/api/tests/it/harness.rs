@@ -6,6 +6,7 @@ use std::time::Duration;
 use api::{Api, Limits, Readiness};
 use contracts::{
     AttemptId, ClaimId, DeliveryId, FailureReason, Job, OrgId, PayloadFormat, RunId, Scopes, Timestamp,
+    Timing,
 };
 use engine::{AttemptRecord, AttemptResult, Failure, HoldChange, Settlement};
 use queue::Consumer;
@@ -187,6 +188,7 @@ impl TestApi {
                 status_code: Some(failed.unwrap_or(204).into()),
                 response_body: Some("thanks".into()),
                 response_time_ms: Some(12),
+                timing: Timing { wait: Some(11), ..Timing::default() },
                 claimed_at: now,
             },
             settlement,

@@ -9,7 +9,7 @@ use contracts::{ClaimId, DeliveryId, Destination, Job};
 use super::{Action, BATCH, Dispatch, GATHERED, GATHERING, Now, OUTAGE_PAUSE};
 use crate::fairness::{ByteRoom, Fit, Look, RelayPlan};
 use crate::lease::{Claimed, Lease};
-use crate::outcome::{LocalFailure, Outcome};
+use crate::outcome::{LocalFailure, Measured, Outcome};
 use crate::protection::{Protection, is_off};
 
 /// How often the relay looks for what is due. A retry is late by at most this, plus its claim.
@@ -356,7 +356,7 @@ impl Dispatch {
                         == Fit::Fits;
             if is_held || !is_within {
                 let not_sent = Outcome::NotSent(LocalFailure::OverLimit);
-                let result = self.settle(claimed.held, not_sent, None, now);
+                let result = self.settle(claimed.held, not_sent, Measured::default(), now);
                 self.recording.push(result, now.monotonic);
                 continue;
             }

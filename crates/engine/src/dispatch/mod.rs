@@ -19,7 +19,7 @@ use contracts::{AttemptId, AttemptNumber, ClaimId, DeliveryId, Destination, Time
 
 use crate::fairness::Look;
 use crate::lease::{Claimed, HeldAttempt, Lease};
-use crate::outcome::{LocalFailure, Outcome};
+use crate::outcome::{LocalFailure, Measured, Outcome};
 use crate::protection::{Protection, is_off};
 use crate::result::{AttemptResult, Effect, HoldChange, Settlement};
 use crate::retry::RetryPolicy;
@@ -124,8 +124,8 @@ pub enum Event {
         key: AttemptKey,
         /// What came of it.
         outcome: Outcome,
-        /// How long it took.
-        elapsed: Duration,
+        /// What was measured.
+        measured: Measured,
     },
     /// A batch committed.
     Recorded {
@@ -339,7 +339,7 @@ impl Dispatch {
             }
             Event::ClaimRefused { rows } => self.claim_refused(&rows, now, actions),
             Event::ClaimUnknown => self.claim_unknown(now, actions),
-            Event::Ended { key, outcome, elapsed } => self.ended(key, outcome, elapsed, now, actions),
+            Event::Ended { key, outcome, measured } => self.ended(key, outcome, measured, now, actions),
             Event::Recorded { id, effects } => {
                 let done = self.recording.recorded(id, &effects, now.monotonic);
                 actions.extend(done.into_iter().map(Action::Report));
@@ -483,7 +483,7 @@ impl Dispatch {
             self.bytes_in_flight -= attempt.bytes;
             self.destinations.give_back(destination, now);
             let not_sent = Outcome::NotSent(LocalFailure::OverLimit);
-            let result = self.settle(attempt.held, not_sent, None, now);
+            let result = self.settle(attempt.held, not_sent, Measured::default(), now);
             self.recording.push(result, now.monotonic);
         }
     }
@@ -492,7 +492,7 @@ impl Dispatch {
         &mut self,
         key: AttemptKey,
         outcome: Outcome,
-        elapsed: Duration,
+        measured: Measured,
         now: Now,
         actions: &mut Vec<Action>,
     ) {
@@ -501,7 +501,7 @@ impl Dispatch {
         let destination = attempt.held.destination;
         let is_less = self.destinations.end(&attempt, outcome.signal(), now);
         self.troubles.end(&outcome, attempt.began, now, actions);
-        let result = self.settle(attempt.held, outcome, Some(elapsed), now);
+        let result = self.settle(attempt.held, outcome, measured, now);
         if let HoldChange::HoldUntil(until) = result.hold
             && !is_off(Protection::HoldRecorded)
         {
@@ -537,14 +537,14 @@ impl Dispatch {
         &mut self,
         mut held: HeldAttempt,
         outcome: Outcome,
-        elapsed: Option<Duration>,
+        measured: Measured,
         now: Now,
     ) -> AttemptResult {
         if is_off(Protection::AttemptBudget) {
             held.max_attempts = AttemptNumber::MAX;
         }
         let (id, jitter_unit) = random_id_and_jitter(&mut self.rng, now.clock);
-        let mut result = self.limits.retry.settle(&held, id, outcome, elapsed, now.clock, jitter_unit);
+        let mut result = self.limits.retry.settle(&held, id, outcome, measured, now.clock, jitter_unit);
         if let Settlement::HandedBack(at) = result.settlement
             && is_off(Protection::HandBack)
         {

@@ -234,7 +234,7 @@ enum Taken {
 
 #[cfg(test)]
 mod tests {
-    use contracts::{AttemptId, ClaimId, DeliveryId, Destination, OrgId, Timestamp};
+    use contracts::{AttemptId, ClaimId, DeliveryId, Destination, OrgId, Timestamp, Timing};
     use uuid::Uuid;
 
     use super::*;
@@ -255,6 +255,7 @@ mod tests {
                 status_code: None,
                 response_body: None,
                 response_time_ms: None,
+                timing: Timing::default(),
                 claimed_at: now,
             },
             settlement: Settlement::Succeeded,

@@ -140,7 +140,7 @@ impl Bench {
     }
 
     fn end(&mut self, held: &HeldAttempt, outcome: Outcome) {
-        self.tell(Event::Ended { key: held.key(), outcome, elapsed: SECOND });
+        self.tell(Event::Ended { key: held.key(), outcome, measured: Measured::default() });
     }
 
     fn record(&mut self) -> Option<Batch> {

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use contracts::{AttemptId, ClaimId, Destination, Job, OrgId, PayloadFormat, RunId, Timestamp};
 use dispatcher::RetryPolicy;
-use engine::{Outcome, Response};
+use engine::{Measured, Outcome, Response};
 use store::{
     AcceptPolicy, Accepted, AnyConnection, Clock, DatabaseUrl, Deliver, RecordedRun, claim_jobs, find_run,
     finish, record_run,
@@ -39,7 +39,8 @@ fn delivered(tx: &mut AnyConnection, org: OrgId, days: u32) -> RunId {
     let response = Response { status: 200, body: "private".into(), retry_after: None };
     let retry = RetryPolicy { schedule: vec![DAY], jitter: 0.0, stop_on_gone: false, hold_cap: DAY };
     let outcome = Outcome::Answered(response);
-    let result = retry.settle(&claimed[0].held, AttemptId::new(later), outcome, None, later, 0.0);
+    let result =
+        retry.settle(&claimed[0].held, AttemptId::new(later), outcome, Measured::default(), later, 0.0);
     finish(tx, later, &[result]).unwrap();
     run
 }

@@ -2,7 +2,7 @@
 
 use std::collections::{HashMap, HashSet};
 
-use contracts::{ClaimId, DeliveryId, Timestamp};
+use contracts::{ClaimId, DeliveryId, Timestamp, Timing};
 use diesel::prelude::*;
 use diesel::sql_types::{Array, BigInt, Integer, Nullable, Text};
 use engine::protection::{Protection, is_off};
@@ -126,8 +126,9 @@ fn insert_attempts(tx: &mut AnyConnection, ours: &[&AttemptResult]) -> QueryResu
         AnyConnection::Postgres(pg) => {
             prepared::<(), _>(
                 "INSERT INTO attempts (id, delivery_id, attempt_number, status_code, response_body,
-                     response_time_ms, failure_reason_code, failure_detail, created_at)
-                 SELECT * FROM unnest(?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                     response_time_ms, failure_reason_code, failure_detail, created_at, resolve_ms, connect_ms,
+                     tls_ms, send_ms, wait_ms, body_ms, remote_address, content_type, response_headers)
+                 SELECT * FROM unnest(?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
             )
             .bind::<Array<Id>, _>(column(ours, |r| Key::from(r.record.id)))
             .bind::<Array<Id>, _>(column(ours, |r| Key::from(r.delivery_id)))
@@ -138,14 +139,24 @@ fn insert_attempts(tx: &mut AnyConnection, ours: &[&AttemptResult]) -> QueryResu
             .bind::<Array<Nullable<Text>>, _>(column(ours, |r| reason(r)))
             .bind::<Array<Nullable<Text>>, _>(column(ours, |r| detail(r)))
             .bind::<Array<Moment>, _>(column(ours, |r| Time::from(r.record.claimed_at)))
+            .bind::<Array<Nullable<Integer>>, _>(column(ours, |r| r.record.timing.resolve))
+            .bind::<Array<Nullable<Integer>>, _>(column(ours, |r| r.record.timing.connect))
+            .bind::<Array<Nullable<Integer>>, _>(column(ours, |r| r.record.timing.tls))
+            .bind::<Array<Nullable<Integer>>, _>(column(ours, |r| r.record.timing.send))
+            .bind::<Array<Nullable<Integer>>, _>(column(ours, |r| r.record.timing.wait))
+            .bind::<Array<Nullable<Integer>>, _>(column(ours, |r| r.record.timing.body))
+            .bind::<Array<Nullable<Text>>, _>(column(ours, |r| r.record.timing.remote_address.as_deref()))
+            .bind::<Array<Nullable<Text>>, _>(column(ours, |r| r.record.timing.content_type.as_deref()))
+            .bind::<Array<Nullable<Text>>, _>(column(ours, |r| response_headers(&r.record.timing)))
             .execute(pg)?;
         }
         AnyConnection::Sqlite(sqlite) => {
             for r in ours {
                 prepared::<(), _>(
                     "INSERT INTO attempts (id, delivery_id, attempt_number, status_code, response_body,
-                         response_time_ms, failure_reason_code, failure_detail, created_at)
-                     VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                         response_time_ms, failure_reason_code, failure_detail, created_at, resolve_ms, connect_ms,
+                         tls_ms, send_ms, wait_ms, body_ms, remote_address, content_type, response_headers)
+                     VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
                 )
                 .bind::<Id, _>(Key::from(r.record.id))
                 .bind::<Id, _>(Key::from(r.delivery_id))
@@ -156,6 +167,15 @@ fn insert_attempts(tx: &mut AnyConnection, ours: &[&AttemptResult]) -> QueryResu
                 .bind::<Nullable<Text>, _>(reason(r))
                 .bind::<Nullable<Text>, _>(detail(r))
                 .bind::<Moment, _>(Time::from(r.record.claimed_at))
+                .bind::<Nullable<Integer>, _>(r.record.timing.resolve)
+                .bind::<Nullable<Integer>, _>(r.record.timing.connect)
+                .bind::<Nullable<Integer>, _>(r.record.timing.tls)
+                .bind::<Nullable<Integer>, _>(r.record.timing.send)
+                .bind::<Nullable<Integer>, _>(r.record.timing.wait)
+                .bind::<Nullable<Integer>, _>(r.record.timing.body)
+                .bind::<Nullable<Text>, _>(r.record.timing.remote_address.as_deref())
+                .bind::<Nullable<Text>, _>(r.record.timing.content_type.as_deref())
+                .bind::<Nullable<Text>, _>(response_headers(&r.record.timing))
                 .execute(sqlite)?;
             }
         }
@@ -181,6 +201,12 @@ fn accepted_earlier(tx: &mut AnyConnection, ours: &[&AttemptResult]) -> QueryRes
 
 pub(super) fn reason(result: &AttemptResult) -> Option<&'static str> {
     result.record.failure.as_ref().map(|failure| failure.reason.into())
+}
+
+/// The selected response headers as they are stored.
+pub(super) fn response_headers(timing: &Timing) -> Option<String> {
+    let headers = timing.headers.as_ref()?;
+    Some(serde_json::to_string(headers).expect("a map of texts is JSON"))
 }
 
 pub(super) fn detail(result: &AttemptResult) -> Option<&str> {

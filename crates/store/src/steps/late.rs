@@ -10,7 +10,7 @@ use crate::connect::AnyConnection;
 use crate::erase::is_erased;
 use crate::error::StoreError;
 use crate::schema::attempts;
-use crate::steps::finish::{detail, reason};
+use crate::steps::finish::{detail, reason, response_headers};
 use crate::steps::transitions::write_transitions;
 
 /// A result whose claim is no longer held: its lease ended and the relay recorded `outcome_unknown`, or its delivery has
@@ -37,6 +37,8 @@ pub(super) fn finish_late(
     }
     let is_erased = is_erased(tx, result.delivery_id)? && !is_off(Protection::ErasedStays);
     let response_body = record.response_body.as_ref().filter(|_| !is_erased);
+    let timing = &record.timing;
+    let response_headers = response_headers(timing).filter(|_| !is_erased);
     let replaced = diesel::update(place)
         .filter(attempts::failure_reason_code.eq(<&str>::from(FailureReason::OutcomeUnknown)))
         .set((
@@ -45,6 +47,15 @@ pub(super) fn finish_late(
             attempts::response_time_ms.eq(record.response_time_ms),
             attempts::failure_reason_code.eq(reason(result)),
             attempts::failure_detail.eq(detail(result)),
+            attempts::resolve_ms.eq(timing.resolve),
+            attempts::connect_ms.eq(timing.connect),
+            attempts::tls_ms.eq(timing.tls),
+            attempts::send_ms.eq(timing.send),
+            attempts::wait_ms.eq(timing.wait),
+            attempts::body_ms.eq(timing.body),
+            attempts::remote_address.eq(&timing.remote_address),
+            attempts::content_type.eq(&timing.content_type),
+            attempts::response_headers.eq(response_headers),
         ))
         .execute(tx)?;
     if replaced == 0 {

@@ -20,8 +20,8 @@ use contracts::{
 use diesel::Connection;
 use diesel::connection::SimpleConnection;
 use engine::{
-    AttemptResult, Claimed, Effect, HeldAttempt, HoldChange, LocalFailure, Outcome, Response, RetryPolicy,
-    Settlement,
+    AttemptResult, Claimed, Effect, HeldAttempt, HoldChange, LocalFailure, Measured, Outcome, Response,
+    RetryPolicy, Settlement,
 };
 use rand::prelude::*;
 use rand::rngs::StdRng;
@@ -304,7 +304,14 @@ impl<'a> History<'a> {
             _ => answer(500, None),
         };
         let id = AttemptId(uuid::Uuid::from_u128(self.rng.random()));
-        RETRY.settle(&claimed.held, id, outcome, None, self.stage.now, self.rng.random_range(-1.0..1.0))
+        RETRY.settle(
+            &claimed.held,
+            id,
+            outcome,
+            Measured::default(),
+            self.stage.now,
+            self.rng.random_range(-1.0..1.0),
+        )
     }
 
     /// What the relay does with leases that have ended.
@@ -431,7 +438,7 @@ impl<'a> History<'a> {
             let failed = Outcome::failed(FailureReason::Timeout, "no answer");
             let settled = |claimed: &Claimed| {
                 let id = AttemptId(uuid::Uuid::new_v4());
-                RETRY.settle(&claimed.held, id, failed.clone(), None, self.stage.now, 0.0)
+                RETRY.settle(&claimed.held, id, failed.clone(), Measured::default(), self.stage.now, 0.0)
             };
             let results: Vec<_> = claimed.iter().map(settled).collect();
             self.note(claimed);
@@ -517,7 +524,7 @@ async fn dispatcher(
                 4 => Outcome::NotSent(LocalFailure::NoSocket),
                 _ => answer(500, None),
             };
-            RETRY.settle(&claimed.held, AttemptId::new(now), outcome, None, now, -1.0)
+            RETRY.settle(&claimed.held, AttemptId::new(now), outcome, Measured::default(), now, -1.0)
         };
         let mut batch: Vec<_> = claimed.iter().map(settle).collect();
         while !batch.is_empty() {

@@ -11,7 +11,7 @@ use ::store::{
 };
 use contracts::{
     AttemptId, AttemptNumber, ClaimId, Delivery, DeliveryId, Destination, FailureReason, Job, OrgId,
-    PayloadFormat, Run, RunId, RunUpdate, Timestamp,
+    PayloadFormat, Run, RunId, RunUpdate, Timestamp, Timing,
 };
 use diesel::connection::TransactionManager;
 use diesel::prelude::*;
@@ -370,9 +370,25 @@ pub(crate) fn finished(
         status_code,
         response_body: status_code.map(|status| format!("answer {status}")),
         response_time_ms: status_code.map(i64::from),
+        timing: timing(claimed.held.attempt),
         ..result.record
     };
     result
+}
+
+/// A timing with all its parts, another one for each attempt.
+pub(crate) fn timing(attempt: AttemptNumber) -> Timing {
+    Timing {
+        resolve: Some(attempt),
+        connect: Some(attempt + 1),
+        tls: Some(attempt + 2),
+        send: Some(attempt + 3),
+        wait: Some(attempt + 4),
+        body: None,
+        remote_address: Some(format!("192.0.2.{attempt}:443")),
+        content_type: Some("text/plain".into()),
+        headers: Some([("server".into(), format!("s/{attempt}"))].into()),
+    }
 }
 
 /// What is recorded of a lease that has ended.
@@ -405,6 +421,7 @@ fn result(held: &HeldAttempt, settlement: Settlement) -> AttemptResult {
             status_code: None,
             response_body: None,
             response_time_ms: None,
+            timing: Timing::default(),
             claimed_at: held.claimed_at,
         },
         settlement,

@@ -1,0 +1,1 @@
+ALTER TABLE signing_secrets DROP COLUMN demoted_at;
