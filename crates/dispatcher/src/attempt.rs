@@ -1,19 +1,19 @@
 //! One attempt, from its claim to its outcome: signed and sent.
 
+use std::net::IpAddr;
 use std::time::Duration;
 
-use contracts::{FailureReason, Timing};
+use contracts::FailureReason;
 use engine::{Claimed, Measured, Outcome};
-use store::Clock;
 use uuid::Uuid;
 
 use crate::failpoint;
 use crate::sender::Sender;
 use crate::signer::Signer;
+use crate::trace::Trace;
 
 /// What every attempt needs.
 pub(crate) struct Attempts {
-    pub(crate) clock: Clock,
     pub(crate) sender: Sender,
     pub(crate) signer: Signer,
 }
@@ -22,8 +22,16 @@ pub(crate) struct Attempts {
 pub(crate) struct Ended {
     pub(crate) outcome: Outcome,
     pub(crate) measured: Measured,
+    pub(crate) logged: Logged,
+}
+
+/// What is logged of an attempt, and not recorded.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Logged {
     /// `Runflow-Request-Id`, when something was sent.
     pub(crate) runflow_request_id: Option<Uuid>,
+    /// An address of the receiver's name that may not be called: its customer must not learn of it.
+    pub(crate) refused_address: Option<IpAddr>,
 }
 
 impl Attempts {
@@ -35,17 +43,16 @@ impl Attempts {
             Some(id) => self.signer.secret(held.org_id, id, send_before).await.map(Some),
             None => Ok(None),
         };
-        let began = self.clock.monotonic();
-        let (outcome, runflow_request_id) = match secret {
-            Ok(secret) => {
-                let id = Uuid::new_v4();
-                (self.sender.send(&claimed, secret.as_ref(), send_before, id).await, Some(id))
-            }
-            Err(unsigned) => (unsigned, None),
+        let secret = match secret {
+            Ok(secret) => secret,
+            Err(unsigned) => return Ended::unsent(unsigned),
         };
-        let response_time = Some(self.clock.monotonic().saturating_sub(began));
-        let measured = Measured { response_time, timing: Timing::default() };
-        Ended { outcome, measured, runflow_request_id }
+        let trace = Trace::begin(held.org_id, claimed.payload.len());
+        let id = Uuid::new_v4();
+        let (outcome, timing) = self.sender.send(&claimed, secret.as_ref(), send_before, id, &trace).await;
+        let measured = Measured { response_time: Some(trace.response_time()), timing };
+        let logged = Logged { runflow_request_id: Some(id), refused_address: trace.refused_address() };
+        Ended { outcome, measured, logged }
     }
 }
 
@@ -54,6 +61,10 @@ impl Ended {
     pub(crate) fn panicked() -> Ended {
         let outcome =
             Outcome::failed(FailureReason::OutcomeUnknown, "the attempt broke off by an error of Redial's");
-        Ended { outcome, measured: Measured::default(), runflow_request_id: None }
+        Ended::unsent(outcome)
+    }
+
+    fn unsent(outcome: Outcome) -> Ended {
+        Ended { outcome, measured: Measured::default(), logged: Logged::default() }
     }
 }

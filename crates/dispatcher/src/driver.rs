@@ -13,9 +13,8 @@ use queue::{Consumer, Message};
 use store::{Clock, Store};
 use tokio::task::{self, JoinError, JoinSet};
 use tokio_util::sync::CancellationToken;
-use uuid::Uuid;
 
-use crate::attempt::{Attempts, Ended};
+use crate::attempt::{Attempts, Ended, Logged};
 use crate::progress::Progress;
 use crate::report;
 use crate::transactions::{self, Recovered};
@@ -37,7 +36,7 @@ pub(crate) struct State {
     messages: HashMap<u64, Message>,
     last_token: u64,
     /// What is logged of attempts that are not done with.
-    attempts: BTreeMap<AttemptKey, (HeldAttempt, Option<Uuid>)>,
+    attempts: BTreeMap<AttemptKey, (HeldAttempt, Logged)>,
     tasks: JoinSet<Ended>,
     keys: HashMap<task::Id, AttemptKey>,
     transactions: FuturesUnordered<BoxFuture<'static, Answer>>,
@@ -119,15 +118,15 @@ impl Driver {
     fn attempt_ended(&mut self, ended: Result<(task::Id, Ended), JoinError>) -> Option<Event> {
         let id = ended.as_ref().map_or_else(JoinError::id, |(id, _)| *id);
         let key = self.state.keys.remove(&id)?;
-        let Ended { outcome, measured, runflow_request_id } = match ended {
+        let Ended { outcome, measured, logged: log_only } = match ended {
             Ok((_, ended)) => ended,
             Err(error) => {
                 tracing::error!(%error, delivery_id = %key.delivery_id, "an attempt broke off");
                 Ended::panicked()
             }
         };
-        if let Some((_, id)) = self.state.attempts.get_mut(&key) {
-            *id = runflow_request_id;
+        if let Some((_, logged)) = self.state.attempts.get_mut(&key) {
+            *logged = log_only;
         }
         Some(Event::Ended { key, outcome, measured })
     }
@@ -137,11 +136,11 @@ impl Driver {
             self.progress.claimed();
             for held in claimed.iter().map(|claimed| &claimed.held) {
                 tracing::debug!(delivery_id = %held.delivery_id, attempt = held.attempt, "claimed");
-                self.state.attempts.insert(held.key(), (held.clone(), None));
+                self.state.attempts.insert(held.key(), (held.clone(), Logged::default()));
             }
         }
         for (held, result, effect) in recovered {
-            report::attempt(&held, None, &Recorded { result, effect: Some(effect) });
+            report::attempt(&held, Logged::default(), &Recorded { result, effect: Some(effect) });
         }
         event
     }
@@ -178,8 +177,8 @@ impl Driver {
                 self.state.keys.insert(task.id(), key);
             }
             Action::Report(recorded) => {
-                if let Some((held, id)) = self.state.attempts.remove(&recorded.result.key()) {
-                    report::attempt(&held, id, &recorded);
+                if let Some((held, logged)) = self.state.attempts.remove(&recorded.result.key()) {
+                    report::attempt(&held, logged, &recorded);
                 }
             }
             Action::Acknowledge(tokens) => {

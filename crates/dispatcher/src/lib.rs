@@ -8,22 +8,30 @@
 mod attempt;
 mod client;
 mod driver;
+mod failure;
 mod names;
 mod progress;
 mod report;
+mod request_body;
 mod resolver;
+mod response;
+mod response_body;
 mod sender;
 mod shortage;
 mod signer;
 #[cfg(test)]
 mod test_name_server;
+mod tls;
+mod trace;
 mod transactions;
 
 pub use engine::dispatch::Limits;
 pub use engine::{LocalFailure, RetryPolicy};
 pub use progress::Progress;
 pub use signer::{KeySource, KeySourceError};
+pub use tls::Certificates;
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -45,6 +53,10 @@ pub struct Settings {
     pub limits: Limits,
     /// How much of an attempt's budget connecting may take.
     pub connect_timeout: Duration,
+    /// How long a response body may take once its head is complete. Whatever has come by then is recorded.
+    pub body_timeout: Duration,
+    /// Certificates for TLS beside the system's.
+    pub certificates: Certificates,
     /// How long a shutdown may take, what is in flight included.
     pub drain: Duration,
 }
@@ -74,6 +86,16 @@ pub enum DispatcherError {
     /// No TLS sessions can be set up.
     #[error("the system's certificate authorities could not be loaded: {0}")]
     Tls(#[from] rustls::Error),
+    /// A file with certificates can't be used.
+    #[error("{key}: {}: {problem}", path.display())]
+    Certificates {
+        /// The setting that names it.
+        key: &'static str,
+        /// Where it is.
+        path: PathBuf,
+        /// What is wrong with it.
+        problem: String,
+    },
     /// Names can't be resolved.
     #[error("the system's configuration for resolving names could not be read: {0}")]
     Names(#[from] hickory_resolver::net::NetError),
@@ -98,7 +120,6 @@ impl Dispatcher {
         let Dispatcher { store, keyring, key_source, egress, settings, progress } = self;
         let clock = store.clock().clone();
         let attempts = Arc::new(Attempts {
-            clock: clock.clone(),
             sender: Sender::new(&settings, egress, clock.clone())?,
             signer: Signer::new(store.clone(), keyring, key_source),
         });

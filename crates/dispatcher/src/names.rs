@@ -70,6 +70,8 @@ pub(crate) struct Names {
 
 /// Cached responses of each name server.
 const CACHE_SIZE: u64 = 1_000;
+/// Upper bound of any TTL: a record may be wrong, and be mended.
+const MAX_TTL: Duration = Duration::from_secs(300);
 /// Upper bound of the TTL of NXDOMAIN and empty responses: the record may just be being created.
 const NEGATIVE_MAX_TTL: Duration = Duration::from_secs(10);
 /// As many as glibc uses.
@@ -96,6 +98,7 @@ impl Names {
         options.timeout = timeout;
         options.attempts = 0;
         options.cache_size = CACHE_SIZE;
+        options.positive_max_ttl = Some(MAX_TTL);
         options.negative_max_ttl = Some(NEGATIVE_MAX_TTL);
         // hickory would query DNS for the address family that a name in the file lacks.
         options.use_hosts_file = ResolveHosts::Never;

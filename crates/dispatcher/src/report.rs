@@ -5,10 +5,11 @@ use std::time::Duration;
 use contracts::DeliveryId;
 use engine::dispatch::Recorded;
 use engine::{AttemptResult, Effect, HeldAttempt, LocalFailure, Settlement};
-use uuid::Uuid;
 
-/// Logs a result that is done with. `runflow_request_id` is what the receiver saw, if something was sent.
-pub(crate) fn attempt(held: &HeldAttempt, runflow_request_id: Option<Uuid>, recorded: &Recorded) {
+use crate::attempt::Logged;
+
+/// Logs a result that is done with.
+pub(crate) fn attempt(held: &HeldAttempt, logged: Logged, recorded: &Recorded) {
     let AttemptResult { record, settlement, .. } = &recorded.result;
     let Some(effect) = recorded.effect else {
         tracing::error!(delivery_id = %held.delivery_id, attempt = record.number,
@@ -16,6 +17,7 @@ pub(crate) fn attempt(held: &HeldAttempt, runflow_request_id: Option<Uuid>, reco
         return;
     };
     let failure = record.failure.as_ref();
+    let timing = &record.timing;
     if let (Settlement::HandedBack(at), Effect::Recorded) = (settlement, effect) {
         tracing::info!(
             delivery_id = %held.delivery_id,
@@ -50,10 +52,20 @@ pub(crate) fn attempt(held: &HeldAttempt, runflow_request_id: Option<Uuid>, reco
         reason = failure.map(|failure| <&str>::from(failure.reason)),
         detail = failure.map(|failure| failure.detail.as_str()),
         response_time_ms = record.response_time_ms,
+        resolve_ms = timing.resolve,
+        connect_ms = timing.connect,
+        tls_ms = timing.tls,
+        send_ms = timing.send,
+        wait_ms = timing.wait,
+        body_ms = timing.body,
+        remote_address = timing.remote_address,
+        refused_address = logged.refused_address.map(tracing::field::display),
+        content_type = timing.content_type,
+        response_headers = timing.headers.as_ref().map(tracing::field::debug),
         next_attempt_at,
         claimed_at = %record.claimed_at,
         request_id = held.request_id,
-        runflow_request_id = runflow_request_id.map(tracing::field::display),
+        runflow_request_id = logged.runflow_request_id.map(tracing::field::display),
         effect = match effect {
             Effect::Recorded => "recorded",
             Effect::Late { closed: true } => "late, closed the delivery",

@@ -5,8 +5,8 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use contracts::FailureReason;
-use egress::{Policy, Refused};
+use contracts::{FailureReason, OrgId};
+use egress::Policy;
 use futures_util::future::{BoxFuture, FutureExt};
 use hickory_resolver::net::NetError;
 use reqwest::dns::{Addrs, Name, Resolve, Resolving};
@@ -17,6 +17,7 @@ use tokio::time::timeout;
 
 use crate::names::{MAX_SOCKETS, NameError, Names, SystemNames};
 use crate::shortage::has_route;
+use crate::trace::Trace;
 use engine::{LocalFailure, Outcome};
 
 /// Resolves each name once per connection and drops refused addresses.
@@ -55,10 +56,12 @@ const LOOKUP_SHARES: u32 = 3;
 /// Why there is no address to connect to.
 #[derive(Debug, Error)]
 pub(crate) enum ResolveError {
+    /// There is no such name, or it has no address or only refused ones: the same to customers, who could otherwise find
+    /// out which internal names exist.
+    #[error("{0} does not resolve to an address that may be called")]
+    NoAddress(String),
     #[error("{0} could not be resolved: {1}")]
     Lookup(String, NameError),
-    #[error("{0} has no address that may be called: {1}")]
-    Blocked(String, Refused),
     #[error("{0} has no address that can be reached from here")]
     NoRoute(String),
 }
@@ -68,8 +71,7 @@ impl ResolveError {
     pub(crate) fn outcome(&self) -> Outcome {
         let reason = match self {
             ResolveError::Lookup(_, NameError::Local(failure)) => return Outcome::NotSent(*failure),
-            ResolveError::Lookup(..) => FailureReason::DnsError,
-            ResolveError::Blocked(..) => FailureReason::BlockedAddress,
+            ResolveError::NoAddress(_) | ResolveError::Lookup(..) => FailureReason::DnsError,
             ResolveError::NoRoute(_) => FailureReason::ConnectionError,
         };
         Outcome::failed(reason, self.to_string())
@@ -81,24 +83,42 @@ impl Resolve for Resolver {
         let (policy, lookups) = (self.policy.clone(), self.lookups.clone());
         Box::pin(async move {
             let name = name.as_str().to_owned();
-            let found = lookups.look_up(&name).await;
-            let found = found.map_err(|error| ResolveError::Lookup(name.clone(), error))?;
-            let addresses = permitted(&policy, &name, &found)?;
+            let trace = Trace::current();
+            let trace = trace.as_deref();
+            trace.inspect(|trace| trace.resolve_began());
+            let found = lookups.look_up(trace.map(Trace::org_id), &name).await;
+            trace.inspect(|trace| trace.resolve_ended());
+            let found = found.map_err(|error| match error {
+                NameError::NoSuchName | NameError::NoAddress => ResolveError::NoAddress(name.clone()),
+                error => ResolveError::Lookup(name.clone(), error),
+            })?;
+            let addresses = permitted(&policy, &name, &found, trace)?;
             // The client fills in the port.
             Ok(Box::new(addresses.into_iter().map(|address| SocketAddr::new(address, 0))) as Addrs)
         })
     }
 }
 
-/// Runs a limited number of lookups at a time, one for each name: many attempts for one name without a response must
-/// not use up the slots.
+/// Runs a limited number of lookups at a time, fewer of each organization, and one for each name: attempts whose name
+/// servers are silent must not use up the slots of others.
 struct Lookups {
     look_up: LookUp,
     slots: Semaphore,
+    slots_per_organization: usize,
     /// How long a lookup waits for a slot.
     slot_timeout: Duration,
-    running: Mutex<HashMap<String, watch::Receiver<Option<Found>>>>,
+    state: Mutex<Running>,
 }
+
+#[derive(Default)]
+struct Running {
+    lookups: HashMap<Subject, watch::Receiver<Option<Found>>>,
+    /// The slots of organizations that look something up.
+    organizations: HashMap<Option<OrgId>, Arc<Semaphore>>,
+}
+
+/// Who looks up what. Organizations don't share a lookup, as they don't share its slots.
+type Subject = (Option<OrgId>, String);
 
 /// Looks a name up within a time limit of its own.
 type LookUp = Box<dyn Fn(String) -> BoxFuture<'static, Result<Vec<IpAddr>, NameError>> + Send + Sync>;
@@ -107,6 +127,8 @@ type Found = Result<Arc<[IpAddr]>, NameError>;
 /// Concurrent lookups, further limited to a quarter of the file descriptors.
 const MAX_LOOKUPS: u64 = 1024;
 const MIN_LOOKUPS: u64 = 8;
+/// The share of one organization.
+const ORGANIZATION_SHARE: usize = 4;
 
 fn max_lookups(files: Option<u64>) -> usize {
     let share = files.map_or(MAX_LOOKUPS, |files| files / 4 / MAX_SOCKETS as u64);
@@ -118,19 +140,28 @@ impl Lookups {
         look_up: impl Fn(String) -> BoxFuture<'static, Result<Vec<IpAddr>, NameError>> + Send + Sync + 'static,
         slot_timeout: Duration,
     ) -> Arc<Lookups> {
-        let slots = Semaphore::new(max_lookups(getrlimit(Resource::Nofile).current));
-        Arc::new(Lookups { look_up: Box::new(look_up), slots, slot_timeout, running: Mutex::default() })
+        let max = max_lookups(getrlimit(Resource::Nofile).current);
+        Arc::new(Lookups {
+            look_up: Box::new(look_up),
+            slots: Semaphore::new(max),
+            slots_per_organization: max / ORGANIZATION_SHARE,
+            slot_timeout,
+            state: Mutex::default(),
+        })
     }
 
-    async fn look_up(self: &Arc<Self>, name: &str) -> Found {
+    async fn look_up(self: &Arc<Self>, org: Option<OrgId>, name: &str) -> Found {
+        let subject = (org, name.to_owned());
         let mut answer = {
             let mut running = self.running();
             // A closed one has panicked.
-            let known = running.get(name).filter(|answer| answer.has_changed().is_ok()).cloned();
+            let known = running.lookups.get(&subject).filter(|answer| answer.has_changed().is_ok()).cloned();
             known.unwrap_or_else(|| {
                 let (asked, answer) = watch::channel(None);
-                running.insert(name.to_owned(), answer.clone());
-                tokio::spawn(self.clone().run(name.to_owned(), asked));
+                running.lookups.insert(subject.clone(), answer.clone());
+                let slots = running.organizations.entry(org);
+                let slots = slots.or_insert_with(|| Arc::new(Semaphore::new(self.slots_per_organization)));
+                tokio::spawn(self.clone().run(subject, slots.clone(), asked));
                 answer
             })
         };
@@ -139,50 +170,71 @@ impl Lookups {
         found.unwrap_or(Err(NameError::Local(LocalFailure::NoNameServer)))
     }
 
-    async fn run(self: Arc<Self>, name: String, result: watch::Sender<Option<Found>>) {
-        let found = match timeout(self.slot_timeout, self.slots.acquire()).await {
-            Ok(_slot) => {
-                if self.is_abandoned(&name, &result) {
+    async fn run(
+        self: Arc<Self>,
+        subject: Subject,
+        organization_slots: Arc<Semaphore>,
+        result: watch::Sender<Option<Found>>,
+    ) {
+        let slots = async {
+            let of_organization = organization_slots.acquire().await;
+            (of_organization, self.slots.acquire().await)
+        };
+        let found = match timeout(self.slot_timeout, slots).await {
+            Ok(_slots) => {
+                if self.is_abandoned(&subject, &result) {
                     return;
                 }
-                (self.look_up)(name.clone()).await
+                (self.look_up)(subject.1.clone()).await
             }
             // Every slot is waiting for a response.
             Err(_) => Err(NameError::Local(LocalFailure::NoLookup)),
         };
         // Later callers start a new lookup.
-        self.running().remove(&name);
+        self.running().forget(&subject);
         result.send_replace(Some(found.map(Arc::from)));
     }
 
     /// Whether no caller waits for the result any more. The lookup is forgotten then.
-    fn is_abandoned(&self, name: &str, result: &watch::Sender<Option<Found>>) -> bool {
+    fn is_abandoned(&self, subject: &Subject, result: &watch::Sender<Option<Found>>) -> bool {
         let mut running = self.running();
         // `running` holds a receiver itself.
         let is_abandoned = result.receiver_count() == 1;
         if is_abandoned {
-            running.remove(name);
+            running.forget(subject);
         }
         is_abandoned
     }
 
-    fn running(&self) -> MutexGuard<'_, HashMap<String, watch::Receiver<Option<Found>>>> {
-        self.running.lock().unwrap_or_else(PoisonError::into_inner)
+    fn running(&self) -> MutexGuard<'_, Running> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Running {
+    fn forget(&mut self, subject: &Subject) {
+        self.lookups.remove(subject);
+        // Held here, and by each lookup that is running or waits for a slot: this one is the last.
+        if self.organizations.get(&subject.0).is_some_and(|slots| Arc::strong_count(slots) <= 2) {
+            self.organizations.remove(&subject.0);
+        }
     }
 }
 
 /// Returns the addresses that may be called and have a route.
-fn permitted(policy: &Policy, name: &str, found: &[IpAddr]) -> Result<Vec<IpAddr>, ResolveError> {
-    let mut refused = None;
-    let mut permitted = Vec::new();
-    for &address in found {
-        match policy.judge_address(address) {
-            Ok(()) => permitted.push(address),
-            Err(reason) => refused = Some(reason),
-        }
+fn permitted(
+    policy: &Policy,
+    name: &str,
+    found: &[IpAddr],
+    trace: Option<&Trace>,
+) -> Result<Vec<IpAddr>, ResolveError> {
+    let (mut permitted, refused): (Vec<IpAddr>, Vec<IpAddr>) =
+        found.iter().partition(|address| policy.judge_address(**address).is_ok());
+    if let (Some(trace), Some(refused)) = (trace, refused.first()) {
+        trace.refused(*refused);
     }
-    if let (true, Some(reason)) = (permitted.is_empty(), refused) {
-        return Err(ResolveError::Blocked(name.to_owned(), reason));
+    if permitted.is_empty() {
+        return Err(ResolveError::NoAddress(name.to_owned()));
     }
     // Connecting to an address without a route fails like a shortage of local ports.
     permitted.retain(|address| address.is_ipv4() || has_route(*address));
@@ -200,13 +252,13 @@ mod tests {
 
     fn judged(found: &[&str]) -> Result<Vec<IpAddr>, ResolveError> {
         let found: Vec<_> = found.iter().map(|address| address.parse().unwrap()).collect();
-        permitted(&Policy::default(), "example.com", &found)
+        permitted(&Policy::default(), "example.com", &found, None)
     }
 
     #[test]
-    fn refused_addresses_are_left_out_and_a_name_with_no_other_is_blocked() {
+    fn refused_addresses_are_left_out_and_a_name_with_no_other_has_none() {
         assert_eq!(judged(&["10.0.0.1", "93.184.216.34"]).unwrap().len(), 1);
-        assert!(matches!(judged(&["127.0.0.1", "::1"]), Err(ResolveError::Blocked(..))));
+        assert!(matches!(judged(&["127.0.0.1", "::1"]), Err(ResolveError::NoAddress(_))));
     }
 
     #[test]
@@ -229,7 +281,7 @@ mod tests {
         };
         let lookups = Lookups::new(look_up, LONG);
         for calls in 1..=2 {
-            let mut waiting: Vec<_> = (0..100).map(|_| Box::pin(lookups.look_up("example.com"))).collect();
+            let mut waiting: Vec<_> = (0..100).map(|_| Box::pin(lookups.look_up(None, "example.com"))).collect();
             for look_up in &mut waiting {
                 assert!(look_up.now_or_never().is_none());
             }
@@ -250,9 +302,9 @@ mod tests {
         };
         let lookups = Lookups::new(look_up, LONG);
         let all = lookups.slots.acquire_many(lookups.slots.available_permits() as u32).await.unwrap();
-        assert!(lookups.look_up("example.com").now_or_never().is_none());
+        assert!(lookups.look_up(None, "example.com").now_or_never().is_none());
         drop(all);
-        while !lookups.running.lock().unwrap().is_empty() {
+        while !lookups.running().lookups.is_empty() {
             tokio::task::yield_now().await;
         }
         assert_eq!(CALLS.load(Ordering::Relaxed), 0);
@@ -263,7 +315,7 @@ mod tests {
         let lookups = Lookups::new(|_| async { Ok(vec![]) }.boxed(), Duration::from_millis(10));
         let _all = lookups.slots.acquire_many(lookups.slots.available_permits() as u32).await.unwrap();
         let missed = NameError::Local(LocalFailure::NoLookup);
-        assert_eq!(lookups.look_up("example.com").await, Err(missed));
-        assert!(lookups.running().is_empty());
+        assert_eq!(lookups.look_up(None, "example.com").await, Err(missed));
+        assert!(lookups.running().lookups.is_empty() && lookups.running().organizations.is_empty());
     }
 }

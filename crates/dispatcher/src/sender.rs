@@ -1,34 +1,31 @@
 //! One HTTP exchange: sign, POST, read the start of the answer, all under one budget (contract section 2).
 
-use std::error::Error as _;
-use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll};
 use std::time::Duration;
 
-use bytes::Bytes;
-use contracts::{FailureReason, SigningSecret, Timestamp, sign};
+use contracts::{FailureReason, SigningSecret, Timestamp, Timing, sign};
 use egress::{Policy, TargetUrl};
-use engine::{BODY_KEPT, Claimed, LocalFailure, Outcome, Response, SendWindow, kept_body};
-use http_body::{Frame, SizeHint};
+use engine::{Claimed, LocalFailure, Outcome, Response, SendWindow};
 use reqwest::Body;
 use reqwest::header::{CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue, RETRY_AFTER};
 use store::Clock;
-use thiserror::Error;
 use tokio::time::{Instant, timeout_at};
-use url::Host;
 use uuid::Uuid;
 
-use crate::client::Client;
-use crate::resolver::{ResolveError, Resolver};
-use crate::shortage::{has_route, shortage};
-use crate::{DispatcherError, Settings};
+use crate::client::Clients;
+use crate::failure::{failed, timed_out};
+use crate::request_body::TimelyBody;
+use crate::resolver::Resolver;
+use crate::response::{MAX_HEAD, content_type, head_size, kept_headers};
+use crate::trace::Trace;
+use crate::{DispatcherError, Settings, response_body};
 
-/// Sends attempts. One client with one pool of connections for all of them.
+/// Sends attempts.
 pub(crate) struct Sender {
-    client: Client,
+    clients: Clients,
     policy: Arc<Policy>,
     timeout: Duration,
+    body_timeout: Duration,
     clock: Clock,
 }
 
@@ -46,62 +43,91 @@ impl Sender {
     pub(crate) fn new(settings: &Settings, policy: Policy, clock: Clock) -> Result<Sender, DispatcherError> {
         let policy = Arc::new(policy);
         let resolver = Resolver::new(policy.clone(), settings.connect_timeout)?;
-        let client = Client::new(settings, resolver)?;
-        Ok(Sender { client, policy, timeout: settings.limits.timeout, clock })
+        let clients = Clients::new(settings, resolver)?;
+        Ok(Sender::with(clients, settings, policy, clock))
+    }
+
+    fn with(clients: Clients, settings: &Settings, policy: Arc<Policy>, clock: Clock) -> Sender {
+        let Settings { limits, body_timeout, .. } = settings;
+        Sender { clients, policy, timeout: limits.timeout, body_timeout: *body_timeout, clock }
     }
 
     /// Sends one attempt, if its budget allows that before `send_before` on the clock's monotonic time. `request_id`
-    /// is what the receiver sees as `Runflow-Request-Id`.
+    /// is what the receiver sees as `Runflow-Request-Id`. Returns what the response's head says beside its status, too.
     pub(crate) async fn send(
         &self,
         claimed: &Claimed,
         secret: Option<&SigningSecret>,
         send_before: Duration,
         request_id: Uuid,
-    ) -> Outcome {
+        trace: &Arc<Trace>,
+    ) -> (Outcome, Timing) {
         let target = match check_target(&claimed.callback_url, &self.policy) {
             Ok(target) => target,
-            Err(outcome) => return outcome,
+            Err(outcome) => return (outcome, Timing::default()),
         };
         let Some(window) = SendWindow::begin(self.clock.monotonic(), send_before, self.timeout) else {
-            return Outcome::NotSent(LocalFailure::LeaseTooShort);
+            return (Outcome::NotSent(LocalFailure::LeaseTooShort), Timing::default());
         };
         let deadline = Instant::now() + self.timeout;
-        let body = TimelyBody { payload: Some(claimed.payload.clone()), clock: self.clock.clone(), window };
+        let origin = target.origin();
+        let body = TimelyBody::new(claimed.payload.clone(), self.clock.clone(), window, trace.clone());
         let request = self
-            .client
-            .get()
+            .clients
+            .get(&origin)
             .post(target.url().clone())
             .headers(headers(claimed, secret, self.clock.now(), request_id))
             .body(Body::wrap(body));
-        let mut response = match timeout_at(deadline, request.send()).await {
+        let response = match timeout_at(deadline, trace.measure(request.send())).await {
             Ok(Ok(response)) => response,
             Ok(Err(error)) => {
-                let outcome = failed(&error, &target);
+                let outcome = failed(&error, &target, trace);
                 if outcome == Outcome::NotSent(LocalFailure::NoSocket) {
-                    self.client.close_idle();
+                    self.clients.close_idle();
                 }
-                return outcome;
+                if trace.is_on_reused_connection() {
+                    self.clients.note_impatient(&origin);
+                }
+                return (outcome, trace.timing());
             }
-            Err(_) => {
-                let detail = format!("no complete response within {}", humane(self.timeout));
-                return Outcome::failed(FailureReason::Timeout, detail);
-            }
+            Err(_) => return (timed_out(self.timeout, trace), trace.timing()),
         };
-        let status = response.status().as_u16();
-        let retry_after =
-            response.headers().get(RETRY_AFTER).and_then(|value| value.to_str().ok()).map(str::to_owned);
-        // The head has decided. The body is for the record, as far as it comes in time.
-        let mut body = Vec::new();
-        let mut read = 0;
-        while read <= BODY_READ
-            && let Ok(Ok(Some(chunk))) = timeout_at(deadline, response.chunk()).await
-        {
-            read += chunk.len();
-            let room = BODY_KEPT - body.len();
-            body.extend_from_slice(&chunk[..chunk.len().min(room)]);
+        trace.answered(response.remote_addr());
+        self.clients.heed(&origin, response.headers());
+        self.read(response, deadline, trace).await
+    }
+
+    /// Reads a response whose head is complete. The head has decided; the body is for the record, as far as it comes
+    /// within `body_timeout`.
+    async fn read(
+        &self,
+        mut response: reqwest::Response,
+        deadline: Instant,
+        trace: &Trace,
+    ) -> (Outcome, Timing) {
+        if head_size(response.headers()) > MAX_HEAD {
+            let detail = format!("the response head is larger than {} KiB", MAX_HEAD / 1024);
+            return (Outcome::failed(FailureReason::ConnectionError, detail), trace.timing());
         }
-        Outcome::Answered(Response { status, body: kept_body(&body), retry_after })
+        let read_before = deadline.min(Instant::now() + self.body_timeout);
+        let mut body = Vec::new();
+        while body.len() <= BODY_READ
+            && let Ok(Ok(Some(chunk))) = timeout_at(read_before, response.chunk()).await
+        {
+            body.extend_from_slice(&chunk);
+        }
+        trace.body_ended();
+        let headers = response.headers();
+        let timing = Timing {
+            content_type: content_type(headers),
+            headers: Some(kept_headers(headers)),
+            ..trace.timing()
+        };
+        let retry_after =
+            headers.get(RETRY_AFTER).and_then(|value| value.to_str().ok()).map(str::to_owned);
+        let status = response.status().as_u16();
+        let body = response_body::text(headers, &body);
+        (Outcome::Answered(Response { status, body, retry_after }), timing)
     }
 }
 
@@ -112,42 +138,6 @@ fn check_target(callback_url: &str, policy: &Policy) -> Result<TargetUrl, Outcom
     match policy.judge_url(&target) {
         Ok(()) => Ok(target),
         Err(refused) => Err(Outcome::failed(FailureReason::BlockedAddress, refused.to_string())),
-    }
-}
-
-/// A payload that refuses to be written too late. It is asked for in the same step that writes the request's head, so
-/// a process that was stopped while it connected, or at any moment before, sends nothing when it goes on.
-struct TimelyBody {
-    payload: Option<Bytes>,
-    clock: Clock,
-    window: SendWindow,
-}
-
-/// What [`TimelyBody`] refuses with.
-#[derive(Debug, Error)]
-#[error("too late to be sent")]
-struct TooLate;
-
-impl http_body::Body for TimelyBody {
-    type Data = Bytes;
-    type Error = TooLate;
-
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        _: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, TooLate>>> {
-        if !self.window.may_write(self.clock.monotonic()) {
-            return Poll::Ready(Some(Err(TooLate)));
-        }
-        Poll::Ready(self.payload.take().map(|payload| Ok(Frame::data(payload))))
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.payload.is_none()
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        SizeHint::with_exact(self.payload.as_ref().map_or(0, |payload| payload.len() as u64))
     }
 }
 
@@ -167,62 +157,6 @@ fn headers(claimed: &Claimed, secret: Option<&SigningSecret>, now: Timestamp, re
     headers.insert(WEBHOOK_TIMESTAMP, HeaderValue::from(now.unix_seconds()));
     headers.insert(REDIAL_ATTEMPT, HeaderValue::from(claimed.held.attempt));
     headers
-}
-
-/// Finds out from the client's error what went wrong. Its own text is not used: it names the URL, which may carry
-/// secrets in its query.
-fn failed(error: &reqwest::Error, target: &TargetUrl) -> Outcome {
-    let mut causes = Vec::new();
-    let mut next = error.source();
-    while let Some(cause) = next {
-        if let Some(resolve) = cause.downcast_ref::<ResolveError>() {
-            return resolve.outcome();
-        }
-        if let Some(tls) = tls_error(cause) {
-            return Outcome::failed(FailureReason::TlsError, format!("no TLS session: {tls}"));
-        }
-        if cause.is::<TooLate>() {
-            return Outcome::NotSent(LocalFailure::LeaseTooShort);
-        }
-        // Once connected, something may have been sent.
-        if error.is_connect()
-            && let Some(failure) = cause.downcast_ref().and_then(shortage)
-            && (failure != LocalFailure::NoLocalPort || is_routable(target))
-        {
-            tracing::debug!(%cause, origin = target.origin(), "no connection");
-            return Outcome::NotSent(failure);
-        }
-        causes.push(cause.to_string());
-        next = cause.source();
-    }
-    let origin = target.origin();
-    if error.is_timeout() {
-        return Outcome::failed(FailureReason::Timeout, format!("no connection to {origin} in time"));
-    }
-    let cause = causes.pop().unwrap_or_else(|| "unknown cause".to_owned());
-    let detail = if error.is_connect() {
-        format!("no connection to {origin}: {cause}")
-    } else {
-        format!("the connection to {origin} failed before a complete response: {cause}")
-    };
-    Outcome::failed(FailureReason::ConnectionError, detail)
-}
-
-/// Whether this host has a route to the target. The resolver returns only addresses that have one.
-fn is_routable(target: &TargetUrl) -> bool {
-    match target.host() {
-        Host::Ipv6(address) => has_route(address.into()),
-        Host::Ipv4(_) | Host::Domain(_) => true,
-    }
-}
-
-/// rustls' error, which travels inside one or more `io::Error`s and is not among their sources.
-fn tls_error<'e>(cause: &'e (dyn std::error::Error + 'static)) -> Option<&'e rustls::Error> {
-    cause.downcast_ref().or_else(|| tls_error(cause.downcast_ref::<std::io::Error>()?.get_ref()?))
-}
-
-fn humane(duration: Duration) -> String {
-    format!("{} s", duration.as_secs_f64())
 }
 
 #[cfg(test)]

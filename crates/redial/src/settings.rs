@@ -103,6 +103,8 @@ pub(crate) struct DeliverySettings {
     pub(crate) timeout: Duration,
     #[serde(serialize_with = "shown::duration")]
     pub(crate) connect_timeout: Duration,
+    #[serde(serialize_with = "shown::duration")]
+    body_timeout: Duration,
     max_in_flight_per_destination: u16,
     #[serde(serialize_with = "shown::duration")]
     hold_cap: Duration,
@@ -119,6 +121,8 @@ pub(crate) struct DeliverySettings {
 #[derive(Clone, Serialize)]
 pub(crate) struct EgressSettings {
     pub(crate) allow: Vec<IpNet>,
+    ca_file: Option<PathBuf>,
+    client_cert: Option<PathBuf>,
 }
 
 #[derive(Clone, Serialize)]
@@ -216,6 +220,7 @@ impl Settings {
             delivery: DeliverySettings {
                 timeout: source.duration("delivery.timeout", SHORTEST..=LONGEST)?,
                 connect_timeout: source.duration("delivery.connect_timeout", SHORTEST..=LONGEST)?,
+                body_timeout: source.duration("delivery.body_timeout", Duration::ZERO..=LONGEST)?,
                 max_in_flight_per_destination: source
                     .within_optional("delivery.max_in_flight_per_destination", 1..=max_in_flight)?
                     .unwrap_or((max_in_flight / 8).max(1)),
@@ -227,7 +232,11 @@ impl Settings {
                 payload_format: one_of(&source, "delivery.payload_format", "python or compact")?,
                 stop_on_gone: one_of(&source, "delivery.stop_on_gone", "true or false")?,
             },
-            egress: EgressSettings { allow: source.parse_list("egress.allow")? },
+            egress: EgressSettings {
+                allow: source.parse_list("egress.allow")?,
+                ca_file: source.optional("egress.ca_file")?.map(PathBuf::from),
+                client_cert: source.optional("egress.client_cert")?.map(PathBuf::from),
+            },
             secrets: SecretsSettings { keys: source.list("secrets.keys")? },
             log: LogSettings {
                 filter: source.optional("log.filter")?,
@@ -318,6 +327,11 @@ impl Settings {
                 },
             },
             connect_timeout: delivery.connect_timeout,
+            body_timeout: delivery.body_timeout,
+            certificates: dispatcher::Certificates {
+                ca_file: self.egress.ca_file.clone(),
+                client_cert: self.egress.client_cert.clone(),
+            },
             drain: DRAIN.max(delivery.timeout + MARGIN),
         }
     }

@@ -15,7 +15,7 @@ use rustix::process::{Resource, Rlimit, setrlimit};
 use super::*;
 use crate::client::max_kept;
 use crate::test_name_server::{NameServer, Reply};
-use crate::{Limits, RetryPolicy};
+use crate::{Certificates, Limits, RetryPolicy};
 
 fn claimed(url: &str) -> Claimed {
     let (id, now) = (Uuid::new_v4(), Timestamp::from_micros(1_000_000));
@@ -51,17 +51,31 @@ fn settings() -> Settings {
             retry,
         },
         connect_timeout: Duration::from_secs(5),
+        body_timeout: Duration::from_secs(1),
+        certificates: Certificates::default(),
         drain: Duration::ZERO,
     }
 }
 
-/// A sender with that name server and limit of kept connections, which may call loopback addresses.
-fn sender_with(settings: &Settings, names: &NameServer, max_kept: usize) -> Sender {
-    let policy = Arc::new(Policy::new(vec!["127.0.0.0/8".parse().unwrap()]));
+const LONG: Duration = Duration::from_secs(3600);
+
+/// A sender with that name server and those limits of kept connections, which may call the ranges of `allow`.
+fn sender_to(
+    allow: &str,
+    settings: &Settings,
+    names: &NameServer,
+    max_kept: usize,
+    max_age: Duration,
+) -> Sender {
+    let policy = Arc::new(Policy::new(vec![allow.parse().unwrap()]));
     let names = Arc::new(names.names(Hosts::default(), Duration::from_secs(1)));
     let resolver = Resolver::with(policy.clone(), move || names.clone(), Duration::from_secs(1));
-    let client = Client::keeping(max_kept, settings, resolver).unwrap();
-    Sender { client, policy, timeout: settings.limits.timeout, clock: Clock::system() }
+    let clients = Clients::keeping(max_kept, max_age, settings, resolver).unwrap();
+    Sender::with(clients, settings, policy, Clock::system())
+}
+
+fn sender_with(settings: &Settings, names: &NameServer, max_kept: usize) -> Sender {
+    sender_to("127.0.0.0/8", settings, names, max_kept, LONG)
 }
 
 fn sender(names: &NameServer, max_kept: usize) -> Sender {
@@ -70,8 +84,18 @@ fn sender(names: &NameServer, max_kept: usize) -> Sender {
 
 impl Sender {
     async fn sent(&self, url: &str) -> Outcome {
+        self.traced(url).await.0
+    }
+
+    async fn traced(&self, url: &str) -> (Outcome, Timing, Arc<Trace>) {
+        self.sent_for(OrgId(Uuid::new_v4()), url).await
+    }
+
+    async fn sent_for(&self, org: OrgId, url: &str) -> (Outcome, Timing, Arc<Trace>) {
         let send_before = self.clock.monotonic() + Duration::from_secs(60);
-        self.send(&claimed(url), None, send_before, Uuid::new_v4()).await
+        let trace = Trace::begin(org, 2);
+        let (outcome, timing) = self.send(&claimed(url), None, send_before, Uuid::new_v4(), &trace).await;
+        (outcome, timing, trace)
     }
 }
 
@@ -83,11 +107,12 @@ async fn what_is_too_late_when_it_would_be_written_is_not_written() {
     let url = format!("http://{}/", receiver.local_addr().unwrap());
     let clock = Clock::manual(Timestamp::from_micros(1_000_000));
     let window = SendWindow::begin(clock.monotonic(), Duration::MAX, Duration::ZERO).unwrap();
-    let body = TimelyBody { payload: Some("{}".into()), window, clock };
+    let trace = Trace::begin(OrgId(Uuid::nil()), 2);
+    let body = TimelyBody::new("{}".into(), clock, window, trace.clone());
     let client = reqwest::Client::builder().no_proxy().build().unwrap();
     let error = client.post(&url).body(Body::wrap(body)).send().await.unwrap_err();
     let too_late = Outcome::NotSent(LocalFailure::LeaseTooShort);
-    assert_eq!(failed(&error, &TargetUrl::parse(&url).unwrap()), too_late);
+    assert_eq!(failed(&error, &TargetUrl::parse(&url).unwrap(), &trace), too_late);
     let mut received = Vec::new();
     receiver.accept().unwrap().0.read_to_end(&mut received).unwrap();
     assert_eq!(received, b"", "not even the head");
@@ -101,7 +126,7 @@ async fn a_connection_that_takes_too_long_is_a_timeout() {
     let names = NameServer::start(|_, _| Reply::Silence).await;
     let hasty = Settings { connect_timeout: Duration::from_millis(100), ..settings() };
     let sender = sender_with(&hasty, &names, usize::MAX);
-    let detail = format!("no connection to {origin} in time");
+    let detail = format!("no TLS session with {origin} in time: it does not go on with the handshake");
     assert_eq!(sender.sent(&origin).await, Outcome::failed(FailureReason::Timeout, detail));
 }
 
@@ -109,7 +134,8 @@ async fn a_connection_that_takes_too_long_is_a_timeout() {
 async fn a_lease_too_short_for_the_whole_budget_is_ours() {
     let sender = sender(&NameServer::start(|_, _| Reply::Silence).await, usize::MAX);
     let now = sender.clock.monotonic();
-    let outcome = sender.send(&claimed("http://127.0.0.1:9/"), None, now, Uuid::new_v4()).await;
+    let trace = Trace::begin(OrgId(Uuid::nil()), 2);
+    let (outcome, _) = sender.send(&claimed("http://127.0.0.1:9/"), None, now, Uuid::new_v4(), &trace).await;
     assert_eq!(outcome, Outcome::NotSent(LocalFailure::LeaseTooShort));
 }
 
@@ -132,17 +158,17 @@ async fn a_name_that_name_servers_answer_is_the_receivers_and_their_silence_is_o
         async move { sender.sent(&url).await }
     };
     assert_eq!(sent("silent.example").await, Outcome::NotSent(LocalFailure::NoNameServer));
-    for (name, reason, detail) in [
-        ("missing.example", FailureReason::DnsError, "could not be resolved: there is no such name"),
-        ("broken.example", FailureReason::DnsError, "could not be resolved: the name server answered"),
-        ("empty.example", FailureReason::DnsError, "could not be resolved: it has no address"),
-        ("internal.example", FailureReason::BlockedAddress, "has no address that may be called"),
+    for (name, detail) in [
+        ("missing.example", "does not resolve to an address that may be called"),
+        ("broken.example", "could not be resolved: the name server answered"),
+        ("empty.example", "does not resolve to an address that may be called"),
+        ("internal.example", "does not resolve to an address that may be called"),
     ] {
         let outcome = sent(name).await;
-        let Outcome::Failed(Failure { reason: found, detail: said }) = &outcome else {
+        let Outcome::Failed(Failure { reason: FailureReason::DnsError, detail: said }) = &outcome else {
             panic!("{outcome:?}")
         };
-        assert!(*found == reason && said.starts_with(&format!("{name} {detail}")), "{outcome:?}");
+        assert!(said.starts_with(&format!("{name} {detail}")), "{outcome:?}");
     }
     let (silent, outcome) = tokio::join!(sent("silent.example"), async {
         sent("missing.example").await; // from the cache

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use contracts::{Delivery, DeliveryId, Destination, Job, OrgId, RunId, SigningSecret};
-use dispatcher::{Dispatcher, DispatcherError, Limits, Progress, RetryPolicy, Settings};
+use dispatcher::{Certificates, Dispatcher, DispatcherError, Limits, Progress, RetryPolicy, Settings};
 use queue::Publisher;
 use receiver::{Received, Receiver};
 use store::{AcceptPolicy, Accepted, Deliver, Keyring, RecordedRun, Redelivery, Store, StoreError};
@@ -52,6 +52,8 @@ pub(crate) fn settings() -> Settings {
             retry: RetryPolicy { schedule, jitter: 0.1, stop_on_gone: false, hold_cap },
         },
         connect_timeout: Duration::from_secs(5),
+        body_timeout: Duration::from_secs(1),
+        certificates: Certificates::default(),
         drain: Duration::from_secs(20),
     }
 }

@@ -1,0 +1,106 @@
+//! What went wrong when no response came, as an outcome with a sentence that says what to do.
+
+use std::error::Error;
+use std::io;
+use std::time::Duration;
+
+use contracts::FailureReason;
+use egress::TargetUrl;
+use engine::{LocalFailure, Outcome};
+use url::Host;
+
+use crate::request_body::TooLate;
+use crate::resolver::ResolveError;
+use crate::shortage::{has_route, shortage};
+use crate::tls;
+use crate::trace::Trace;
+
+/// Finds out from the client's error what went wrong. Its own text is not used: it names the URL, which may carry
+/// secrets in its query.
+pub(crate) fn failed(error: &reqwest::Error, target: &TargetUrl, trace: &Trace) -> Outcome {
+    let mut causes = Vec::new();
+    let mut next = error.source();
+    while let Some(cause) = next {
+        if let Some(resolve) = cause.downcast_ref::<ResolveError>() {
+            return resolve.outcome();
+        }
+        if let Some(fault) = tls_error(cause) {
+            let detail = format!("no TLS session: {}", tls::fault(fault, trace.certificate_fault()));
+            return Outcome::failed(FailureReason::TlsError, detail);
+        }
+        if cause.is::<TooLate>() {
+            return Outcome::NotSent(LocalFailure::LeaseTooShort);
+        }
+        // Once connected, something may have been sent.
+        if error.is_connect()
+            && let Some(failure) = cause.downcast_ref().and_then(shortage)
+            && (failure != LocalFailure::NoLocalPort || is_routable(target))
+        {
+            tracing::debug!(%cause, origin = target.origin(), "no connection");
+            return Outcome::NotSent(failure);
+        }
+        causes.push(cause);
+        next = cause.source();
+    }
+    let origin = target.origin();
+    if error.is_timeout() {
+        let detail = if trace.is_in_handshake() {
+            format!("no TLS session with {origin} in time: it does not go on with the handshake")
+        } else {
+            format!("no connection to {origin} in time")
+        };
+        return Outcome::failed(FailureReason::Timeout, detail);
+    }
+    if error.is_connect() && trace.is_in_handshake() {
+        let detail = format!("no TLS session: {origin} closed the connection during the handshake");
+        return Outcome::failed(FailureReason::TlsError, detail);
+    }
+    let cause = causes.pop().map_or_else(|| "unknown cause".to_owned(), plain);
+    let detail = if error.is_connect() {
+        format!("no connection to {origin}: {cause}")
+    } else {
+        format!("the connection to {origin} failed before a complete response{}: {cause}", upload(trace))
+    };
+    Outcome::failed(FailureReason::ConnectionError, detail)
+}
+
+/// The budget ran out before there was a response.
+pub(crate) fn timed_out(timeout: Duration, trace: &Trace) -> Outcome {
+    let detail = format!("no complete response within {} s{}", timeout.as_secs_f64(), upload(trace));
+    Outcome::failed(FailureReason::Timeout, detail)
+}
+
+/// How far the upload came, if not to its end.
+fn upload(trace: &Trace) -> String {
+    match trace.progress() {
+        (sent, size) if 0 < sent && sent < size => format!(", {sent} of {size} bytes were sent"),
+        _ => String::new(),
+    }
+}
+
+/// An error of the connection in plain words.
+fn plain(cause: &(dyn Error + 'static)) -> String {
+    let text = cause.to_string();
+    let kind = cause.downcast_ref::<io::Error>().map(io::Error::kind);
+    let words = match kind {
+        Some(io::ErrorKind::ConnectionRefused) => "nothing listens there",
+        Some(io::ErrorKind::ConnectionReset) => "the receiver reset it",
+        Some(io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionAborted) => "the receiver closed it",
+        Some(io::ErrorKind::HostUnreachable | io::ErrorKind::NetworkUnreachable) => "the network has no way there",
+        _ => return text,
+    };
+    format!("{words} ({text})")
+}
+
+/// Whether this host has a route to the target. The resolver returns only addresses that have one.
+fn is_routable(target: &TargetUrl) -> bool {
+    match target.host() {
+        Host::Ipv6(address) => has_route(address.into()),
+        Host::Ipv4(_) | Host::Domain(_) => true,
+    }
+}
+
+/// rustls' error, which travels inside one or more `io::Error`s and is not among their sources.
+fn tls_error<'e>(cause: &'e (dyn Error + 'static)) -> Option<&'e rustls::Error> {
+    cause.downcast_ref().or_else(|| tls_error(cause.downcast_ref::<io::Error>()?.get_ref()?))
+}

@@ -1,0 +1,67 @@
+//! The payload on its way out: not too late, and counted.
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+
+use bytes::Bytes;
+use engine::SendWindow;
+use http_body::{Body, Frame, SizeHint};
+use store::Clock;
+use thiserror::Error;
+
+use crate::trace::Trace;
+
+/// Bytes handed to the connection at once: few enough to tell how far an upload came.
+const CHUNK: usize = 16 * 1024;
+
+/// A payload that refuses to be written too late. It is asked for in the same step that writes the request's head, so
+/// a process that was stopped while it connected, or at any moment before, sends nothing when it goes on.
+pub(crate) struct TimelyBody {
+    left: Bytes,
+    has_begun: bool,
+    clock: Clock,
+    window: SendWindow,
+    trace: Arc<Trace>,
+}
+
+/// What [`TimelyBody`] refuses with.
+#[derive(Debug, Error)]
+#[error("too late to be sent")]
+pub(crate) struct TooLate;
+
+impl TimelyBody {
+    pub(crate) fn new(payload: Bytes, clock: Clock, window: SendWindow, trace: Arc<Trace>) -> TimelyBody {
+        TimelyBody { left: payload, has_begun: false, clock, window, trace }
+    }
+}
+
+impl Body for TimelyBody {
+    type Data = Bytes;
+    type Error = TooLate;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        _: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, TooLate>>> {
+        if !self.has_begun && !self.window.may_write(self.clock.monotonic()) {
+            return Poll::Ready(Some(Err(TooLate)));
+        }
+        self.has_begun = true;
+        if self.left.is_empty() {
+            return Poll::Ready(None);
+        }
+        let length = self.left.len().min(CHUNK);
+        let chunk = self.left.split_to(length);
+        self.trace.sent(length);
+        Poll::Ready(Some(Ok(Frame::data(chunk))))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.left.is_empty()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        SizeHint::with_exact(self.left.len() as u64)
+    }
+}

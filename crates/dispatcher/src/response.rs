@@ -1,0 +1,100 @@
+//! What a response's head says for the record.
+
+use std::collections::BTreeMap;
+
+use reqwest::header::{CONTENT_TYPE, HeaderMap, LOCATION};
+
+/// The largest response head, in bytes.
+pub(crate) const MAX_HEAD: usize = 64 * 1024;
+
+/// The headers kept: those that tell who answered, and what to do.
+const KEPT: [&str; 10] = [
+    "allow",
+    "cf-ray",
+    "location",
+    "request-id",
+    "retry-after",
+    "server",
+    "via",
+    "www-authenticate",
+    "x-amzn-requestid",
+    "x-request-id",
+];
+/// The longest value kept, in bytes.
+const VALUE_KEPT: usize = 256;
+
+/// Returns the size of a head with these headers, in bytes, its first line apart.
+pub(crate) fn head_size(headers: &HeaderMap) -> usize {
+    // Each has a colon, a blank and a line end.
+    headers.iter().map(|(name, value)| name.as_str().len() + value.len() + 4).sum()
+}
+
+/// Returns the response's `Content-Type`.
+pub(crate) fn content_type(headers: &HeaderMap) -> Option<String> {
+    headers.get(CONTENT_TYPE).map(|value| kept(value.as_bytes()))
+}
+
+/// Returns the headers for the record, several of one name joined by commas.
+pub(crate) fn kept_headers(headers: &HeaderMap) -> BTreeMap<String, String> {
+    let values = |name: &str| {
+        let values = headers.get_all(name).iter().map(|value| kept(value.as_bytes()));
+        let joined = values.collect::<Vec<_>>().join(", ");
+        (!joined.is_empty()).then(|| kept(joined.as_bytes()))
+    };
+    let found = KEPT.iter().filter_map(|name| Some(((*name).to_owned(), values(name)?)));
+    let found = found.map(|(name, value)| {
+        // Where a redirect leads may be secret; that it leads to a login page is not.
+        let value = if name == LOCATION.as_str() { without_query(&value) } else { value };
+        (name, value)
+    });
+    found.collect()
+}
+
+fn without_query(url: &str) -> String {
+    let end = url.find(['?', '#']).unwrap_or(url.len());
+    let (url, query) = url.split_at(end);
+    if query.is_empty() { url.to_owned() } else { format!("{url}?…") }
+}
+
+/// A value as it is stored: short, and without control characters, such as NUL, which PostgreSQL refuses.
+fn kept(value: &[u8]) -> String {
+    let text = String::from_utf8_lossy(value);
+    let text = text.replace(char::is_control, " ");
+    text[..text.floor_char_boundary(VALUE_KEPT)].trim().to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn headers(given: &[(&'static str, &str)]) -> HeaderMap {
+        let mut headers = HeaderMap::new();
+        for (name, value) in given {
+            headers.append(*name, value.parse().unwrap());
+        }
+        headers
+    }
+
+    #[test]
+    fn selected_headers_are_kept_short_and_without_the_query_of_a_location() {
+        let long = "é".repeat(1_000);
+        let kept = kept_headers(&headers(&[
+            ("location", "https://example.com/login?token=secret"),
+            ("server", "a\tb"),
+            ("retry-after", "1"),
+            ("retry-after", "30"),
+            ("via", &long),
+            ("set-cookie", "session=secret"),
+        ]));
+        let kept: Vec<_> = kept.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect();
+        assert_eq!(
+            kept,
+            [
+                ("location", "https://example.com/login?…"),
+                ("retry-after", "1, 30"),
+                ("server", "a b"),
+                ("via", "é".repeat(VALUE_KEPT / 2).as_str()),
+            ]
+        );
+    }
+}

@@ -1,0 +1,285 @@
+//! TLS towards receivers: whom to trust, and what is wrong with a certificate in plain words.
+
+use std::net::IpAddr;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use contracts::Timestamp;
+use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::client::{
+    ClientSessionMemoryCache, ClientSessionStore, Resumption, Tls12ClientSessionValue, Tls13ClientSessionValue,
+    verify_server_name,
+};
+use rustls::crypto::CryptoProvider;
+use rustls::pki_types::pem::{Error as PemError, PemObject};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
+use rustls::server::ParsedCertificate;
+use rustls::{
+    AlertDescription, CertificateError, ClientConfig, DigitallySignedStruct, Error, NamedGroup, SignatureScheme,
+};
+use rustls_platform_verifier::Verifier;
+use x509_parser::prelude::{FromDer, GeneralName, X509Certificate};
+use x509_parser::time::ASN1Time;
+
+use crate::DispatcherError;
+use crate::trace::Trace;
+
+/// Certificates of an installation's own, in PEM files.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Certificates {
+    /// Trusted beside the public authorities: authorities, or receivers' own self-signed certificates.
+    pub ca_file: Option<PathBuf>,
+    /// A certificate with its chain and its private key, for receivers that ask for one.
+    pub client_cert: Option<PathBuf>,
+}
+
+/// Returns the configuration for connections to receivers.
+pub(crate) fn config(certificates: &Certificates) -> Result<ClientConfig, DispatcherError> {
+    // Fails only if another part of the process has chosen a provider, which is fine.
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    let provider = CryptoProvider::get_default().cloned().expect("a provider was installed above");
+    let added = match &certificates.ca_file {
+        Some(path) => read_certificates("egress.ca_file", path)?,
+        None => Vec::new(),
+    };
+    let verifier = ReceiverVerifier::new(added, provider)?;
+    let builder =
+        ClientConfig::builder().dangerous().with_custom_certificate_verifier(Arc::new(verifier));
+    let mut config = match &certificates.client_cert {
+        None => builder.with_no_client_auth(),
+        Some(path) => {
+            const KEY: &str = "egress.client_cert";
+            let chain = read_certificates(KEY, path)?;
+            let key = PrivateKeyDer::from_pem_file(path).map_err(|error| match error {
+                PemError::NoItemsFound => unusable(KEY, path, &"it holds no private key"),
+                error => unusable(KEY, path, &error),
+            })?;
+            builder.with_client_auth_cert(chain, key).map_err(|error| unusable(KEY, path, &error))?
+        }
+    };
+    config.alpn_protocols = vec![b"http/1.1".to_vec()];
+    config.resumption = Resumption::store(Arc::new(ObservedSessions::default()));
+    Ok(config)
+}
+
+fn read_certificates(
+    key: &'static str,
+    path: &Path,
+) -> Result<Vec<CertificateDer<'static>>, DispatcherError> {
+    let read: Result<Vec<_>, PemError> = CertificateDer::pem_file_iter(path).and_then(Iterator::collect);
+    match read {
+        Ok(found) if found.is_empty() => Err(unusable(key, path, &"it holds no certificate")),
+        Ok(found) => Ok(found),
+        Err(PemError::NoItemsFound) => Err(unusable(key, path, &"it holds no certificate")),
+        Err(error) => Err(unusable(key, path, &error)),
+    }
+}
+
+fn unusable(key: &'static str, path: &Path, problem: &dyn ToString) -> DispatcherError {
+    DispatcherError::Certificates { key, path: path.to_owned(), problem: problem.to_string() }
+}
+
+/// Trusts the system's authorities and those added, and explains its refusals in the attempt's trace.
+#[derive(Debug)]
+struct ReceiverVerifier {
+    authorities: Verifier,
+    added: Vec<CertificateDer<'static>>,
+}
+
+impl ReceiverVerifier {
+    fn new(
+        added: Vec<CertificateDer<'static>>,
+        provider: Arc<CryptoProvider>,
+    ) -> Result<ReceiverVerifier, Error> {
+        let authorities = Verifier::new_with_extra_roots(added.iter().cloned(), provider)?;
+        Ok(ReceiverVerifier { authorities, added })
+    }
+
+    /// Whether the certificate itself was added, and is in force for that name. WebPKI refuses those that are
+    /// authorities as well, which many self-signed ones are.
+    fn is_added(&self, certificate: &CertificateDer<'_>, name: &ServerName<'_>, now: UnixTime) -> bool {
+        self.added.contains(certificate)
+            && ParsedCertificate::try_from(certificate).is_ok_and(|parsed| verify_server_name(&parsed, name).is_ok())
+            && X509Certificate::from_der(certificate).is_ok_and(|(_, parsed)| {
+                let now = i64::try_from(now.as_secs()).map(ASN1Time::from_timestamp);
+                now.is_ok_and(|now| now.is_ok_and(|now| parsed.validity().is_valid_at(now)))
+            })
+    }
+}
+
+impl ServerCertVerifier for ReceiverVerifier {
+    fn verify_server_cert(
+        &self,
+        end_entity: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        server_name: &ServerName<'_>,
+        ocsp_response: &[u8],
+        now: UnixTime,
+    ) -> Result<ServerCertVerified, Error> {
+        if self.is_added(end_entity, server_name, now) {
+            return Ok(ServerCertVerified::assertion());
+        }
+        let verified =
+            self.authorities.verify_server_cert(end_entity, intermediates, server_name, ocsp_response, now);
+        if let (Err(Error::InvalidCertificate(fault)), Some(trace)) = (&verified, Trace::current()) {
+            trace.certificate_refused(certificate_fault(fault, server_name, end_entity, intermediates));
+        }
+        verified
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        self.authorities.verify_tls12_signature(message, certificate, signature)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        self.authorities.verify_tls13_signature(message, certificate, signature)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.authorities.supported_verify_schemes()
+    }
+}
+
+/// Says what is wrong with a receiver's certificate.
+fn certificate_fault(
+    fault: &CertificateError,
+    name: &ServerName<'_>,
+    end_entity: &CertificateDer<'_>,
+    intermediates: &[CertificateDer<'_>],
+) -> String {
+    let parsed = X509Certificate::from_der(end_entity).ok().map(|(_, parsed)| parsed);
+    let date = |at: &UnixTime| {
+        let micros = i64::try_from(at.as_secs()).unwrap_or_default().saturating_mul(1_000_000);
+        Timestamp::from_micros(micros).to_string()
+    };
+    match (fault, parsed) {
+        (CertificateError::ExpiredContext { not_after, .. }, _) => {
+            format!("the certificate has expired: it was valid until {}", date(not_after))
+        }
+        (CertificateError::NotValidYetContext { not_before, .. }, _) => {
+            format!("the certificate is not valid yet: it will be from {}", date(not_before))
+        }
+        (
+            CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. },
+            Some(parsed),
+        ) => format!("the certificate is not for {}: {}", name.to_str(), valid_for(&parsed)),
+        (CertificateError::UnknownIssuer, Some(parsed)) if parsed.issuer() == parsed.subject() => {
+            "the certificate is self-signed, which nobody vouches for".to_owned()
+        }
+        (CertificateError::UnknownIssuer, Some(parsed)) => {
+            let hint = if intermediates.is_empty() {
+                "; the receiver sent no intermediate certificate, one is probably missing"
+            } else {
+                ""
+            };
+            format!("the certificate's issuer is not trusted: {}{hint}", parsed.issuer())
+        }
+        (CertificateError::Revoked, _) => "the certificate has been revoked".to_owned(),
+        (fault, _) => format!("the certificate is not acceptable: {fault}"),
+    }
+}
+
+/// How many names of a certificate a sentence has.
+const MAX_NAMES: usize = 5;
+
+fn valid_for(certificate: &X509Certificate<'_>) -> String {
+    let names = certificate.subject_alternative_name().ok().flatten();
+    let names: Vec<String> = names
+        .iter()
+        .flat_map(|names| &names.value.general_names)
+        .filter_map(|name| match name {
+            GeneralName::DNSName(name) => Some((*name).to_owned()),
+            GeneralName::IPAddress(bytes) => address(bytes),
+            _ => None,
+        })
+        .collect();
+    match names.len() {
+        0 => "it is valid for no name at all".to_owned(),
+        1..=MAX_NAMES => format!("it is valid for {}", names.join(", ")),
+        more => format!("it is valid for {} and {} more", names[..MAX_NAMES].join(", "), more - MAX_NAMES),
+    }
+}
+
+/// Four or sixteen bytes.
+fn address(bytes: &[u8]) -> Option<String> {
+    let v4 = <[u8; 4]>::try_from(bytes).map(IpAddr::from);
+    let v6 = || <[u8; 16]>::try_from(bytes).map(IpAddr::from);
+    v4.or_else(|_| v6()).map(|address| address.to_string()).ok()
+}
+
+/// Says why there is no TLS session. `certificate_fault` is what the verifier found.
+pub(crate) fn fault(error: &Error, certificate_fault: Option<String>) -> String {
+    match error {
+        Error::InvalidCertificate(fault) => {
+            certificate_fault.unwrap_or_else(|| format!("the certificate is not acceptable: {fault}"))
+        }
+        Error::AlertReceived(AlertDescription::CertificateRequired) => {
+            "the receiver asks for a client certificate".to_owned()
+        }
+        Error::AlertReceived(AlertDescription::UnrecognisedName) => {
+            "the receiver has no certificate for this host".to_owned()
+        }
+        Error::AlertReceived(AlertDescription::ProtocolVersion) | Error::PeerIncompatible(_) => {
+            "the receiver supports no TLS version and ciphers that Redial does (TLS 1.2 and 1.3)".to_owned()
+        }
+        Error::AlertReceived(alert) => format!("the receiver refused the handshake with the alert {alert:?}"),
+        Error::InvalidMessage(_) => "what the receiver says on this port is not TLS".to_owned(),
+        other => other.to_string(),
+    }
+}
+
+/// Sessions to resume. It is asked as a handshake begins, which nothing else tells.
+#[derive(Debug)]
+struct ObservedSessions(ClientSessionMemoryCache);
+
+/// Receivers whose sessions are remembered.
+const SESSIONS: usize = 1024;
+
+impl Default for ObservedSessions {
+    fn default() -> ObservedSessions {
+        ObservedSessions(ClientSessionMemoryCache::new(SESSIONS))
+    }
+}
+
+impl ClientSessionStore for ObservedSessions {
+    fn kx_hint(&self, server_name: &ServerName<'_>) -> Option<NamedGroup> {
+        if let Some(trace) = Trace::current() {
+            trace.tls_began();
+        }
+        self.0.kx_hint(server_name)
+    }
+
+    fn set_kx_hint(&self, server_name: ServerName<'static>, group: NamedGroup) {
+        self.0.set_kx_hint(server_name, group);
+    }
+
+    fn set_tls12_session(&self, server_name: ServerName<'static>, value: Tls12ClientSessionValue) {
+        self.0.set_tls12_session(server_name, value);
+    }
+
+    fn tls12_session(&self, server_name: &ServerName<'_>) -> Option<Tls12ClientSessionValue> {
+        self.0.tls12_session(server_name)
+    }
+
+    fn remove_tls12_session(&self, server_name: &ServerName<'static>) {
+        self.0.remove_tls12_session(server_name);
+    }
+
+    fn insert_tls13_ticket(&self, server_name: ServerName<'static>, value: Tls13ClientSessionValue) {
+        self.0.insert_tls13_ticket(server_name, value);
+    }
+
+    fn take_tls13_ticket(&self, server_name: &ServerName<'static>) -> Option<Tls13ClientSessionValue> {
+        self.0.take_tls13_ticket(server_name)
+    }
+}
