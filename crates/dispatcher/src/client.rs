@@ -18,6 +18,7 @@ use tower::Service;
 use tower::layer::layer_fn;
 
 use crate::resolver::Resolver;
+use crate::response::MAX_HEADERS;
 use crate::trace::Trace;
 use crate::{DispatcherError, Settings, tls};
 
@@ -133,7 +134,7 @@ impl Clients {
         impatient.insert(origin.to_owned(), Instant::now() + REMEMBERED);
     }
 
-    fn is_impatient(&self, origin: &str) -> bool {
+    pub(crate) fn is_impatient(&self, origin: &str) -> bool {
         let mut impatient = self.impatient.lock().unwrap_or_else(PoisonError::into_inner);
         let Some(until) = impatient.get(origin) else { return false };
         let is_remembered = Instant::now() < *until;
@@ -164,9 +165,6 @@ fn keep_alive_timeout(headers: &HeaderMap) -> Option<u64> {
     })
 }
 
-/// Headers of a response beyond this number are refused, which is more than 64 KiB hold of any use.
-const MAX_HEADERS: usize = 1_000;
-
 impl Factory {
     fn make(&self, max_age: Duration) -> Result<Generation, reqwest::Error> {
         let connections = Arc::new(AtomicUsize::new(0));
@@ -179,7 +177,11 @@ impl Factory {
         })
     }
 
-    fn client(&self, connections: &Arc<AtomicUsize>, idle: Duration) -> Result<reqwest::Client, reqwest::Error> {
+    fn client(
+        &self,
+        connections: &Arc<AtomicUsize>,
+        idle: Duration,
+    ) -> Result<reqwest::Client, reqwest::Error> {
         let connections = connections.clone();
         reqwest::Client::builder()
             .http1_only()
@@ -187,7 +189,10 @@ impl Factory {
             .tls_backend_preconfigured(self.tls.clone())
             .dns_resolver(self.resolver.clone())
             .connect_timeout(self.connect_timeout)
-            .connector_layer(layer_fn(move |connector| Observed { connector, connections: connections.clone() }))
+            .connector_layer(layer_fn(move |connector| Observed {
+                connector,
+                connections: connections.clone(),
+            }))
             .pool_max_idle_per_host(self.max_in_flight)
             .pool_idle_timeout(idle)
             // What a receiver gets wrong without making its status doubtful is none of our business.
@@ -265,7 +270,9 @@ mod tests {
     #[test]
     fn the_timeout_of_keep_alive_is_read_among_other_parameters() {
         let timeout = |value: &str| {
-            keep_alive_timeout(&[("keep-alive".parse().unwrap(), value.parse().unwrap())].into_iter().collect())
+            keep_alive_timeout(
+                &[("keep-alive".parse().unwrap(), value.parse().unwrap())].into_iter().collect(),
+            )
         };
         assert_eq!(timeout("timeout=5, max=100"), Some(5));
         assert_eq!(timeout("max=100, Timeout = 1"), Some(1));

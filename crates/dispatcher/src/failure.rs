@@ -11,6 +11,7 @@ use url::Host;
 
 use crate::request_body::TooLate;
 use crate::resolver::ResolveError;
+use crate::response::HEAD_TOO_LARGE;
 use crate::shortage::{has_route, shortage};
 use crate::tls;
 use crate::trace::Trace;
@@ -55,6 +56,9 @@ pub(crate) fn failed(error: &reqwest::Error, target: &TargetUrl, trace: &Trace) 
         let detail = format!("no TLS session: {origin} closed the connection during the handshake");
         return Outcome::failed(FailureReason::TlsError, detail);
     }
+    if let Some(fault) = causes.iter().find_map(|cause| response_fault(*cause)) {
+        return Outcome::failed(FailureReason::ConnectionError, fault);
+    }
     let cause = causes.pop().map_or_else(|| "unknown cause".to_owned(), plain);
     let detail = if error.is_connect() {
         format!("no connection to {origin}: {cause}")
@@ -78,6 +82,19 @@ fn upload(trace: &Trace) -> String {
     }
 }
 
+/// What is wrong with a response that can't be read.
+fn response_fault(cause: &(dyn Error + 'static)) -> Option<String> {
+    let error = cause.downcast_ref::<hyper::Error>().filter(|error| error.is_parse())?;
+    let said = error.to_string();
+    // hyper has a method for this with its server alone.
+    let is_too_large = said.contains("too large");
+    Some(if is_too_large {
+        HEAD_TOO_LARGE.to_owned()
+    } else {
+        format!("what the receiver sent is not HTTP: {said}")
+    })
+}
+
 /// An error of the connection in plain words.
 fn plain(cause: &(dyn Error + 'static)) -> String {
     let text = cause.to_string();
@@ -86,7 +103,9 @@ fn plain(cause: &(dyn Error + 'static)) -> String {
         Some(io::ErrorKind::ConnectionRefused) => "nothing listens there",
         Some(io::ErrorKind::ConnectionReset) => "the receiver reset it",
         Some(io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionAborted) => "the receiver closed it",
-        Some(io::ErrorKind::HostUnreachable | io::ErrorKind::NetworkUnreachable) => "the network has no way there",
+        Some(io::ErrorKind::HostUnreachable | io::ErrorKind::NetworkUnreachable) => {
+            "the network has no way there"
+        }
         _ => return text,
     };
     format!("{words} ({text})")

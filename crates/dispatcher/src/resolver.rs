@@ -281,7 +281,8 @@ mod tests {
         };
         let lookups = Lookups::new(look_up, LONG);
         for calls in 1..=2 {
-            let mut waiting: Vec<_> = (0..100).map(|_| Box::pin(lookups.look_up(None, "example.com"))).collect();
+            let mut waiting: Vec<_> =
+                (0..100).map(|_| Box::pin(lookups.look_up(None, "example.com"))).collect();
             for look_up in &mut waiting {
                 assert!(look_up.now_or_never().is_none());
             }
@@ -308,6 +309,29 @@ mod tests {
             tokio::task::yield_now().await;
         }
         assert_eq!(CALLS.load(Ordering::Relaxed), 0);
+    }
+
+    #[tokio::test]
+    async fn lookups_of_one_organization_leave_slots_to_the_others() {
+        let look_up = |name: String| {
+            if name.starts_with("silent") {
+                return std::future::pending().boxed();
+            }
+            async { Ok(vec!["192.0.2.1".parse().unwrap()]) }.boxed()
+        };
+        let lookups = Lookups::new(look_up, LONG);
+        let [hanging, healthy] = [1, 2].map(|n| Some(OrgId(uuid::Uuid::from_u128(n))));
+        let all = lookups.slots.available_permits();
+        // More names than there are slots.
+        let silent: Vec<_> = (0..2 * all).map(|n| format!("silent{n}.example")).collect();
+        let mut waiting: Vec<_> =
+            silent.iter().map(|name| Box::pin(lookups.look_up(hanging, name))).collect();
+        for lookup in &mut waiting {
+            assert!(lookup.now_or_never().is_none());
+        }
+        for n in 0..50 {
+            assert_eq!(lookups.look_up(healthy, &format!("n{n}.example")).await.unwrap().len(), 1);
+        }
     }
 
     #[tokio::test]

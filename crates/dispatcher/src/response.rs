@@ -6,6 +6,10 @@ use reqwest::header::{CONTENT_TYPE, HeaderMap, LOCATION};
 
 /// The largest response head, in bytes.
 pub(crate) const MAX_HEAD: usize = 64 * 1024;
+/// The most headers in one.
+pub(crate) const MAX_HEADERS: usize = 1_000;
+/// What is said of larger ones.
+pub(crate) const HEAD_TOO_LARGE: &str = "the response's head is too large: more than 64 KiB or 1,000 headers";
 
 /// The headers kept: those that tell who answered, and what to do.
 const KEPT: [&str; 10] = [

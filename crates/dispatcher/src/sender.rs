@@ -16,7 +16,7 @@ use crate::client::Clients;
 use crate::failure::{failed, timed_out};
 use crate::request_body::TimelyBody;
 use crate::resolver::Resolver;
-use crate::response::{MAX_HEAD, content_type, head_size, kept_headers};
+use crate::response::{HEAD_TOO_LARGE, MAX_HEAD, content_type, head_size, kept_headers};
 use crate::trace::Trace;
 use crate::{DispatcherError, Settings, response_body};
 
@@ -106,8 +106,7 @@ impl Sender {
         trace: &Trace,
     ) -> (Outcome, Timing) {
         if head_size(response.headers()) > MAX_HEAD {
-            let detail = format!("the response head is larger than {} KiB", MAX_HEAD / 1024);
-            return (Outcome::failed(FailureReason::ConnectionError, detail), trace.timing());
+            return (Outcome::failed(FailureReason::ConnectionError, HEAD_TOO_LARGE), trace.timing());
         }
         let read_before = deadline.min(Instant::now() + self.body_timeout);
         let mut body = Vec::new();
@@ -123,8 +122,7 @@ impl Sender {
             headers: Some(kept_headers(headers)),
             ..trace.timing()
         };
-        let retry_after =
-            headers.get(RETRY_AFTER).and_then(|value| value.to_str().ok()).map(str::to_owned);
+        let retry_after = headers.get(RETRY_AFTER).and_then(|value| value.to_str().ok()).map(str::to_owned);
         let status = response.status().as_u16();
         let body = response_body::text(headers, &body);
         (Outcome::Answered(Response { status, body, retry_after }), timing)

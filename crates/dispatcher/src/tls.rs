@@ -7,15 +7,16 @@ use std::sync::Arc;
 use contracts::Timestamp;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::client::{
-    ClientSessionMemoryCache, ClientSessionStore, Resumption, Tls12ClientSessionValue, Tls13ClientSessionValue,
-    verify_server_name,
+    ClientSessionMemoryCache, ClientSessionStore, Resumption, Tls12ClientSessionValue,
+    Tls13ClientSessionValue, verify_server_name,
 };
 use rustls::crypto::CryptoProvider;
 use rustls::pki_types::pem::{Error as PemError, PemObject};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
 use rustls::server::ParsedCertificate;
 use rustls::{
-    AlertDescription, CertificateError, ClientConfig, DigitallySignedStruct, Error, NamedGroup, SignatureScheme,
+    AlertDescription, CertificateError, ClientConfig, DigitallySignedStruct, Error, NamedGroup,
+    SignatureScheme,
 };
 use rustls_platform_verifier::Verifier;
 use x509_parser::prelude::{FromDer, GeneralName, X509Certificate};
@@ -43,8 +44,7 @@ pub(crate) fn config(certificates: &Certificates) -> Result<ClientConfig, Dispat
         None => Vec::new(),
     };
     let verifier = ReceiverVerifier::new(added, provider)?;
-    let builder =
-        ClientConfig::builder().dangerous().with_custom_certificate_verifier(Arc::new(verifier));
+    let builder = ClientConfig::builder().dangerous().with_custom_certificate_verifier(Arc::new(verifier));
     let mut config = match &certificates.client_cert {
         None => builder.with_no_client_auth(),
         Some(path) => {
@@ -99,7 +99,8 @@ impl ReceiverVerifier {
     /// authorities as well, which many self-signed ones are.
     fn is_added(&self, certificate: &CertificateDer<'_>, name: &ServerName<'_>, now: UnixTime) -> bool {
         self.added.contains(certificate)
-            && ParsedCertificate::try_from(certificate).is_ok_and(|parsed| verify_server_name(&parsed, name).is_ok())
+            && ParsedCertificate::try_from(certificate)
+                .is_ok_and(|parsed| verify_server_name(&parsed, name).is_ok())
             && X509Certificate::from_der(certificate).is_ok_and(|(_, parsed)| {
                 let now = i64::try_from(now.as_secs()).map(ASN1Time::from_timestamp);
                 now.is_ok_and(|now| now.is_ok_and(|now| parsed.validity().is_valid_at(now)))

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use contracts::{AttemptId, FailureReason, Timestamp};
+use contracts::{AttemptId, FailureReason, Timestamp, Timing};
 
 use crate::lease::HeldAttempt;
 use crate::outcome::{Failure, LocalFailure, Measured, Outcome, Response};
@@ -39,7 +39,8 @@ impl RetryPolicy {
             None if held.is_probe => HoldChange::ProbeAgain,
             None => HoldChange::None,
         };
-        let (failure, settlement) = self.judge(held, &outcome, retry_after, now, jitter_unit);
+        let (failure, settlement) =
+            self.judge(held, &outcome, &measured.timing, retry_after, now, jitter_unit);
         let response = match outcome {
             Outcome::Answered(response) => Some(response),
             _ => None,
@@ -86,6 +87,7 @@ impl RetryPolicy {
         &self,
         held: &HeldAttempt,
         outcome: &Outcome,
+        timing: &Timing,
         retry_after: Option<Duration>,
         now: Timestamp,
         jitter_unit: f64,
@@ -108,7 +110,7 @@ impl RetryPolicy {
                 let failure = Failure { reason: FailureReason::Timeout, detail };
                 return (Some(failure), Settlement::HandedBack(now + wait));
             }
-            Outcome::Answered(response) => http_error(response.status),
+            Outcome::Answered(response) => http_error(response.status, timing),
             Outcome::Failed(failure) => failure.clone(),
         };
         if held.attempt >= held.max_attempts {
@@ -120,10 +122,16 @@ impl RetryPolicy {
     }
 }
 
-fn http_error(status: u16) -> Failure {
+fn http_error(status: u16, timing: &Timing) -> Failure {
     let phrase = http::StatusCode::from_u16(status).ok().and_then(|code| code.canonical_reason());
     let phrase = phrase.map(|phrase| format!(" {phrase}")).unwrap_or_default();
-    Failure { reason: FailureReason::HttpError, detail: format!("the receiver answered {status}{phrase}") }
+    let location = timing.headers.as_ref().and_then(|headers| headers.get("location"));
+    let redirect = match (status, location) {
+        (300..=399, Some(location)) => format!(" to {location}; redirects are not followed"),
+        _ => String::new(),
+    };
+    let detail = format!("the receiver answered {status}{phrase}{redirect}");
+    Failure { reason: FailureReason::HttpError, detail }
 }
 
 #[cfg(test)]
@@ -191,6 +199,16 @@ mod tests {
         for status in [100, 301, 302, 400, 404, 410, 429, 500, 503] {
             assert_eq!(wait_after(answered(status, None), 1), Some(Duration::from_secs(10)), "{status}");
         }
+    }
+
+    #[test]
+    fn a_redirect_is_recorded_with_where_it_leads() {
+        let headers = Some([("location".to_owned(), "https://example.com/new".to_owned())].into());
+        let measured = Measured { timing: Timing { headers, ..Timing::default() }, ..Measured::default() };
+        let (id, outcome) = (AttemptId(Uuid::nil()), answered(301, None));
+        let result = policy().settle(&held(1, false), id, outcome, measured, now(), 0.0);
+        let detail = "the receiver answered 301 Moved Permanently to https://example.com/new; redirects are not followed";
+        assert_eq!(result.record.failure.unwrap().detail, detail);
     }
 
     #[test]

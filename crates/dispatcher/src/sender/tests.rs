@@ -255,3 +255,7 @@ async fn call_all(sender: &Sender, port: u16) -> usize {
     tokio::join!(hang, all);
     shortages.into_inner()
 }
+
+mod connections;
+mod names;
+mod tls;
