@@ -1,13 +1,14 @@
 //! Callbacks that are aimed at the moment in which a receiver drops its idle connection, across a slow path.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use contracts::Job;
 use futures_util::future::join_all;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::mpsc::unbounded_channel;
-use tokio::time::{Instant, sleep, sleep_until, timeout};
+use tokio::time::{Instant, sleep_until, timeout};
 
 use crate::Stack;
 use crate::receivers::{read_request, receiver};
@@ -17,34 +18,46 @@ pub(crate) const CALLBACKS: usize = 40;
 const IDLE: Duration = Duration::from_secs(1);
 /// Each way.
 const LATENCY: Duration = Duration::from_millis(50);
-/// The callbacks are spread over this time around the end of the connection.
-const SPREAD: Duration = Duration::from_millis(300);
+/// A request is lost if it is sent less than the latency before or after the end. The callbacks are spread over this time.
+const SPREAD: Duration = Duration::from_millis(140);
 
 /// Returns how many cost an attempt. `is_announced`: the receivers announce when they drop connections, as Node does.
 pub(crate) async fn aimed_at_idle_ends(stack: &Stack, is_announced: bool) -> usize {
     let stack = &stack;
     let aims = (0..CALLBACKS).map(|n| async move {
-        let drops = receiver(move |connection| drops_idle_connections(connection, is_announced));
+        let answered_at = Arc::<Mutex<Option<Instant>>>::default();
+        let noted = answered_at.clone();
+        let drops =
+            receiver(move |connection| drops_idle_connections(connection, is_announced, noted.clone()));
         let url = slow_path(drops.await).await;
-        assert!(stack.succeeds(&url).await, "the first callback arrives");
+        let first = stack.accept(&url, 0).await;
+        assert!(stack.succeeds(first).await, "the first callback arrives");
+        let second = stack.accept(&url, 0).await;
         let offset = SPREAD.mul_f64(n as f64 / CALLBACKS as f64);
-        sleep(IDLE + LATENCY - SPREAD / 2 + offset).await;
-        stack.succeeds(&url).await
+        let answered_at = answered_at.lock().unwrap().expect("it has answered");
+        sleep_until(answered_at + IDLE - SPREAD / 2 + offset).await;
+        stack.succeeds(second).await
     });
     join_all(aims).await.into_iter().filter(|succeeded| !succeeded).count()
 }
 
 impl Stack {
-    async fn succeeds(&self, url: &str) -> bool {
-        let id = self.accept(url, 0).await;
+    async fn succeeds(&self, job: Job) -> bool {
+        let id = job.delivery_id;
+        self.publisher.ring(job);
         self.attempt(id).await.error_message.is_none()
     }
 }
 
-async fn drops_idle_connections(mut connection: TcpStream, is_announced: bool) {
+async fn drops_idle_connections(
+    mut connection: TcpStream,
+    is_announced: bool,
+    answered_at: Arc<Mutex<Option<Instant>>>,
+) {
     let announcement = if is_announced { "Keep-Alive: timeout=1\r\n" } else { "" };
     let answer = format!("HTTP/1.1 200 OK\r\n{announcement}Content-Length: 0\r\n\r\n");
     while let Ok(true) = timeout(IDLE, read_request(&mut connection)).await {
+        *answered_at.lock().unwrap() = Some(Instant::now());
         if connection.write_all(answer.as_bytes()).await.is_err() {
             return;
         }

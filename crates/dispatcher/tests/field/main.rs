@@ -2,6 +2,7 @@
 //! `scripts/field` prints the table. Each is called once, on both storage engines.
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+#![allow(clippy::print_stdout, reason = "the table is for people")]
 
 mod keep_alive;
 mod receivers;
@@ -10,7 +11,7 @@ mod situations;
 use std::sync::Arc;
 use std::time::Duration;
 
-use contracts::{Attempt, DeliveryId, JsonText, OrgId, RunId};
+use contracts::{Attempt, DeliveryId, Destination, Job, JsonText, OrgId, RunId};
 use dispatcher::{Certificates, Dispatcher, Limits, Progress, RetryPolicy, Settings};
 use futures_util::future::join_all;
 use queue::Publisher;
@@ -55,7 +56,7 @@ struct Stack {
     store: Store,
     org: OrgId,
     shutdown: CancellationToken,
-    _publisher: Publisher,
+    publisher: Publisher,
     _database: TestDatabase,
 }
 
@@ -66,7 +67,7 @@ impl Stack {
         let keyring = testkit::keyring();
         let org = store.write(|tx, now| Ok::<_, StoreError>(store::create_organization(tx, now, "zoo")?.id));
         let org = org.await.unwrap();
-        let (publisher, consumer) = queue::in_process(1);
+        let (publisher, consumer) = queue::in_process(256);
         let shutdown = CancellationToken::new();
         let keys = keyring.clone();
         let dispatcher = Dispatcher {
@@ -78,11 +79,11 @@ impl Stack {
             progress: Progress::default(),
         };
         tokio::spawn(dispatcher.run(consumer, shutdown.clone()));
-        Stack { store, org, shutdown, _publisher: publisher, _database: database }
+        Stack { store, org, shutdown, publisher, _database: database }
     }
 
     /// Accepts a delivery of a run whose output is a text of `size` bytes.
-    async fn accept(&self, url: &str, size: usize) -> DeliveryId {
+    async fn accept(&self, url: &str, size: usize) -> Job {
         let policy = AcceptPolicy { max_attempts: 1, payload_format: contracts::PayloadFormat::Python };
         let (org, mut update) = (self.org, testkit::terminal_run(url));
         if size > 0 {
@@ -92,11 +93,20 @@ impl Stack {
             let run = RunId(Uuid::new_v4());
             store::record_run(tx, now, &policy, Deliver::Never, (org, run), &update, "zoo")?;
             match store::redeliver(tx, now, &policy, org, run, "zoo")? {
-                Redelivery::Accepted(Accepted { delivery, .. }) => Ok::<_, StoreError>(delivery.id),
+                Redelivery::Accepted(Accepted { delivery, .. }) => Ok::<_, StoreError>(delivery),
                 refused => panic!("{refused:?}"),
             }
         });
-        accepted.await.unwrap()
+        let delivery = accepted.await.unwrap();
+        Job {
+            version: Job::VERSION,
+            delivery_id: delivery.id,
+            attempt: 1,
+            destination: Destination::of(org, &delivery.callback_url),
+            payload_size: Some(delivery.payload_bytes.len() as u64),
+            org_id: org,
+            request_id: "zoo".to_owned(),
+        }
     }
 
     /// The one attempt of a delivery, once it is recorded: there is no event to wait for but the row itself.
@@ -120,8 +130,9 @@ async fn zoo(engine: Engine) -> Vec<String> {
     let stack = Stack::start(engine).await;
     let mut called = Vec::new();
     for situation in situations().await {
-        let id = stack.accept(&situation.url, situation.payload).await;
-        called.push((situation, id));
+        let job = stack.accept(&situation.url, situation.payload).await;
+        called.push((situation, job.delivery_id));
+        stack.publisher.ring(job);
     }
     println!("\n{engine:?}");
     println!("{:4} {:58} {:>6} {:>7}  what is on record", "", "the receiver …", "status", "ms");

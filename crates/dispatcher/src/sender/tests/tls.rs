@@ -196,7 +196,7 @@ async fn what_is_wrong_with_a_certificate_is_said_in_plain_words() {
 async fn a_self_signed_certificate_in_the_file_is_accepted_for_its_names_while_it_is_valid() {
     for is_ca in [IsCa::NoCa, IsCa::Ca(BasicConstraints::Unconstrained)] {
         let mut params = for_name("receiver.example");
-        params.is_ca = is_ca.clone();
+        params.is_ca = is_ca;
         let own = Shown::self_signed(&params);
         let trust = file(&pem(&own.chain[0]));
         let outcome = called(receiver(&own, None).await, &with(Some(trust.path().to_owned()), None)).await;
@@ -260,14 +260,14 @@ fn certificates_that_cannot_be_used_are_named_with_their_setting_and_file() {
             "egress.ca_file: {}: it holds no certificate",
         ),
         (
-            Certificates { ca_file: None, client_cert: Some(path.clone()) },
+            Certificates { ca_file: None, client_cert: Some(path) },
             "egress.client_cert: {}: it holds no certificate",
         ),
         (
             Certificates { ca_file: None, client_cert: Some(keyless.path().to_owned()) },
             "egress.client_cert: {}: it holds no private key",
         ),
-        (Certificates { ca_file: Some(missing.clone()), client_cert: None }, "egress.ca_file: {}: "),
+        (Certificates { ca_file: Some(missing), client_cert: None }, "egress.ca_file: {}: "),
     ] {
         let file = certificates.ca_file.clone().or(certificates.client_cert.clone()).unwrap();
         let error = crate::tls::config(&certificates).unwrap_err().to_string();
