@@ -280,12 +280,12 @@ impl Zoo {
             drop(connection);
         });
         let words = &["timeout: no complete response within 4 s, ", " bytes were sent"];
-        self.with_payload("stops reading", stops.await, 30 * UPLOAD, Failed(words));
+        self.with_payload("stops reading", stops.await, 4 * UPLOAD, Failed(words));
         let hangs_up = receiver(|mut connection| async move {
             read(&mut connection, 1_000).await;
             reset(connection);
         });
         let words = &["connection_error", " bytes were sent"];
-        self.with_payload("hangs up in the upload", hangs_up.await, 30 * UPLOAD, Failed(words));
+        self.with_payload("hangs up in the upload", hangs_up.await, 4 * UPLOAD, Failed(words));
     }
 }
