@@ -14,6 +14,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
+use ::dispatcher::DispatcherError;
 use clap::{Parser, Subcommand};
 
 use crate::commands::{
@@ -80,7 +81,8 @@ fn main() -> ExitCode {
         Err(error) => {
             // The last words, whatever becomes of them.
             let _ = std::io::Write::write_fmt(&mut std::io::stderr(), format_args!("redial: {error:#}\n"));
-            let is_usage = error.downcast_ref::<SettingsError>().is_some();
+            let is_usage = error.downcast_ref::<SettingsError>().is_some()
+                || matches!(error.downcast_ref(), Some(DispatcherError::Certificates { .. }));
             if is_usage { ExitCode::from(USAGE) } else { ExitCode::FAILURE }
         }
     }

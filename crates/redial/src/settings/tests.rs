@@ -97,6 +97,19 @@ fn lists_of_the_environment_are_separated_by_commas() {
 }
 
 #[test]
+fn the_dispatcher_gets_the_bodys_timeout_and_the_certificates() {
+    let file =
+        "[delivery]\nbody_timeout = \"250ms\"\n[egress]\nca_file = \"ca.pem\"\nclient_cert = \"own.pem\"";
+    let dispatcher = read(file, &[]).unwrap().dispatcher_settings();
+    assert_eq!(dispatcher.body_timeout, Duration::from_millis(250));
+    assert_eq!(dispatcher.certificates.ca_file, Some("ca.pem".into()));
+    assert_eq!(dispatcher.certificates.client_cert, Some("own.pem".into()));
+    let default = read("", &[]).unwrap().dispatcher_settings();
+    assert_eq!(default.body_timeout, Duration::from_secs(1));
+    assert_eq!(default.certificates, dispatcher::Certificates::default());
+}
+
+#[test]
 fn sizes_are_bytes_or_have_a_unit() {
     for (text, bytes) in [("2048", 2048), ("\"2048\"", 2048), ("\"64KiB\"", 65536), ("\"1 MiB\"", 1 << 20)] {
         assert_eq!(read(&format!("[api]\nmax_body = {text}"), &[]).unwrap().api.max_body, bytes);
@@ -152,6 +165,7 @@ fn every_bad_value_is_refused_by_the_name_of_its_key() {
         ("delivery.timeout", "1y"),
         ("delivery.timeout", "60s"), // the lease is named, see below
         ("delivery.connect_timeout", "11s"),
+        ("delivery.body_timeout", "1"),
         ("delivery.schedule", "10s,soon"),
         ("delivery.schedule", ","),
         ("delivery.jitter", "1.1"),
