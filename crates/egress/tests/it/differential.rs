@@ -73,8 +73,10 @@ fn exactly_the_global_addresses_of_python_may_be_called_but_for_the_documented_o
         compared += 1;
     }
     assert!(child.wait().expect("python3 was started").success(), "differential.py failed");
-    println!("{compared} addresses, {differing} documented differences");
     let sample = &undocumented[..undocumented.len().min(10)];
     assert!(sample.is_empty(), "{} of {compared} addresses differ: {sample:?}", undocumented.len());
-    assert!(compared >= 500_000, "{compared} addresses compared");
+    assert!(
+        compared >= 500_000 && differing > 0,
+        "{compared} addresses compared, {differing} differ as documented"
+    );
 }
