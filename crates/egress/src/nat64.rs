@@ -1,5 +1,6 @@
 //! Addresses that a NAT64 translator of the network turns into IPv4.
 
+use std::fmt;
 use std::net::{Ipv4Addr, Ipv6Addr};
 use std::str::FromStr;
 
@@ -28,11 +29,6 @@ pub enum Nat64PrefixError {
 }
 
 impl Nat64Prefix {
-    /// As a range of addresses.
-    pub fn net(self) -> Ipv6Net {
-        self.0
-    }
-
     pub(crate) fn contains(self, address: Ipv6Addr) -> bool {
         self.0.contains(&address)
     }
@@ -64,5 +60,11 @@ impl FromStr for Nat64Prefix {
             return Err(Nat64PrefixError::ReservedBits);
         }
         Ok(Nat64Prefix(net))
+    }
+}
+
+impl fmt::Display for Nat64Prefix {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
     }
 }

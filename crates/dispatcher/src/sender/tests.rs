@@ -109,7 +109,7 @@ async fn a_connection_that_takes_too_long_is_a_timeout() {
 async fn a_lease_too_short_for_the_whole_budget_is_ours() {
     let sender = sender(&NameServer::start(|_, _| Reply::Silence).await, usize::MAX);
     let now = sender.clock.monotonic();
-    let outcome = sender.send(&claimed("http://127.0.0.1:9/"), None, now, Uuid::new_v4()).await;
+    let outcome = sender.send(&claimed("http://127.0.0.1:9090/"), None, now, Uuid::new_v4()).await;
     assert_eq!(outcome, Outcome::NotSent(LocalFailure::LeaseTooShort));
 }
 

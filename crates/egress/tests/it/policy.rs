@@ -409,7 +409,7 @@ fn a_nat64_prefix_has_one_of_six_lengths_and_its_reserved_bits_are_zero() {
         assert_eq!(text.parse::<Nat64Prefix>(), Err(error), "{text}");
     }
     let kept: Nat64Prefix = "2001:db8::ffff:1/64".parse().unwrap();
-    assert_eq!(kept.net().to_string(), "2001:db8::/64", "what lies behind the prefix is no part of it");
+    assert_eq!(kept.to_string(), "2001:db8::/64", "what lies behind the prefix is no part of it");
 }
 
 proptest! {
