@@ -93,7 +93,7 @@ impl TargetUrl {
         Ok(target)
     }
 
-    /// Reads a URL on record, perhaps since rules were looser. Checks the form only; whether the target may be
+    /// Reads a URL on record, which older rules may have let in. Checks the form only; whether the target may be
     /// called is for [`Policy`](crate::Policy) to say.
     pub fn parse(text: &str) -> Result<Self, TargetUrlError> {
         if text.chars().count() > MAX_URL_CHARS {
