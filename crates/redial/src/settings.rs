@@ -18,6 +18,7 @@ use std::{fmt, io};
 use api::Rate;
 use contracts::{AttemptNumber, PayloadFormat};
 use dispatcher::RetryPolicy;
+use egress::{Nat64Prefix, Policy, PortRange, Rules};
 use ipnet::IpNet;
 use queue::{Broker, BrokerError};
 use serde::Serialize;
@@ -120,7 +121,13 @@ pub(crate) struct DeliverySettings {
 
 #[derive(Clone, Serialize)]
 pub(crate) struct EgressSettings {
-    pub(crate) allow: Vec<IpNet>,
+    allow: Vec<IpNet>,
+    deny: Vec<IpNet>,
+    #[serde(serialize_with = "shown::texts")]
+    ports: Vec<PortRange>,
+    https_only: bool,
+    #[serde(serialize_with = "shown::texts")]
+    nat64: Vec<Nat64Prefix>,
     ca_file: Option<PathBuf>,
     client_cert: Option<PathBuf>,
 }
@@ -236,6 +243,10 @@ impl Settings {
                 allow: source.parse_list("egress.allow")?,
                 ca_file: source.optional("egress.ca_file")?.map(PathBuf::from),
                 client_cert: source.optional("egress.client_cert")?.map(PathBuf::from),
+                deny: source.parse_list("egress.deny")?,
+                ports: source.parse_list("egress.ports")?,
+                https_only: one_of(&source, "egress.https_only", "true or false")?,
+                nat64: source.parse_list("egress.nat64")?,
             },
             secrets: SecretsSettings { keys: source.list("secrets.keys")? },
             log: LogSettings {
@@ -244,6 +255,9 @@ impl Settings {
             },
         };
         settings.delivery.check()?;
+        if settings.egress.ports.is_empty() {
+            return Err(SettingsError::value("egress.ports", "expected at least one port"));
+        }
         if let Some(filter) = &settings.log.filter {
             EnvFilter::try_new(filter)
                 .map_err(|error| SettingsError::value("log.filter", error.to_string()))?;
@@ -290,8 +304,14 @@ impl Settings {
         Ok(Keyring::parse(&self.secrets.keys)?)
     }
 
-    pub(crate) fn egress_policy(&self) -> egress::Policy {
-        egress::Policy::new(self.egress.allow.clone())
+    /// What may be called.
+    pub(crate) fn egress_rules(&self) -> Rules {
+        let EgressSettings { allow, deny, ports, https_only, nat64, .. } = self.egress.clone();
+        Rules { allow, deny, ports, https_only, nat64 }
+    }
+
+    pub(crate) fn egress_policy(&self) -> Policy {
+        self.egress_rules().into()
     }
 
     /// The API's limits.

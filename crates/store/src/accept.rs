@@ -20,6 +20,9 @@ use crate::schema::deliveries;
 use crate::secrets::current_secret;
 use crate::steps::holds::wait_for_holds;
 
+/// In octets, the root's dot included (RFC 1035).
+const LONGEST_HOST: usize = 254;
+
 /// What is fixed on a delivery when it is accepted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct AcceptPolicy {
@@ -224,9 +227,11 @@ struct NewDeliveryRow<'a> {
     updated_at: Time,
 }
 
-/// The host of a URL, lower-case and without its port; empty when it has none.
+/// The host of a URL, lower-case and without its port; empty when it has none, or one longer than any name, as older
+/// versions have recorded. No index could take that.
 pub(crate) fn host(url: &str) -> String {
-    url::Url::parse(url).ok().and_then(|url| url.host_str().map(str::to_owned)).unwrap_or_default()
+    let host = url::Url::parse(url).ok().and_then(|url| url.host_str().map(str::to_owned));
+    host.filter(|host| host.len() <= LONGEST_HOST).unwrap_or_default()
 }
 
 fn destination(org: OrgId, delivery: &Delivery) -> i64 {

@@ -2,6 +2,7 @@
 
 use actix_web::http::StatusCode;
 use contracts::{DeliveryId, DeliveryStatus, ErrorCode, FailureReason, RunId};
+use egress::normalize_host;
 use serde_json::{Value, json};
 use store::{DeliveryFilter, deliveries_of_run, deliveries_page, find_delivery};
 use strum::VariantArray;
@@ -50,20 +51,22 @@ fn filter_of(query: &mut Query) -> DeliveryFilter {
     }
 }
 
+/// A host is recorded in its normalised form.
 fn parse_host(text: &str) -> Result<String, Fault> {
-    if text.contains('\0') {
-        return Err(("null_character", "no host has NUL characters".into()));
-    }
-    Ok(text.to_lowercase())
+    normalize_host(text).map_err(|error| ("host_invalid", error.to_string()))
 }
 
 /// What the query of [`list`] may hold.
 pub(super) fn parameters() -> Vec<Value> {
-    let host = json!({"type": "string", "pattern": "^[^\\u0000]*$"});
+    let host = json!({"type": "string", "minLength": 1, "pattern": "^[^\\u0000]*$"});
     let mut parameters = vec![
         query("status_code", &json!({"type": "string", "enum": DeliveryStatus::VARIANTS}), "Only these."),
         query("run_id", &json!({"type": "string", "format": "uuid"}), "Only this run's."),
-        query("callback_host", &host, "Only those to this host, which is given without a port."),
+        query(
+            "callback_host",
+            &host,
+            "Only those to this host: a name, in Unicode or not, or an address, without a port.",
+        ),
         query("is_automatic", &json!({"type": "boolean"}), "Whether the run's end called for them."),
         query(
             "failure_reason_code",

@@ -72,13 +72,15 @@ pub(crate) async fn record(call: Call) -> Answer {
 }
 
 /// Reads what a run engine tells of a run, and judges its `callback_url`: `url_invalid` when it can't be called,
-/// `url_blocked` when it may not be. Tells everything that is wrong. The same rules hold for imported runs.
+/// `url_blocked` when it may not be. Tells everything that is wrong. The URL is returned in its normalised form, so that
+/// what is recorded and shown is what goes on the wire. The same rules hold for imported runs.
 pub fn parse_run(body: &[u8], policy: &Policy) -> Result<RunUpdate, Vec<FieldError>> {
-    let update = RunUpdate::parse(body)?;
-    if let Some(url) = &update.callback_url {
+    let mut update = RunUpdate::parse(body)?;
+    if let Some(url) = &mut update.callback_url {
         let refuse = |kind, msg| vec![FieldError::new(&["body", "callback_url"], kind, msg)];
-        let target = TargetUrl::parse(url).map_err(|error| refuse("url_invalid", error.to_string()))?;
+        let target = TargetUrl::parse_new(url).map_err(|error| refuse("url_invalid", error.to_string()))?;
         policy.judge_url(&target).map_err(|error| refuse("url_blocked", error.to_string()))?;
+        *url = target.url().to_string();
     }
     Ok(update)
 }

@@ -17,6 +17,8 @@ on_both_engines!(
     a_list_is_walked_forwards_and_back_without_losing_or_repeating_anything,
     rows_that_come_meanwhile_shift_nothing,
     deliveries_are_filtered_by_each_property_and_by_several,
+    deliveries_are_filtered_by_host_however_it_is_written,
+    a_host_that_no_delivery_can_have_is_refused_as_a_filter,
     runs_are_filtered_by_status_and_time,
     secrets_are_listed_without_their_plain_text,
     a_delivery_in_a_list_is_the_one_that_is_shown_by_its_id,
@@ -159,6 +161,55 @@ async fn deliveries_are_filtered_by_each_property_and_by_several(mut api: TestAp
     }
 }
 
+async fn deliveries_are_filtered_by_host_however_it_is_written(api: TestApi) {
+    for (url, hosts) in [
+        (
+            "https://xn--bcher-kva.example:8443/",
+            &[
+                "xn--bcher-kva.example",
+                "XN--BCHER-KVA.example",
+                "bücher.example",
+                "BÜCHER。EXAMPLE",
+                "b%C3%BCcher.example",
+            ][..],
+        ),
+        ("https://[2600::1]/", &["[2600::1]", "[2600:0::0001]"]),
+        ("https://8.8.8.8/", &["8.8.8.8", "134744072", "８.8.8.8"]),
+        ("https://example.com./", &["example.com.", "EXAMPLE.com."]),
+        ("https://my_service/", &["my_service"]),
+    ] {
+        run(&api, Deliver::Automatically, url).await;
+        for host in hosts {
+            let found = page(&api, DELIVERIES, &format!("callback_host={host}")).await;
+            let urls: Vec<_> =
+                found["items"].as_array().unwrap().iter().map(|item| &item["callback_url"]).collect();
+            assert_eq!(urls, [url], "{host}");
+        }
+    }
+}
+
+async fn a_host_that_no_delivery_can_have_is_refused_as_a_filter(api: TestApi) {
+    for host in [
+        "",
+        "%00",
+        "a..b",
+        "a%20b",
+        "a%09b",
+        "https://example.com",
+        "example.com:443",
+        "example.com/",
+        "2600::1",
+        "a!b",
+        "256.0.0.1",
+    ] {
+        let reply = api.get(&format!("{DELIVERIES}?callback_host={host}")).await;
+        assert_eq!(reply.invalid(), ["query.callback_host host_invalid"], "{host}");
+    }
+    let long = "a".repeat(64);
+    let reply = api.get(&format!("{DELIVERIES}?callback_host={long}")).await;
+    assert_eq!(reply.invalid(), ["query.callback_host host_invalid"]);
+}
+
 async fn runs_are_filtered_by_status_and_time(api: TestApi) {
     let ended = run(&api, Deliver::Never, "https://example.com/").await.to_string();
     api.clock.advance(Duration::from_secs(60));
@@ -240,7 +291,7 @@ async fn parameters_that_make_no_sense_are_refused_each(api: TestApi) {
             "query.pq cursor_invalid",
             "query.status_code enum",
             "query.run_id uuid_parsing",
-            "query.callback_host null_character",
+            "query.callback_host host_invalid",
             "query.is_automatic bool_parsing",
             "query.failure_reason_code enum",
             "query.page extra_forbidden",

@@ -3,6 +3,8 @@
 use contracts::{Destination, Job, RunId};
 use futures_util::future::join_all;
 use reqwest::Method;
+use serde_json::json;
+use uuid::Uuid;
 
 use crate::harness::{RUN, SUCCEEDED, TestApi, on_both_engines, send};
 
@@ -15,6 +17,8 @@ on_both_engines!(
     many_reports_of_the_same_end_make_one_delivery,
     a_runs_body_is_judged_in_full_and_refused_without_a_trace,
     a_callback_url_must_be_callable_and_allowed,
+    a_callback_url_is_kept_and_shown_as_it_goes_on_the_wire,
+    whatever_text_is_accepted_can_be_recorded,
     the_same_id_in_two_organizations_is_two_runs,
 );
 
@@ -134,6 +138,21 @@ async fn a_callback_url_must_be_callable_and_allowed(api: TestApi) {
         ("ftp://example.com/", "url_invalid"),
         ("https://user@example.com/", "url_invalid"),
         ("https://example.com/#top", "url_invalid"),
+        ("https:example.com", "url_invalid"),
+        ("https:/example.com/", "url_invalid"),
+        ("https:///example.com/", "url_invalid"),
+        (r"https:\\\\example.com", "url_invalid"),
+        (r"https://example.com\\hook", "url_invalid"),
+        ("https://@example.com/", "url_invalid"),
+        ("https://example.com:0/", "url_invalid"),
+        ("https://a..example.com/", "url_invalid"),
+        ("https://example.com../", "url_invalid"),
+        ("https://a!b.example.com/", "url_invalid"),
+        ("https://-a.example.com/", "url_invalid"),
+        (&format!("https://{}.com/", "a".repeat(64)), "url_invalid"),
+        (&format!("https://{}example.com/", "a.".repeat(125)), "url_invalid"),
+        (&format!("https://example.com/{}", "é".repeat(1000)), "url_invalid"),
+        ("http://example.com:22/", "url_blocked"),
         ("http://127.0.0.1/", "url_blocked"),
         ("http://2130706433/", "url_blocked"),
         ("http://[::ffff:10.0.0.1]/", "url_blocked"),
@@ -145,6 +164,70 @@ async fn a_callback_url_must_be_callable_and_allowed(api: TestApi) {
         assert_eq!(reply.invalid(), [format!("body.callback_url {expected}")], "{url}");
     }
     assert_eq!(api.get(&format!("/v1/runs/{RUN}")).await.status, 404);
+}
+
+async fn a_callback_url_is_kept_and_shown_as_it_goes_on_the_wire(mut api: TestApi) {
+    let body = r#"{"status_code": "succeeded", "callback_url": "HTTPS://BÜCHER.example:443/a/../é?q=ü"}"#;
+    let url = "https://xn--bcher-kva.example/%C3%A9?q=%C3%BC";
+    let first = api.put_run(body).await;
+    assert_eq!((first.status, &first.json()["callback_url"]), (201, &url.into()));
+    assert_eq!(api.doorbell().await.destination, Destination::of(api.org, url));
+    let repeated = api.put_run(body).await;
+    assert_eq!((repeated.status, repeated.text), (200, first.text));
+    let deliveries = api.record().await.1;
+    assert_eq!(deliveries.iter().map(|delivery| &*delivery.callback_url).collect::<Vec<_>>(), [url]);
+}
+
+/// Texts of all lengths and planes, hosts above all: they are part of an index, whose entries are bounded.
+async fn whatever_text_is_accepted_can_be_recorded(mut api: TestApi) {
+    let mut state = 1_u32;
+    let mut text = |length: usize, from: u32, count: u32| {
+        let chars = (0..length).map(|_| {
+            state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            char::from_u32(from + (state >> 16) % count).unwrap()
+        });
+        chars.collect::<String>()
+    };
+    let cjk = |text: &mut dyn FnMut(usize, u32, u32) -> String, labels: usize, length: usize| {
+        (0..labels).map(|_| text(length, 0x4e00, 0x5000)).collect::<Vec<_>>().join(".")
+    };
+    let mut runs = Vec::new();
+    for (labels, length) in [(1, 5), (1, 13), (2, 13), (5, 8), (8, 13), (46, 40), (1, 2000), (100, 1)] {
+        runs.push(json!({"callback_url": format!("https://{}/", cjk(&mut text, labels, length))}));
+        runs.push(
+            json!({"callback_url": format!("https://example.com/{}", text(labels * length, 0x4e00, 0x5000))}),
+        );
+    }
+    for (labels, length) in [(3, 63), (4, 63), (30, 63), (1, 64), (125, 1), (127, 1), (900, 1)] {
+        let host = (0..labels).map(|_| text(length, 0x61, 26)).collect::<Vec<_>>().join(".");
+        runs.push(json!({"callback_url": format!("https://{host}/")}));
+    }
+    for (from, count) in [(1, 0x1f), (0x7f, 0x80), (0xe000, 0x2000), (0x10000, 0x1000), (0x10_0000, 0x1_0000)]
+    {
+        let field = text(1_000, from, count);
+        runs.push(json!({"failure_code": field, "failure_message": field, "failure_stage_code": field,
+            "output": {&field: field}, "metadata": {&field: field}}));
+    }
+    let mut statuses = Vec::new();
+    for mut run in runs {
+        run["status_code"] = "failed".into();
+        let id = RunId(Uuid::new_v4());
+        let reply = send(api.put(&format!("/v1/runs/{id}"), run.to_string())).await;
+        statuses.push(reply.status);
+        if reply.status == 201 {
+            assert_eq!(api.get(&format!("/v1/runs/{id}")).await.text, reply.text);
+            let url = reply.json()["callback_url"].clone();
+            if url.is_string() {
+                let delivery = api.doorbell().await.delivery_id;
+                let delivery = api.get(&format!("/v1/callback-deliveries/{delivery}")).await.json();
+                assert_eq!(delivery["callback_url"], url);
+            }
+        } else {
+            assert_eq!(reply.invalid(), ["body.callback_url url_invalid"]);
+        }
+    }
+    let count = |status| statuses.iter().filter(|&&other| other == status).count();
+    assert!(count(201) >= 10 && count(422) >= 5, "{statuses:?}");
 }
 
 async fn the_same_id_in_two_organizations_is_two_runs(api: TestApi) {

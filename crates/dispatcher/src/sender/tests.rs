@@ -135,7 +135,8 @@ async fn a_lease_too_short_for_the_whole_budget_is_ours() {
     let sender = sender(&NameServer::start(|_, _| Reply::Silence).await, usize::MAX);
     let now = sender.clock.monotonic();
     let trace = Trace::begin(OrgId(Uuid::nil()), 2);
-    let (outcome, _) = sender.send(&claimed("http://127.0.0.1:9/"), None, now, Uuid::new_v4(), &trace).await;
+    let (outcome, _) =
+        sender.send(&claimed("http://127.0.0.1:9090/"), None, now, Uuid::new_v4(), &trace).await;
     assert_eq!(outcome, Outcome::NotSent(LocalFailure::LeaseTooShort));
 }
 

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use contracts::{Delivery, DeliveryStatus, FailureReason};
 use dispatcher::LocalFailure;
+use egress::Rules;
 use store::Keyring;
 use testkit::Engine;
 
@@ -99,6 +100,26 @@ async fn internal_addresses_are_never_called_however_they_are_written(engine: En
     assert_eq!(harness.receiver.posts(), 0);
 }
 
+/// Runs may have been recorded under other settings, and in spellings that are no longer taken.
+async fn settings_hold_for_runs_recorded_before_them(engine: Engine) {
+    let harness = Harness::new(engine).await;
+    let open = || Rules { allow: vec!["127.0.0.0/8".parse().unwrap()], ..Rules::default() };
+    let url = harness.receiver.url("/ok");
+    for (rules, sentence) in [
+        (Rules { deny: open().allow, ..open() }, "denied"),
+        (Rules { ports: vec!["443".parse().unwrap()], ..open() }, "port"),
+        (Rules { https_only: true, ..open() }, "only https"),
+    ] {
+        let running = harness.dispatch_under(settings(), rules.into());
+        let delivery = harness.after_first_attempt(&running, &url).await;
+        assert_failed(&delivery, FailureReason::BlockedAddress, sentence);
+        running.stop().await;
+    }
+    assert_eq!(harness.receiver.posts(), 0);
+    let delivery = attempted(&harness, &url.replace("http://", "HTTP:")).await;
+    assert_eq!(delivery.status_code, DeliveryStatus::Succeeded);
+}
+
 async fn a_name_that_resolves_to_an_internal_address_is_not_called(engine: Engine) {
     let harness = Harness::new(engine).await;
     // This machine's own name, which no policy knows; its address is loopback or private.
@@ -153,6 +174,7 @@ on_both_engines! {
     a_name_that_does_not_exist_is_a_dns_error,
     a_receiver_that_does_not_speak_tls_is_a_tls_error,
     internal_addresses_are_never_called_however_they_are_written,
+    settings_hold_for_runs_recorded_before_them,
     a_name_that_resolves_to_an_internal_address_is_not_called,
     a_secret_that_cannot_be_opened_fails_the_attempt_and_nothing_is_sent,
     a_secret_sealed_with_a_missing_key_spends_no_attempt,

@@ -1,5 +1,7 @@
 //! The egress rules from outside, as tables.
 #![allow(clippy::unwrap_used)] // the configured exemption covers test functions only, not their helpers
 
+mod differential;
 mod policy;
 mod target_url;
+mod urls;

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 use contracts::{OrgId, RunId, SigningSecret};
+use ipnet::IpNet;
 use receiver::Receiver;
 use serde::{Deserialize, Serialize};
 use store::{AcceptPolicy, Deliver, Keyring, Store, StoreError, TokenText, authenticate, record_run};
@@ -85,21 +86,18 @@ pub(crate) async fn run(settings: &Settings, args: Args) -> Result<()> {
         _ => record_examples(&store, settings.accept_policy(), tenant.org, &receiver).await?,
     };
 
+    // Its own receiver is on loopback, anywhere, and speaks plain http.
+    let mut egress = settings.egress_rules();
+    egress.allow.extend(["127.0.0.0/8".parse::<IpNet>()?, "::1/128".parse()?]);
+    egress.ports.push(receiver.addr().port().into());
+    egress.https_only = false;
     let mut stack = Stack::start(
         listener,
         Options {
             store,
             keyring,
             accept: settings.accept_policy(),
-            egress: egress::Policy::new(
-                settings
-                    .egress
-                    .allow
-                    .iter()
-                    .copied()
-                    .chain(["127.0.0.0/8".parse()?, "::1/128".parse()?])
-                    .collect(),
-            ),
+            egress: egress.into(),
             dispatcher: settings.dispatcher_settings(),
             max_body: settings.api.max_body,
             limits: settings.limits(),

@@ -1,5 +1,6 @@
 //! How `redial config` shows what is not shown as it is.
 
+use std::fmt::Display;
 use std::time::Duration;
 
 use serde::{Serialize, Serializer};
@@ -18,6 +19,11 @@ pub(super) fn keys<S: Serializer>(keys: &[String], serializer: S) -> Result<S::O
         None => MASK.to_owned(),
     });
     serializer.collect_seq(kids)
+}
+
+/// A list whose items are read back from how they are displayed.
+pub(super) fn texts<T: Display, S: Serializer>(items: &[T], serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_seq(items.iter().map(T::to_string))
 }
 
 pub(super) fn duration<S: Serializer>(duration: &Duration, serializer: S) -> Result<S::Ok, S::Error> {

@@ -25,6 +25,7 @@ fn without_file_and_environment_the_documented_defaults_hold() {
     let within = settings.dispatcher_settings().limits;
     assert_eq!((within.max_in_flight_bytes, within.max_in_flight_per_destination), (64 << 20, 32));
     assert_eq!(within.retry.hold_cap, Duration::from_secs(900));
+    assert_eq!(settings.egress_rules(), Rules::default());
     let DeliverySettings { timeout, connect_timeout, schedule, jitter, max_attempts, lease, .. } =
         settings.delivery;
     assert_eq!((timeout.as_secs(), connect_timeout.as_secs(), lease.as_secs()), (10, 5, 60));
@@ -37,7 +38,7 @@ fn without_file_and_environment_the_documented_defaults_hold() {
         (settings.delivery.payload_format, settings.delivery.stop_on_gone),
         (PayloadFormat::Python, false)
     );
-    assert_eq!((settings.egress.allow.len(), settings.secrets.keys.len()), (0, 0));
+    assert_eq!(settings.secrets.keys.len(), 0);
 }
 
 #[test]
@@ -110,6 +111,41 @@ fn the_dispatcher_gets_the_bodys_timeout_and_the_certificates() {
 }
 
 #[test]
+fn what_may_be_called_is_as_set() {
+    let file = r#"
+        [egress]
+        allow = ["10.0.0.0/8"]
+        deny = ["10.9.0.0/16", "8.8.8.0/24"]
+        ports = [443, "8000-8002"]
+        https_only = true
+        nat64 = ["2001:db8:64::/96"]
+    "#;
+    let environment = [
+        ("REDIAL_EGRESS__ALLOW", "10.0.0.0/8"),
+        ("REDIAL_EGRESS__DENY", "10.9.0.0/16, 8.8.8.0/24"),
+        ("REDIAL_EGRESS__PORTS", "443,8000-8002"),
+        ("REDIAL_EGRESS__HTTPS_ONLY", "true"),
+        ("REDIAL_EGRESS__NAT64", "2001:db8:64::/96"),
+    ];
+    for policy in [read(file, &[]), read("", &environment)].map(|settings| settings.unwrap().egress_policy())
+    {
+        for (url, refused) in [
+            ("https://10.0.0.1/", None),
+            ("https://10.9.0.1/", Some("address 10.9.0.1 is refused: denied by this installation")),
+            ("https://8.8.8.8/", Some("address 8.8.8.8 is refused: denied by this installation")),
+            ("https://example.com:8001/", None),
+            ("https://example.com:8003/", Some("port 8003 is refused")),
+            ("http://example.com:8001/", Some("http is refused: only https may be called")),
+            ("https://[2001:db8:64::10.0.0.1]/", None),
+            ("https://[2001:db8:64::127.0.0.1]/", Some("address 2001:db8:64::7f00:1 is refused: loopback")),
+        ] {
+            let judged = policy.judge_url(&egress::TargetUrl::parse(url).unwrap());
+            assert_eq!(judged.err().map(|refused| refused.to_string()).as_deref(), refused, "{url}");
+        }
+    }
+}
+
+#[test]
 fn sizes_are_bytes_or_have_a_unit() {
     for (text, bytes) in [("2048", 2048), ("\"2048\"", 2048), ("\"64KiB\"", 65536), ("\"1 MiB\"", 1 << 20)] {
         assert_eq!(read(&format!("[api]\nmax_body = {text}"), &[]).unwrap().api.max_body, bytes);
@@ -178,6 +214,18 @@ fn every_bad_value_is_refused_by_the_name_of_its_key() {
         ("delivery.payload_format", "yaml"),
         ("delivery.stop_on_gone", "yes"),
         ("egress.allow", "10.0.0.0/8,localhost"),
+        ("egress.deny", "10.0.0.0/8,example.com"),
+        ("egress.deny", "10.0.0.0/33"),
+        ("egress.ports", "0"),
+        ("egress.ports", "65536"),
+        ("egress.ports", "443-80"),
+        ("egress.ports", "https"),
+        ("egress.ports", ","),
+        ("egress.https_only", "yes"),
+        ("egress.nat64", "2001:db8:64::/95"),
+        ("egress.nat64", "2001:db8:0:0:100::/96"),
+        ("egress.nat64", "10.0.0.0/32"),
+        ("egress.nat64", "nat64"),
         ("log.filter", "redial=loud"),
         ("log.format", "xml"),
     ] {
@@ -254,7 +302,15 @@ fn urls_and_keys_are_judged_when_a_command_needs_them() {
 
 #[test]
 fn what_is_shown_reads_back_as_the_same() {
-    let settings = read("[delivery]\nlease = \"90s\"\n[egress]\nallow = [\"10.0.0.0/8\"]", &[]).unwrap();
+    let file = r#"
+        [delivery]
+        lease = "90s"
+        [egress]
+        allow = ["10.0.0.0/8"]
+        ports = [80, "8000-8002"]
+        nat64 = ["64:ff9b::/96"]
+    "#;
+    let settings = read(file, &[]).unwrap();
     let shown = toml::to_string(&settings).unwrap();
     assert_eq!(toml::to_string(&read(&shown, &[]).unwrap()).unwrap(), shown);
 }

@@ -194,14 +194,24 @@ fn a_bad_line_stops_nothing_and_is_reported_with_its_number_and_reason() {
         format!(r#"{{"id": "{}", "status_code": "failed"}}"#, id(1)),
         format!(r#"{{"id": "{}", "status_code": "queued", "output": "{}"}}"#, id(4), "x".repeat(2000)),
         format!(r#"{{"id": "{}", "status_code": "queued"}}"#, id(5)) + "\r",
-        format!(r#"{{"id": "{}", "status_code": "running"}}"#, id(5)),
+        format!(
+            r#"{{"id": "{}", "status_code": "running", "callback_url": "HTTPS://BÜCHER.example:443"}}"#,
+            id(5)
+        ),
+        format!(r#"{{"id": "{}", "status_code": "queued", "callback_url": "https:example.com"}}"#, id(6)),
+        format!(r#"{{"id": "{}", "status_code": "queued", "callback_url": "https://8.8.8.8/"}}"#, id(6)),
+        format!(
+            r#"{{"id": "{}", "status_code": "queued", "callback_url": "https://example.com:22/"}}"#,
+            id(6)
+        ),
     ];
     for engine in ENGINES {
         let database = TestDatabase::new(engine);
-        let cli = Cli::on(&database).with("REDIAL_API__MAX_BODY", "2000");
+        let cli =
+            Cli::on(&database).with("REDIAL_API__MAX_BODY", "2000").with("REDIAL_EGRESS__DENY", "8.8.8.0/24");
         let org = cli.ok(&["org", "create", "acme"]);
         let ended = cli.run_with_input(&["runs", "import", "-", "--org", &org], &lines.join("\n"));
-        assert_eq!((ended.code, ended.stdout.trim()), (1, "2 created, 1 known, 8 bad"), "{}", ended.stderr);
+        assert_eq!((ended.code, ended.stdout.trim()), (1, "2 created, 1 known, 11 bad"), "{}", ended.stderr);
         for (number, reason) in [
             (2, "expected ',' or the end"),
             (4, "id is missing"),
@@ -211,6 +221,9 @@ fn a_bad_line_stops_nothing_and_is_reported_with_its_number_and_reason() {
             (8, "callback_url: "),
             (9, "the run has ended as succeeded"),
             (10, "longer than api.max_body"),
+            (13, "callback_url: the scheme must be followed by `://` and the host"),
+            (14, "callback_url: address 8.8.8.8 is refused: denied by this installation"),
+            (15, "callback_url: port 22 is refused"),
         ] {
             let reported = ended.stderr.lines().find(|line| line.starts_with(&format!("line {number}: ")));
             assert!(reported.is_some_and(|line| line.contains(reason)), "line {number}: {}", ended.stderr);
@@ -219,6 +232,7 @@ fn a_bad_line_stops_nothing_and_is_reported_with_its_number_and_reason() {
         let run: RunId = id(5).parse().unwrap();
         let run = find_run(&mut conn, org.parse().unwrap(), run).unwrap().unwrap();
         assert_eq!(run.status_code.to_string(), "running", "a run's lines are recorded in their order");
+        assert_eq!(run.callback_url.as_deref(), Some("https://xn--bcher-kva.example/"));
     }
 }
 

@@ -6,7 +6,7 @@ use ::store::{Accepted, Deliver, RecordedRun, deliveries_of_run, find_run, recor
 use contracts::{DeliveryStatus, RunStatus};
 use testkit::{Engine, terminal_run};
 
-use crate::stage::{POLICY, Stage, URL, at_once, new_run, on_both_engines, update};
+use crate::stage::{POLICY, Stage, URL, accepted, at_once, new_run, on_both_engines, update};
 
 on_both_engines!(
     an_unknown_run_is_created,
@@ -17,6 +17,7 @@ on_both_engines!(
     the_first_terminal_record_makes_exactly_one_automatic_delivery,
     every_terminal_status_makes_a_delivery_and_no_other_does,
     a_run_without_a_url_and_an_imported_run_make_no_delivery,
+    a_run_on_record_whose_host_is_longer_than_any_name_can_be_delivered,
     puts_at_once_that_create_a_terminal_run_make_one_delivery,
     puts_at_once_that_end_an_open_run_make_one_delivery,
     puts_at_once_that_end_a_run_differently_agree_on_one_end,
@@ -184,6 +185,23 @@ fn deliveries(recorded: &[RecordedRun]) -> usize {
         matches!(recorded, RecordedRun::Created(_, Some(_)) | RecordedRun::Updated(_, Some(_)))
     };
     recorded.iter().filter(accepted).count()
+}
+
+/// As a version without the rule has recorded it. The host is part of an index, whose entries are bounded.
+async fn a_run_on_record_whose_host_is_longer_than_any_name_can_be_delivered(engine: Engine) {
+    let mut stage = Stage::new(engine);
+    let labels = (0..46_u32).map(|label| {
+        let chars = (0..40_u32).map(|index| (label * 40 + index).wrapping_mul(2_654_435_761) >> 16);
+        chars.map(|random| char::from_u32(0x4e00 + random % 0x5000).unwrap()).collect::<String>()
+    });
+    let run = terminal_run(&format!("https://{}/", labels.collect::<Vec<_>>().join(".")));
+    let recorded = stage.record(new_run(), &run);
+    assert!(matches!(recorded, RecordedRun::Created(_, Some(_))), "{recorded:?}");
+    let imported = new_run();
+    record_run(&mut stage.conn, stage.now, &POLICY, Deliver::Never, (stage.org, imported), &run, "r")
+        .unwrap();
+    let delivery = accepted(stage.redeliver(imported));
+    assert_eq!(Some(delivery.callback_url), run.callback_url);
 }
 
 async fn puts_at_once_that_create_a_terminal_run_make_one_delivery(engine: Engine) {
