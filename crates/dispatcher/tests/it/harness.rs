@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use contracts::{Delivery, DeliveryId, Destination, Job, OrgId, RunId, SigningSecret};
+use contracts::{Delivery, DeliveryId, Destination, Job, OrgId, RunId, SecretId, SigningSecret, Timestamp};
 use dispatcher::{Certificates, Dispatcher, DispatcherError, Limits, Progress, RetryPolicy, Settings};
 use queue::Publisher;
 use receiver::{Received, Receiver};
@@ -149,6 +149,19 @@ impl Harness {
     pub(crate) async fn delivery(&self, id: DeliveryId) -> Delivery {
         let org = self.org;
         self.store.read(move |tx| store::find_delivery(tx, org, id)).await.unwrap().unwrap()
+    }
+
+    /// When a secret was used last, as soon as that is noted, which is done beside the attempt.
+    pub(crate) async fn secret_used_at(&self, id: SecretId) -> Timestamp {
+        let (org, deadline) = (self.org, Instant::now() + PATIENCE);
+        loop {
+            let secret = self.store.read(move |tx| store::find_secret(tx, org, id)).await.unwrap().unwrap();
+            if let Some(used_at) = secret.last_used_at {
+                return used_at;
+            }
+            assert!(Instant::now() < deadline, "its use is not noted in time");
+            tokio::task::yield_now().await;
+        }
     }
 
     /// The delivery as soon as `is_there`: there is no event to wait for but the row itself.

@@ -38,9 +38,8 @@ async fn the_request_has_the_contracts_headers_and_the_frozen_bytes(engine: Engi
     let attempt = &settled.attempts[0];
     assert_eq!((attempt.attempt_number, attempt.status_code, &attempt.error_message), (1, Some(200), &None));
     assert!(attempt.response_time_ms.is_some() && attempt.response_body.is_some());
-    let (org, secret) = (harness.org, delivery.signing_secret_id.unwrap());
-    let secret = harness.store.read(move |tx| store::find_secret(tx, org, secret)).await.unwrap().unwrap();
-    assert!(secret.last_used_at.is_some_and(|used| used >= delivery.created_at));
+    let used_at = harness.secret_used_at(delivery.signing_secret_id.unwrap()).await;
+    assert!(used_at >= delivery.created_at);
     running.stop().await;
     assert!(harness.arrivals.try_recv().is_err(), "nothing more is sent");
 }

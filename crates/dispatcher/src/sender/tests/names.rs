@@ -3,6 +3,7 @@
 use std::net::Ipv6Addr;
 use std::sync::Mutex;
 
+use hickory_resolver::proto::rr::RecordType;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
 use tokio::task::JoinSet;
@@ -52,15 +53,17 @@ async fn a_name_that_changes_its_address_with_each_query_never_leads_to_a_refuse
     let refused = [[127, 0, 0, 1], [127, 0, 0, 3], [127, 255, 255, 254]].map(IpAddr::from);
     let watched = [&[allowed], refused.as_slice(), &[Ipv6Addr::LOCALHOST.into()]].concat();
     let (port, connected) = canaries(&watched).await;
-    let turns: Vec<IpAddr> = ["127.0.0.2", "127.0.0.1", "::1", "127.0.0.3", "::ffff:127.0.0.1", "0.0.0.0"]
-        .into_iter()
-        .chain(["127.0.0.2", "127.255.255.254", "::", "::127.0.0.1", "64:ff9b::7f00:1", "10.0.0.1"])
-        .map(|address| address.parse().unwrap())
-        .collect();
-    let queries = AtomicUsize::new(0);
-    let names = NameServer::start(move |_, _| {
-        let turn = queries.fetch_add(1, Ordering::SeqCst);
-        Reply::Uncacheable(turns[turn % turns.len()])
+    let parse = |addresses: &[&str]| -> Vec<IpAddr> {
+        addresses.iter().map(|address| address.parse().unwrap()).collect()
+    };
+    let v4 = parse(&["127.0.0.2", "127.0.0.1", "127.0.0.3", "0.0.0.0", "127.255.255.254", "10.0.0.1"]);
+    let v6 = parse(&["::1", "::ffff:127.0.0.1", "::", "::127.0.0.1", "64:ff9b::7f00:1"]);
+    let turns = [AtomicUsize::new(0), AtomicUsize::new(0)];
+    let names = NameServer::start(move |_, family| {
+        let is_v6 = family == RecordType::AAAA;
+        let addresses = if is_v6 { &v6 } else { &v4 };
+        let turn = turns[usize::from(is_v6)].fetch_add(1, Ordering::SeqCst);
+        Reply::Uncacheable(addresses[turn % addresses.len()])
     });
     let sender = sender_to("127.0.0.2/32", &settings(), &names.await, usize::MAX, LONG);
     let sender = Arc::new(sender);
