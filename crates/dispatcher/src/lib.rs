@@ -8,6 +8,7 @@
 mod attempt;
 mod client;
 mod driver;
+mod headers;
 mod names;
 mod progress;
 mod report;

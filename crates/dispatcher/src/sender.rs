@@ -7,12 +7,12 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
-use contracts::{FailureReason, SigningSecret, Timestamp, sign};
+use contracts::{FailureReason, SigningSecret};
 use egress::{Policy, TargetUrl};
 use engine::{BODY_KEPT, Claimed, LocalFailure, Outcome, Response, SendWindow, kept_body};
 use http_body::{Frame, SizeHint};
 use reqwest::Body;
-use reqwest::header::{CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue, RETRY_AFTER};
+use reqwest::header::RETRY_AFTER;
 use store::Clock;
 use thiserror::Error;
 use tokio::time::{Instant, timeout_at};
@@ -20,6 +20,7 @@ use url::Host;
 use uuid::Uuid;
 
 use crate::client::Client;
+use crate::headers::headers;
 use crate::resolver::{ResolveError, Resolver};
 use crate::shortage::{has_route, shortage};
 use crate::{DispatcherError, Settings};
@@ -34,13 +35,6 @@ pub(crate) struct Sender {
 
 /// A body longer than this is not read to its end, which costs its connection.
 const BODY_READ: usize = 64 * 1024;
-
-const RUNFLOW_SIGNATURE: HeaderName = HeaderName::from_static("runflow-signature");
-const RUNFLOW_REQUEST_ID: HeaderName = HeaderName::from_static("runflow-request-id");
-const WEBHOOK_ID: HeaderName = HeaderName::from_static("webhook-id");
-const WEBHOOK_TIMESTAMP: HeaderName = HeaderName::from_static("webhook-timestamp");
-const WEBHOOK_SIGNATURE: HeaderName = HeaderName::from_static("webhook-signature");
-const REDIAL_ATTEMPT: HeaderName = HeaderName::from_static("redial-attempt");
 
 impl Sender {
     pub(crate) fn new(settings: &Settings, policy: Policy, clock: Clock) -> Result<Sender, DispatcherError> {
@@ -149,24 +143,6 @@ impl http_body::Body for TimelyBody {
     fn size_hint(&self) -> SizeHint {
         SizeHint::with_exact(self.payload.as_ref().map_or(0, |payload| payload.len() as u64))
     }
-}
-
-fn headers(claimed: &Claimed, secret: Option<&SigningSecret>, now: Timestamp, request_id: Uuid) -> HeaderMap {
-    let value =
-        |text: String| HeaderValue::try_from(text).expect("ids, numbers, hex and base64 are header text");
-    let webhook_id = claimed.held.delivery_id.to_string();
-    let mut headers = HeaderMap::with_capacity(7);
-    headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
-    if let Some(secret) = secret {
-        let signed = sign(secret, &webhook_id, now.unix_seconds(), &claimed.payload);
-        headers.insert(RUNFLOW_SIGNATURE, value(signed.runflow_signature));
-        headers.insert(WEBHOOK_SIGNATURE, value(signed.webhook_signature));
-    }
-    headers.insert(RUNFLOW_REQUEST_ID, value(request_id.to_string()));
-    headers.insert(WEBHOOK_ID, value(webhook_id));
-    headers.insert(WEBHOOK_TIMESTAMP, HeaderValue::from(now.unix_seconds()));
-    headers.insert(REDIAL_ATTEMPT, HeaderValue::from(claimed.held.attempt));
-    headers
 }
 
 /// Finds out from the client's error what went wrong. Its own text is not used: it names the URL, which may carry

@@ -4,7 +4,7 @@ use std::net::{IpAddr, TcpListener};
 use std::process::Command;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use contracts::{ClaimId, DeliveryId, Destination, OrgId, RunId};
+use contracts::{ClaimId, DeliveryId, Destination, OrgId, RunId, Timestamp};
 use engine::{Failure, HeldAttempt};
 use futures_util::{StreamExt, stream};
 use hickory_resolver::Hosts;
