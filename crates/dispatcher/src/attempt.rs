@@ -31,15 +31,12 @@ impl Attempts {
     pub(crate) async fn make(&self, claimed: Claimed, send_before: Duration) -> Ended {
         failpoint("claimed");
         let held = &claimed.held;
-        let secret = match claimed.signing_secret_id {
-            Some(id) => self.signer.secret(held.org_id, id, send_before).await.map(Some),
-            None => Ok(None),
-        };
+        let signing = self.signer.signing(held.org_id, claimed.signing_secret_id, send_before).await;
         let began = self.clock.monotonic();
-        let (outcome, runflow_request_id) = match secret {
-            Ok(secret) => {
+        let (outcome, runflow_request_id) = match signing {
+            Ok(signing) => {
                 let id = Uuid::new_v4();
-                (self.sender.send(&claimed, secret.as_ref(), send_before, id).await, Some(id))
+                (self.sender.send(&claimed, signing.as_ref(), send_before, id).await, Some(id))
             }
             Err(unsigned) => (unsigned, None),
         };

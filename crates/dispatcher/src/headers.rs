@@ -1,6 +1,6 @@
 //! The headers of a request (contract section 2).
 
-use contracts::{SigningSecret, Timestamp, sign};
+use contracts::{Signing, Timestamp};
 use engine::Claimed;
 use reqwest::header::{CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue};
 use uuid::Uuid;
@@ -15,7 +15,7 @@ const REDIAL_ATTEMPT: HeaderName = HeaderName::from_static("redial-attempt");
 /// All headers but the HTTP client's own. `now` is the moment of signing.
 pub(crate) fn headers(
     claimed: &Claimed,
-    secret: Option<&SigningSecret>,
+    signing: Option<&Signing>,
     now: Timestamp,
     request_id: Uuid,
 ) -> HeaderMap {
@@ -24,8 +24,8 @@ pub(crate) fn headers(
     let webhook_id = claimed.held.delivery_id.to_string();
     let mut headers = HeaderMap::with_capacity(7);
     headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
-    if let Some(secret) = secret {
-        let signed = sign(secret, &webhook_id, now.unix_seconds(), &claimed.payload);
+    if let Some(signing) = signing {
+        let signed = signing.sign(&webhook_id, now.unix_seconds(), &claimed.payload);
         headers.insert(RUNFLOW_SIGNATURE, value(signed.runflow_signature));
         headers.insert(WEBHOOK_SIGNATURE, value(signed.webhook_signature));
     }

@@ -46,6 +46,8 @@ pub struct Settings {
     pub limits: Limits,
     /// How much of an attempt's budget connecting may take.
     pub connect_timeout: Duration,
+    /// How long after a promotion requests are signed with the secret before, too.
+    pub secret_overlap: Duration,
     /// How long a shutdown may take, what is in flight included.
     pub drain: Duration,
 }
@@ -101,7 +103,7 @@ impl Dispatcher {
         let attempts = Arc::new(Attempts {
             clock: clock.clone(),
             sender: Sender::new(&settings, egress, clock.clone())?,
-            signer: Signer::new(store.clone(), keyring, key_source),
+            signer: Signer::new(store.clone(), keyring, key_source, settings.secret_overlap),
         });
         tracing::info!(max_in_flight = settings.limits.max_in_flight, "dispatching");
         let driver = Driver {

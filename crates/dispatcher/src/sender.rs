@@ -7,7 +7,7 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
-use contracts::{FailureReason, SigningSecret};
+use contracts::{FailureReason, Signing};
 use egress::{Policy, TargetUrl};
 use engine::{BODY_KEPT, Claimed, LocalFailure, Outcome, Response, SendWindow, kept_body};
 use http_body::{Frame, SizeHint};
@@ -49,7 +49,7 @@ impl Sender {
     pub(crate) async fn send(
         &self,
         claimed: &Claimed,
-        secret: Option<&SigningSecret>,
+        signing: Option<&Signing>,
         send_before: Duration,
         request_id: Uuid,
     ) -> Outcome {
@@ -66,7 +66,7 @@ impl Sender {
             .client
             .get()
             .post(target.url().clone())
-            .headers(headers(claimed, secret, self.clock.now(), request_id))
+            .headers(headers(claimed, signing, self.clock.now(), request_id))
             .body(Body::wrap(body));
         let mut response = match timeout_at(deadline, request.send()).await {
             Ok(Ok(response)) => response,

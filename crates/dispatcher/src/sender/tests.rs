@@ -51,6 +51,7 @@ fn settings() -> Settings {
             retry,
         },
         connect_timeout: Duration::from_secs(5),
+        secret_overlap: Duration::ZERO,
         drain: Duration::ZERO,
     }
 }

@@ -52,6 +52,7 @@ pub(crate) fn settings() -> Settings {
             retry: RetryPolicy { schedule, jitter: 0.1, stop_on_gone: false, hold_cap },
         },
         connect_timeout: Duration::from_secs(5),
+        secret_overlap: Duration::from_secs(24 * 3600),
         drain: Duration::from_secs(20),
     }
 }
