@@ -125,6 +125,8 @@ pub(crate) struct EgressSettings {
 pub(crate) struct SecretsSettings {
     #[serde(serialize_with = "shown::keys")]
     keys: Vec<String>,
+    #[serde(serialize_with = "shown::duration")]
+    overlap: Duration,
 }
 
 #[derive(Clone, Serialize)]
@@ -159,7 +161,7 @@ pub(crate) enum SettingsError {
 }
 
 impl SettingsError {
-    fn value(key: &str, problem: impl Into<String>) -> SettingsError {
+    pub(crate) fn value(key: &str, problem: impl Into<String>) -> SettingsError {
         SettingsError::Value { key: key.to_owned(), problem: problem.into() }
     }
 }
@@ -228,7 +230,10 @@ impl Settings {
                 stop_on_gone: one_of(&source, "delivery.stop_on_gone", "true or false")?,
             },
             egress: EgressSettings { allow: source.parse_list("egress.allow")? },
-            secrets: SecretsSettings { keys: source.list("secrets.keys")? },
+            secrets: SecretsSettings {
+                keys: source.list("secrets.keys")?,
+                overlap: source.duration("secrets.overlap", Duration::ZERO..=LONGEST)?,
+            },
             log: LogSettings {
                 filter: source.optional("log.filter")?,
                 format: one_of(&source, "log.format", "text or json")?,
@@ -318,6 +323,7 @@ impl Settings {
                 },
             },
             connect_timeout: delivery.connect_timeout,
+            secret_overlap: self.secrets.overlap,
             drain: DRAIN.max(delivery.timeout + MARGIN),
         }
     }

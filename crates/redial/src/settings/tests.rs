@@ -38,6 +38,7 @@ fn without_file_and_environment_the_documented_defaults_hold() {
         (PayloadFormat::Python, false)
     );
     assert_eq!((settings.egress.allow.len(), settings.secrets.keys.len()), (0, 0));
+    assert_eq!(settings.dispatcher_settings().secret_overlap, Duration::from_secs(24 * 3600));
 }
 
 #[test]
@@ -94,6 +95,13 @@ fn lists_of_the_environment_are_separated_by_commas() {
     assert_eq!(settings.delivery.schedule.iter().map(Duration::as_secs).collect::<Vec<_>>(), [1, 120, 10800]);
     assert_eq!(settings.egress.allow.len(), 2);
     settings.keyring().unwrap();
+}
+
+#[test]
+fn the_overlap_of_secrets_is_as_set_and_may_be_none() {
+    let overlap = |file| read(file, &[]).unwrap().dispatcher_settings().secret_overlap;
+    assert_eq!(overlap("[secrets]\noverlap = \"2days\""), Duration::from_secs(2 * 24 * 3600));
+    assert_eq!(overlap("[secrets]\noverlap = \"0s\""), Duration::ZERO);
 }
 
 #[test]
@@ -164,6 +172,8 @@ fn every_bad_value_is_refused_by_the_name_of_its_key() {
         ("delivery.payload_format", "yaml"),
         ("delivery.stop_on_gone", "yes"),
         ("egress.allow", "10.0.0.0/8,localhost"),
+        ("secrets.overlap", "24"),
+        ("secrets.overlap", "29days"),
         ("log.filter", "redial=loud"),
         ("log.format", "xml"),
     ] {
