@@ -649,4 +649,34 @@ mod tests {
         assert_eq!(signed.await.unwrap(), made.plain_secret.plain());
         assert_eq!(refused.await, Err(Outcome::NotSent(LocalFailure::SecretUnread)));
     }
+
+    #[tokio::test]
+    async fn a_database_that_falls_silent_is_waited_for_until_the_deadline() {
+        let database = TestDatabase::new(Engine::Postgres);
+        let line = Proxy::start(database.server()).await;
+        let store = Store::open(&database.url_through(line.addr), 2).await.unwrap();
+        let key = Keyring::generate("k");
+        let made = secret(&store, &[&key]).await;
+        let signer = signer(&store, &[&key]);
+        line.freeze();
+        let attempt = opened(&signer, &made, store.clock().monotonic());
+        let ended = timeout(3 * READ_TIMEOUT, attempt).await.expect("no longer than one reading may take");
+        assert_eq!(ended, Err(Outcome::NotSent(LocalFailure::LeaseTooShort)));
+    }
+
+    #[tokio::test]
+    async fn what_is_remembered_is_bounded() {
+        let database = TestDatabase::new(Engine::Sqlite);
+        let (store, clock) = still(&database).await;
+        let key = Keyring::generate("k");
+        let made = secret(&store, &[&key]).await;
+        let signer = signer(&store, &[&key]);
+        for _ in 0..REMEMBERED {
+            let org = OrgId(uuid::Uuid::new_v4());
+            let valid = Valid { read_at: clock.monotonic(), secrets: Ok(Secrets::default()) };
+            signer.memory().valid.insert((org, None), valid);
+        }
+        opened(&signer, &made, SOON).await.unwrap();
+        assert_eq!(signer.memory().valid.len(), 1);
+    }
 }

@@ -38,7 +38,7 @@ fn without_file_and_environment_the_documented_defaults_hold() {
         (PayloadFormat::Python, false)
     );
     assert_eq!((settings.egress.allow.len(), settings.secrets.keys.len()), (0, 0));
-    assert_eq!(settings.dispatcher_settings().secret_overlap, Duration::from_secs(24 * 3600));
+    assert_eq!(settings.secrets.overlap, Duration::from_secs(24 * 3600));
 }
 
 #[test]

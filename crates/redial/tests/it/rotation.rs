@@ -112,11 +112,11 @@ async fn a_delivery_that_waits_during_a_rotation_always_verifies_with_the_secret
     let old = SigningSecret::parse(&system.secret).unwrap();
     let secrets = call(&system, Method::GET, "/v1/callback-secrets", None).await;
     let old_path = format!("/v1/callback-secrets/{}", text(&secrets["items"][0]["id"]));
-    let run = system.import_runs(4, "/status/503")[0];
-    let waiting = system.redeliver(0, run).await;
-    let first = &system.gather(1).await[0];
+    let runs = system.import_runs(4, "/status/503");
+    let delivery = system.redeliver(0, runs[0]).await;
+    let first = arrival_of(&mut system, &delivery).await;
     assert_eq!(first.verdict, Verdict::Valid);
-    assert_eq!(signatures(first, &[&old]), (Some(0), vec![Some(0)]));
+    assert_eq!(signatures(&first, &[&old]), (Some(0), vec![Some(0)]));
 
     let made = call(&system, Method::POST, "/v1/callback-secrets", Some(json!({}))).await;
     let new = SigningSecret::parse(&text(&made["plain_secret"])).unwrap();
@@ -125,37 +125,41 @@ async fn a_delivery_that_waits_during_a_rotation_always_verifies_with_the_secret
     let known = [&new, &old];
     // The receiver has not been told of the new one yet.
     loop {
-        let received = &system.gather(1).await[0];
+        let received = arrival_of(&mut system, &delivery).await;
         assert_eq!(received.verdict, Verdict::Valid);
-        match signatures(received, &known) {
+        match signatures(&received, &known) {
             (Some(1), list) if list == [Some(1)] => {}
             found => break assert_eq!(found, (Some(1), vec![Some(0), Some(1)])),
         }
     }
-    let run = system.import_runs(4, "/ok")[1];
-    let fresh = system.redeliver(0, run).await;
+    let fresh = system.redeliver(0, runs[1]).await;
     assert_eq!(fresh["signing_secret_id"], made["id"]);
-    let received = loop {
-        let received = system.gather(1).await.remove(0);
-        if received.header("webhook-id") == fresh["id"].as_str() {
-            break received;
-        }
-    };
+    let received = arrival_of(&mut system, &fresh).await;
     assert_eq!(received.verdict, Verdict::WebhookValid);
     assert_eq!(signatures(&received, &known), (Some(0), vec![Some(0), Some(1)]));
 
     call(&system, Method::DELETE, &old_path, None).await;
     // Now the receiver has only the new one.
     loop {
-        let received = &system.gather(1).await[0];
-        match signatures(received, &known) {
+        let received = arrival_of(&mut system, &delivery).await;
+        match signatures(&received, &known) {
             (Some(1), list) if list == [Some(0), Some(1)] => {}
             found => break assert_eq!(found, (Some(0), vec![Some(0)])),
         }
     }
-    let waiting = system.delivery(&text(&waiting["id"])).await;
-    assert_eq!(waiting["signing_secret_id"], secrets["items"][0]["id"], "what it was frozen with");
+    let delivery = system.delivery(&text(&delivery["id"])).await;
+    assert_eq!(delivery["signing_secret_id"], secrets["items"][0]["id"], "what it was frozen with");
     system.stop().await;
+}
+
+/// The delivery's next callback; those of others are passed over.
+async fn arrival_of(system: &mut System, delivery: &Value) -> Received {
+    loop {
+        let received = system.gather(1).await.remove(0);
+        if received.header("webhook-id") == delivery["id"].as_str() {
+            return received;
+        }
+    }
 }
 
 /// Which of `known` made `Runflow-Signature`, and each of `webhook-signature`.
