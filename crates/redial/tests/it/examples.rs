@@ -97,7 +97,7 @@ const CHANGES: &[(&str, bool, bool, Change)] = &[
     }),
     ("webhook-signature empty", true, false, |request| request.change(WEBHOOK, |_| String::new())),
     ("webhook-signature without a value", true, false, |request| {
-        request.change(WEBHOOK, |_| "v1,".to_owned())
+        request.change(WEBHOOK, |_| "v1,".to_owned());
     }),
     ("webhook-signature missing", true, false, |request| request.remove(WEBHOOK)),
     ("webhook-signature twice", true, false, |request| request.repeat(WEBHOOK)),
