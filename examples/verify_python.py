@@ -4,6 +4,8 @@
     CALLBACK_SECRET=whsec_... python3 verify_python.py 9000
 """
 
+import base64
+import binascii
 import hashlib
 import hmac
 import json
@@ -11,14 +13,37 @@ import os
 import sys
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
-SECRET = os.environ["CALLBACK_SECRET"].encode()  # the key is the whole text, `whsec_` included
+PREFIX = "whsec_"
+MIN_KEY = 16  # bytes; a shorter secret could be found by trying
 MAX_BODY = 16 * 1024 * 1024  # anybody can post here, so bound what is read before the signature is known
 
 
-def is_authentic(body: bytes, signature: str) -> bool:
+def key_of(text: str) -> bytes:
+    """A secret that can't be right would refuse every callback or, being empty, let anybody sign: it ends the start."""
+    secret = text.strip()  # a file's last line ends in a newline
+    if not secret.startswith(PREFIX):
+        sys.exit(f"CALLBACK_SECRET: expected the whole secret, which begins with {PREFIX}")
+    encoded = secret[len(PREFIX) :]
+    try:
+        decoded = base64.b64decode(encoded, validate=True)
+    except (binascii.Error, ValueError):
+        decoded = None
+    if decoded is None or base64.b64encode(decoded).decode() != encoded:
+        sys.exit(f"CALLBACK_SECRET: what follows {PREFIX} is not standard base64")
+    if len(decoded) < MIN_KEY:
+        sys.exit(f"CALLBACK_SECRET: what follows {PREFIX} is shorter than {MIN_KEY} bytes")
+    return secret.encode()  # the key is the whole text, `whsec_` included
+
+
+SECRET = key_of(os.environ.get("CALLBACK_SECRET", ""))
+
+
+def is_authentic(body: bytes, signatures: list) -> bool:
     """Compares over the bytes as they came: parsing and writing the JSON again would change them."""
+    if len(signatures) != 1:
+        return False
     expected = hmac.new(SECRET, body, hashlib.sha256).hexdigest()
-    return hmac.compare_digest(expected.encode(), signature.encode())  # in constant time
+    return hmac.compare_digest(expected.encode(), signatures[0].encode())  # in constant time
 
 
 class Receiver(BaseHTTPRequestHandler):
@@ -31,7 +56,7 @@ class Receiver(BaseHTTPRequestHandler):
         if int(length) > MAX_BODY:
             return self.answer(413)
         body = self.rfile.read(int(length))
-        if not is_authentic(body, self.headers.get("Runflow-Signature", "")):
+        if not is_authentic(body, self.headers.get_all("Runflow-Signature", [])):
             return self.answer(401)
         callback = json.loads(body)
         # Callbacks come at least once: a real receiver remembers `webhook-id` and skips what it has seen. It also
@@ -46,4 +71,6 @@ class Receiver(BaseHTTPRequestHandler):
 
 if __name__ == "__main__":
     port = int(sys.argv[1]) if len(sys.argv) > 1 else 9000
-    ThreadingHTTPServer(("127.0.0.1", port), Receiver).serve_forever()
+    server = ThreadingHTTPServer(("127.0.0.1", port), Receiver)
+    print(f"listening on http://127.0.0.1:{server.server_port}", flush=True)
+    server.serve_forever()

@@ -1,1 +1,2 @@
+DROP INDEX demoted_secrets;
 ALTER TABLE signing_secrets DROP COLUMN demoted_at;

@@ -31,6 +31,6 @@ pub use run::{Run, RunStatus};
 pub use run_update::RunUpdate;
 pub use scope::{Scope, Scopes};
 pub use secret::{CallbackSecret, NewSecret, SecretKeyError, SigningSecret};
-pub use signature::{SignedHeaders, sign};
+pub use signature::{SignedHeaders, Signing, sign};
 pub use timestamp::{Timestamp, TimestampError};
 pub use timing::Timing;

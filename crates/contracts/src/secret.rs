@@ -53,15 +53,26 @@ pub struct SigningSecret {
     key: Zeroizing<Vec<u8>>,
 }
 
-/// Why a text is not a [`SigningSecret`].
+/// Why a text is not a [`SigningSecret`]. Never says the text.
 #[derive(Debug, Error, PartialEq, Eq)]
-#[error("expected a signing secret: \"whsec_\" and standard base64")]
-pub struct SecretKeyError;
+pub enum SecretKeyError {
+    /// Empty, or something else.
+    #[error("a signing secret begins with \"whsec_\"")]
+    Prefix,
+    /// An alphabet, padding or length that is not standard base64's.
+    #[error("a signing secret is standard base64 with its padding after \"whsec_\", and nothing else")]
+    Base64,
+    /// A key that can be guessed.
+    #[error("a signing secret decodes to {min} bytes or more, not {0}", min = SigningSecret::MIN_KEY)]
+    Short(usize),
+}
 
 impl SigningSecret {
     const PREFIX: &str = "whsec_";
     /// `whsec_` and six characters of base64: 36 of 256 bits, enough to recognise it and no more.
     const SHOWN: usize = 12;
+    /// Shorter keys could be found by trying.
+    const MIN_KEY: usize = 16;
 
     /// The secret made of 32 random bytes.
     pub fn from_key(key: &[u8; 32]) -> SigningSecret {
@@ -69,11 +80,15 @@ impl SigningSecret {
         SigningSecret { plain, key: Zeroizing::new(key.to_vec()) }
     }
 
-    /// Parses `whsec_…`.
+    /// Parses `whsec_…`, white space around it aside: a file's last line ends in a newline.
     pub fn parse(plain: &str) -> Result<SigningSecret, SecretKeyError> {
-        let encoded = plain.strip_prefix(Self::PREFIX).ok_or(SecretKeyError)?;
-        let key = STANDARD.decode(encoded).ok().filter(|key| !key.is_empty()).ok_or(SecretKeyError)?;
-        Ok(SigningSecret { plain: Zeroizing::new(plain.to_owned()), key: Zeroizing::new(key) })
+        let plain = plain.trim();
+        let encoded = plain.strip_prefix(Self::PREFIX).ok_or(SecretKeyError::Prefix)?;
+        let key = Zeroizing::new(STANDARD.decode(encoded).map_err(|_| SecretKeyError::Base64)?);
+        if key.len() < Self::MIN_KEY {
+            return Err(SecretKeyError::Short(key.len()));
+        }
+        Ok(SigningSecret { plain: Zeroizing::new(plain.to_owned()), key })
     }
 
     /// The whole text. It is the key of `Runflow-Signature`.
@@ -95,5 +110,51 @@ impl SigningSecret {
 impl fmt::Debug for SigningSecret {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("SigningSecret(…)")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_secret_is_read_whatever_white_space_is_around_it() {
+        let secret = SigningSecret::from_key(&[7; 32]);
+        for around in ["\n", "\r\n", " \t"] {
+            let read = SigningSecret::parse(&format!("{around}{}{around}", secret.plain())).unwrap();
+            assert_eq!((read.plain(), read.key()), (secret.plain(), &[7; 32][..]));
+        }
+        let shortest = format!("whsec_{}", STANDARD.encode([7; 16]));
+        assert_eq!(SigningSecret::parse(&shortest).unwrap().key(), [7; 16]);
+    }
+
+    #[test]
+    fn what_is_not_a_secret_is_refused_without_being_shown() {
+        use SecretKeyError::{Base64, Prefix, Short};
+        let good = STANDARD.encode([0xfb; 32]); // with characters that the URL-safe alphabet lacks
+        let bad = |text: String| SigningSecret::parse(&text).unwrap_err();
+        for prefix in ["", "WHSEC_", "whsec", "v1,whsec_"] {
+            assert_eq!(bad(format!("{prefix}{good}")), Prefix, "{prefix}");
+        }
+        assert_eq!(bad("\n".into()), Prefix);
+        let unpadded = good.trim_end_matches('=').to_owned();
+        let inner = format!("{}\n{}", &good[..10], &good[10..]);
+        let trailing_bits = format!("{}t=", &good[..42]);
+        for encoded in [
+            "not base64!".to_owned(),
+            good.replace('+', "-"),
+            format!("{good}="),
+            format!("{good}!"),
+            format!(" {good}"),
+            unpadded,
+            inner,
+            trailing_bits,
+        ] {
+            assert_eq!(bad(format!("whsec_{encoded}")), Base64, "{encoded:?}");
+        }
+        assert_eq!(bad("whsec_".into()), Short(0));
+        let error = bad(format!("whsec_{}", STANDARD.encode([0xfb; 15])));
+        assert_eq!(error, Short(15));
+        assert_eq!(error.to_string(), "a signing secret decodes to 16 bytes or more, not 15");
     }
 }

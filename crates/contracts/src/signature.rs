@@ -13,19 +13,47 @@ pub struct SignedHeaders {
     /// `Runflow-Signature`: lower-case hex of HMAC-SHA256 over the body, keyed with the whole plain secret.
     pub runflow_signature: String,
     /// `webhook-signature`: `v1,` and base64 of HMAC-SHA256 over `{id}.{timestamp}.{body}`, keyed with the
-    /// decoded secret (Standard Webhooks 1.0).
+    /// decoded secret (Standard Webhooks 1.0); one for each secret, separated by spaces.
     pub webhook_signature: String,
 }
 
-/// Signs `body` both ways. `webhook_id` and `timestamp` (Unix seconds) are those of the headers sent with it.
-pub fn sign(secret: &SigningSecret, webhook_id: &str, timestamp: i64, body: &[u8]) -> SignedHeaders {
-    let runflow = mac(secret.plain().as_bytes(), &[body]);
-    let standard =
-        mac(secret.key(), &[webhook_id.as_bytes(), b".", timestamp.to_string().as_bytes(), b".", body]);
-    SignedHeaders {
-        runflow_signature: hex::encode(runflow),
-        webhook_signature: format!("v1,{}", STANDARD.encode(standard)),
+/// The secrets one request is signed with.
+#[derive(Clone, Debug)]
+pub struct Signing {
+    /// The secret of `Runflow-Signature`, which has one value.
+    pub runflow: SigningSecret,
+    /// The secrets of `webhook-signature`, in the order of its list.
+    pub webhook: Vec<SigningSecret>,
+}
+
+impl Signing {
+    /// Signs `body` both ways. `webhook_id` and `timestamp` (Unix seconds) are those of the headers sent with it.
+    pub fn sign(&self, webhook_id: &str, timestamp: i64, body: &[u8]) -> SignedHeaders {
+        let signatures: Vec<String> =
+            self.webhook.iter().map(|secret| standard(secret, webhook_id, timestamp, body)).collect();
+        SignedHeaders {
+            runflow_signature: runflow(&self.runflow, body),
+            webhook_signature: signatures.join(" "),
+        }
     }
+}
+
+/// As [`Signing::sign`], with one secret.
+pub fn sign(secret: &SigningSecret, webhook_id: &str, timestamp: i64, body: &[u8]) -> SignedHeaders {
+    SignedHeaders {
+        runflow_signature: runflow(secret, body),
+        webhook_signature: standard(secret, webhook_id, timestamp, body),
+    }
+}
+
+fn runflow(secret: &SigningSecret, body: &[u8]) -> String {
+    hex::encode(mac(secret.plain().as_bytes(), &[body]))
+}
+
+fn standard(secret: &SigningSecret, webhook_id: &str, timestamp: i64, body: &[u8]) -> String {
+    let timestamp = timestamp.to_string();
+    let mac = mac(secret.key(), &[webhook_id.as_bytes(), b".", timestamp.as_bytes(), b".", body]);
+    format!("v1,{}", STANDARD.encode(mac))
 }
 
 fn mac(key: &[u8], parts: &[&[u8]]) -> [u8; 32] {
@@ -56,9 +84,25 @@ mod tests {
     }
 
     #[test]
+    fn webhook_signature_lists_every_secret_in_order_and_runflow_signature_has_its_own() {
+        let secrets = [1, 2, 3].map(|fill| SigningSecret::from_key(&[fill; 32]));
+        let one = |secret| sign(secret, "id", 7, b"body");
+        let [first, second, third] = &secrets;
+        let signing = Signing { runflow: second.clone(), webhook: vec![third.clone(), first.clone()] };
+        let signed = signing.sign("id", 7, b"body");
+        assert_eq!(signed.runflow_signature, one(second).runflow_signature);
+        let list = [one(third).webhook_signature, one(first).webhook_signature].join(" ");
+        assert_eq!(signed.webhook_signature, list);
+    }
+
+    #[test]
     fn a_secret_never_shows_itself_in_debug_output() {
         let secret = SigningSecret::from_key(&[7; 32]);
         assert_eq!(format!("{secret:?}"), "SigningSecret(…)");
-        assert_eq!(SigningSecret::parse(secret.plain()).unwrap().key(), &[7; 32]);
+        let signing = Signing { runflow: secret.clone(), webhook: vec![secret] };
+        assert_eq!(
+            format!("{signing:?}"),
+            "Signing { runflow: SigningSecret(…), webhook: [SigningSecret(…)] }"
+        );
     }
 }

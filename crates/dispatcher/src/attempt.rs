@@ -39,17 +39,14 @@ impl Attempts {
     pub(crate) async fn make(&self, claimed: Claimed, send_before: Duration) -> Ended {
         failpoint("claimed");
         let held = &claimed.held;
-        let secret = match claimed.signing_secret_id {
-            Some(id) => self.signer.secret(held.org_id, id, send_before).await.map(Some),
-            None => Ok(None),
-        };
-        let secret = match secret {
-            Ok(secret) => secret,
+        let signing = self.signer.signing(held.org_id, claimed.signing_secret_id, send_before).await;
+        let signing = match signing {
+            Ok(signing) => signing,
             Err(unsigned) => return Ended::unsent(unsigned),
         };
         let trace = Trace::begin(held.org_id, claimed.payload.len());
         let id = Uuid::new_v4();
-        let (outcome, timing) = self.sender.send(&claimed, secret.as_ref(), send_before, id, &trace).await;
+        let (outcome, timing) = self.sender.send(&claimed, signing.as_ref(), send_before, id, &trace).await;
         let measured = Measured { response_time: Some(trace.response_time()), timing };
         let logged = Logged { runflow_request_id: Some(id), refused_address: trace.refused_address() };
         Ended { outcome, measured, logged }

@@ -9,6 +9,7 @@ mod attempt;
 mod client;
 mod driver;
 mod failure;
+mod headers;
 mod names;
 mod progress;
 mod report;
@@ -57,6 +58,8 @@ pub struct Settings {
     pub body_timeout: Duration,
     /// Certificates for TLS beside the system's.
     pub certificates: Certificates,
+    /// How long after a promotion requests are signed with the secret before, too.
+    pub secret_overlap: Duration,
     /// How long a shutdown may take, what is in flight included.
     pub drain: Duration,
 }
@@ -121,7 +124,7 @@ impl Dispatcher {
         let clock = store.clock().clone();
         let attempts = Arc::new(Attempts {
             sender: Sender::new(&settings, egress, clock.clone())?,
-            signer: Signer::new(store.clone(), keyring, key_source),
+            signer: Signer::new(store.clone(), keyring, key_source, settings.secret_overlap),
         });
         tracing::info!(max_in_flight = settings.limits.max_in_flight, "dispatching");
         let driver = Driver {

@@ -3,17 +3,18 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use contracts::{FailureReason, SigningSecret, Timestamp, Timing, sign};
+use contracts::{FailureReason, Signing, Timing};
 use egress::{Policy, TargetUrl};
 use engine::{Claimed, LocalFailure, Outcome, Response, SendWindow};
 use reqwest::Body;
-use reqwest::header::{CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue, RETRY_AFTER};
+use reqwest::header::RETRY_AFTER;
 use store::Clock;
 use tokio::time::{Instant, timeout_at};
 use uuid::Uuid;
 
 use crate::client::Clients;
 use crate::failure::{failed, timed_out};
+use crate::headers::headers;
 use crate::request_body::TimelyBody;
 use crate::resolver::Resolver;
 use crate::response::{HEAD_TOO_LARGE, MAX_HEAD, content_type, head_size, kept_headers};
@@ -31,13 +32,6 @@ pub(crate) struct Sender {
 
 /// A body longer than this is not read to its end, which costs its connection.
 const BODY_READ: usize = 64 * 1024;
-
-const RUNFLOW_SIGNATURE: HeaderName = HeaderName::from_static("runflow-signature");
-const RUNFLOW_REQUEST_ID: HeaderName = HeaderName::from_static("runflow-request-id");
-const WEBHOOK_ID: HeaderName = HeaderName::from_static("webhook-id");
-const WEBHOOK_TIMESTAMP: HeaderName = HeaderName::from_static("webhook-timestamp");
-const WEBHOOK_SIGNATURE: HeaderName = HeaderName::from_static("webhook-signature");
-const REDIAL_ATTEMPT: HeaderName = HeaderName::from_static("redial-attempt");
 
 impl Sender {
     pub(crate) fn new(settings: &Settings, policy: Policy, clock: Clock) -> Result<Sender, DispatcherError> {
@@ -57,7 +51,7 @@ impl Sender {
     pub(crate) async fn send(
         &self,
         claimed: &Claimed,
-        secret: Option<&SigningSecret>,
+        signing: Option<&Signing>,
         send_before: Duration,
         request_id: Uuid,
         trace: &Arc<Trace>,
@@ -76,7 +70,7 @@ impl Sender {
             .clients
             .get(&origin)
             .post(target.url().clone())
-            .headers(headers(claimed, secret, self.clock.now(), request_id))
+            .headers(headers(claimed, signing, self.clock.now(), request_id))
             .body(Body::wrap(body));
         let response = match timeout_at(deadline, trace.measure(request.send())).await {
             Ok(Ok(response)) => response,
@@ -137,24 +131,6 @@ fn check_target(callback_url: &str, policy: &Policy) -> Result<TargetUrl, Outcom
         Ok(()) => Ok(target),
         Err(refused) => Err(Outcome::failed(FailureReason::BlockedAddress, refused.to_string())),
     }
-}
-
-fn headers(claimed: &Claimed, secret: Option<&SigningSecret>, now: Timestamp, request_id: Uuid) -> HeaderMap {
-    let value =
-        |text: String| HeaderValue::try_from(text).expect("ids, numbers, hex and base64 are header text");
-    let webhook_id = claimed.held.delivery_id.to_string();
-    let mut headers = HeaderMap::with_capacity(7);
-    headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
-    if let Some(secret) = secret {
-        let signed = sign(secret, &webhook_id, now.unix_seconds(), &claimed.payload);
-        headers.insert(RUNFLOW_SIGNATURE, value(signed.runflow_signature));
-        headers.insert(WEBHOOK_SIGNATURE, value(signed.webhook_signature));
-    }
-    headers.insert(RUNFLOW_REQUEST_ID, value(request_id.to_string()));
-    headers.insert(WEBHOOK_ID, value(webhook_id));
-    headers.insert(WEBHOOK_TIMESTAMP, HeaderValue::from(now.unix_seconds()));
-    headers.insert(REDIAL_ATTEMPT, HeaderValue::from(claimed.held.attempt));
-    headers
 }
 
 #[cfg(test)]

@@ -15,6 +15,9 @@ const TOLERANCE_SECONDS: u64 = 5 * 60;
 pub enum Verdict {
     /// Both signatures match one of the known secrets, and the timestamp is recent.
     Valid,
+    /// `webhook-signature` matches a known secret, and the timestamp is recent; `Runflow-Signature`, which has room for one
+    /// secret only, was made with one that is not known here, as happens during a rotation.
+    WebhookValid,
     /// It carries no signature: the organization had no secret.
     Unsigned,
     /// It is signed, but this receiver was given no secret to check with.
@@ -27,6 +30,9 @@ impl fmt::Display for Verdict {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Valid => f.write_str("signatures valid"),
+            Self::WebhookValid => {
+                f.write_str("webhook-signature valid, Runflow-Signature by a secret not known here")
+            }
             Self::Unsigned => f.write_str("not signed"),
             Self::NoSecretKnown => f.write_str("signed, not checked: no secret known here"),
             Self::Invalid(reason) => write!(f, "SIGNATURE INVALID: {reason}"),
@@ -40,17 +46,21 @@ pub(crate) fn verify(secrets: &[SigningSecret], headers: &HeaderMap, body: &[u8]
     match (signed, secrets) {
         (false, _) => Verdict::Unsigned,
         (true, []) => Verdict::NoSecretKnown,
-        (true, _) => match check(secrets, headers, body, now) {
-            Ok(()) => Verdict::Valid,
-            Err(reason) => Verdict::Invalid(reason),
-        },
+        (true, _) => check(secrets, headers, body, now).unwrap_or_else(Verdict::Invalid),
     }
 }
 
-fn check(secrets: &[SigningSecret], headers: &HeaderMap, body: &[u8], now: Timestamp) -> Result<(), String> {
+fn check(
+    secrets: &[SigningSecret],
+    headers: &HeaderMap,
+    body: &[u8],
+    now: Timestamp,
+) -> Result<Verdict, String> {
     let header = |name: &str| {
-        let value = headers.get(name).and_then(|value| value.to_str().ok());
-        value.ok_or_else(|| format!("{name} is missing or not ASCII"))
+        let mut values = headers.get_all(name);
+        let value = values.next().and_then(|value| value.to_str().ok());
+        let value = value.ok_or_else(|| format!("{name} is missing or not ASCII"))?;
+        values.next().map_or(Ok(value), |_| Err(format!("{name} is there more than once")))
     };
     let id = header("webhook-id")?;
     let timestamp: i64 =
@@ -62,19 +72,21 @@ fn check(secrets: &[SigningSecret], headers: &HeaderMap, body: &[u8], now: Times
         ));
     }
     let (runflow, standard) = (header("runflow-signature")?, header("webhook-signature")?);
-    let mut reason = "runflow-signature matches no known secret";
+    let mut is_listed = false;
     for secret in secrets {
         let expected = sign(secret, id, timestamp, body);
-        if !same(&expected.runflow_signature, runflow) {
-            continue;
+        let is_one_listed = standard.split(' ').any(|one| same(&expected.webhook_signature, one));
+        match (same(&expected.runflow_signature, runflow), is_one_listed) {
+            (true, true) => return Ok(Verdict::Valid),
+            (true, false) => return Err("runflow-signature matches, webhook-signature does not".to_owned()),
+            (false, _) => is_listed |= is_one_listed,
         }
-        // Standard Webhooks allows several signatures, separated by spaces.
-        if standard.split(' ').any(|one| same(&expected.webhook_signature, one)) {
-            return Ok(());
-        }
-        reason = "runflow-signature matches, webhook-signature does not";
     }
-    Err(reason.to_owned())
+    if is_listed {
+        Ok(Verdict::WebhookValid)
+    } else {
+        Err("runflow-signature matches no known secret".to_owned())
+    }
 }
 
 /// In constant time: how long a comparison takes must not tell a forger how much of a guess was right.
@@ -85,6 +97,7 @@ fn same(expected: &str, given: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use actix_web::http::header::{HeaderName, HeaderValue};
+    use contracts::Signing;
 
     use super::*;
 
@@ -96,7 +109,12 @@ mod tests {
     }
 
     fn signed_with(secret: &SigningSecret) -> Vec<(&'static str, String)> {
-        let signed = sign(secret, "id-1", SIGNED_AT, BODY);
+        signed_with_all(secret, &[secret.clone()])
+    }
+
+    fn signed_with_all(runflow: &SigningSecret, webhook: &[SigningSecret]) -> Vec<(&'static str, String)> {
+        let signing = Signing { runflow: runflow.clone(), webhook: webhook.to_vec() };
+        let signed = signing.sign("id-1", SIGNED_AT, BODY);
         vec![
             ("webhook-id", "id-1".into()),
             ("webhook-timestamp", SIGNED_AT.to_string()),
@@ -175,8 +193,47 @@ mod tests {
 
     #[test]
     fn one_of_several_standard_signatures_is_enough() {
-        let mut headers = signed_with(&secret(1));
-        headers[3].1 = format!("v1,AAAA {}", headers[3].1);
-        assert_eq!(judge(&[secret(1)], headers, BODY, SIGNED_AT), Verdict::Valid);
+        let headers = signed_with_all(&secret(1), &[secret(3), secret(2), secret(1)]);
+        for known in [vec![secret(1)], vec![secret(2), secret(1)], vec![secret(1), secret(2), secret(3)]] {
+            assert_eq!(judge(&known, headers.clone(), BODY, SIGNED_AT), Verdict::Valid);
+        }
+        for known in [vec![secret(2)], vec![secret(4), secret(3)], vec![secret(2), secret(3)]] {
+            assert_eq!(judge(&known, headers.clone(), BODY, SIGNED_AT), Verdict::WebhookValid);
+        }
+        let reason = reason(judge(&[secret(4)], headers, BODY, SIGNED_AT));
+        assert_eq!(reason, "runflow-signature matches no known secret");
+    }
+
+    #[test]
+    fn what_is_no_signature_among_several_is_passed_over() {
+        for list in ["v1,AAAA {}", "v1a,AAAA  {} ", "{} v2,{}", "v1, {} v1"] {
+            let mut headers = signed_with(&secret(1));
+            headers[3].1 = list.replace("{}", &headers[3].1);
+            assert_eq!(judge(&[secret(1)], headers, BODY, SIGNED_AT), Verdict::Valid, "{list}");
+        }
+    }
+
+    #[test]
+    fn an_empty_altered_or_repeated_signature_is_invalid() {
+        let good = signed_with(&secret(1));
+        let altered: [fn(&str) -> String; 5] = [
+            |_| String::new(),
+            |signature| signature.to_uppercase(),
+            |signature| signature.to_lowercase(),
+            |signature| signature.replace("v1,", "v2,"),
+            |signature| signature.replace("v1,", ""),
+        ];
+        for alter in altered {
+            let mut headers = good.clone();
+            headers[3].1 = alter(&headers[3].1);
+            let reason = reason(judge(&[secret(1)], headers, BODY, SIGNED_AT));
+            assert_eq!(reason, "runflow-signature matches, webhook-signature does not");
+        }
+        for repeated in 0..4 {
+            let mut headers = good.clone();
+            headers.push(good[repeated].clone());
+            let reason = reason(judge(&[secret(1)], headers, BODY, SIGNED_AT));
+            assert_eq!(reason, format!("{} is there more than once", good[repeated].0));
+        }
     }
 }

@@ -136,6 +136,8 @@ pub(crate) struct EgressSettings {
 pub(crate) struct SecretsSettings {
     #[serde(serialize_with = "shown::keys")]
     keys: Vec<String>,
+    #[serde(serialize_with = "shown::duration")]
+    overlap: Duration,
 }
 
 #[derive(Clone, Serialize)]
@@ -170,7 +172,7 @@ pub(crate) enum SettingsError {
 }
 
 impl SettingsError {
-    fn value(key: &str, problem: impl Into<String>) -> SettingsError {
+    pub(crate) fn value(key: &str, problem: impl Into<String>) -> SettingsError {
         SettingsError::Value { key: key.to_owned(), problem: problem.into() }
     }
 }
@@ -248,7 +250,10 @@ impl Settings {
                 https_only: one_of(&source, "egress.https_only", "true or false")?,
                 nat64: source.parse_list("egress.nat64")?,
             },
-            secrets: SecretsSettings { keys: source.list("secrets.keys")? },
+            secrets: SecretsSettings {
+                keys: source.list("secrets.keys")?,
+                overlap: source.duration("secrets.overlap", Duration::ZERO..=LONGEST)?,
+            },
             log: LogSettings {
                 filter: source.optional("log.filter")?,
                 format: one_of(&source, "log.format", "text or json")?,
@@ -352,6 +357,7 @@ impl Settings {
                 ca_file: self.egress.ca_file.clone(),
                 client_cert: self.egress.client_cert.clone(),
             },
+            secret_overlap: self.secrets.overlap,
             drain: DRAIN.max(delivery.timeout + MARGIN),
         }
     }

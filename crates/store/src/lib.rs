@@ -45,8 +45,8 @@ pub use redeliver::{Redelivery, RedeliveryRequest, redeliver, redeliver_batch};
 pub use rewrap::{MissingKey, Rewrapped, Unopened, missing_keys, rewrap_secrets};
 pub use runs::{find_run, runs_page};
 pub use secrets::{
-    CreatedSecret, SecretUpdate, UpdatedSecret, create_secret, create_secret_once, disable_secret,
-    find_secret, note_secret_used, open_secret, secrets_page, update_secret,
+    CreatedSecret, SecretUpdate, UpdatedSecret, ValidSecret, create_secret, create_secret_once,
+    disable_secret, find_secret, note_secret_used, open_secret, secrets_page, signing_secrets, update_secret,
 };
 pub use steps::claim::{ClaimResult, claim, claim_jobs, claimed_under};
 pub use steps::finish::finish;

@@ -8,7 +8,7 @@ use crate::columns::Key;
 use crate::connect::AnyConnection;
 use crate::error::StoreError;
 use crate::keyring::{Keyring, Sealed};
-use crate::schema::{deliveries, signing_secrets as table};
+use crate::schema::signing_secrets as table;
 
 /// Secrets sealed anew in one transaction: a few milliseconds.
 const BATCH: i64 = 100;
@@ -84,7 +84,7 @@ pub struct MissingKey {
     pub key_id: String,
     /// How many there are.
     pub secrets: i64,
-    /// Whether an attempt may still want one of them: it is enabled, or an open delivery was frozen with it.
+    /// Whether an attempt may still want one of them: it is enabled.
     pub needed: bool,
     /// Why it doesn't open, in a sentence.
     pub reason: String,
@@ -120,15 +120,5 @@ fn is_needed(tx: &mut AnyConnection, key_id: &str) -> QueryResult<bool> {
         .select(table::id)
         .first(tx)
         .optional()?;
-    if enabled.is_some() {
-        return Ok(true);
-    }
-    let frozen: Option<Key> = deliveries::table
-        .inner_join(table::table.on(deliveries::signing_secret_id.eq(table::id.nullable())))
-        .filter(deliveries::completed_at.is_null())
-        .filter(table::key_id.eq(key_id))
-        .select(deliveries::id)
-        .first(tx)
-        .optional()?;
-    Ok(frozen.is_some())
+    Ok(enabled.is_some())
 }

@@ -206,20 +206,24 @@ pub fn update_secret(
         return Ok(UpdatedSecret::Updated(known));
     }
     if secret.is_current && !known.is_current {
-        no_longer_current(tx, now, org)?;
+        demote_current(tx, now, org)?;
     }
     diesel::update(table::table.find(Key::from(id)))
         .set((
             table::label.eq(&secret.label),
             table::is_current.eq(secret.is_current),
+            secret.is_current.then_some(table::demoted_at.eq(None::<Time>)),
             table::updated_at.eq(Time::from(now)),
         ))
         .execute(tx)?;
+    if secret.is_current && !known.is_current {
+        forget_demoted(tx, org)?;
+    }
     Ok(UpdatedSecret::Updated(CallbackSecret { updated_at: now, ..secret }))
 }
 
 /// Disables a secret, and answers whether there is one. The newest that is enabled takes its place as the current
-/// one. What was frozen with it is still signed with it.
+/// one, and what was frozen with it is signed with that one from then on.
 pub fn disable_secret(
     tx: &mut AnyConnection,
     now: Timestamp,
@@ -233,23 +237,50 @@ pub fn disable_secret(
     }
     let moment = Time::from(now);
     diesel::update(table::table.find(Key::from(id)))
-        .set((table::is_current.eq(false), table::disabled_at.eq(moment), table::updated_at.eq(moment)))
+        .set((
+            table::is_current.eq(false),
+            table::demoted_at.eq(None::<Time>),
+            table::disabled_at.eq(moment),
+            table::updated_at.eq(moment),
+        ))
         .execute(tx)?;
     if known.is_current
         && let Some(heir) = newest_enabled(tx, org)?
     {
         diesel::update(table::table.find(heir))
-            .set((table::is_current.eq(true), table::updated_at.eq(moment)))
+            .set((
+                table::is_current.eq(true),
+                table::demoted_at.eq(None::<Time>),
+                table::updated_at.eq(moment),
+            ))
             .execute(tx)?;
     }
     Ok(true)
 }
 
-fn no_longer_current(tx: &mut AnyConnection, now: Timestamp, org: OrgId) -> QueryResult<()> {
+/// Of an organization's secrets that ceased to be current, so many are known as such: what a request is signed with is
+/// bounded.
+const DEMOTED_KEPT: usize = 3;
+
+fn demote_current(tx: &mut AnyConnection, now: Timestamp, org: OrgId) -> QueryResult<()> {
+    let moment = Time::from(now);
     diesel::update(table::table.filter(table::org_id.eq(Key::from(org))).filter(table::is_current))
-        .set((table::is_current.eq(false), table::updated_at.eq(Time::from(now))))
+        .set((table::is_current.eq(false), table::demoted_at.eq(moment), table::updated_at.eq(moment)))
         .execute(tx)
         .map(drop)
+}
+
+fn forget_demoted(tx: &mut AnyConnection, org: OrgId) -> QueryResult<()> {
+    let demoted: Vec<Key> = table::table
+        .filter(table::org_id.eq(Key::from(org)))
+        .filter(table::demoted_at.is_not_null())
+        .order_by((table::demoted_at.desc(), table::id.desc()))
+        .select(table::id)
+        .load(tx)?;
+    for id in demoted.into_iter().skip(DEMOTED_KEPT) {
+        diesel::update(table::table.find(id)).set(table::demoted_at.eq(None::<Time>)).execute(tx)?;
+    }
+    Ok(())
 }
 
 #[derive(Queryable, Selectable)]
@@ -310,6 +341,71 @@ pub(crate) fn current_secret(tx: &mut AnyConnection, org: OrgId) -> QueryResult<
     Ok(current.map(SecretId::from))
 }
 
+/// An enabled secret that requests may be signed with, sealed.
+pub struct ValidSecret {
+    /// Its id.
+    pub id: SecretId,
+    /// Whose it is.
+    pub org_id: OrgId,
+    /// Whether new deliveries are frozen with it.
+    pub is_current: bool,
+    /// When another one was promoted in its place, if that was after the moment asked for.
+    pub demoted_at: Option<Timestamp>,
+    sealed: Sealed,
+}
+
+impl ValidSecret {
+    /// Opens it to sign with it. The error is final for this keyring.
+    pub fn open(&self, keyring: &Keyring) -> Result<SigningSecret, OpenError> {
+        keyring.open(self.org_id, self.id, &self.sealed)
+    }
+}
+
+/// Returns the enabled secrets of organizations that are current, were demoted after `demoted_after` (newest first), or
+/// are named in `wanted`, in this order. Waits for no lock.
+pub fn signing_secrets(
+    tx: &mut AnyConnection,
+    wanted: &[(OrgId, Option<SecretId>)],
+    demoted_after: Timestamp,
+) -> Result<Vec<ValidSecret>, StoreError> {
+    type Row = (Key, Key, bool, Option<Time>, String, Vec<u8>);
+    let columns =
+        (table::id, table::org_id, table::is_current, table::demoted_at, table::key_id, table::sealed);
+    let orgs: Vec<Key> = wanted.iter().map(|(org, _)| Key::from(*org)).collect();
+    // One statement for each index.
+    let mut rows: Vec<Row> = table::table
+        .filter(table::org_id.eq_any(&orgs))
+        .filter(table::is_current)
+        .select(columns)
+        .load(tx)?;
+    let demoted: Vec<Row> = table::table
+        .filter(table::org_id.eq_any(&orgs))
+        .filter(table::demoted_at.gt(Time::from(demoted_after)))
+        .order_by((table::demoted_at.desc(), table::id.desc()))
+        .select(columns)
+        .load(tx)?;
+    rows.extend(demoted);
+    let is_found = |id: &SecretId| rows.iter().any(|(found, ..)| *found == Key::from(*id));
+    let others: Vec<Key> =
+        wanted.iter().filter_map(|(_, id)| *id).filter(|id| !is_found(id)).map(Key::from).collect();
+    if !others.is_empty() {
+        let named: Vec<Row> = table::table
+            .filter(table::id.eq_any(others))
+            .filter(table::disabled_at.is_null())
+            .select(columns)
+            .load(tx)?;
+        rows.extend(named);
+    }
+    let secret = |(id, org_id, is_current, demoted_at, key_id, bytes): Row| ValidSecret {
+        id: id.into(),
+        org_id: org_id.into(),
+        is_current,
+        demoted_at: demoted_at.map(Timestamp::from).filter(|at| *at > demoted_after),
+        sealed: Sealed { key_id, bytes },
+    };
+    Ok(rows.into_iter().map(secret).collect())
+}
+
 /// How exact `last_used_at` is: a secret that is in use all the time is written this often.
 const USE_NOTED_EVERY: Duration = Duration::from_secs(60);
 
@@ -323,7 +419,7 @@ pub fn note_secret_used(tx: &mut AnyConnection, now: Timestamp, id: SecretId) ->
     Ok(())
 }
 
-/// Opens a secret to sign with it. The inner error is final for this keyring; the outer one is the database's.
+/// Opens a secret. The inner error is final for this keyring; the outer one is the database's.
 pub fn open_secret(
     tx: &mut AnyConnection,
     keyring: &Keyring,

@@ -4,7 +4,7 @@ use std::net::{IpAddr, TcpListener};
 use std::process::Command;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use contracts::{ClaimId, DeliveryId, Destination, OrgId, RunId};
+use contracts::{ClaimId, DeliveryId, Destination, OrgId, RunId, Timestamp};
 use engine::{Failure, HeldAttempt};
 use futures_util::{StreamExt, stream};
 use hickory_resolver::Hosts;
@@ -53,6 +53,7 @@ fn settings() -> Settings {
         connect_timeout: Duration::from_secs(5),
         body_timeout: Duration::from_secs(1),
         certificates: Certificates::default(),
+        secret_overlap: Duration::ZERO,
         drain: Duration::ZERO,
     }
 }

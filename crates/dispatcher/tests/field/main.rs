@@ -46,6 +46,7 @@ fn settings() -> Settings {
         },
         connect_timeout: Duration::from_secs(3),
         body_timeout: Duration::from_secs(1),
+        secret_overlap: Duration::ZERO,
         certificates: Certificates::default(),
         drain: Duration::from_secs(20),
     }

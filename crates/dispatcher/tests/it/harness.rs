@@ -54,6 +54,7 @@ pub(crate) fn settings() -> Settings {
         connect_timeout: Duration::from_secs(5),
         body_timeout: Duration::from_secs(1),
         certificates: Certificates::default(),
+        secret_overlap: Duration::from_secs(24 * 3600),
         drain: Duration::from_secs(20),
     }
 }

@@ -1,6 +1,6 @@
 //! What a receiver gets (contract section 2).
 
-use contracts::{DeliveryStatus, sign};
+use contracts::{DeliveryStatus, SecretId, SigningSecret, sign};
 use receiver::Verdict;
 use testkit::Engine;
 
@@ -63,6 +63,57 @@ async fn a_delivery_without_a_secret_is_sent_without_signatures(engine: Engine) 
     running.stop().await;
 }
 
+/// Makes the organization another secret, and disables `old`, which leaves the new one current.
+async fn rotate(harness: &Harness, old: Option<SecretId>) -> SigningSecret {
+    let (org, keyring) = (harness.org, harness.keyring.clone());
+    let rotated = harness.store.write(move |tx, now| {
+        let made = store::create_secret(tx, now, &keyring, org, None)?;
+        if let Some(old) = old {
+            assert!(store::disable_secret(tx, now, org, old)?);
+        }
+        Ok::<_, store::StoreError>(made.plain_secret)
+    });
+    rotated.await.unwrap()
+}
+
+async fn a_delivery_is_signed_with_the_current_secret_once_its_own_is_disabled(engine: Engine) {
+    let mut harness = Harness::new(engine).await;
+    let delivery = harness.accept(&harness.receiver.url("/ok")).await;
+    let current = rotate(&harness, delivery.signing_secret_id).await;
+    let running = harness.dispatch(settings());
+    let received = harness.arrival().await;
+    let timestamp = received.header("webhook-timestamp").unwrap().parse().unwrap();
+    let signed = sign(&current, &delivery.id.to_string(), timestamp, &received.body);
+    assert_eq!(received.header("runflow-signature"), Some(signed.runflow_signature.as_str()));
+    assert_eq!(received.header("webhook-signature"), Some(signed.webhook_signature.as_str()));
+    let settled = harness.settled(delivery.id).await;
+    assert_eq!(settled.signing_secret_id, delivery.signing_secret_id, "what it was frozen with");
+    running.stop().await;
+}
+
+async fn a_delivery_accepted_before_there_was_a_secret_is_signed_with_the_current_one(engine: Engine) {
+    let mut harness = Harness::new(engine).await;
+    let elsewhere =
+        harness.store.write(|tx, now| store::create_organization(tx, now, "no secret")).await.unwrap();
+    harness.org = elsewhere.id;
+    let delivery = harness.accept(&harness.receiver.url("/ok")).await;
+    assert_eq!(delivery.signing_secret_id, None);
+    harness.receiver.add_secret(rotate(&harness, None).await);
+    let running = harness.dispatch(settings());
+    assert_eq!(harness.arrival().await.verdict, Verdict::Valid);
+    running.stop().await;
+}
+
+async fn a_delivery_whose_organization_disabled_its_last_secret_is_sent_without_signatures(engine: Engine) {
+    let mut harness = Harness::new(engine).await;
+    let delivery = harness.accept(&harness.receiver.url("/ok")).await;
+    let (org, secret) = (harness.org, delivery.signing_secret_id.unwrap());
+    assert!(harness.store.write(move |tx, now| store::disable_secret(tx, now, org, secret)).await.unwrap());
+    let running = harness.dispatch(settings());
+    assert_eq!(harness.arrival().await.verdict, Verdict::Unsigned);
+    running.stop().await;
+}
+
 async fn a_repeated_doorbell_sends_nothing_twice(engine: Engine) {
     let mut harness = Harness::new(engine).await;
     let running = harness.dispatch(settings());
@@ -118,6 +169,9 @@ async fn many_deliveries_are_each_sent_once(engine: Engine) {
 on_both_engines! {
     the_request_has_the_contracts_headers_and_the_frozen_bytes,
     a_delivery_without_a_secret_is_sent_without_signatures,
+    a_delivery_is_signed_with_the_current_secret_once_its_own_is_disabled,
+    a_delivery_accepted_before_there_was_a_secret_is_signed_with_the_current_one,
+    a_delivery_whose_organization_disabled_its_last_secret_is_sent_without_signatures,
     a_repeated_doorbell_sends_nothing_twice,
     a_delivery_no_doorbell_announced_is_served_by_the_relay,
     many_deliveries_are_each_sent_once,

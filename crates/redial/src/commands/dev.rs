@@ -159,10 +159,9 @@ fn write_private(path: &Path, contents: &[u8]) -> Result<()> {
 
 /// The tenant of an earlier start, if its token still opens this database.
 async fn known_tenant(store: &Store, dev: &Dev) -> Result<Option<Tenant>> {
-    let (Some(token), Ok(secret)) = (TokenText::parse(&dev.token), SigningSecret::parse(&dev.signing_secret))
-    else {
-        return Ok(None);
-    };
+    let Some(token) = TokenText::parse(&dev.token) else { return Ok(None) };
+    let secret = SigningSecret::parse(&dev.signing_secret)
+        .context("dev.json has an unusable signing_secret: correct it, or delete the file for a new one")?;
     let principal = store.read(move |tx| authenticate(tx, token)).await?;
     let is_ours = principal.is_some_and(|principal| principal.org_id == dev.organization_id);
     Ok(is_ours.then(|| Tenant { org: dev.organization_id, token: dev.token.clone(), secret }))

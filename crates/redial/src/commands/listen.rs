@@ -8,6 +8,7 @@ use contracts::SigningSecret;
 use receiver::{HELP, Options, Received, Receiver, pretty};
 use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 
+use crate::settings::SettingsError;
 use crate::signals;
 
 /// Receive callbacks: print each with its signature's verdict, and answer as its path asks.
@@ -18,16 +19,18 @@ pub(crate) struct Args {
     #[arg(default_value = "127.0.0.1:9090")]
     addr: SocketAddr,
     /// A signing secret to verify with, whsec_…; may be repeated.
-    #[arg(long = "secret", value_name = "SECRET", value_parser = SigningSecret::parse)]
-    secrets: Vec<SigningSecret>,
+    // Parsed apart: a parser's error would show the value.
+    #[arg(long = "secret", value_name = "SECRET")]
+    secrets: Vec<String>,
 }
 
 pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
+    let secrets = args.secrets.iter().map(|secret| SigningSecret::parse(secret)).collect::<Result<_, _>>();
+    let secrets = secrets.map_err(|error| SettingsError::value("--secret", error.to_string()))?;
     let stopped = signals::stop();
     let (sink, arrivals) = unbounded_channel();
-    let receiver =
-        Receiver::bind(args.addr, Options { secrets: args.secrets, sink: Some(sink), ..Options::default() })
-            .with_context(|| format!("cannot listen on {}", args.addr))?;
+    let receiver = Receiver::bind(args.addr, Options { secrets, sink: Some(sink), ..Options::default() })
+        .with_context(|| format!("cannot listen on {}", args.addr))?;
     writeln!(io::stdout(), "listening on {}\n", receiver.url(""))?;
     print_arrivals(arrivals, stopped).await?;
     receiver.stop().await;

@@ -39,6 +39,7 @@ fn without_file_and_environment_the_documented_defaults_hold() {
         (PayloadFormat::Python, false)
     );
     assert_eq!(settings.secrets.keys.len(), 0);
+    assert_eq!(settings.secrets.overlap, Duration::from_secs(24 * 3600));
 }
 
 #[test]
@@ -146,6 +147,13 @@ fn what_may_be_called_is_as_set() {
 }
 
 #[test]
+fn the_overlap_of_secrets_is_as_set_and_may_be_none() {
+    let overlap = |file| read(file, &[]).unwrap().dispatcher_settings().secret_overlap;
+    assert_eq!(overlap("[secrets]\noverlap = \"2days\""), Duration::from_secs(2 * 24 * 3600));
+    assert_eq!(overlap("[secrets]\noverlap = \"0s\""), Duration::ZERO);
+}
+
+#[test]
 fn sizes_are_bytes_or_have_a_unit() {
     for (text, bytes) in [("2048", 2048), ("\"2048\"", 2048), ("\"64KiB\"", 65536), ("\"1 MiB\"", 1 << 20)] {
         assert_eq!(read(&format!("[api]\nmax_body = {text}"), &[]).unwrap().api.max_body, bytes);
@@ -226,6 +234,8 @@ fn every_bad_value_is_refused_by_the_name_of_its_key() {
         ("egress.nat64", "2001:db8:0:0:100::/96"),
         ("egress.nat64", "10.0.0.0/32"),
         ("egress.nat64", "nat64"),
+        ("secrets.overlap", "24"),
+        ("secrets.overlap", "29days"),
         ("log.filter", "redial=loud"),
         ("log.format", "xml"),
     ] {

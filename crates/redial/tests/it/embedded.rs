@@ -98,6 +98,19 @@ fn mode(path: &Path) -> u32 {
     path.metadata().unwrap().permissions().mode() & 0o777
 }
 
+#[test]
+fn dev_refuses_a_state_file_with_an_unusable_secret_and_does_not_show_it() {
+    let cli = Cli::new();
+    let (running, mut dev) = dev(&cli);
+    assert_eq!(running.stop(), 0);
+    dev["signing_secret"] = "whsec_c2hvcnQ=".into();
+    std::fs::write(cli.directory().join("data/dev.json"), dev.to_string()).unwrap();
+    let ended = cli.run(DEV);
+    assert_eq!(ended.code, 1);
+    assert!(ended.stderr.contains("dev.json") && ended.stderr.contains("16 bytes"), "{}", ended.stderr);
+    assert!(!ended.stderr.contains("c2hvcnQ"), "{}", ended.stderr);
+}
+
 #[tokio::test]
 async fn dev_keeps_its_state_across_restarts() {
     let cli = Cli::new();

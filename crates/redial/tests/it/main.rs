@@ -7,6 +7,7 @@ mod concurrency;
 mod data_care;
 mod distributed;
 mod embedded;
+mod examples;
 mod rotation;
 mod signatures;
 mod starting;

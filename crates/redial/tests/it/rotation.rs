@@ -6,7 +6,7 @@ use std::process::Command;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use contracts::{SigningSecret, sign};
-use receiver::Verdict;
+use receiver::{Received, Verdict};
 use reqwest::Method;
 use serde_json::{Value, json};
 use store::DatabaseUrl;
@@ -17,11 +17,12 @@ use crate::system::{System, shared_broker};
 const KEY: &str = "AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8=";
 
 #[tokio::test(flavor = "multi_thread")]
-async fn every_callback_is_signed_with_the_secret_it_was_frozen_with_and_none_is_in_clear_anywhere() {
+async fn every_callback_of_a_rotation_is_signed_with_its_own_or_a_later_secret_and_none_is_in_clear_anywhere()
+{
     let mut system = System::start(&shared_broker(), 2, 2, &[("REDIAL_LOG__FILTER", "debug")]);
     let runs = system.import_runs(600, "/ok");
     let first = call(&system, Method::GET, "/v1/callback-secrets", None).await["items"][0]["id"].clone();
-    let mut secrets = HashMap::from([(text(&first), system.secret.clone())]);
+    let mut secrets = vec![(text(&first), system.secret.clone())];
     let rotation = async {
         let mut current = text(&first);
         for _ in 0..6 {
@@ -30,7 +31,7 @@ async fn every_callback_is_signed_with_the_secret_it_was_frozen_with_and_none_is
             call(&system, Method::PATCH, &path, Some(json!({"is_current": true}))).await;
             call(&system, Method::DELETE, &format!("/v1/callback-secrets/{current}"), None).await;
             current = text(&made["id"]);
-            secrets.insert(current.clone(), text(&made["plain_secret"]));
+            secrets.push((current.clone(), text(&made["plain_secret"])));
         }
     };
     // The load lasts longer than the rotation.
@@ -41,11 +42,15 @@ async fn every_callback_is_signed_with_the_secret_it_was_frozen_with_and_none_is
         .collect();
     for received in system.gather(runs.len()).await {
         let header = |name| received.header(name).unwrap();
-        let secret = SigningSecret::parse(&secrets[&frozen[header("webhook-id")]]).unwrap();
+        let own = secrets.iter().position(|(id, _)| *id == frozen[header("webhook-id")]).unwrap();
         let timestamp = header("webhook-timestamp").parse().unwrap();
-        let signed = sign(&secret, header("webhook-id"), timestamp, &received.body);
-        assert_eq!(header("runflow-signature"), signed.runflow_signature);
-        assert_eq!(header("webhook-signature"), signed.webhook_signature);
+        let is_signed_with = |(_, secret): &(String, String)| {
+            let secret = SigningSecret::parse(secret).unwrap();
+            let signed = sign(&secret, header("webhook-id"), timestamp, &received.body);
+            header("runflow-signature") == signed.runflow_signature
+                && header("webhook-signature").split(' ').any(|one| one == signed.webhook_signature)
+        };
+        assert!(secrets[own..].iter().any(is_signed_with), "{received:?}");
     }
     let used: std::collections::HashSet<_> = frozen.values().collect();
     assert!(used.len() > 1, "the rotation came too late");
@@ -59,7 +64,7 @@ async fn every_callback_is_signed_with_the_secret_it_was_frozen_with_and_none_is
     let logs = logs.lock().unwrap();
     let found = |hidden: &str| dump.contains(hidden) || logs.contains(hidden);
     assert!(dump.contains(&org) && logs.contains(&org), "the search finds what is there");
-    for secret in secrets.values() {
+    for (_, secret) in &secrets {
         let encoded = secret.strip_prefix("whsec_").unwrap();
         let raw = STANDARD.decode(encoded).unwrap();
         // bytea is dumped in hexadecimal digits.
@@ -98,6 +103,74 @@ async fn a_dispatcher_finds_a_key_that_was_added_to_its_file_while_it_runs() {
     assert_eq!((&settled["status_code"], &settled["attempt_count"]), (&json!("succeeded"), &json!(1)));
     assert_eq!(system.gather(1).await[0].verdict, Verdict::Valid);
     assert!(system.stop().await.is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_delivery_that_waits_during_a_rotation_always_verifies_with_the_secrets_its_receiver_has() {
+    let settings = [("REDIAL_DELIVERY__SCHEDULE", "200ms"), ("REDIAL_DELIVERY__MAX_ATTEMPTS", "100")];
+    let mut system = System::start(&shared_broker(), 1, 1, &settings);
+    let old = SigningSecret::parse(&system.secret).unwrap();
+    let secrets = call(&system, Method::GET, "/v1/callback-secrets", None).await;
+    let old_path = format!("/v1/callback-secrets/{}", text(&secrets["items"][0]["id"]));
+    let runs = system.import_runs(4, "/status/503");
+    let delivery = system.redeliver(0, runs[0]).await;
+    let first = arrival_of(&mut system, &delivery).await;
+    assert_eq!(first.verdict, Verdict::Valid);
+    assert_eq!(signatures(&first, &[&old]), (Some(0), vec![Some(0)]));
+
+    let made = call(&system, Method::POST, "/v1/callback-secrets", Some(json!({}))).await;
+    let new = SigningSecret::parse(&text(&made["plain_secret"])).unwrap();
+    let new_path = format!("/v1/callback-secrets/{}", text(&made["id"]));
+    call(&system, Method::PATCH, &new_path, Some(json!({"is_current": true}))).await;
+    let known = [&new, &old];
+    // The receiver has not been told of the new one yet.
+    loop {
+        let received = arrival_of(&mut system, &delivery).await;
+        assert_eq!(received.verdict, Verdict::Valid);
+        match signatures(&received, &known) {
+            (Some(1), list) if list == [Some(1)] => {}
+            found => break assert_eq!(found, (Some(1), vec![Some(0), Some(1)])),
+        }
+    }
+    let fresh = system.redeliver(0, runs[1]).await;
+    assert_eq!(fresh["signing_secret_id"], made["id"]);
+    let received = arrival_of(&mut system, &fresh).await;
+    assert_eq!(received.verdict, Verdict::WebhookValid);
+    assert_eq!(signatures(&received, &known), (Some(0), vec![Some(0), Some(1)]));
+
+    call(&system, Method::DELETE, &old_path, None).await;
+    // Now the receiver has only the new one.
+    loop {
+        let received = arrival_of(&mut system, &delivery).await;
+        match signatures(&received, &known) {
+            (Some(1), list) if list == [Some(0), Some(1)] => {}
+            found => break assert_eq!(found, (Some(0), vec![Some(0)])),
+        }
+    }
+    let delivery = system.delivery(&text(&delivery["id"])).await;
+    assert_eq!(delivery["signing_secret_id"], secrets["items"][0]["id"], "what it was frozen with");
+    system.stop().await;
+}
+
+/// The delivery's next callback; those of others are passed over.
+async fn arrival_of(system: &mut System, delivery: &Value) -> Received {
+    loop {
+        let received = system.gather(1).await.remove(0);
+        if received.header("webhook-id") == delivery["id"].as_str() {
+            return received;
+        }
+    }
+}
+
+/// Which of `known` made `Runflow-Signature`, and each of `webhook-signature`.
+fn signatures(received: &Received, known: &[&SigningSecret]) -> (Option<usize>, Vec<Option<usize>>) {
+    let header = |name| received.header(name).unwrap();
+    let timestamp = header("webhook-timestamp").parse().unwrap();
+    let signed: Vec<_> =
+        known.iter().map(|secret| sign(secret, header("webhook-id"), timestamp, &received.body)).collect();
+    let runflow = signed.iter().position(|signed| signed.runflow_signature == header("runflow-signature"));
+    let list = header("webhook-signature").split(' ');
+    (runflow, list.map(|one| signed.iter().position(|signed| signed.webhook_signature == one)).collect())
 }
 
 async fn call(system: &System, method: Method, path: &str, body: Option<Value>) -> Value {

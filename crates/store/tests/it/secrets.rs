@@ -3,8 +3,11 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use ::store::{Keyring, OpenError, create_secret, find_secret, note_secret_used, open_secret};
-use contracts::SecretId;
+use ::store::{
+    Keyring, OpenError, SecretUpdate, UpdatedSecret, create_secret, disable_secret, find_secret,
+    note_secret_used, open_secret, signing_secrets, update_secret,
+};
+use contracts::{SecretId, Timestamp};
 use testkit::{Engine, keyring};
 
 use crate::stage::{Stage, accepted, at_once, on_both_engines};
@@ -17,6 +20,12 @@ on_both_engines!(
     a_secrets_plain_text_and_key_are_nowhere_in_the_database,
     a_delivery_is_frozen_with_the_current_secret,
     the_use_of_a_secret_is_noted_at_most_once_a_minute,
+    a_promoted_secret_is_signed_with_and_so_is_the_one_before_within_the_overlap,
+    a_secret_that_is_current_again_has_no_demotion,
+    a_disabled_secret_is_not_signed_with_and_neither_is_one_that_is_of_no_use,
+    of_the_secrets_that_were_demoted_the_newest_three_are_signed_with,
+    a_secret_that_was_deleted_leaves_no_demotion_and_its_heir_is_current,
+    the_secrets_of_many_organizations_are_read_at_once_and_each_opens,
 );
 
 async fn the_first_secret_becomes_current_and_later_ones_do_not(engine: Engine) {
@@ -109,5 +118,119 @@ async fn the_use_of_a_secret_is_noted_at_most_once_a_minute(engine: Engine) {
         note_secret_used(&mut stage.conn, stage.now, made.id).unwrap();
         let secret = find_secret(&mut stage.conn, stage.org, made.id).unwrap().unwrap();
         assert_eq!((secret.last_used_at, secret.updated_at), (Some(noted), made.updated_at));
+    }
+}
+
+const OVERLAP: Duration = Duration::from_secs(24 * 3600);
+const SECOND: Duration = Duration::from_secs(1);
+
+impl Stage {
+    /// A new secret, a second later.
+    fn secret(&mut self) -> SecretId {
+        self.advance(SECOND);
+        create_secret(&mut self.conn, self.now, &keyring(), self.org, None).unwrap().secret.id
+    }
+
+    /// Promotes it, a second later.
+    fn promote(&mut self, id: SecretId) {
+        self.advance(SECOND);
+        let update = SecretUpdate { label: None, promote: true };
+        let updated = update_secret(&mut self.conn, self.now, self.org, id, &update).unwrap();
+        assert!(matches!(updated, UpdatedSecret::Updated(secret) if secret.is_current));
+    }
+
+    fn disable(&mut self, id: SecretId) {
+        self.advance(SECOND);
+        assert!(disable_secret(&mut self.conn, self.now, self.org, id).unwrap());
+    }
+
+    /// What a request is signed with that was frozen with that secret: ids, which is current, and since when others are
+    /// not.
+    fn valid(&mut self, frozen: Option<SecretId>) -> Vec<(SecretId, bool, Option<Timestamp>)> {
+        let (org, after) = (self.org, self.now - OVERLAP);
+        let secrets = signing_secrets(&mut self.conn, &[(org, frozen)], after).unwrap();
+        assert!(secrets.iter().all(|secret| secret.org_id == org));
+        secrets.iter().map(|secret| (secret.id, secret.is_current, secret.demoted_at)).collect()
+    }
+}
+
+async fn a_promoted_secret_is_signed_with_and_so_is_the_one_before_within_the_overlap(engine: Engine) {
+    let mut stage = Stage::new(engine);
+    assert_eq!(stage.valid(None), []);
+    let (first, second) = (stage.secret(), stage.secret());
+    assert_eq!(stage.valid(None), [(first, true, None)]);
+    assert_eq!(stage.valid(Some(second)), [(first, true, None), (second, false, None)], "named");
+    stage.promote(second);
+    let promoted = stage.now;
+    let both = [(second, true, None), (first, false, Some(promoted))];
+    let label = SecretUpdate { label: Some(Some("old".into())), promote: false };
+    update_secret(&mut stage.conn, stage.now, stage.org, first, &label).unwrap();
+    stage.promote(second); // it is current already
+    for frozen in [None, Some(first), Some(second)] {
+        assert_eq!(stage.valid(frozen), both, "{frozen:?}");
+    }
+    stage.now = promoted + OVERLAP - Duration::from_micros(1);
+    assert_eq!(stage.valid(None), both);
+    stage.now = promoted + OVERLAP;
+    assert_eq!(stage.valid(None), [(second, true, None)]);
+    assert_eq!(stage.valid(Some(first)), [(second, true, None), (first, false, None)], "still enabled");
+}
+
+async fn a_secret_that_is_current_again_has_no_demotion(engine: Engine) {
+    let mut stage = Stage::new(engine);
+    let (first, second) = (stage.secret(), stage.secret());
+    stage.promote(second);
+    stage.promote(first);
+    assert_eq!(stage.valid(None), [(first, true, None), (second, false, Some(stage.now))]);
+}
+
+async fn a_disabled_secret_is_not_signed_with_and_neither_is_one_that_is_of_no_use(engine: Engine) {
+    let mut stage = Stage::new(engine);
+    let (first, second, unused) = (stage.secret(), stage.secret(), stage.secret());
+    stage.promote(second);
+    stage.disable(first);
+    for frozen in [None, Some(first), Some(SecretId::new(stage.now))] {
+        assert_eq!(stage.valid(frozen), [(second, true, None)], "{frozen:?}");
+    }
+    stage.disable(unused);
+    stage.disable(second);
+    assert_eq!(stage.valid(Some(second)), []);
+}
+
+async fn of_the_secrets_that_were_demoted_the_newest_three_are_signed_with(engine: Engine) {
+    let mut stage = Stage::new(engine);
+    let secrets: Vec<_> = (0..6).map(|_| stage.secret()).collect();
+    for secret in &secrets {
+        stage.promote(*secret);
+    }
+    let ids: Vec<_> = stage.valid(Some(secrets[0])).iter().map(|(id, ..)| *id).collect();
+    assert_eq!(ids, [5, 4, 3, 2, 0].map(|n| secrets[n]));
+    assert_eq!(stage.number("SELECT count(*) FROM signing_secrets WHERE demoted_at IS NOT NULL"), 3);
+}
+
+async fn a_secret_that_was_deleted_leaves_no_demotion_and_its_heir_is_current(engine: Engine) {
+    let mut stage = Stage::new(engine);
+    let (first, second) = (stage.secret(), stage.secret());
+    stage.promote(second);
+    stage.disable(second);
+    assert_eq!(stage.valid(Some(second)), [(first, true, None)]);
+    assert_eq!(stage.number("SELECT count(*) FROM signing_secrets WHERE demoted_at IS NOT NULL"), 0);
+}
+
+async fn the_secrets_of_many_organizations_are_read_at_once_and_each_opens(engine: Engine) {
+    let mut stage = Stage::new(engine);
+    let (other, ring) = (stage.other_org(), keyring());
+    let made =
+        [stage.org, other].map(|org| create_secret(&mut stage.conn, stage.now, &ring, org, None).unwrap());
+    let spare = create_secret(&mut stage.conn, stage.now, &ring, other, None).unwrap();
+    let wanted = [(stage.org, None), (other, Some(made[1].secret.id)), (other, Some(spare.secret.id))];
+    let secrets = signing_secrets(&mut stage.conn, &wanted, stage.now).unwrap();
+    assert_eq!(secrets.len(), 3);
+    for made in made.iter().chain([&spare]) {
+        let secret = secrets.iter().find(|secret| secret.id == made.secret.id).unwrap();
+        assert_eq!((secret.org_id, secret.is_current), (made.secret.org_id, made.secret.is_current));
+        assert_eq!(secret.open(&ring).unwrap().plain(), made.plain_secret.plain());
+        let stranger = Keyring::parse(&[Keyring::generate("other").as_str()]).unwrap();
+        assert_eq!(secret.open(&stranger).unwrap_err(), OpenError::KeyMissing("test".into()));
     }
 }
