@@ -109,7 +109,7 @@ mod tests {
     }
 
     fn signed_with(secret: &SigningSecret) -> Vec<(&'static str, String)> {
-        signed_with_all(secret, &[secret.clone()])
+        signed_with_all(secret, std::slice::from_ref(secret))
     }
 
     fn signed_with_all(runflow: &SigningSecret, webhook: &[SigningSecret]) -> Vec<(&'static str, String)> {
