@@ -3,7 +3,7 @@
 //!
 //! What is done when is decided by `engine`'s state machine; this crate drives it. One attempt's way through the files:
 //! `driver` hears a doorbell or a tick and hands it to the machine → `transactions` claims → `attempt` signs
-//! (`signer`) and sends (`sender`, `client`, `resolver`) → `transactions` records → `report` logs.
+//! (`signer`) and sends (`sender`, `client`, `resolver`, measured by `trace`) → `transactions` records → `report` logs.
 
 mod attempt;
 mod client;
