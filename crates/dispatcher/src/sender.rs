@@ -89,8 +89,12 @@ impl Sender {
             }
         };
         let status = response.status().as_u16();
-        let retry_after =
-            response.headers().get(RETRY_AFTER).and_then(|value| value.to_str().ok()).map(str::to_owned);
+        let retry_after = response
+            .headers()
+            .get_all(RETRY_AFTER)
+            .iter()
+            .map(|value| String::from_utf8_lossy(value.as_bytes()).into_owned())
+            .collect();
         // The head has decided. The body is for the record, as far as it comes in time.
         let mut body = Vec::new();
         let mut read = 0;
