@@ -146,7 +146,11 @@ impl Harness {
 
     pub(crate) async fn delivery(&self, id: DeliveryId) -> Delivery {
         let org = self.org;
-        self.store.read(move |tx| store::find_delivery(tx, org, id)).await.unwrap().unwrap()
+        self.store
+            .read(move |tx| store::find_delivery(tx, org, id, store::DeliveryParts::ALL))
+            .await
+            .unwrap()
+            .unwrap()
     }
 
     /// The delivery as soon as `is_there`: there is no event to wait for but the row itself.
