@@ -101,13 +101,8 @@ impl<T: Serialize> Serialize for Selected<'_, T> {
 
 impl<T: Item> PartialSchema for Selected<'_, T> {
     fn schema() -> RefOr<Schema> {
-        let mut part = T::schema();
-        if let RefOr::T(Schema::Object(object)) = &mut part {
-            object.required.clear();
-            object.title = Some(format!("Partial{}", T::name()));
-            object.description = Some("The keys that were named in `fields`.".to_owned());
-        }
-        AnyOfBuilder::new().item(Ref::from_schema_name(T::name())).item(part).into()
+        let whole_or_part = [T::name(), partial_name::<T>()].map(Ref::from_schema_name);
+        whole_or_part.into_iter().fold(AnyOfBuilder::new(), AnyOfBuilder::item).into()
     }
 }
 
@@ -119,7 +114,17 @@ impl<T: Item> ToSchema for Selected<'_, T> {
     fn schemas(schemas: &mut Vec<(String, RefOr<Schema>)>) {
         T::schemas(schemas);
         schemas.push((T::name().into(), T::schema()));
+        let mut partial = T::schema();
+        if let RefOr::T(Schema::Object(object)) = &mut partial {
+            object.required.clear();
+            object.description = Some("The keys that were named in `fields`.".to_owned());
+        }
+        schemas.push((partial_name::<T>().into(), partial));
     }
+}
+
+fn partial_name<T: Item>() -> Cow<'static, str> {
+    format!("Partial{}", T::name()).into()
 }
 
 /// Passes on the selected fields of a struct. What is left out is not even serialized.
