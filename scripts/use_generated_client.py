@@ -8,10 +8,11 @@ import time
 import uuid
 
 from redial_client.client import AuthenticatedClient
-from redial_client.api.callback_deliveries import get_delivery, list_deliveries
+from redial_client.api.callback_deliveries import get_delivery, list_deliveries, withdraw_delivery
 from redial_client.api.callback_secrets import create_secret, list_secrets
 from redial_client.api.runs import create_redelivery, get_run, list_deliveries_of_run, record_run
 from redial_client.models import CreateRedeliveryBody, CreateSecretBody, DeliveryStatus, ErrorBody
+from redial_client.models import ListDeliveriesFieldsItem, PartialDelivery, Timing, WithdrawDeliveryBody
 from redial_client.models import RecordRunBody, RecordRunBodyStatusCode
 
 
@@ -57,6 +58,13 @@ def main(url, token, receiver):
     page = list_deliveries.sync(client=client, run_id=run, limit=1)
     rest = list_deliveries.sync(client=client, run_id=run, limit=1, pq=page.next_)
     assert [item.id for item in page.items + rest.items] == [redelivery.id, automatic.id]
+
+    fields = [ListDeliveriesFieldsItem.ATTEMPTS_TIMING]
+    (shown,) = list_deliveries.sync(client=client, run_id=run, limit=1, fields=fields).items
+    assert isinstance(shown, PartialDelivery) and set(shown.to_dict()) == {"attempts"}, shown
+    assert isinstance(shown.attempts[0].timing, Timing) and not redelivery.attempts[0].timing
+    refused = withdraw_delivery.sync(redelivery.id, client=client, body=WithdrawDeliveryBody())
+    assert isinstance(refused, ErrorBody) and refused.code == "CONFLICT", refused
     print("the generated client performed a redelivery and read its history")
 
 

@@ -4,7 +4,7 @@ use actix_web::http::StatusCode;
 use actix_web::http::header::ContentType;
 use actix_web::web::{Bytes, Data};
 use actix_web::{HttpRequest, HttpResponse};
-use contracts::{Object, OrgId};
+use contracts::{FieldError, Object, OrgId};
 use serde::Serialize;
 use store::IdempotencyKey;
 use uuid::Uuid;
@@ -59,6 +59,12 @@ impl Call {
     /// The members of a body that may be left out altogether.
     pub(crate) fn optional_object(&self) -> Result<Object, ApiError> {
         if self.body.is_empty() { Ok(Object::new()) } else { body::object(self.json()?) }
+    }
+
+    /// Refuses a body that says anything: it may be left out, or be an empty object.
+    pub(crate) fn no_body(&self) -> Result<(), ApiError> {
+        let unknown: Vec<FieldError> = body::unknown_fields(&self.optional_object()?).collect();
+        if unknown.is_empty() { Ok(()) } else { Err(unknown.into()) }
     }
 }
 

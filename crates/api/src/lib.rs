@@ -23,6 +23,7 @@ mod rate_limit;
 mod readiness;
 mod request_id;
 mod routes;
+mod selection;
 mod server;
 mod unparsed;
 mod unread;

@@ -7,6 +7,8 @@ use serde_json::{Map, Value, json};
 use utoipa::openapi::{RefOr, Schema};
 use utoipa::{PartialSchema, ToSchema};
 
+use crate::selection::{Item, Selected};
+
 /// A call: what is served and how it is described (OpenAPI 3.1, "Operation Object").
 pub(crate) struct Operation {
     pub(crate) method: Method,
@@ -74,11 +76,11 @@ impl Operation {
         self.knows::<T>().answers_with(status, description, &schema, &json!([example]))
     }
 
-    /// An answer with a page of `T`.
-    pub(crate) fn answers_page<T: ToSchema>(self, description: &str, example: &Value) -> Operation {
-        let mut this = self.knows::<T>();
+    /// An answer with a page of `T`, whose keys may be selected.
+    pub(crate) fn answers_page<T: Item + 'static>(self, description: &str, example: &Value) -> Operation {
+        let mut this = self.knows::<Selected<'_, T>>();
         let name = format!("{}Page", T::name()); // utoipa calls every page the same
-        this.schemas.push((name.clone(), Page::<T>::schema()));
+        this.schemas.push((name.clone(), Page::<Selected<'_, T>>::schema()));
         let example: Page<&Value> = Page { items: vec![example], first: None, next: None, previous: None };
         this.answers_with(200, description, &reference(&name), &json!(example))
     }

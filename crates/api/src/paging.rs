@@ -10,6 +10,7 @@ use uuid::Uuid;
 
 use crate::operation::query;
 use crate::params::{Fault, Query};
+use crate::selection::{self, Item, Selected, Selection};
 
 const MAX_LIMIT: usize = 500;
 const DEFAULT_LIMIT: usize = 50;
@@ -23,8 +24,8 @@ enum Cursor {
     At(Position),
 }
 
-/// What the query may hold that says which page is wanted.
-pub(crate) fn parameters() -> Vec<Value> {
+/// What the query may hold that says which page of `T` is wanted, and what of each.
+pub(crate) fn parameters<T: Item>() -> Vec<Value> {
     let limit = json!({"type": "integer", "minimum": 1, "maximum": MAX_LIMIT, "default": DEFAULT_LIMIT});
     let sort_by = json!({"type": "string", "enum": ["created_at:desc", "created_at:asc"], "default": "created_at:desc"});
     vec![
@@ -36,6 +37,7 @@ pub(crate) fn parameters() -> Vec<Value> {
             "Whether `pq` is a page's `previous`.",
         ),
         query("sort_by", &sort_by, "The order of the items."),
+        selection::parameter::<T>(),
     ]
 }
 
@@ -48,7 +50,7 @@ pub(crate) fn moment_parameters() -> [Value; 2] {
     ]
 }
 
-/// Takes the parameters of [`parameters`].
+/// Takes the parameters of [`parameters`] but the last, which is a [`Selection`].
 pub(crate) fn page_of(query: &mut Query) -> PageRequest {
     let limit = query.take("limit", parse_limit).unwrap_or(DEFAULT_LIMIT);
     let order = query.take("sort_by", parse_order).unwrap_or(SortOrder::Descending);
@@ -77,7 +79,11 @@ pub(crate) fn page_in_time(query: &mut Query) -> PageRequest {
 }
 
 /// The page with its cursors.
-pub(crate) fn page<T>(request: &PageRequest, found: Rows<T>) -> Page<T> {
+pub(crate) fn page<'a, T>(
+    request: &PageRequest,
+    found: Rows<T>,
+    selection: &'a Selection,
+) -> Page<Selected<'a, T>> {
     let Rows { rows, more } = found;
     let (is_not_first, is_not_last) =
         if request.backwards { (more, request.from.is_some()) } else { (request.from.is_some(), more) };
@@ -86,7 +92,7 @@ pub(crate) fn page<T>(request: &PageRequest, found: Rows<T>) -> Page<T> {
         first: is_not_first.then(|| encode(Cursor::Start, request.order)),
         next: is_not_last.then(|| cursor(rows.last())).flatten(),
         previous: is_not_first.then(|| cursor(rows.first())).flatten(),
-        items: rows.into_iter().map(|(_, item)| item).collect(),
+        items: rows.into_iter().map(|(_, item)| selection.apply(item)).collect(),
     }
 }
 

@@ -10,8 +10,8 @@ use anyhow::{Context, Result, ensure};
 use contracts::{Delivery, DeliveryStatus, OrgId, RunId, RunUpdate, Scopes};
 use queue::{Broker, Depth};
 use store::{
-    AcceptPolicy, DatabaseUrl, Deliver, DeliveryFilter, Keyring, PageRequest, SortOrder, Store, StoreError,
-    count_deliveries, deliveries_page, record_run,
+    AcceptPolicy, DatabaseUrl, Deliver, DeliveryFilter, DeliveryParts, Keyring, PageRequest, SortOrder,
+    Store, StoreError, count_deliveries, deliveries_page, record_run,
 };
 use testkit::RabbitNode;
 use tokio::time::sleep;
@@ -242,7 +242,7 @@ impl Site {
                     created_after: None,
                     created_before: None,
                 };
-                deliveries_page(tx, org, &DeliveryFilter::default(), &request)
+                deliveries_page(tx, org, &DeliveryFilter::default(), &request, DeliveryParts::SHOWN)
             });
             let page = page.await?;
             from = page.rows.last().map(|(position, _)| *position);

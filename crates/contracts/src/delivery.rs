@@ -140,13 +140,12 @@ pub struct Delivery {
 
 impl Serialize for Delivery {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        let payload = serde_json::from_str(&self.payload_bytes).map_err(serde::ser::Error::custom)?;
         Shown {
             id: self.id,
             run_id: self.run_id,
             callback_url: &self.callback_url,
             payload_bytes: &self.payload_bytes,
-            payload,
+            payload: Parsed(&self.payload_bytes),
             signing_secret_id: self.signing_secret_id,
             is_automatic: self.is_automatic,
             status_code: self.status_code,
@@ -176,6 +175,16 @@ impl ToSchema for Delivery {
     }
 }
 
+/// A text that is JSON, written as what it says. It is parsed only where it is written.
+struct Parsed<'a>(&'a str);
+
+impl Serialize for Parsed<'_> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let parsed: &RawValue = serde_json::from_str(self.0).map_err(serde::ser::Error::custom)?;
+        parsed.serialize(serializer)
+    }
+}
+
 /// The delivery as the API shows it, keys in the contract's order.
 #[derive(Serialize, ToSchema)]
 #[schema(description = "The obligation to bring one frozen payload to one URL, with its attempts.")]
@@ -188,7 +197,7 @@ struct Shown<'a> {
     payload_bytes: &'a str,
     /// The same, parsed.
     #[schema(value_type = Object)]
-    payload: &'a RawValue,
+    payload: Parsed<'a>,
     /// The secret it was frozen with; null when the organization had none.
     #[schema(required)]
     signing_secret_id: Option<SecretId>,

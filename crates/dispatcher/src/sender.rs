@@ -116,7 +116,9 @@ impl Sender {
             headers: Some(kept_headers(headers)),
             ..trace.timing()
         };
-        let retry_after = headers.get(RETRY_AFTER).and_then(|value| value.to_str().ok()).map(str::to_owned);
+        let retry_after = headers.get_all(RETRY_AFTER).iter();
+        let retry_after =
+            retry_after.map(|value| String::from_utf8_lossy(value.as_bytes()).into_owned()).collect();
         let status = response.status().as_u16();
         let body = response_body::text(headers, &body);
         (Outcome::Answered(Response { status, body, retry_after }), timing)

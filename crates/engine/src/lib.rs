@@ -19,4 +19,5 @@ pub use lease::{Claimed, HeldAttempt, Lease, SendWindow};
 pub use outcome::{BODY_KEPT, Failure, LocalFailure, Measured, Outcome, Response, kept_body};
 pub use result::{AttemptRecord, AttemptResult, Effect, HoldChange, Settlement};
 pub use retry::RetryPolicy;
+pub use settle::http_error;
 pub use transition::Transition;

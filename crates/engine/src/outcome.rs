@@ -22,8 +22,8 @@ pub struct Response {
     pub status: u16,
     /// The start of the body, cleaned for storing.
     pub body: String,
-    /// The `Retry-After` header, as it came.
-    pub retry_after: Option<String>,
+    /// The `Retry-After` headers, as they came.
+    pub retry_after: Vec<String>,
 }
 
 /// What was measured of an attempt, for the record.

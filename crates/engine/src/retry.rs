@@ -3,6 +3,8 @@
 use std::time::{Duration, SystemTime};
 
 use contracts::{AttemptNumber, Timestamp};
+use time::OffsetDateTime;
+use time::format_description::well_known::Rfc2822;
 
 use crate::outcome::Response;
 
@@ -31,19 +33,47 @@ impl RetryPolicy {
     }
 }
 
-/// The wait a 429 or 503 asks for, in seconds or as an HTTP date (RFC 9110 section 10.2.3), capped.
+/// The wait that a 429 or 503 asks for (RFC 9110 section 10.2.3), capped. Of several the longest counts.
 pub(crate) fn retry_after(response: &Response, now: Timestamp) -> Option<Duration> {
     if !matches!(response.status, 429 | 503) {
         return None;
     }
-    let text = response.retry_after.as_deref()?.trim();
-    let wait = match text.parse() {
-        Ok(seconds) => Duration::from_secs(seconds),
+    response.retry_after.iter().flat_map(|header| waits(header, now)).max()
+}
+
+/// The waits in a comma-separated list. A date has a comma of its own, after the weekday.
+fn waits(list: &str, now: Timestamp) -> impl Iterator<Item = Duration> {
+    let ends = list.match_indices(',').map(|(at, _)| at).chain([list.len()]);
+    let mut start = 0;
+    let mut weekday = 0;
+    ends.filter_map(move |end| {
+        let (alone, dated) = (&list[start..end], &list[weekday..end]);
+        (weekday, start) = (start, end + 1);
+        let wait = seconds(alone).or_else(|| Some(date(dated).or_else(|| date(alone))?.since(now)));
+        wait.map(|wait| wait.min(LONGEST_RETRY_AFTER))
+    })
+}
+
+/// A number of seconds: of any size, and more leniently than the RFC with a fraction.
+fn seconds(text: &str) -> Option<Duration> {
+    let text = text.trim();
+    if !text.bytes().all(|byte| byte.is_ascii_digit() || byte == b'.') {
+        return None;
+    }
+    let seconds: f64 = text.parse().ok()?;
+    Some(Duration::try_from_secs_f64(seconds).unwrap_or(Duration::MAX))
+}
+
+/// A date in one of HTTP's three forms, or with the offset of mails (RFC 2822), as many write it.
+fn date(text: &str) -> Option<Timestamp> {
+    let text = text.trim();
+    let micros = match httpdate::parse_http_date(text) {
+        Ok(date) => date.duration_since(SystemTime::UNIX_EPOCH).ok()?.as_micros(),
         Err(_) => {
-            let date = httpdate::parse_http_date(text).ok()?;
-            let since_1970 = date.duration_since(SystemTime::UNIX_EPOCH).ok()?;
-            (Timestamp::from_micros(0) + since_1970).since(now)
+            let known_zone = text.strip_suffix("UTC").map(|text| format!("{text}GMT"));
+            let date = OffsetDateTime::parse(known_zone.as_deref().unwrap_or(text), &Rfc2822).ok()?;
+            u128::try_from(date.unix_timestamp()).ok()? * 1_000_000
         }
     };
-    Some(wait.min(LONGEST_RETRY_AFTER))
+    i64::try_from(micros).ok().map(Timestamp::from_micros)
 }

@@ -110,7 +110,7 @@ impl RetryPolicy {
                 let failure = Failure { reason: FailureReason::Timeout, detail };
                 return (Some(failure), Settlement::HandedBack(now + wait));
             }
-            Outcome::Answered(response) => http_error(response.status, timing),
+            Outcome::Answered(response) => http_error(response.status.into(), location(timing)),
             Outcome::Failed(failure) => failure.clone(),
         };
         if held.attempt >= held.max_attempts {
@@ -122,16 +122,21 @@ impl RetryPolicy {
     }
 }
 
-fn http_error(status: u16, timing: &Timing) -> Failure {
-    let phrase = http::StatusCode::from_u16(status).ok().and_then(|code| code.canonical_reason());
+/// What a status that is no success says, and where it leads.
+pub fn http_error(status: i32, location: Option<&str>) -> Failure {
+    let code = u16::try_from(status).ok().and_then(|status| http::StatusCode::from_u16(status).ok());
+    let phrase = code.and_then(|code| code.canonical_reason());
     let phrase = phrase.map(|phrase| format!(" {phrase}")).unwrap_or_default();
-    let location = timing.headers.as_ref().and_then(|headers| headers.get("location"));
     let redirect = match (status, location) {
         (300..=399, Some(location)) => format!(" to {location}; redirects are not followed"),
         _ => String::new(),
     };
     let detail = format!("the receiver answered {status}{phrase}{redirect}");
     Failure { reason: FailureReason::HttpError, detail }
+}
+
+fn location(timing: &Timing) -> Option<&str> {
+    timing.headers.as_ref()?.get("location").map(String::as_str)
 }
 
 #[cfg(test)]
@@ -169,7 +174,7 @@ mod tests {
     }
 
     fn answered(status: u16, retry_after: Option<&str>) -> Outcome {
-        let retry_after = retry_after.map(str::to_owned);
+        let retry_after = retry_after.map(str::to_owned).into_iter().collect();
         Outcome::Answered(Response { status, body: String::new(), retry_after })
     }
 
@@ -235,6 +240,77 @@ mod tests {
         assert_eq!(wait(503, "Mon, 06 Nov 2023 05:32:56 GMT"), 10);
         assert_eq!(wait(503, "soon"), 10);
         assert_eq!(wait(500, "30"), 10);
+    }
+
+    /// The wait that these headers of a 503 ask for.
+    fn asked(headers: &[&str]) -> Option<Duration> {
+        let headers = headers.iter().map(|header| (*header).to_owned()).collect();
+        retry_after(&Response { status: 503, body: String::new(), retry_after: headers }, now())
+    }
+
+    #[test]
+    fn a_retry_after_of_any_size_is_read_and_capped() {
+        for seconds in ["3601", "99999999999999999999", &"9".repeat(400), "3600.5"] {
+            assert_eq!(asked(&[seconds]), Some(Duration::from_secs(3600)), "{seconds}");
+        }
+        assert_eq!(asked(&["0"]), Some(Duration::ZERO));
+        assert_eq!(asked(&[" 1.5 "]), Some(Duration::from_millis(1500)));
+        assert_eq!(asked(&["0.25"]), Some(Duration::from_millis(250)));
+    }
+
+    #[test]
+    fn the_longest_of_several_retry_afters_counts() {
+        assert_eq!(asked(&["10", "30", "20"]), Some(Duration::from_secs(30)));
+        assert_eq!(asked(&["10, 30 ,20"]), Some(Duration::from_secs(30)));
+        assert_eq!(asked(&["soon", "10", "-30"]), Some(Duration::from_secs(10)));
+        let dated = "5, Tue, 07 Nov 2023 05:32:56 GMT, soon, Tuesday, 07-Nov-23 05:33:26 GMT,20";
+        assert_eq!(asked(&[dated]), Some(Duration::from_secs(90)));
+    }
+
+    #[test]
+    fn a_retry_after_may_be_a_date_of_http_or_of_mails() {
+        for date in [
+            "Tue, 07 Nov 2023 05:32:56 GMT",
+            "Tuesday, 07-Nov-23 05:32:56 GMT",
+            "Tue Nov  7 05:32:56 2023",
+            "Tue, 07 Nov 2023 05:32:56 +0000",
+            "Tue, 07 Nov 2023 05:32:56 -0000",
+            "Tue, 7 Nov 2023 05:32:56 UTC",
+            "07 Nov 2023 05:32:56 UT",
+            "Tue, 07 Nov 2023 00:32:56 -0500",
+            "Tue, 07 Nov 2023 00:32:56 EST",
+            "Tue, 07 Nov 2023 11:02:56 +0530",
+        ] {
+            assert_eq!(asked(&[date]), Some(Duration::from_secs(60)), "{date}");
+        }
+        assert_eq!(asked(&["Mon, 06 Nov 2023 05:32:56 +0000"]), Some(Duration::ZERO));
+        assert_eq!(asked(&["Fri, 31 Dec 9999 23:59:59 GMT"]), Some(Duration::from_secs(3600)));
+    }
+
+    #[test]
+    fn a_retry_after_that_says_nothing_is_ignored() {
+        let nonsense = [
+            "",
+            " ",
+            ",",
+            "soon",
+            "-1",
+            "-1.5",
+            ".",
+            "1.2.3",
+            "1e3",
+            "inf",
+            "NaN",
+            "0x10",
+            "5s",
+            "2023-11-07",
+            "Tue",
+            "\u{0}",
+        ];
+        for text in nonsense {
+            assert_eq!(asked(&[text]), None, "{text}");
+        }
+        assert_eq!(asked(&[]), None);
     }
 
     #[test]

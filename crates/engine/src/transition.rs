@@ -120,6 +120,12 @@ impl Transition {
         Transition::given_up(delivery_id, Departure::waiting(0), FailureReason::Erased, detail, now)
     }
 
+    /// A client withdraws a waiting delivery, tried or not.
+    pub fn withdrawn(delivery_id: DeliveryId, now: Timestamp) -> Transition {
+        let detail = "a client withdrew it";
+        Transition::given_up(delivery_id, Departure::waiting(0), FailureReason::Withdrawn, detail, now)
+    }
+
     fn given_up(
         delivery_id: DeliveryId,
         from: Departure,

@@ -1,17 +1,17 @@
-//! What apis do: accept redeliveries, record runs, erase them, ring for deliveries.
+//! What apis do: accept redeliveries, withdraw deliveries, record runs, erase them, ring for deliveries.
 
 use std::time::Duration;
 
-use contracts::{Delivery, Job, Timestamp};
+use contracts::{Delivery, DeliveryStatus, FailureReason, Job, Timestamp};
 use rand::prelude::*;
 use store::{
-    AnyConnection, Deliver, Erasure, RecordedRun, Redelivery, RedeliveryRequest, StoreError, erase_run,
-    record_run, redeliver_batch,
+    AnyConnection, Deliver, Erasure, RecordedRun, Redelivery, RedeliveryRequest, StoreError, Withdrawal,
+    erase_run, record_run, redeliver_batch, withdraw,
 };
 
 use crate::checks::Cause;
 use crate::transactions::Fate;
-use crate::world::{ORG, Step, World};
+use crate::world::{ORG, Step, World, promise};
 
 /// An api.
 #[derive(Default)]
@@ -67,6 +67,27 @@ impl World<'_> {
                 RecordedRun::StatusConflict(_) | RecordedRun::Erased => Ok(Vec::new()),
             }
         })
+    }
+
+    /// A client withdraws a run's latest delivery: it ends if it waits, and only then.
+    pub(crate) fn withdraw(&mut self) -> Step {
+        let run = self.any_run();
+        let (now, fate) = (self.database_time(), self.fate());
+        let Some(place) = self.runs[run].deliveries.last().copied() else { return Ok(()) };
+        if fate == Fate::RolledBack {
+            return Ok(());
+        }
+        let Delivery { id, status_code, failure_reason_code, .. } = self.facts.deliveries[place].delivery;
+        let withdrawal = self.database.transaction(true, |tx| withdraw(tx, now, ORG, id, None))?;
+        let waits = status_code == DeliveryStatus::Pending;
+        let is_withdrawn = matches!(withdrawal, Withdrawal::Withdrawn(_));
+        let may_be = waits || failure_reason_code == Some(FailureReason::Withdrawn);
+        promise(is_withdrawn == may_be, || format!("I2: d{place} is {status_code}, and: {withdrawal:?}"))?;
+        self.log(|_| format!("d{place} is {}withdrawn", if is_withdrawn { "" } else { "not " }));
+        if waits {
+            self.count("a delivery withdrawn");
+        }
+        self.check(&Cause::Api)
     }
 
     /// An operator erases what a run's callbacks said.

@@ -2,7 +2,7 @@
 
 use contracts::{Attempt, Delivery, DeliveryId, DeliveryStatus, Timestamp};
 use engine::{AttemptResult, Claimed, Effect};
-use store::find_delivery;
+use store::{DeliveryParts, find_delivery};
 
 use crate::facts::KnownDelivery;
 use crate::world::{ORG, Step, World, promise};
@@ -26,7 +26,8 @@ impl World<'_> {
             to_read.extend(self.check_holds(cause, &asked)?);
         }
         for id in &to_read {
-            let read = self.database.transaction(true, |tx| find_delivery(tx, ORG, *id))?;
+            let read =
+                self.database.transaction(true, |tx| find_delivery(tx, ORG, *id, DeliveryParts::ALL))?;
             let Some(delivery) = read else {
                 return promise(false, || format!("I1: a delivery has vanished: {}", self.facts.name(*id)));
             };
@@ -145,7 +146,8 @@ impl World<'_> {
     pub(crate) fn check_all(&mut self) -> Step {
         let ids: Vec<DeliveryId> = self.facts.deliveries.iter().map(|known| known.delivery.id).collect();
         for id in ids {
-            let read = self.database.transaction(true, |tx| find_delivery(tx, ORG, id))?;
+            let read =
+                self.database.transaction(true, |tx| find_delivery(tx, ORG, id, DeliveryParts::ALL))?;
             let known = &self.facts.deliveries[self.facts.place(id)];
             promise(read.as_ref() == Some(&known.delivery), || {
                 format!("I1: {} has vanished, or changed unseen", self.facts.name(id))

@@ -73,6 +73,7 @@ const EXPECTED: &[&str] = &[
     "accepted",
     "accepted, and the client was not told",
     "a run's end announced",
+    "a delivery withdrawn",
     "a run erased",
     "a late result of an erased run",
     "an api killed between commit and publish",

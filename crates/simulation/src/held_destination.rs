@@ -174,6 +174,7 @@ fn shape() -> Shape {
         has_large_payloads: false,
         has_troubles: false,
         refuses_rows: false,
+        withdraws: false,
     }
 }
 

@@ -24,6 +24,7 @@ enum Event {
     Ask(usize),
     Report(usize),
     Erase,
+    Withdraw,
     Ring(usize),
     KillApi(usize),
     GiveOut(usize),
@@ -181,6 +182,9 @@ impl World<'_> {
         if self.shape.erases {
             events.push((Event::Erase, 2));
         }
+        if self.shape.withdraws {
+            events.push((Event::Withdraw, 3));
+        }
         if self.shape.sets_database_clock {
             events.push((Event::SetDatabaseClock, 2));
         }
@@ -317,6 +321,7 @@ impl World<'_> {
             Event::Ask(api) => return self.ask(api),
             Event::Report(api) => return self.report_run(api),
             Event::Erase => return self.erase(),
+            Event::Withdraw => return self.withdraw(),
             Event::Hear(d) => return self.hear(d),
             Event::Tick(d) => return self.tick(d),
             Event::Transact(d, index) => return self.transact(d, index),

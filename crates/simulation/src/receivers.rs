@@ -108,7 +108,7 @@ impl Manner {
 }
 
 fn answered(status: u16, retry_after: Option<u64>, after: Duration) -> Reply {
-    let retry_after = retry_after.map(|seconds| seconds.to_string());
+    let retry_after = retry_after.map(|seconds| seconds.to_string()).into_iter().collect();
     let response = Response { status, body: "an answer".into(), retry_after };
     Reply { outcome: Outcome::Answered(response), after, is_accepted: (200..300).contains(&status) }
 }

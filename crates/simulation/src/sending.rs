@@ -104,10 +104,8 @@ impl World<'_> {
 
     /// Notes what an answer asks for, by the dispatcher's clock.
     fn note_answer(&mut self, d: usize, attempt: &Attempt, outcome: &Outcome) {
-        let Outcome::Answered(Response { status: 429 | 503, retry_after: Some(wait), .. }) = outcome else {
-            return;
-        };
-        let Ok(seconds) = wait.parse() else { return };
+        let Outcome::Answered(Response { status: 429 | 503, retry_after, .. }) = outcome else { return };
+        let Some(seconds) = retry_after.first().and_then(|wait| wait.parse().ok()) else { return };
         let (wait, now) = (Duration::from_secs(seconds).min(LONGEST_WAIT), self.time_of(d));
         let held_until = now + wait.min(self.shape.limits.retry.hold_cap);
         let asks = Asks { retry_at: now + wait, held_until };

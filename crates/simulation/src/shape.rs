@@ -34,6 +34,8 @@ pub(crate) struct Shape {
     pub(crate) has_troubles: bool,
     /// The database refuses to write some rows.
     pub(crate) refuses_rows: bool,
+    /// Clients withdraw deliveries.
+    pub(crate) withdraws: bool,
 }
 
 impl Shape {
@@ -70,6 +72,7 @@ impl Shape {
             has_large_payloads: rng.random_bool(0.4),
             has_troubles: rng.random_bool(0.3),
             refuses_rows: rng.random_bool(0.15),
+            withdraws: rng.random_bool(0.2),
         }
     }
 }

@@ -164,7 +164,7 @@ impl Bench {
         let now = self.now;
         let succeeded = |claimed: &Claimed| {
             let outcome =
-                Outcome::Answered(Response { status: 200, body: "ok".to_owned(), retry_after: None });
+                Outcome::Answered(Response { status: 200, body: "ok".to_owned(), retry_after: Vec::new() });
             policy.settle(&claimed.held, AttemptId::new(now), outcome, Measured::default(), now, 0.0)
         };
         let results: Vec<_> = claimed.iter().map(succeeded).collect();

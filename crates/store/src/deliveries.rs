@@ -6,6 +6,7 @@ use contracts::{
     Attempt, Delivery, DeliveryId, DeliveryStatus, FailureReason, OrgId, RunId, SecretId, Timestamp, Timing,
 };
 use diesel::prelude::*;
+use diesel::sql_types::{Binary, Bool};
 use strum::VariantArray;
 
 use crate::columns::{Id, Key, Moment, Time};
@@ -16,11 +17,30 @@ use crate::runs::find_run;
 use crate::schema::{attempts, deliveries};
 use crate::steps::holds::wait_for_holds;
 
-/// A run's deliveries, newest first, with their attempts; none when the organization has no such run.
+/// Which costly parts of deliveries are read. One that is not is empty.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DeliveryParts {
+    /// `payload_bytes`, which `payload` is made of.
+    pub payload: bool,
+    /// The attempts.
+    pub attempts: bool,
+    /// Their `timing`.
+    pub timing: bool,
+}
+
+impl DeliveryParts {
+    /// Everything.
+    pub const ALL: DeliveryParts = DeliveryParts { payload: true, attempts: true, timing: true };
+    /// What the API shows unless told otherwise.
+    pub const SHOWN: DeliveryParts = DeliveryParts { timing: false, ..DeliveryParts::ALL };
+}
+
+/// A run's deliveries, newest first; none when the organization has no such run.
 pub fn deliveries_of_run(
     tx: &mut AnyConnection,
     org: OrgId,
     run: RunId,
+    parts: DeliveryParts,
 ) -> Result<Option<Vec<Delivery>>, StoreError> {
     if find_run(tx, org, run)?.is_none() {
         return Ok(None);
@@ -29,23 +49,24 @@ pub fn deliveries_of_run(
         .filter(deliveries::org_id.eq(Key::from(org)))
         .filter(deliveries::run_id.eq(Key::from(run)))
         .order_by((deliveries::created_at.desc(), deliveries::id.desc()))
-        .select(DeliveryRow::as_select())
+        .select((DeliveryRow::as_select(), payload(parts.payload)))
         .load(tx)?;
-    with_attempts(tx, rows).map(Some)
+    with_attempts(tx, rows, parts).map(Some)
 }
 
-/// The organization's delivery of that id, with its attempts.
+/// The organization's delivery of that id.
 pub fn find_delivery(
     tx: &mut AnyConnection,
     org: OrgId,
     id: DeliveryId,
+    parts: DeliveryParts,
 ) -> Result<Option<Delivery>, StoreError> {
     let rows = deliveries::table
         .find(Key::from(id))
         .filter(deliveries::org_id.eq(Key::from(org)))
-        .select(DeliveryRow::as_select())
+        .select((DeliveryRow::as_select(), payload(parts.payload)))
         .load(tx)?;
-    Ok(with_attempts(tx, rows)?.pop())
+    Ok(with_attempts(tx, rows, parts)?.pop())
 }
 
 /// Which deliveries a list shows: those that fit all that is given.
@@ -60,12 +81,13 @@ pub struct DeliveryFilter {
     pub failure_reason_code: Option<FailureReason>,
 }
 
-/// A page of the organization's deliveries, with their attempts.
+/// A page of the organization's deliveries.
 pub fn deliveries_page(
     tx: &mut AnyConnection,
     org: OrgId,
     filter: &DeliveryFilter,
     request: &PageRequest,
+    parts: DeliveryParts,
 ) -> Result<Rows<Delivery>, StoreError> {
     let mut found = Vec::new();
     for query in filter.queries(org) {
@@ -75,9 +97,9 @@ pub fn deliveries_page(
     let (positions, more) = request.gather(found);
     let rows = deliveries::table
         .filter(deliveries::id.eq_any(positions.iter().map(|at| Key(at.id))))
-        .select(DeliveryRow::as_select())
+        .select((DeliveryRow::as_select(), payload(parts.payload)))
         .load(tx)?;
-    let rows = in_order(positions, with_attempts(tx, rows)?, |delivery| delivery.id.0);
+    let rows = in_order(positions, with_attempts(tx, rows, parts)?, |delivery| delivery.id.0);
     Ok(Rows { rows, more })
 }
 
@@ -152,11 +174,28 @@ pub fn count_deliveries(
     rows.into_iter().map(counted).collect()
 }
 
-/// The deliveries of those rows, with their attempts. What waits for a held destination waits until its hold ends.
-fn with_attempts(tx: &mut AnyConnection, mut rows: Vec<DeliveryRow>) -> Result<Vec<Delivery>, StoreError> {
-    wait_for_holds(tx, rows.iter_mut().map(|row| (row.destination, &mut row.next_attempt_at)).collect())?;
-    let ids: Vec<Key> = rows.iter().map(|row| row.id).collect();
-    let mut delivered: Vec<Delivery> = rows.into_iter().map(Delivery::try_from).collect::<Result<_, _>>()?;
+/// The payload's column, or nothing in its place: the database does not even read it then.
+#[diesel::dsl::auto_type(no_type_alias)]
+fn payload(is_wanted: bool) -> _ {
+    let is_wanted = is_wanted.into_sql::<Bool>();
+    let nothing: diesel::dsl::AsExprOf<Vec<u8>, Binary> = Vec::new().into_sql::<Binary>();
+    diesel::dsl::case_when(is_wanted, deliveries::payload).otherwise(nothing)
+}
+
+/// The deliveries of those rows and payloads. What waits for a held destination waits until its hold ends.
+fn with_attempts(
+    tx: &mut AnyConnection,
+    mut rows: Vec<(DeliveryRow, Vec<u8>)>,
+    parts: DeliveryParts,
+) -> Result<Vec<Delivery>, StoreError> {
+    let waiting = rows.iter_mut().map(|(row, _)| (row.destination, &mut row.next_attempt_at));
+    wait_for_holds(tx, waiting.collect())?;
+    let ids: Vec<Key> = rows.iter().map(|(row, _)| row.id).collect();
+    let mut delivered: Vec<Delivery> =
+        rows.into_iter().map(|(row, payload)| row.into_delivery(payload)).collect::<Result<_, _>>()?;
+    if !parts.attempts {
+        return Ok(delivered);
+    }
     // A statement has a limited number of binds, and a run may have any number of deliveries.
     for (ids, deliveries) in ids.chunks(500).zip(delivered.chunks_mut(500)) {
         let found = attempts::table
@@ -165,7 +204,7 @@ fn with_attempts(tx: &mut AnyConnection, mut rows: Vec<DeliveryRow>) -> Result<V
             .select(AttemptRow::as_select())
             .load(tx)?;
         for attempt in found {
-            let attempt = Attempt::try_from(attempt)?;
+            let attempt = attempt.into_attempt(parts.timing)?;
             if let Some(delivery) = deliveries.iter_mut().find(|delivery| delivery.id == attempt.delivery_id)
             {
                 delivery.attempts.push(attempt);
@@ -182,7 +221,6 @@ struct DeliveryRow {
     run_id: Key,
     callback_url: String,
     destination: i64,
-    payload: Vec<u8>,
     signing_secret_id: Option<Key>,
     is_automatic: bool,
     status_code: String,
@@ -196,17 +234,16 @@ struct DeliveryRow {
     completed_at: Option<Time>,
 }
 
-impl TryFrom<DeliveryRow> for Delivery {
-    type Error = StoreError;
-
-    fn try_from(row: DeliveryRow) -> Result<Delivery, StoreError> {
+impl DeliveryRow {
+    fn into_delivery(self, payload: Vec<u8>) -> Result<Delivery, StoreError> {
+        let row = self;
         let unknown_status = |_| StoreError::corrupt("a delivery's status_code", &row.status_code);
         let reason = row.failure_reason_code.as_deref().map(str::parse::<FailureReason>).transpose();
         Ok(Delivery {
             id: row.id.into(),
             run_id: row.run_id.into(),
             callback_url: row.callback_url,
-            payload_bytes: String::from_utf8(row.payload)
+            payload_bytes: String::from_utf8(payload)
                 .map_err(|error| StoreError::corrupt("a payload", &error))?,
             signing_secret_id: row.signing_secret_id.map(SecretId::from),
             is_automatic: row.is_automatic,
@@ -248,23 +285,27 @@ struct AttemptRow {
     response_headers: Option<String>,
 }
 
-impl TryFrom<AttemptRow> for Attempt {
-    type Error = StoreError;
-
-    fn try_from(row: AttemptRow) -> Result<Attempt, StoreError> {
-        let reason = row.failure_reason_code.zip(row.failure_detail);
-        let headers = row.response_headers.map(|text| serde_json::from_str(&text)).transpose();
-        let timing = Timing {
+impl AttemptRow {
+    fn timing(&mut self) -> Result<Timing, StoreError> {
+        let row = self;
+        let headers = row.response_headers.as_deref().map(serde_json::from_str).transpose();
+        Ok(Timing {
             resolve: row.resolve_ms,
             connect: row.connect_ms,
             tls: row.tls_ms,
             send: row.send_ms,
             wait: row.wait_ms,
             body: row.body_ms,
-            remote_address: row.remote_address,
-            content_type: row.content_type,
+            remote_address: row.remote_address.take(),
+            content_type: row.content_type.take(),
             headers: headers.map_err(|error| StoreError::corrupt("an attempt's response_headers", &error))?,
-        };
+        })
+    }
+
+    fn into_attempt(mut self, has_timing: bool) -> Result<Attempt, StoreError> {
+        let timing = if has_timing { Some(self.timing()?) } else { None };
+        let row = self;
+        let reason = row.failure_reason_code.zip(row.failure_detail);
         Ok(Attempt {
             id: row.id.into(),
             delivery_id: row.delivery_id.into(),
@@ -274,7 +315,7 @@ impl TryFrom<AttemptRow> for Attempt {
             response_time_ms: row.response_time_ms,
             error_message: reason.map(|(reason, detail)| format!("{reason}: {detail}")),
             created_at: row.created_at.into(),
-            timing: Some(timing),
+            timing,
         })
     }
 }

@@ -1,9 +1,9 @@
 //! Erasing what one run's callbacks said, while what is known of their deliveries stays.
 
-use contracts::{DeliveryId, DeliveryStatus, OrgId, RunId, RunStatus, Timestamp};
+use contracts::{DeliveryId, DeliveryStatus, FailureReason, OrgId, RunId, RunStatus, Timestamp};
 use diesel::prelude::*;
 use diesel::sql_types::Integer;
-use engine::Transition;
+use engine::{AttemptRecord, Transition};
 use sha2::{Digest, Sha256};
 
 use crate::columns::{Id, Key, Time};
@@ -37,8 +37,8 @@ pub enum Erasure {
 /// What stands in place of an erased payload.
 const NOTHING: &[u8] = b"{}";
 
-/// Erases a run's output, metadata, failure message and URL, its deliveries' payloads and their attempts' response
-/// bodies. Hashes, sizes and times stay. A delivery that waits is ended as `erased` first; while one is being sent
+/// Erases a run's output, metadata, failure message and URL, its deliveries' payloads, and of their attempts the response
+/// bodies and headers and what sentences quote of them. Hashes, sizes and times stay. A delivery that waits is ended as `erased` first; while one is being sent
 /// nothing is done.
 ///
 /// Row versions that PostgreSQL keeps until its next vacuum, write-ahead logs and backups are not reached. SQLite
@@ -128,24 +128,51 @@ struct Parts<'a> {
 }
 
 impl Parts<'_> {
-    /// Erases one delivery's payload and its attempts' response bodies, and answers how many those were.
+    /// Erases one delivery's payload and its attempts' responses, and answers how many bodies those had.
     fn delivery(&mut self, id: DeliveryId) -> Result<usize, StoreError> {
         let key = Key::from(id);
         let payload: Vec<u8> = deliveries::table.find(key).select(deliveries::payload).first(self.tx)?;
         self.note(Some(key), None, "payload", Some(payload))?;
         diesel::update(deliveries::table.find(key)).set(deliveries::payload.eq(NOTHING)).execute(self.tx)?;
-        let answered = attempts::delivery_id.eq(key).and(attempts::response_body.is_not_null());
+        let of_delivery = attempts::delivery_id.eq(key);
         let bodies: Vec<(i32, String)> = attempts::table
-            .filter(answered)
+            .filter(of_delivery.and(attempts::response_body.is_not_null()))
             .select((attempts::attempt_number, attempts::response_body.assume_not_null()))
             .load(self.tx)?;
         for (number, body) in &bodies {
             self.note(Some(key), Some(*number), "response_body", Some(body))?;
         }
-        diesel::update(attempts::table.filter(answered))
-            .set(attempts::response_body.eq(None::<String>))
+        diesel::update(attempts::table.filter(of_delivery))
+            .set((
+                attempts::response_body.eq(None::<String>),
+                attempts::content_type.eq(None::<String>),
+                attempts::response_headers.eq(None::<String>),
+            ))
             .execute(self.tx)?;
+        self.sentences(key)?;
         Ok(bodies.len())
+    }
+
+    /// Puts the sentences of HTTP errors, which may quote a header, back to what the status alone says.
+    fn sentences(&mut self, delivery: Key) -> QueryResult<()> {
+        let http_error = <&str>::from(FailureReason::HttpError);
+        let refused: Vec<(i32, i32)> = attempts::table
+            .filter(attempts::delivery_id.eq(delivery))
+            .filter(attempts::failure_reason_code.eq(http_error))
+            .order_by(attempts::attempt_number)
+            .select((attempts::attempt_number, attempts::status_code.assume_not_null()))
+            .load(self.tx)?;
+        for (number, status) in &refused {
+            diesel::update(attempts::table.find((delivery, number)))
+                .set(attempts::failure_detail.eq(engine::http_error(*status, None).detail))
+                .execute(self.tx)?;
+        }
+        let Some((_, status)) = refused.last() else { return Ok(()) };
+        diesel::update(deliveries::table.find(delivery))
+            .filter(deliveries::failure_reason_code.eq(http_error))
+            .set(deliveries::failure_detail.eq(engine::http_error(*status, None).detail))
+            .execute(self.tx)
+            .map(drop)
     }
 
     fn note(
@@ -169,6 +196,18 @@ impl Parts<'_> {
             ))
             .execute(self.tx)?;
         Ok(())
+    }
+}
+
+/// Takes out of a record what is not kept of an erased run.
+pub(crate) fn forget_response(record: &mut AttemptRecord) {
+    record.response_body = None;
+    record.timing.content_type = None;
+    record.timing.headers = None;
+    if let (Some(failure), Some(status)) = (&mut record.failure, record.status_code)
+        && failure.reason == FailureReason::HttpError
+    {
+        *failure = engine::http_error(status, None);
     }
 }
 

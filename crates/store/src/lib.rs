@@ -27,11 +27,14 @@ mod secrets;
 mod steps;
 mod store;
 mod tokens;
+mod withdraw;
 
 pub use accept::{AcceptPolicy, Accepted, insert_delivery};
 pub use clock::Clock;
 pub use connect::{AnyConnection, DatabaseUrl, DatabaseUrlError};
-pub use deliveries::{DeliveryFilter, count_deliveries, deliveries_of_run, deliveries_page, find_delivery};
+pub use deliveries::{
+    DeliveryFilter, DeliveryParts, count_deliveries, deliveries_of_run, deliveries_page, find_delivery,
+};
 pub use erase::{Erasure, erase_run};
 pub use error::{RowsRefused, StoreError};
 pub use idempotency::{IdempotencyKey, forget_idempotency_keys};
@@ -55,3 +58,4 @@ pub use steps::recover::recover_leases;
 pub use steps::relay::{DueClaim, claim_due};
 pub use store::Store;
 pub use tokens::{NewToken, Principal, TokenText, authenticate, create_token};
+pub use withdraw::{Withdrawal, withdraw};

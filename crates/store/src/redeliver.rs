@@ -8,7 +8,7 @@ use engine::Transition;
 use crate::accept::{AcceptPolicy, Accepted, IsAutomatic, build, in_flight, insert_unless_in_flight};
 use crate::columns::Key;
 use crate::connect::AnyConnection;
-use crate::deliveries::find_delivery;
+use crate::deliveries::{DeliveryParts, find_delivery};
 use crate::error::StoreError;
 use crate::idempotency::{IdempotencyKey, Made, find_made, give_back, take_keys};
 use crate::runs::{RunToDeliver, find_runs_to_deliver};
@@ -151,7 +151,7 @@ fn repeat_known(
         let Some((org, key)) = request.key() else { continue };
         let Some(made) = known.get(&(org, key.key.clone())).filter(|_| answer.is_none()) else { continue };
         *answer = Some(if made.is_answer_to(key) {
-            let delivery = find_delivery(tx, org, made.id.into())?;
+            let delivery = find_delivery(tx, org, made.id.into(), AS_ACCEPTED)?;
             let gone = || StoreError::corrupt("the idempotency key of a delivery", &"it does not exist");
             Redelivery::Repeated(as_accepted(delivery.ok_or_else(gone)?))
         } else {
@@ -231,6 +231,9 @@ fn insert_or_refuse(
     Ok(())
 }
 
+/// What of a delivery is shown when it has been accepted.
+const AS_ACCEPTED: DeliveryParts = DeliveryParts { attempts: false, ..DeliveryParts::SHOWN };
+
 /// A delivery as it stood when it was accepted: all else about it is frozen.
 fn as_accepted(delivery: Delivery) -> Delivery {
     Delivery {
@@ -241,7 +244,6 @@ fn as_accepted(delivery: Delivery) -> Delivery {
         next_attempt_at: Some(delivery.created_at),
         updated_at: delivery.created_at,
         completed_at: None,
-        attempts: Vec::new(),
         ..delivery
     }
 }

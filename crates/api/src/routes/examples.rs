@@ -1,8 +1,8 @@
 //! What the description shows: made of the types that answer, so that it can't say anything else.
 
 use contracts::{
-    CallbackPayload, CallbackSecret, Delivery, DeliveryId, DeliveryStatus, JsonText, NewSecret, OrgId,
-    PayloadFormat, Run, RunId, RunStatus, SecretId, SigningSecret, Timestamp,
+    CallbackPayload, CallbackSecret, Delivery, DeliveryId, DeliveryStatus, FailureReason, JsonText,
+    NewSecret, OrgId, PayloadFormat, Run, RunId, RunStatus, SecretId, SigningSecret, Timestamp,
 };
 use serde_json::{Value, json};
 use uuid::Uuid;
@@ -41,10 +41,10 @@ pub(super) fn run() -> Value {
     json!(a_run())
 }
 
-pub(super) fn delivery() -> Value {
+fn a_delivery() -> Delivery {
     let run = a_run();
     let payload = CallbackPayload::of(&run).map(|payload| payload.to_text(PayloadFormat::Python));
-    json!(Delivery {
+    Delivery {
         id: DELIVERY,
         run_id: run.id,
         callback_url: run.callback_url.unwrap_or_default(),
@@ -61,6 +61,22 @@ pub(super) fn delivery() -> Value {
         updated_at: moment(60),
         completed_at: None,
         attempts: Vec::new(),
+    }
+}
+
+pub(super) fn delivery() -> Value {
+    json!(a_delivery())
+}
+
+pub(super) fn withdrawn_delivery() -> Value {
+    json!(Delivery {
+        status_code: DeliveryStatus::Failed,
+        failure_reason_code: Some(FailureReason::Withdrawn),
+        failure_detail: Some("a client withdrew it".into()),
+        next_attempt_at: None,
+        updated_at: moment(61),
+        completed_at: Some(moment(61)),
+        ..a_delivery()
     })
 }
 

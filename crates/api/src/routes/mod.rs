@@ -20,7 +20,8 @@ use crate::call::{Answer, Call};
 use crate::error::ApiError;
 use crate::limits::DatabaseTime;
 use crate::operation::Operation;
-use crate::{Api, body, openapi, paging, request_id};
+use crate::selection::Selected;
+use crate::{Api, body, openapi, paging, request_id, selection};
 
 /// Every call of contract section 3. The first path that fits is taken.
 pub(crate) fn table() -> Vec<Operation> {
@@ -28,6 +29,7 @@ pub(crate) fn table() -> Vec<Operation> {
     use Scope::{CallbackSecretsCreate, CallbackSecretsDelete, CallbackSecretsEdit, CallbackSecretsRead};
     use Scope::{RunsCreate, RunsExecute, RunsRead};
     let (run, delivery, secret) = (examples::run(), examples::delivery(), examples::secret());
+    let empty = json!({"type": "object", "additionalProperties": false});
     vec![
         get("/v1/runs", RunsRead, runs::list)
             .named("list_runs", "The organization's runs")
@@ -48,7 +50,8 @@ pub(crate) fn table() -> Vec<Operation> {
             .or(&[Conflict]),
         get("/v1/runs/{run_id}/callback", RunsRead, deliveries::of_run)
             .named("list_deliveries_of_run", "A run's deliveries, newest first")
-            .answers_many::<Delivery>(200, "the deliveries", &delivery)
+            .query(vec![selection::parameter::<Delivery>()])
+            .answers_many::<Selected<'_, Delivery>>(200, "the deliveries", &delivery)
             .or(&[RunNotFound]),
         call(Method::POST, "/v1/runs/{run_id}/callback-redeliveries", RunsExecute, redeliveries::create)
             .named(
@@ -56,7 +59,7 @@ pub(crate) fn table() -> Vec<Operation> {
                 "Delivers a run's callback again, with a payload of its present state",
             )
             .query(redeliveries::parameters())
-            .takes(false, &json!({"type": "object", "additionalProperties": false}), &json!({}))
+            .takes(false, &empty, &json!({}))
             .answers::<Delivery>(201, "the new delivery", &delivery)
             .or(&[RunNotFound]),
         get("/v1/callback-deliveries", RunsRead, deliveries::list)
@@ -65,7 +68,13 @@ pub(crate) fn table() -> Vec<Operation> {
             .answers_page::<Delivery>("a page of deliveries", &delivery),
         get("/v1/callback-deliveries/{id}", RunsRead, deliveries::show)
             .named("get_delivery", "A delivery with its attempts")
-            .answers::<Delivery>(200, "the delivery", &delivery)
+            .query(vec![selection::parameter::<Delivery>()])
+            .answers::<Selected<'_, Delivery>>(200, "the delivery", &delivery)
+            .or(&[CallbackDeliveryNotFound]),
+        call(Method::POST, "/v1/callback-deliveries/{id}/withdraw", RunsExecute, deliveries::withdraw)
+            .named("withdraw_delivery", "Ends a delivery that waits; repeating it changes nothing")
+            .takes(false, &empty, &json!({}))
+            .answers::<Delivery>(200, "the delivery, which has ended", &examples::withdrawn_delivery())
             .or(&[CallbackDeliveryNotFound]),
         call(Method::POST, "/v1/callback-secrets", CallbackSecretsCreate, secrets::create)
             .named("create_secret", "Makes a signing secret, and shows it this once")
@@ -73,7 +82,7 @@ pub(crate) fn table() -> Vec<Operation> {
             .answers::<NewSecret>(201, "the new secret", &examples::new_secret()),
         get("/v1/callback-secrets", CallbackSecretsRead, secrets::list)
             .named("list_secrets", "The organization's signing secrets, without their secret part")
-            .query(paging::parameters())
+            .query(paging::parameters::<CallbackSecret>())
             .answers_page::<CallbackSecret>("a page of secrets", &secret),
         get("/v1/callback-secrets/{id}", CallbackSecretsRead, secrets::show)
             .named("get_secret", "A signing secret, without its secret part")

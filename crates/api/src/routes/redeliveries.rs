@@ -5,7 +5,6 @@ use contracts::{ErrorCode, FieldError, RunId};
 use serde_json::{Value, json};
 use store::{Redelivery, RedeliveryRequest};
 
-use crate::body::unknown_fields;
 use crate::call::{self, Answer, Call};
 use crate::idempotency::key_reused;
 use crate::operation::query;
@@ -23,10 +22,7 @@ pub(crate) async fn create(call: Call) -> Answer {
     let supersede = query.flag("supersede");
     query.finish()?;
     let idempotency_key = call.idempotency_key()?;
-    let unknown: Vec<FieldError> = unknown_fields(&call.optional_object()?).collect();
-    if !unknown.is_empty() {
-        return Err(unknown.into());
-    }
+    call.no_body()?;
     let Call { api, acceptor, org, request_id, .. } = call;
     let asked_by = request_id.clone();
     let request =

@@ -1,7 +1,7 @@
 //! Runs, as the run engine tells of them.
 
 use actix_web::http::StatusCode;
-use contracts::{ErrorCode, FieldError, RunId, RunStatus, RunUpdate};
+use contracts::{ErrorCode, FieldError, Run, RunId, RunStatus, RunUpdate};
 use egress::{Policy, TargetUrl};
 use serde_json::{Value, json};
 use store::{Deliver, RecordedRun, find_run, record_run, runs_page};
@@ -11,6 +11,7 @@ use crate::call::{self, Answer, Call};
 use crate::error::ApiError;
 use crate::operation::query;
 use crate::paging::{self, page, page_in_time};
+use crate::selection::Selection;
 
 /// `GET /v1/runs/{run_id}`
 pub(crate) async fn show(call: Call) -> Answer {
@@ -26,10 +27,11 @@ pub(crate) async fn list(call: Call) -> Answer {
     let mut query = call.query()?;
     let request = page_in_time(&mut query);
     let status = query.word("status_code");
+    let selection = Selection::of::<Run>(&mut query);
     query.finish()?;
     let org = call.org;
     let found = call.api.store.read(move |tx| runs_page(tx, org, status, &request)).await?;
-    call::json(StatusCode::OK, &page(&request, found))
+    call::json(StatusCode::OK, &page(&request, found, &selection))
 }
 
 /// What the query of [`list`] may hold.
@@ -37,7 +39,7 @@ pub(super) fn parameters() -> Vec<Value> {
     let status = json!({"type": "string", "enum": RunStatus::VARIANTS});
     let mut parameters = vec![query("status_code", &status, "Only these.")];
     parameters.extend(paging::moment_parameters());
-    parameters.extend(paging::parameters());
+    parameters.extend(paging::parameters::<Run>());
     parameters
 }
 

@@ -2,7 +2,7 @@
 
 use actix_web::HttpResponse;
 use actix_web::http::StatusCode;
-use contracts::{ErrorCode, FieldError, Json, Object, SecretId};
+use contracts::{CallbackSecret, ErrorCode, FieldError, Json, Object, SecretId};
 use serde_json::{Value, json};
 use store::{
     CreatedSecret, SecretUpdate, UpdatedSecret, create_secret, create_secret_once, disable_secret,
@@ -13,6 +13,7 @@ use crate::body::{self, unknown_fields};
 use crate::call::{self, Answer, Call};
 use crate::idempotency::key_reused;
 use crate::paging::{page, page_of};
+use crate::selection::Selection;
 
 /// The longest label, in characters.
 const MAX_LABEL: usize = 255;
@@ -40,10 +41,11 @@ pub(crate) async fn create(call: Call) -> Answer {
 pub(crate) async fn list(call: Call) -> Answer {
     let mut query = call.query()?;
     let request = page_of(&mut query);
+    let selection = Selection::of::<CallbackSecret>(&mut query);
     query.finish()?;
     let org = call.org;
     let found = call.api.store.read(move |tx| secrets_page(tx, org, &request)).await?;
-    call::json(StatusCode::OK, &page(&request, found))
+    call::json(StatusCode::OK, &page(&request, found, &selection))
 }
 
 /// `GET /v1/callback-secrets/{id}`

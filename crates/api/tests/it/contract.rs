@@ -42,6 +42,16 @@ async fn every_call_is_answered_as_the_contract_says(mut api: TestApi) {
     story.ask(&api, Method::GET, "/v1/callback-deliveries?status_code=failed&limit=1", None, &[]).await;
     story.ask(&api, Method::GET, "/v1/runs?limit=1", None, &[]).await;
 
+    let accepted = api.redeliver().await;
+    api.doorbell().await;
+    let withdraw = format!("/v1/callback-deliveries/{}/withdraw", accepted.id());
+    story.ask(&api, Method::POST, &withdraw, None, &[]).await;
+    let withdraw = format!("/v1/callback-deliveries/{}/withdraw", job.delivery_id);
+    story.ask(&api, Method::POST, &withdraw, None, &[]).await;
+    let fields = "id,failure_reason_code,attempts.timing";
+    story.ask(&api, Method::GET, &format!("{run}/callback?fields={fields}"), None, &[]).await;
+    story.ask(&api, Method::GET, "/v1/runs?limit=1&fields=id,colour", None, &[]).await;
+
     let secret = api.post("/v1/callback-secrets", "").await.json()["id"].as_str().unwrap().to_owned();
     let secret = format!("/v1/callback-secrets/{secret}");
     story.ask(&api, Method::PATCH, &secret, Some(r#"{"is_current": true, "label": "second"}"#), &[]).await;

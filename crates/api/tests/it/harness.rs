@@ -13,7 +13,7 @@ use queue::Consumer;
 use reqwest::header::{CONTENT_TYPE, HeaderMap};
 use reqwest::{Method, RequestBuilder};
 use serde_json::Value;
-use store::{AcceptPolicy, Clock, DatabaseUrl, Store};
+use store::{AcceptPolicy, Clock, DatabaseUrl, DeliveryParts, Store};
 use testkit::{Engine, TestDatabase};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -208,7 +208,11 @@ impl TestApi {
         let (org, run) = (self.org, RUN.parse::<RunId>().unwrap());
         let mut reply = self.get(&format!("/v1/runs/{RUN}")).await;
         reply.headers.clear();
-        let deliveries = self.store.read(move |tx| store::deliveries_of_run(tx, org, run)).await.unwrap();
+        let deliveries = self
+            .store
+            .read(move |tx| store::deliveries_of_run(tx, org, run, DeliveryParts::ALL))
+            .await
+            .unwrap();
         (reply, deliveries.unwrap_or_default())
     }
 

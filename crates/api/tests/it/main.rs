@@ -4,6 +4,7 @@
 mod auth;
 mod contract;
 mod description;
+mod fields;
 mod harness;
 mod health;
 mod hostile;
@@ -19,3 +20,4 @@ mod requests;
 mod runs;
 mod secrets;
 mod stopping;
+mod withdrawing;

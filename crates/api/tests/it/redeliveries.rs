@@ -52,7 +52,7 @@ async fn a_redelivery_is_committed_before_it_is_rung_for(mut api: TestApi) {
     let request = api.request(Method::POST, &redeliveries(RUN));
     let (accepted, committed) = tokio::join!(send(request), async {
         let id = api.doorbell().await.delivery_id;
-        store.read(move |tx| store::find_delivery(tx, org, id)).await.unwrap()
+        store.read(move |tx| store::find_delivery(tx, org, id, store::DeliveryParts::ALL)).await.unwrap()
     });
     assert_eq!(committed.map(|delivery| delivery.id), Some(accepted.id()));
 }

@@ -41,7 +41,10 @@ async fn a_run_that_ends_gets_one_automatic_delivery_rung_for_after_the_commit(m
     let (put, (job, committed)) = tokio::join!(send(request), async {
         let job = api.doorbell().await;
         let id = job.delivery_id;
-        (job, store.read(move |tx| store::find_delivery(tx, org, id)).await.unwrap())
+        (
+            job,
+            store.read(move |tx| store::find_delivery(tx, org, id, store::DeliveryParts::ALL)).await.unwrap(),
+        )
     });
     assert_eq!(put.status, 200);
     let delivery = committed.expect("what is rung for has been committed");

@@ -15,7 +15,7 @@ use contracts::{Attempt, DeliveryId, Destination, Job, JsonText, OrgId, RunId};
 use dispatcher::{Certificates, Dispatcher, Limits, Progress, RetryPolicy, Settings};
 use futures_util::future::join_all;
 use queue::Publisher;
-use store::{AcceptPolicy, Accepted, Deliver, Redelivery, Store, StoreError};
+use store::{AcceptPolicy, Accepted, Deliver, DeliveryParts, Redelivery, Store, StoreError};
 use testkit::{Engine, TestDatabase};
 use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
@@ -115,8 +115,12 @@ impl Stack {
         let deadline = Instant::now() + PATIENCE;
         loop {
             let org = self.org;
-            let delivery =
-                self.store.read(move |tx| store::find_delivery(tx, org, id)).await.unwrap().unwrap();
+            let delivery = self
+                .store
+                .read(move |tx| store::find_delivery(tx, org, id, DeliveryParts::ALL))
+                .await
+                .unwrap()
+                .unwrap();
             if let Some(attempt) = delivery.attempts.into_iter().next() {
                 return attempt;
             }

@@ -149,7 +149,11 @@ impl Harness {
 
     pub(crate) async fn delivery(&self, id: DeliveryId) -> Delivery {
         let org = self.org;
-        self.store.read(move |tx| store::find_delivery(tx, org, id)).await.unwrap().unwrap()
+        self.store
+            .read(move |tx| store::find_delivery(tx, org, id, store::DeliveryParts::ALL))
+            .await
+            .unwrap()
+            .unwrap()
     }
 
     /// When a secret was used last, as soon as that is noted, which is done beside the attempt.

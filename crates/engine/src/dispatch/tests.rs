@@ -174,11 +174,11 @@ impl Bench {
 }
 
 fn answered(status: u16) -> Outcome {
-    Outcome::Answered(Response { status, body: String::new(), retry_after: None })
+    Outcome::Answered(Response { status, body: String::new(), retry_after: Vec::new() })
 }
 
 fn retry_after(seconds: u64) -> Outcome {
-    let retry_after = Some(seconds.to_string());
+    let retry_after = vec![seconds.to_string()];
     Outcome::Answered(Response { status: 429, body: String::new(), retry_after })
 }
 

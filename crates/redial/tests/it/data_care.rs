@@ -36,7 +36,7 @@ fn delivered(tx: &mut AnyConnection, org: OrgId, days: u32) -> RunId {
         request_id: "r".into(),
     };
     let claimed = claim_jobs(tx, later, Duration::from_secs(60), ClaimId::new(later), &[job]).unwrap();
-    let response = Response { status: 200, body: "private".into(), retry_after: None };
+    let response = Response { status: 200, body: "private".into(), retry_after: Vec::new() };
     let retry = RetryPolicy { schedule: vec![DAY], jitter: 0.0, stop_on_gone: false, hold_cap: DAY };
     let outcome = Outcome::Answered(response);
     let result =

@@ -6,7 +6,7 @@ use contracts::{ClaimId, DeliveryId, Timestamp, Timing};
 use diesel::prelude::*;
 use diesel::sql_types::{Array, BigInt, Integer, Nullable, Text};
 use engine::protection::{Protection, is_off};
-use engine::{AttemptResult, Effect, HoldChange, Settlement, Transition};
+use engine::{AttemptRecord, AttemptResult, Effect, HoldChange, Settlement, Transition};
 
 use crate::columns::{Id, Key, Moment, Time};
 use crate::connect::AnyConnection;
@@ -136,8 +136,8 @@ fn insert_attempts(tx: &mut AnyConnection, ours: &[&AttemptResult]) -> QueryResu
             .bind::<Array<Nullable<Integer>>, _>(column(ours, |r| r.record.status_code))
             .bind::<Array<Nullable<Text>>, _>(column(ours, |r| r.record.response_body.as_deref()))
             .bind::<Array<Nullable<BigInt>>, _>(column(ours, |r| r.record.response_time_ms))
-            .bind::<Array<Nullable<Text>>, _>(column(ours, |r| reason(r)))
-            .bind::<Array<Nullable<Text>>, _>(column(ours, |r| detail(r)))
+            .bind::<Array<Nullable<Text>>, _>(column(ours, |r| reason(&r.record)))
+            .bind::<Array<Nullable<Text>>, _>(column(ours, |r| detail(&r.record)))
             .bind::<Array<Moment>, _>(column(ours, |r| Time::from(r.record.claimed_at)))
             .bind::<Array<Nullable<Integer>>, _>(column(ours, |r| r.record.timing.resolve))
             .bind::<Array<Nullable<Integer>>, _>(column(ours, |r| r.record.timing.connect))
@@ -164,8 +164,8 @@ fn insert_attempts(tx: &mut AnyConnection, ours: &[&AttemptResult]) -> QueryResu
                 .bind::<Nullable<Integer>, _>(r.record.status_code)
                 .bind::<Nullable<Text>, _>(r.record.response_body.as_deref())
                 .bind::<Nullable<BigInt>, _>(r.record.response_time_ms)
-                .bind::<Nullable<Text>, _>(reason(r))
-                .bind::<Nullable<Text>, _>(detail(r))
+                .bind::<Nullable<Text>, _>(reason(&r.record))
+                .bind::<Nullable<Text>, _>(detail(&r.record))
                 .bind::<Moment, _>(Time::from(r.record.claimed_at))
                 .bind::<Nullable<Integer>, _>(r.record.timing.resolve)
                 .bind::<Nullable<Integer>, _>(r.record.timing.connect)
@@ -199,8 +199,8 @@ fn accepted_earlier(tx: &mut AnyConnection, ours: &[&AttemptResult]) -> QueryRes
     Ok(accepted.into_iter().map(DeliveryId::from).collect())
 }
 
-pub(super) fn reason(result: &AttemptResult) -> Option<&'static str> {
-    result.record.failure.as_ref().map(|failure| failure.reason.into())
+pub(super) fn reason(record: &AttemptRecord) -> Option<&'static str> {
+    record.failure.as_ref().map(|failure| failure.reason.into())
 }
 
 /// The selected response headers as they are stored.
@@ -209,6 +209,6 @@ pub(super) fn response_headers(timing: &Timing) -> Option<String> {
     Some(serde_json::to_string(headers).expect("a map of texts is JSON"))
 }
 
-pub(super) fn detail(result: &AttemptResult) -> Option<&str> {
-    result.record.failure.as_ref().map(|failure| failure.detail.as_str())
+pub(super) fn detail(record: &AttemptRecord) -> Option<&str> {
+    record.failure.as_ref().map(|failure| failure.detail.as_str())
 }

@@ -7,7 +7,7 @@ use engine::{AttemptResult, Effect, Settlement, Transition};
 
 use crate::columns::{Key, Time};
 use crate::connect::AnyConnection;
-use crate::erase::is_erased;
+use crate::erase::{forget_response, is_erased};
 use crate::error::StoreError;
 use crate::schema::attempts;
 use crate::steps::finish::{detail, reason, response_headers};
@@ -21,32 +21,34 @@ pub(super) fn finish_late(
     now: Timestamp,
     result: &AttemptResult,
 ) -> Result<Effect, StoreError> {
-    let record = &result.record;
-    let place = attempts::table.find((Key::from(result.delivery_id), record.number));
+    let place = attempts::table.find((Key::from(result.delivery_id), result.record.number));
     let written: Option<(Key, Time)> =
         place.select((attempts::id, attempts::created_at)).first(tx).optional()?;
-    if written.is_some_and(|(id, _)| id == record.id.into()) {
+    if written.is_some_and(|(id, _)| id == result.record.id.into()) {
         return Ok(Effect::Recorded); // by an earlier try, whose commit came through unnoticed
     }
-    let is_of_its_claim = written.is_some_and(|(_, claimed_at)| claimed_at == record.claimed_at.into());
+    let is_of_its_claim =
+        written.is_some_and(|(_, claimed_at)| claimed_at == result.record.claimed_at.into());
     if !is_of_its_claim && !is_off(Protection::LateRecord) {
         return Ok(Effect::Dropped);
     }
-    if record.failure.as_ref().is_some_and(|failure| failure.reason == FailureReason::OutcomeUnknown) {
+    if result.record.failure.as_ref().is_some_and(|failure| failure.reason == FailureReason::OutcomeUnknown) {
         return Ok(Effect::Dropped);
     }
     let is_erased = is_erased(tx, result.delivery_id)? && !is_off(Protection::ErasedStays);
-    let response_body = record.response_body.as_ref().filter(|_| !is_erased);
+    let mut record = result.record.clone();
+    if is_erased {
+        forget_response(&mut record);
+    }
     let timing = &record.timing;
-    let response_headers = response_headers(timing).filter(|_| !is_erased);
     let replaced = diesel::update(place)
         .filter(attempts::failure_reason_code.eq(<&str>::from(FailureReason::OutcomeUnknown)))
         .set((
             attempts::status_code.eq(record.status_code),
-            attempts::response_body.eq(response_body),
+            attempts::response_body.eq(&record.response_body),
             attempts::response_time_ms.eq(record.response_time_ms),
-            attempts::failure_reason_code.eq(reason(result)),
-            attempts::failure_detail.eq(detail(result)),
+            attempts::failure_reason_code.eq(reason(&record)),
+            attempts::failure_detail.eq(detail(&record)),
             attempts::resolve_ms.eq(timing.resolve),
             attempts::connect_ms.eq(timing.connect),
             attempts::tls_ms.eq(timing.tls),
@@ -55,7 +57,7 @@ pub(super) fn finish_late(
             attempts::body_ms.eq(timing.body),
             attempts::remote_address.eq(&timing.remote_address),
             attempts::content_type.eq(&timing.content_type),
-            attempts::response_headers.eq(response_headers),
+            attempts::response_headers.eq(response_headers(timing)),
         ))
         .execute(tx)?;
     if replaced == 0 {

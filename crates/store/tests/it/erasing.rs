@@ -3,9 +3,9 @@
 use std::time::Duration;
 
 use ::store::{Erasure, Position, PruneRange, Pruned, RecordedRun, Redelivery, erase_run, prune};
-use contracts::{DeliveryStatus, FailureReason, RunId};
+use contracts::{DeliveryStatus, FailureReason, RunId, Timing};
 use diesel::connection::SimpleConnection;
-use engine::{Effect, Settlement};
+use engine::{AttemptResult, Effect, Settlement};
 use testkit::{Engine, terminal_run};
 
 use crate::stage::{
@@ -15,12 +15,13 @@ use crate::stage::{
 on_both_engines!(
     erasing_a_run_leaves_nothing_of_what_its_callbacks_said,
     nothing_of_it_is_left_in_the_file_however_often_it_was_rewritten,
+    sentences_that_quote_a_response_keep_nothing_but_its_status,
     what_was_erased_is_kept_as_hash_and_size,
     a_waiting_delivery_is_ended_before_it_is_erased,
     nothing_is_erased_while_a_callback_is_being_sent,
     an_erased_run_can_not_be_filled_or_delivered_again,
     a_run_that_has_not_ended_or_is_not_there_is_not_erased,
-    a_result_that_comes_after_the_erasure_keeps_its_body_to_itself,
+    a_result_that_comes_after_the_erasure_keeps_its_body_and_headers_to_itself,
     what_ended_before_the_moment_is_pruned_batch_by_batch_and_nothing_else,
     a_pruned_automatic_delivery_is_not_made_again,
     a_pruned_delivery_takes_its_erased_parts_along,
@@ -55,7 +56,11 @@ async fn erasing_a_run_leaves_nothing_of_what_its_callbacks_said(engine: Engine)
         |delivery: &contracts::Delivery| (delivery.status_code, delivery.completed_at, delivery.updated_at);
     assert_eq!(kept(&after), kept(&before));
     for (before, after) in before.attempts.iter().zip(&after.attempts) {
-        assert_eq!(after, &contracts::Attempt { response_body: None, ..before.clone() });
+        let timing = before.timing.clone().map(without_headers);
+        let plain = "http_error: the receiver answered 503 Service Unavailable".to_owned();
+        let error_message = before.error_message.is_some().then_some(plain);
+        let expected = contracts::Attempt { response_body: None, error_message, timing, ..before.clone() };
+        assert_eq!(after, &expected);
     }
     let run = stage.stored_run(before.run_id);
     assert_eq!(
@@ -66,6 +71,41 @@ async fn erasing_a_run_leaves_nothing_of_what_its_callbacks_said(engine: Engine)
     let erased_at = stage.now;
     stage.advance(Duration::from_secs(5));
     assert_eq!(erase(&mut stage, before.run_id), Erasure::ErasedBefore(erased_at));
+}
+
+fn without_headers(timing: Timing) -> Timing {
+    Timing { content_type: None, headers: None, ..timing }
+}
+
+async fn sentences_that_quote_a_response_keep_nothing_but_its_status(engine: Engine) {
+    let mut stage = Stage::new(engine);
+    let delivery = stage.accept();
+    let says = |mut result: AttemptResult| {
+        result.record.failure.as_mut().unwrap().detail = "it points to https://private.example".into();
+        result
+    };
+    let first = stage.claim_one(delivery.id, 1);
+    stage.finish_one(says(finished(&first, Some(FailureReason::HttpError), Settlement::RetryAt(stage.now))));
+    let second = stage.claim_one(delivery.id, 2);
+    let late = stage.claimed();
+    stage.lose(&late);
+    stage.finish_one(says(finished(&second, Some(FailureReason::HttpError), Settlement::Failed)));
+    for run in [delivery.run_id, late.held.run_id] {
+        assert!(matches!(erase(&mut stage, run), Erasure::Erased { .. }));
+    }
+    let result = says(finished(&late, Some(FailureReason::HttpError), Settlement::RetryAt(stage.now)));
+    assert_eq!(stage.finish_one(result), Effect::Late { closed: false });
+
+    let after = stage.delivery(delivery.id);
+    assert_eq!(after.failure_detail.as_deref(), Some("the receiver answered 503 Service Unavailable"));
+    let late = stage.delivery(late.held.delivery_id);
+    assert_eq!(late.failure_detail.as_deref(), Some("the run's data was erased"));
+    let messages =
+        after.attempts.iter().chain(&late.attempts).map(|attempt| attempt.error_message.as_deref());
+    let plain = Some("http_error: the receiver answered 503 Service Unavailable");
+    assert_eq!(messages.collect::<Vec<_>>(), [plain; 3]);
+    stage.store().await.checkpoint().await.unwrap();
+    assert!(!stage.holds(b"private.example"));
 }
 
 /// What is longer than a page of SQLite's goes through pages of its own, which are freed at each rewriting.
@@ -159,7 +199,7 @@ async fn a_run_that_has_not_ended_or_is_not_there_is_not_erased(engine: Engine) 
     assert!(stage.stored_run(run).metadata.is_some());
 }
 
-async fn a_result_that_comes_after_the_erasure_keeps_its_body_to_itself(engine: Engine) {
+async fn a_result_that_comes_after_the_erasure_keeps_its_body_and_headers_to_itself(engine: Engine) {
     let mut stage = Stage::new(engine);
     let claimed = stage.claimed();
     stage.advance(LEASE);
@@ -168,9 +208,11 @@ async fn a_result_that_comes_after_the_erasure_keeps_its_body_to_itself(engine: 
     assert!(matches!(erase(&mut stage, run), Erasure::Erased { .. }));
     let mut late = finished(&claimed, None, Settlement::Succeeded);
     late.record.response_body = Some("private".into());
+    let timing = without_headers(late.record.timing.clone());
     assert_eq!(stage.finish_one(late), Effect::Late { closed: false });
     let attempt = &stage.delivery(claimed.held.delivery_id).attempts[0];
     assert_eq!((attempt.status_code, &attempt.response_body), (Some(200), &None));
+    assert_eq!(attempt.timing.as_ref(), Some(&timing));
 }
 
 /// Prunes everything of an organization, and answers what each batch removed.

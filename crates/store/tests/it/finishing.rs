@@ -2,12 +2,14 @@
 
 use std::time::Duration;
 
-use contracts::{AttemptId, ClaimId, Delivery, DeliveryStatus, FailureReason};
+use contracts::{AttemptId, ClaimId, Delivery, DeliveryStatus, FailureReason, Timing};
 use engine::{AttemptResult, Claimed, Effect, HoldChange, Settlement};
+use strum::VariantArray;
 use testkit::Engine;
 
 use crate::stage::{
     LEASE, MICROSECOND, Stage, at_once, failed, finished, handed_back, on_both_engines, retried, succeeded,
+    timing,
 };
 
 on_both_engines!(
@@ -33,6 +35,8 @@ on_both_engines!(
     outcome_unknown_itself_replaces_nothing,
     a_result_of_a_vanished_delivery_is_dropped,
     a_response_body_of_odd_characters_is_kept,
+    what_was_measured_of_an_exchange_is_read_back_of_late_results_too,
+    a_lost_attempt_has_a_timing_of_nulls,
     an_attempt_that_was_not_sent_gives_its_number_back_and_leaves_no_record,
     an_attempt_handed_back_is_not_claimed_before_its_time,
     an_attempt_handed_back_after_a_late_2xx_ends_the_delivery,
@@ -117,22 +121,8 @@ async fn attempts_are_numbered_from_1_and_dated_by_their_claims(engine: Engine) 
 }
 
 async fn every_failure_reason_can_be_recorded(engine: Engine) {
-    use FailureReason::*;
     let mut stage = Stage::new(engine);
-    for reason in [
-        HttpError,
-        Timeout,
-        ConnectionError,
-        DnsError,
-        TlsError,
-        BlockedAddress,
-        InvalidUrl,
-        SigningUnavailable,
-        OutcomeUnknown,
-        Superseded,
-        Gone,
-        Erased,
-    ] {
+    for reason in FailureReason::VARIANTS.iter().copied() {
         let claimed = stage.claimed();
         stage.finish_one(finished(&claimed, Some(reason), Settlement::Failed));
         let delivery = stage.delivery(claimed.held.delivery_id);
@@ -347,7 +337,9 @@ async fn a_late_result_replaces_a_record_once(engine: Engine) {
 async fn a_late_result_replaces_nothing_but_outcome_unknown(engine: Engine) {
     use FailureReason::*;
     let mut stage = Stage::new(engine);
-    for reason in [HttpError, Timeout, ConnectionError, SigningUnavailable, Superseded, Gone, Erased] {
+    for reason in
+        [HttpError, Timeout, ConnectionError, SigningUnavailable, Superseded, Gone, Erased, Withdrawn]
+    {
         let claimed = stage.claimed();
         stage.finish_one(finished(&claimed, Some(reason), Settlement::RetryAt(stage.now)));
         let before = stage.delivery(claimed.held.delivery_id);
@@ -400,6 +392,28 @@ async fn a_response_body_of_odd_characters_is_kept(engine: Engine) {
             );
         }
     }
+}
+
+async fn what_was_measured_of_an_exchange_is_read_back_of_late_results_too(engine: Engine) {
+    let mut stage = Stage::new(engine);
+    let [first, second] = std::array::from_fn(|_| stage.claimed());
+    stage.lose(&second);
+    for (claimed, number) in [(first, 7), (second, 8)] {
+        let mut result = retried(&claimed, stage.now);
+        result.record.timing = timing(number);
+        assert_ne!(stage.finish_one(result), Effect::Dropped);
+        let attempt = stage.delivery(claimed.held.delivery_id).attempts.remove(0);
+        assert_eq!(attempt.timing, Some(timing(number)));
+    }
+}
+
+async fn a_lost_attempt_has_a_timing_of_nulls(engine: Engine) {
+    let mut stage = Stage::new(engine);
+    let claimed = stage.claimed();
+    stage.advance(LEASE);
+    stage.recover(Settlement::RetryAt(stage.now));
+    let attempt = stage.delivery(claimed.held.delivery_id).attempts.remove(0);
+    assert_eq!(attempt.timing, Some(Timing::default()));
 }
 
 async fn an_attempt_that_was_not_sent_gives_its_number_back_and_leaves_no_record(engine: Engine) {

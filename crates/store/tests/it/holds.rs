@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use ::store::{
-    DeliveryFilter, PageRequest, Redelivery, SortOrder, claim_due, claimed_under, deliveries_of_run,
-    deliveries_page, fill_unknown_destinations, forget_holds,
+    DeliveryFilter, DeliveryParts, PageRequest, Redelivery, SortOrder, claim_due, claimed_under,
+    deliveries_of_run, deliveries_page, fill_unknown_destinations, forget_holds,
 };
 use contracts::{ClaimId, DeliveryId, DeliveryStatus, Destination, InFlight};
 use engine::{AttemptResult, ByteRoom, Claimed, Effect, HoldChange, RelayPlan, Settlement};
@@ -296,7 +296,8 @@ async fn next_attempt_at_is_the_later_of_the_deliverys_own_and_its_destinations(
     assert_eq!(shown(&mut stage, other.id), Some(stage.now));
     assert_eq!(shown(&mut stage, retried_later.held.delivery_id), Some(until + MINUTE));
 
-    let of_run = deliveries_of_run(&mut stage.conn, stage.org, waiting.run_id).unwrap().unwrap();
+    let of_run =
+        deliveries_of_run(&mut stage.conn, stage.org, waiting.run_id, DeliveryParts::ALL).unwrap().unwrap();
     assert_eq!(of_run[0].next_attempt_at, Some(until));
     let request = PageRequest {
         limit: 10,
@@ -306,7 +307,9 @@ async fn next_attempt_at_is_the_later_of_the_deliverys_own_and_its_destinations(
         created_after: None,
         created_before: None,
     };
-    let page = deliveries_page(&mut stage.conn, stage.org, &DeliveryFilter::default(), &request).unwrap();
+    let page =
+        deliveries_page(&mut stage.conn, stage.org, &DeliveryFilter::default(), &request, DeliveryParts::ALL)
+            .unwrap();
     for (_, delivery) in page.rows {
         assert_eq!(delivery.next_attempt_at, shown(&mut stage, delivery.id));
     }

@@ -10,8 +10,8 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use std::time::Duration;
 
 use ::store::{
-    RowsRefused, Store, StoreError, claim_due, claim_jobs, deliveries_of_run, finish, forget_holds,
-    recover_leases,
+    DeliveryParts, RowsRefused, Store, StoreError, claim_due, claim_jobs, deliveries_of_run, finish,
+    forget_holds, recover_leases,
 };
 use contracts::{
     Attempt, AttemptId, AttemptNumber, ClaimId, Delivery, DeliveryId, DeliveryStatus, Destination,
@@ -292,7 +292,7 @@ impl<'a> History<'a> {
     /// A random outcome, settled.
     fn result(&mut self, claimed: &Claimed) -> AttemptResult {
         let answer = |status, retry_after: Option<u32>| {
-            let retry_after = retry_after.map(|seconds| seconds.to_string());
+            let retry_after = retry_after.map(|seconds| seconds.to_string()).into_iter().collect();
             Outcome::Answered(Response { status, body: String::new(), retry_after })
         };
         let first = if claimed.held.is_probe { 4 } else { 0 };
@@ -388,7 +388,9 @@ impl<'a> History<'a> {
         self.check_holds();
         let mut now = HashMap::new();
         for run in self.runs.clone() {
-            let deliveries = deliveries_of_run(&mut self.stage.conn, self.stage.org, run).unwrap().unwrap();
+            let deliveries = deliveries_of_run(&mut self.stage.conn, self.stage.org, run, DeliveryParts::ALL)
+                .unwrap()
+                .unwrap();
             let open = deliveries.iter().filter(|delivery| delivery.completed_at.is_none()).count();
             assert!(open <= 1, "I10: {open} open deliveries");
             now.extend(deliveries.into_iter().map(|delivery| (delivery.id, delivery)));
@@ -515,7 +517,7 @@ async fn dispatcher(
         }
         let settle = |claimed: &Claimed| {
             let answer = |status, retry_after: Option<&str>| {
-                let retry_after = retry_after.map(str::to_owned);
+                let retry_after = retry_after.map(str::to_owned).into_iter().collect();
                 Outcome::Answered(Response { status, body: String::new(), retry_after })
             };
             let outcome = match rng.random_range(0..10) {

@@ -21,3 +21,4 @@ mod secrets;
 mod stage;
 mod store;
 mod tokens;
+mod withdrawing;

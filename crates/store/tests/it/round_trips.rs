@@ -1,9 +1,10 @@
 //! What goes in comes out: moments to the microsecond, ids, JSON texts, payload bytes.
 
 use ::store::{
-    Deliver, claimed_under, create_organization, create_secret, create_token, find_organization, record_run,
+    Deliver, DeliveryParts, claimed_under, create_organization, create_secret, create_token, find_delivery,
+    find_organization, record_run,
 };
-use contracts::{ClaimId, FailureReason, JsonText, OrgId, RunId, Scopes, Timestamp};
+use contracts::{ClaimId, Delivery, FailureReason, JsonText, OrgId, RunId, Scopes, Timestamp};
 use engine::Settlement;
 use testkit::{Engine, keyring, terminal_run};
 use uuid::Uuid;
@@ -19,6 +20,7 @@ on_both_engines!(
     ids_keep_all_their_bits,
     json_texts_come_back_as_they_were_normalised,
     a_payload_keeps_any_bytes,
+    parts_of_a_delivery_that_are_not_wanted_are_not_read,
 );
 
 async fn every_moment_of_a_run_keeps_its_microseconds_over_all_years(engine: Engine) {
@@ -148,4 +150,19 @@ async fn a_payload_keeps_any_bytes(engine: Engine) {
     let claimed = stage.claim_due(1);
     assert_eq!(claimed[0].payload, every_byte);
     assert_eq!(claimed_under(&mut stage.conn, claimed[0].held.claim_id).unwrap(), claimed);
+}
+
+async fn parts_of_a_delivery_that_are_not_wanted_are_not_read(engine: Engine) {
+    let mut stage = Stage::new(engine);
+    let claimed = stage.claimed();
+    stage.finish_one(succeeded(&claimed));
+    let (org, all) = (stage.org, stage.delivery(claimed.held.delivery_id));
+    let mut read = |parts| find_delivery(&mut stage.conn, org, all.id, parts).unwrap().unwrap();
+    let without_payload = Delivery { payload_bytes: String::new(), ..all.clone() };
+    assert_eq!(read(DeliveryParts { payload: false, ..DeliveryParts::ALL }), without_payload);
+    let without_attempts = Delivery { attempts: Vec::new(), ..all.clone() };
+    assert_eq!(read(DeliveryParts { attempts: false, ..DeliveryParts::ALL }), without_attempts);
+    let mut without_timing = all.clone();
+    assert!(without_timing.attempts[0].timing.take().is_some());
+    assert_eq!(read(DeliveryParts::SHOWN), without_timing);
 }

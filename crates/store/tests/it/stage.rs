@@ -5,9 +5,9 @@ use std::collections::HashMap;
 use std::time::Duration;
 
 use ::store::{
-    AcceptPolicy, AnyConnection, Clock, DatabaseUrl, Deliver, DueClaim, RecordedRun, Redelivery, Store,
-    StoreError, claim_due, claim_jobs, create_organization, find_delivery, find_run, finish, record_run,
-    recover_leases, redeliver,
+    AcceptPolicy, AnyConnection, Clock, DatabaseUrl, Deliver, DeliveryParts, DueClaim, RecordedRun,
+    Redelivery, Store, StoreError, claim_due, claim_jobs, create_organization, find_delivery, find_run,
+    finish, record_run, recover_leases, redeliver,
 };
 use contracts::{
     AttemptId, AttemptNumber, ClaimId, Delivery, DeliveryId, Destination, FailureReason, Job, OrgId,
@@ -233,7 +233,9 @@ impl Stage {
     }
 
     pub(crate) fn delivery(&mut self, id: DeliveryId) -> Delivery {
-        find_delivery(&mut self.conn, self.org, id).unwrap().expect("the delivery is kept")
+        find_delivery(&mut self.conn, self.org, id, DeliveryParts::ALL)
+            .unwrap()
+            .expect("the delivery is kept")
     }
 
     pub(crate) fn sql(&mut self, statement: &str) -> QueryResult<usize> {
