@@ -18,7 +18,7 @@ pub struct Timing {
     /// The TLS handshake.
     #[schema(required)]
     pub tls: Option<i32>,
-    /// Writing the request.
+    /// Handing the request to the connection, whose buffers take some of it ahead.
     #[schema(required)]
     pub send: Option<i32>,
     /// From then to the end of the response head.

@@ -28,7 +28,7 @@ pub(crate) struct Ended {
 /// What is logged of an attempt, and not recorded.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Logged {
-    /// `Runflow-Request-Id`, when something was sent.
+    /// `Runflow-Request-Id`, if a request was made, whether or not it was sent.
     pub(crate) runflow_request_id: Option<Uuid>,
     /// An address of the receiver's name that may not be called: its customer must not learn of it.
     pub(crate) refused_address: Option<IpAddr>,
@@ -47,7 +47,7 @@ impl Attempts {
         let trace = Trace::begin(held.org_id, claimed.payload.len());
         let id = Uuid::new_v4();
         let (outcome, timing) = self.sender.send(&claimed, signing.as_ref(), send_before, id, &trace).await;
-        let measured = Measured { response_time: Some(trace.response_time()), timing };
+        let measured = Measured { response_time: trace.response_time(), timing };
         let logged = Logged { runflow_request_id: Some(id), refused_address: trace.refused_address() };
         Ended { outcome, measured, logged }
     }

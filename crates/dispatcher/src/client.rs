@@ -4,7 +4,7 @@
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -25,12 +25,18 @@ use crate::{DispatcherError, Settings, tls};
 /// Provides the client for a request.
 pub(crate) struct Clients {
     factory: Factory,
-    /// Connections that one generation may open in its life, an upper bound of those it keeps.
+    /// Connections that all clients may have opened in their life, an upper bound of those they keep.
     max_kept: usize,
     max_age: Duration,
-    current: Mutex<Generation>,
+    state: Mutex<State>,
     /// Origins that close idle connections early, and until when that is remembered.
-    impatient: Mutex<HashMap<String, Instant>>,
+    short_keep_alives: Mutex<HashMap<String, Instant>>,
+}
+
+struct State {
+    current: Generation,
+    /// Connections of replaced clients that may still be open: those of the living ones.
+    replaced: Vec<Weak<AtomicUsize>>,
 }
 
 struct Factory {
@@ -46,7 +52,7 @@ struct Generation {
     usual: reqwest::Client,
     /// For receivers that close idle connections early.
     brief: reqwest::Client,
-    /// Connections begun.
+    /// Connections opened.
     connections: Arc<AtomicUsize>,
     made_at: Instant,
     max_age: Duration,
@@ -62,17 +68,16 @@ const MIN_AGE: Duration = Duration::from_secs(1);
 const MAX_AGE: Duration = Duration::from_secs(60);
 const MAX_AGE_JITTER: f64 = 0.1;
 
-/// How long a connection is kept without a request. Receivers that close them sooner say so: the least of those that
-/// say nothing is the 5 s of Node and Apache.
+/// How long a connection is kept without a request. The defaults of Node and Apache are 5 s.
 const IDLE: Duration = Duration::from_secs(4);
-/// The same for receivers that close them sooner.
+/// The same where the receiver closes connections sooner than that.
 const BRIEF_IDLE: Duration = Duration::from_millis(500);
-/// The least announced `Keep-Alive: timeout` for which [`IDLE`] is safe on a slow path.
-const PATIENT: u64 = 5;
-/// How long it is remembered that a receiver closes connections early.
-const REMEMBERED: Duration = Duration::from_secs(600);
+/// The shortest `Keep-Alive: timeout` for which [`IDLE`] is safe on a slow path, in seconds.
+const MIN_KEEP_ALIVE: u64 = 5;
+/// How long it is remembered that a receiver closes connections early, from the last request to it.
+const SHORT_KEEP_ALIVE_TTL: Duration = Duration::from_secs(24 * 3600);
 /// Origins remembered; with more, all are forgotten.
-const MAX_IMPATIENT: usize = 10_000;
+const MAX_SHORT_KEEP_ALIVES: usize = 10_000;
 
 impl Clients {
     pub(crate) fn new(settings: &Settings, resolver: Resolver) -> Result<Clients, DispatcherError> {
@@ -93,66 +98,91 @@ impl Clients {
             connect_timeout: settings.connect_timeout,
             max_in_flight: settings.limits.max_in_flight,
         };
-        let current = Mutex::new(factory.make(max_age)?);
-        Ok(Clients { factory, max_kept, max_age, current, impatient: Mutex::default() })
+        let state = Mutex::new(State { current: factory.make(max_age)?, replaced: Vec::new() });
+        Ok(Clients { factory, max_kept, max_age, state, short_keep_alives: Mutex::default() })
     }
 
     /// The client to send one request to `origin` with.
     pub(crate) fn get(&self, origin: &str) -> reqwest::Client {
-        let is_brief = self.is_impatient(origin);
-        let mut current = self.current();
-        if current.connections.load(Ordering::Relaxed) >= self.max_kept
-            || current.made_at.elapsed() >= current.max_age
-        {
-            self.replace(&mut current);
+        let is_brief = self.has_short_keep_alive(origin);
+        let mut state = self.state();
+        let is_old = state.current.made_at.elapsed() >= state.current.max_age;
+        if is_old || state.opened() >= self.max_kept.saturating_sub(state.left()).max(MIN_KEPT) {
+            self.replace(&mut state);
         }
+        let State { current, .. } = &*state;
         if is_brief { current.brief.clone() } else { current.usual.clone() }
     }
 
     /// Closes idle connections, because the system has no more sockets.
     pub(crate) fn close_idle(&self) {
-        let mut current = self.current();
-        if current.made_at.elapsed() >= MIN_AGE {
+        let mut state = self.state();
+        if state.current.made_at.elapsed() >= MIN_AGE {
             tracing::debug!("closing idle connections");
-            self.replace(&mut current);
+            self.replace(&mut state);
         }
     }
 
     /// Learns from a response how long its receiver keeps connections.
-    pub(crate) fn heed(&self, origin: &str, headers: &HeaderMap) {
-        if keep_alive_timeout(headers).is_some_and(|seconds| seconds < PATIENT) {
-            self.note_impatient(origin);
+    pub(crate) fn learn_keep_alive(&self, origin: &str, headers: &HeaderMap) {
+        if keep_alive_timeout(headers).is_some_and(|seconds| seconds < MIN_KEEP_ALIVE) {
+            self.learn_short_keep_alive(origin);
         }
     }
 
     /// Notes that a receiver closes connections before we do.
-    pub(crate) fn note_impatient(&self, origin: &str) {
-        let mut impatient = self.impatient.lock().unwrap_or_else(PoisonError::into_inner);
-        if impatient.len() >= MAX_IMPATIENT && !impatient.contains_key(origin) {
-            impatient.clear();
+    pub(crate) fn learn_short_keep_alive(&self, origin: &str) {
+        let mut known = self.short_keep_alives();
+        if known.len() >= MAX_SHORT_KEEP_ALIVES && !known.contains_key(origin) {
+            known.clear();
         }
-        impatient.insert(origin.to_owned(), Instant::now() + REMEMBERED);
+        known.insert(origin.to_owned(), Instant::now() + SHORT_KEEP_ALIVE_TTL);
     }
 
-    pub(crate) fn is_impatient(&self, origin: &str) -> bool {
-        let mut impatient = self.impatient.lock().unwrap_or_else(PoisonError::into_inner);
-        let Some(until) = impatient.get(origin) else { return false };
-        let is_remembered = Instant::now() < *until;
-        if !is_remembered {
-            impatient.remove(origin);
+    pub(crate) fn has_short_keep_alive(&self, origin: &str) -> bool {
+        let (mut known, now) = (self.short_keep_alives(), Instant::now());
+        let Some(until) = known.get_mut(origin) else { return false };
+        if *until <= now {
+            known.remove(origin);
+            return false;
         }
-        is_remembered
+        *until = now + SHORT_KEEP_ALIVE_TTL;
+        true
     }
 
-    fn current(&self) -> MutexGuard<'_, Generation> {
-        self.current.lock().unwrap_or_else(PoisonError::into_inner)
+    fn short_keep_alives(&self) -> MutexGuard<'_, HashMap<String, Instant>> {
+        self.short_keep_alives.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn replace(&self, current: &mut Generation) {
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn replace(&self, state: &mut State) {
         match self.factory.make(self.max_age) {
-            Ok(next) => *current = next,
-            Err(error) => tracing::error!(%error, "the HTTP clients were not replaced"),
+            Ok(next) => {
+                let replaced = std::mem::replace(&mut state.current, next);
+                state.replaced.push(Arc::downgrade(&replaced.connections));
+            }
+            Err(error) => {
+                tracing::error!(%error, "the HTTP clients were not replaced");
+                state.current.made_at = Instant::now();
+            }
         }
+    }
+}
+
+impl State {
+    fn opened(&self) -> usize {
+        self.current.connections.load(Ordering::Relaxed)
+    }
+
+    /// Connections of replaced clients.
+    fn left(&mut self) -> usize {
+        // The connectors of a client hold its count.
+        self.replaced.retain(|connections| connections.strong_count() > 0);
+        let living = self.replaced.iter().filter_map(Weak::upgrade);
+        living.map(|connections| connections.load(Ordering::Relaxed)).sum()
     }
 }
 
@@ -229,13 +259,13 @@ where
     }
 
     fn call(&mut self, to: R) -> Self::Future {
-        self.connections.fetch_add(1, Ordering::Relaxed);
-        let connecting = self.connector.call(to);
+        let (connecting, connections) = (self.connector.call(to), self.connections.clone());
         async move {
             if let Some(trace) = Trace::current() {
                 trace.connector_began();
             }
             let connection = connecting.await?;
+            connections.fetch_add(1, Ordering::Relaxed);
             if let Some(trace) = Trace::current() {
                 let mut extras = Extensions::new();
                 connection.connected().get_extras(&mut extras);

@@ -19,13 +19,14 @@ use crate::trace::Trace;
 /// Finds out from the client's error what went wrong. Its own text is not used: it names the URL, which may carry
 /// secrets in its query.
 pub(crate) fn failed(error: &reqwest::Error, target: &TargetUrl, trace: &Trace) -> Outcome {
-    let mut causes = Vec::new();
-    let mut next = error.source();
-    while let Some(cause) = next {
+    let mut last = None;
+    for cause in causes(error) {
         if let Some(resolve) = cause.downcast_ref::<ResolveError>() {
             return resolve.outcome();
         }
-        if let Some(fault) = tls_error(cause) {
+        if let Some(fault) = tls_error(cause)
+            && (error.is_connect() || tls::ends_handshake(fault))
+        {
             let detail = format!("no TLS session: {}", tls::fault(fault, trace.certificate_fault()));
             return Outcome::failed(FailureReason::TlsError, detail);
         }
@@ -40,13 +41,12 @@ pub(crate) fn failed(error: &reqwest::Error, target: &TargetUrl, trace: &Trace) 
             tracing::debug!(%cause, origin = target.origin(), "no connection");
             return Outcome::NotSent(failure);
         }
-        causes.push(cause);
-        next = cause.source();
+        last = Some(cause);
     }
     let origin = target.origin();
-    if error.is_timeout() {
+    if error.is_timeout() && error.is_connect() {
         let detail = if trace.is_in_handshake() {
-            format!("no TLS session with {origin} in time: it does not go on with the handshake")
+            format!("no TLS session with {origin} in time: the handshake did not finish")
         } else {
             format!("no connection to {origin} in time")
         };
@@ -56,10 +56,10 @@ pub(crate) fn failed(error: &reqwest::Error, target: &TargetUrl, trace: &Trace) 
         let detail = format!("no TLS session: {origin} closed the connection during the handshake");
         return Outcome::failed(FailureReason::TlsError, detail);
     }
-    if let Some(fault) = causes.iter().find_map(|cause| response_fault(*cause)) {
+    if let Some(fault) = causes(error).find_map(response_fault) {
         return Outcome::failed(FailureReason::ConnectionError, fault);
     }
-    let cause = causes.pop().map_or_else(|| "unknown cause".to_owned(), plain);
+    let cause = last.map_or_else(|| "unknown cause".to_owned(), plain);
     let detail = if error.is_connect() {
         format!("no connection to {origin}: {cause}")
     } else {
@@ -91,7 +91,7 @@ fn response_fault(cause: &(dyn Error + 'static)) -> Option<String> {
     Some(if is_too_large {
         HEAD_TOO_LARGE.to_owned()
     } else {
-        format!("what the receiver sent is not HTTP: {said}")
+        format!("the response can't be read as HTTP: {said}")
     })
 }
 
@@ -103,12 +103,33 @@ fn plain(cause: &(dyn Error + 'static)) -> String {
         Some(io::ErrorKind::ConnectionRefused) => "nothing listens there",
         Some(io::ErrorKind::ConnectionReset) => "the receiver reset it",
         Some(io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionAborted) => "the receiver closed it",
+        // TLS that was not closed as it should be.
+        Some(io::ErrorKind::UnexpectedEof) => return "the receiver closed it".to_owned(),
         Some(io::ErrorKind::HostUnreachable | io::ErrorKind::NetworkUnreachable) => {
             "the network has no way there"
         }
         _ => return text,
     };
     format!("{words} ({text})")
+}
+
+fn causes<'e>(error: &'e (dyn Error + 'static)) -> impl Iterator<Item = &'e (dyn Error + 'static)> {
+    std::iter::successors(error.source(), |cause: &&'e (dyn Error + 'static)| {
+        let cause: &'e (dyn Error + 'static) = *cause;
+        cause.source()
+    })
+}
+
+/// Whether the receiver closed the connection instead of answering.
+pub(crate) fn was_closed(error: &reqwest::Error) -> bool {
+    causes(error).any(|cause| {
+        let is_io = |error: &io::Error| {
+            use io::ErrorKind::{BrokenPipe, ConnectionAborted, ConnectionReset, UnexpectedEof};
+            matches!(error.kind(), BrokenPipe | ConnectionAborted | ConnectionReset | UnexpectedEof)
+        };
+        cause.downcast_ref().is_some_and(hyper::Error::is_incomplete_message)
+            || cause.downcast_ref().is_some_and(is_io)
+    })
 }
 
 /// Whether this host has a route to the target. The resolver returns only addresses that have one.

@@ -1,10 +1,12 @@
 //! What a dispatcher logs: one wide line per attempt.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
-use contracts::DeliveryId;
+use contracts::{DeliveryId, FailureReason};
 use engine::dispatch::Recorded;
 use engine::{AttemptResult, Effect, HeldAttempt, LocalFailure, Settlement};
+use reqwest::header::LOCATION;
 
 use crate::attempt::Logged;
 
@@ -50,7 +52,8 @@ pub(crate) fn attempt(held: &HeldAttempt, logged: Logged, recorded: &Recorded) {
         },
         status = record.status_code,
         reason = failure.map(|failure| <&str>::from(failure.reason)),
-        detail = failure.map(|failure| failure.detail.as_str()),
+        // That of an HTTP error says no more than the status, and where a redirect leads, which may be secret.
+        detail = failure.filter(|failure| failure.reason != FailureReason::HttpError).map(|failure| failure.detail.as_str()),
         response_time_ms = record.response_time_ms,
         resolve_ms = timing.resolve,
         connect_ms = timing.connect,
@@ -61,7 +64,7 @@ pub(crate) fn attempt(held: &HeldAttempt, logged: Logged, recorded: &Recorded) {
         remote_address = timing.remote_address,
         refused_address = logged.refused_address.map(tracing::field::display),
         content_type = timing.content_type,
-        response_headers = timing.headers.as_ref().map(tracing::field::debug),
+        response_headers = timing.headers.as_ref().map(loggable).map(tracing::field::debug),
         next_attempt_at,
         claimed_at = %record.claimed_at,
         request_id = held.request_id,
@@ -75,6 +78,12 @@ pub(crate) fn attempt(held: &HeldAttempt, logged: Logged, recorded: &Recorded) {
         },
         "attempt"
     );
+}
+
+/// The kept headers without those that may be secret.
+fn loggable(headers: &BTreeMap<String, String>) -> BTreeMap<&str, &str> {
+    let headers = headers.iter().filter(|(name, _)| *name != LOCATION.as_str());
+    headers.map(|(name, value)| (name.as_str(), value.as_str())).collect()
 }
 
 /// Logs that the database refuses to move a delivery.

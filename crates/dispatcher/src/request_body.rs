@@ -12,8 +12,9 @@ use thiserror::Error;
 
 use crate::trace::Trace;
 
-/// Bytes handed to the connection at once: few enough to tell how far an upload came.
-const CHUNK: usize = 16 * 1024;
+/// Bytes handed to the connection at once. hyper takes sixteen of them ahead of what it has written: few enough to tell how
+/// far an upload came.
+const CHUNK: usize = 4 * 1024;
 
 /// A payload that refuses to be written too late. It is asked for in the same step that writes the request's head, so
 /// a process that was stopped while it connected, or at any moment before, sends nothing when it goes on.

@@ -28,10 +28,14 @@ pub(crate) struct Resolver {
 
 impl Resolver {
     /// Resolves with the system's configuration.
-    pub(crate) fn new(policy: Arc<Policy>, connect_timeout: Duration) -> Result<Resolver, NetError> {
+    pub(crate) fn new(
+        policy: Arc<Policy>,
+        connect_timeout: Duration,
+        max_in_flight: usize,
+    ) -> Result<Resolver, NetError> {
         let share = connect_timeout / SHARES;
         let system = SystemNames::new(LOOKUP_SHARES * share)?;
-        Ok(Resolver::with(policy, move || system.current(), share))
+        Ok(Resolver::with(policy, move || system.current(), share, max_in_flight))
     }
 
     /// Resolves with the given name servers.
@@ -39,12 +43,13 @@ impl Resolver {
         policy: Arc<Policy>,
         names: impl Fn() -> Arc<Names> + Send + Sync + 'static,
         slot_timeout: Duration,
+        max_in_flight: usize,
     ) -> Resolver {
         let look_up = move |name: String| {
             let names = names();
             async move { names.look_up(&name).await }.boxed()
         };
-        Resolver { policy, lookups: Lookups::new(look_up, slot_timeout) }
+        Resolver { policy, lookups: Lookups::new(look_up, slot_timeout, max_in_flight) }
     }
 }
 
@@ -83,16 +88,24 @@ impl Resolve for Resolver {
         let (policy, lookups) = (self.policy.clone(), self.lookups.clone());
         Box::pin(async move {
             let name = name.as_str().to_owned();
+            let org = Trace::current().map(|trace| {
+                trace.resolve_began();
+                trace.org_id()
+            });
+            let found = lookups.look_up(org, &name).await;
+            // None if the request went another way meanwhile.
             let trace = Trace::current();
             let trace = trace.as_deref();
-            trace.inspect(|trace| trace.resolve_began());
-            let found = lookups.look_up(trace.map(Trace::org_id), &name).await;
             trace.inspect(|trace| trace.resolve_ended());
             let found = found.map_err(|error| match error {
                 NameError::NoSuchName | NameError::NoAddress => ResolveError::NoAddress(name.clone()),
                 error => ResolveError::Lookup(name.clone(), error),
-            })?;
-            let addresses = permitted(&policy, &name, &found, trace)?;
+            });
+            let addresses = found.and_then(|found| permitted(&policy, &name, &found, trace));
+            if let (Some(trace), Err(ResolveError::NoAddress(_))) = (trace, &addresses) {
+                trace.forget_times();
+            }
+            let addresses = addresses?;
             // The client fills in the port.
             Ok(Box::new(addresses.into_iter().map(|address| SocketAddr::new(address, 0))) as Addrs)
         })
@@ -130,17 +143,19 @@ const MIN_LOOKUPS: u64 = 8;
 /// The share of one organization.
 const ORGANIZATION_SHARE: usize = 4;
 
-fn max_lookups(files: Option<u64>) -> usize {
+/// No more than attempts in flight, or the share of an organization would be no limit.
+fn max_lookups(files: Option<u64>, max_in_flight: usize) -> usize {
     let share = files.map_or(MAX_LOOKUPS, |files| files / 4 / MAX_SOCKETS as u64);
-    share.clamp(MIN_LOOKUPS, MAX_LOOKUPS) as usize
+    share.min(max_in_flight as u64).clamp(MIN_LOOKUPS, MAX_LOOKUPS) as usize
 }
 
 impl Lookups {
     fn new(
         look_up: impl Fn(String) -> BoxFuture<'static, Result<Vec<IpAddr>, NameError>> + Send + Sync + 'static,
         slot_timeout: Duration,
+        max_in_flight: usize,
     ) -> Arc<Lookups> {
-        let max = max_lookups(getrlimit(Resource::Nofile).current);
+        let max = max_lookups(getrlimit(Resource::Nofile).current, max_in_flight);
         Arc::new(Lookups {
             look_up: Box::new(look_up),
             slots: Semaphore::new(max),
@@ -263,8 +278,9 @@ mod tests {
 
     #[test]
     fn lookups_are_limited_by_the_file_descriptors_they_need() {
-        assert_eq!([None, Some(1 << 20), Some(128)].map(max_lookups), [1024, 1024, 8]);
-        assert_eq!(max_lookups(Some(20_000)), 277);
+        assert_eq!([None, Some(1 << 20), Some(128)].map(|files| max_lookups(files, 5_000)), [1024, 1024, 8]);
+        assert_eq!(max_lookups(Some(20_000), 5_000), 277);
+        assert_eq!([256, 1].map(|max_in_flight| max_lookups(None, max_in_flight)), [256, 8]);
     }
 
     #[tokio::test]
@@ -279,7 +295,7 @@ mod tests {
             }
             .boxed()
         };
-        let lookups = Lookups::new(look_up, LONG);
+        let lookups = Lookups::new(look_up, LONG, 256);
         for calls in 1..=2 {
             let mut waiting: Vec<_> =
                 (0..100).map(|_| Box::pin(lookups.look_up(None, "example.com"))).collect();
@@ -301,7 +317,7 @@ mod tests {
             CALLS.fetch_add(1, Ordering::Relaxed);
             async { Ok(vec![]) }.boxed()
         };
-        let lookups = Lookups::new(look_up, LONG);
+        let lookups = Lookups::new(look_up, LONG, 256);
         let all = lookups.slots.acquire_many(lookups.slots.available_permits() as u32).await.unwrap();
         assert!(lookups.look_up(None, "example.com").now_or_never().is_none());
         drop(all);
@@ -319,7 +335,7 @@ mod tests {
             }
             async { Ok(vec!["192.0.2.1".parse().unwrap()]) }.boxed()
         };
-        let lookups = Lookups::new(look_up, LONG);
+        let lookups = Lookups::new(look_up, LONG, 256);
         let [hanging, healthy] = [1, 2].map(|n| Some(OrgId(uuid::Uuid::from_u128(n))));
         let all = lookups.slots.available_permits();
         // More names than there are slots.
@@ -336,7 +352,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_lookup_that_gets_no_slot_is_a_local_failure() {
-        let lookups = Lookups::new(|_| async { Ok(vec![]) }.boxed(), Duration::from_millis(10));
+        let lookups = Lookups::new(|_| async { Ok(vec![]) }.boxed(), Duration::from_millis(10), 256);
         let _all = lookups.slots.acquire_many(lookups.slots.available_permits() as u32).await.unwrap();
         let missed = NameError::Local(LocalFailure::NoLookup);
         assert_eq!(lookups.look_up(None, "example.com").await, Err(missed));

@@ -7,9 +7,9 @@ use reqwest::header::{CONTENT_TYPE, HeaderMap, LOCATION};
 /// The largest response head, in bytes.
 pub(crate) const MAX_HEAD: usize = 64 * 1024;
 /// The most headers in one.
-pub(crate) const MAX_HEADERS: usize = 1_000;
+pub(crate) const MAX_HEADERS: usize = 500;
 /// What is said of larger ones.
-pub(crate) const HEAD_TOO_LARGE: &str = "the response's head is too large: more than 64 KiB or 1,000 headers";
+pub(crate) const HEAD_TOO_LARGE: &str = "the response's head is too large: more than 64 KiB or 500 headers";
 
 /// The headers kept: those that tell who answered, and what to do.
 const KEPT: [&str; 10] = [
@@ -48,16 +48,21 @@ pub(crate) fn kept_headers(headers: &HeaderMap) -> BTreeMap<String, String> {
     let found = KEPT.iter().filter_map(|name| Some(((*name).to_owned(), values(name)?)));
     let found = found.map(|(name, value)| {
         // Where a redirect leads may be secret; that it leads to a login page is not.
-        let value = if name == LOCATION.as_str() { without_query(&value) } else { value };
+        let value = if name == LOCATION.as_str() { without_secrets(&value) } else { value };
         (name, value)
     });
     found.collect()
 }
 
-fn without_query(url: &str) -> String {
+/// A URL without user, password and query.
+fn without_secrets(url: &str) -> String {
     let end = url.find(['?', '#']).unwrap_or(url.len());
     let (url, query) = url.split_at(end);
-    if query.is_empty() { url.to_owned() } else { format!("{url}?…") }
+    let query = if query.is_empty() { "" } else { "?…" };
+    let Some((scheme, rest)) = url.split_once("//") else { return format!("{url}{query}") };
+    let authority_end = rest.find('/').unwrap_or(rest.len());
+    let host = rest[..authority_end].rfind('@').map_or(0, |at| at + 1);
+    format!("{scheme}//{}{query}", &rest[host..])
 }
 
 /// A value as it is stored: short, and without control characters, such as NUL, which PostgreSQL refuses.
@@ -70,6 +75,19 @@ fn kept(value: &[u8]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_location_is_kept_without_user_and_query() {
+        for (location, kept) in [
+            ("https://user:pw@example.com:8443/a?b#c", "https://example.com:8443/a?…"),
+            ("https://user@example.com", "https://example.com"),
+            ("//user@example.com/a@b", "//example.com/a@b"),
+            ("/a/@b?c", "/a/@b?…"),
+            ("a@b", "a@b"),
+        ] {
+            assert_eq!(without_secrets(location), kept);
+        }
+    }
 
     fn headers(given: &[(&'static str, &str)]) -> HeaderMap {
         let mut headers = HeaderMap::new();

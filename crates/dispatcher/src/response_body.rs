@@ -10,6 +10,9 @@ use reqwest::header::{CONTENT_ENCODING, CONTENT_TYPE, HeaderMap};
 /// Bytes decoded of a body: in no charset do the kept bytes of text need more.
 const DECODED: u64 = 4 * BODY_KEPT as u64;
 
+/// The longest name of an unknown coding that is shown, in bytes.
+const CODING_SHOWN: usize = 32;
+
 /// Returns the body's start as text, by its `Content-Encoding` and charset. `body` may be cut off anywhere.
 pub(crate) fn text(headers: &HeaderMap, body: &[u8]) -> String {
     if body.is_empty() {
@@ -26,7 +29,10 @@ pub(crate) fn text(headers: &HeaderMap, body: &[u8]) -> String {
     };
     match decoded {
         Some(decoded) => decode(header(CONTENT_TYPE), &decoded),
-        None => format!("({} bytes with Content-Encoding: {coding})", body.len()),
+        None => {
+            let coding = &coding[..coding.floor_char_boundary(CODING_SHOWN)];
+            format!("({} bytes with Content-Encoding: {coding})", body.len())
+        }
     }
 }
 
@@ -120,6 +126,8 @@ mod tests {
         assert_eq!(text(&headers("", "zstd"), b"\x28\xb5\x2f"), "(3 bytes with Content-Encoding: zstd)");
         assert_eq!(text(&headers("", "gzip"), b"no gzip"), "(7 bytes with Content-Encoding: gzip)");
         assert_eq!(text(&headers("", "gzip"), b""), "");
+        let long = text(&headers("", &"z".repeat(60_000)), b"x");
+        assert_eq!(long, format!("(1 bytes with Content-Encoding: {})", "z".repeat(CODING_SHOWN)));
     }
 
     #[test]

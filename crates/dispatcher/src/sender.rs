@@ -13,7 +13,7 @@ use tokio::time::{Instant, timeout_at};
 use uuid::Uuid;
 
 use crate::client::Clients;
-use crate::failure::{failed, timed_out};
+use crate::failure::{failed, timed_out, was_closed};
 use crate::headers::headers;
 use crate::request_body::TimelyBody;
 use crate::resolver::Resolver;
@@ -36,7 +36,8 @@ const BODY_READ: usize = 64 * 1024;
 impl Sender {
     pub(crate) fn new(settings: &Settings, policy: Policy, clock: Clock) -> Result<Sender, DispatcherError> {
         let policy = Arc::new(policy);
-        let resolver = Resolver::new(policy.clone(), settings.connect_timeout)?;
+        let resolver =
+            Resolver::new(policy.clone(), settings.connect_timeout, settings.limits.max_in_flight)?;
         let clients = Clients::new(settings, resolver)?;
         Ok(Sender::with(clients, settings, policy, clock))
     }
@@ -79,15 +80,15 @@ impl Sender {
                 if outcome == Outcome::NotSent(LocalFailure::NoSocket) {
                     self.clients.close_idle();
                 }
-                if trace.is_on_reused_connection() {
-                    self.clients.note_impatient(&origin);
+                if trace.is_on_reused_connection() && was_closed(&error) {
+                    self.clients.learn_short_keep_alive(&origin);
                 }
                 return (outcome, trace.timing());
             }
             Err(_) => return (timed_out(self.timeout, trace), trace.timing()),
         };
         trace.answered(response.remote_addr());
-        self.clients.heed(&origin, response.headers());
+        self.clients.learn_keep_alive(&origin, response.headers());
         self.read(response, deadline, trace).await
     }
 

@@ -16,10 +16,10 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
 use rustls::server::ParsedCertificate;
 use rustls::{
     AlertDescription, CertificateError, ClientConfig, DigitallySignedStruct, Error, NamedGroup,
-    SignatureScheme,
+    RootCertStore, SignatureScheme,
 };
 use rustls_platform_verifier::Verifier;
-use x509_parser::prelude::{FromDer, GeneralName, X509Certificate};
+use x509_parser::prelude::{FromDer, GeneralName, X509Certificate, X509Version};
 use x509_parser::time::ASN1Time;
 
 use crate::DispatcherError;
@@ -43,6 +43,9 @@ pub(crate) fn config(certificates: &Certificates) -> Result<ClientConfig, Dispat
         Some(path) => read_certificates("egress.ca_file", path)?,
         None => Vec::new(),
     };
+    if let (Some(path), Some(fault)) = (&certificates.ca_file, added.iter().find_map(unreadable)) {
+        return Err(unusable("egress.ca_file", path, &fault));
+    }
     let verifier = ReceiverVerifier::new(added, provider)?;
     let builder = ClientConfig::builder().dangerous().with_custom_certificate_verifier(Arc::new(verifier));
     let mut config = match &certificates.client_cert {
@@ -79,10 +82,15 @@ fn unusable(key: &'static str, path: &Path, problem: &dyn ToString) -> Dispatche
     DispatcherError::Certificates { key, path: path.to_owned(), problem: problem.to_string() }
 }
 
+fn unreadable(certificate: &CertificateDer<'static>) -> Option<Error> {
+    RootCertStore::empty().add(certificate.clone()).err()
+}
+
 /// Trusts the system's authorities and those added, and explains its refusals in the attempt's trace.
 #[derive(Debug)]
 struct ReceiverVerifier {
     authorities: Verifier,
+    /// Trusted as they are, for their names.
     added: Vec<CertificateDer<'static>>,
 }
 
@@ -91,7 +99,9 @@ impl ReceiverVerifier {
         added: Vec<CertificateDer<'static>>,
         provider: Arc<CryptoProvider>,
     ) -> Result<ReceiverVerifier, Error> {
-        let authorities = Verifier::new_with_extra_roots(added.iter().cloned(), provider)?;
+        // A receiver's own certificate must not vouch for others.
+        let roots: Vec<_> = added.iter().filter(|added| is_authority(added)).cloned().collect();
+        let authorities = Verifier::new_with_extra_roots(roots, provider)?;
         Ok(ReceiverVerifier { authorities, added })
     }
 
@@ -123,7 +133,9 @@ impl ServerCertVerifier for ReceiverVerifier {
         let verified =
             self.authorities.verify_server_cert(end_entity, intermediates, server_name, ocsp_response, now);
         if let (Err(Error::InvalidCertificate(fault)), Some(trace)) = (&verified, Trace::current()) {
-            trace.certificate_refused(certificate_fault(fault, server_name, end_entity, intermediates));
+            let is_added = self.added.contains(end_entity);
+            let fault = certificate_fault(fault, is_added, server_name, end_entity, intermediates);
+            trace.certificate_refused(fault);
         }
         verified
     }
@@ -151,9 +163,17 @@ impl ServerCertVerifier for ReceiverVerifier {
     }
 }
 
-/// Says what is wrong with a receiver's certificate.
+/// Whether it may vouch for other certificates. Those of X.509 version 1 can't say.
+fn is_authority(certificate: &CertificateDer<'_>) -> bool {
+    let Ok((_, parsed)) = X509Certificate::from_der(certificate) else { return true };
+    let constraints = parsed.basic_constraints().ok().flatten();
+    constraints.map_or(parsed.version() == X509Version::V1, |constraints| constraints.value.ca)
+}
+
+/// Says what is wrong with a receiver's certificate. `is_added`: it is trusted as it is.
 fn certificate_fault(
     fault: &CertificateError,
+    is_added: bool,
     name: &ServerName<'_>,
     end_entity: &CertificateDer<'_>,
     intermediates: &[CertificateDer<'_>],
@@ -174,18 +194,27 @@ fn certificate_fault(
             CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. },
             Some(parsed),
         ) => format!("the certificate is not for {}: {}", name.to_str(), valid_for(&parsed)),
-        (CertificateError::UnknownIssuer, Some(parsed)) if parsed.issuer() == parsed.subject() => {
-            "the certificate is self-signed, which nobody vouches for".to_owned()
+        // In force, so it is the name that is wrong.
+        (CertificateError::UnknownIssuer | CertificateError::Other(_), Some(parsed)) if is_added => {
+            format!("the certificate is not for {}: {}", name.to_str(), valid_for(&parsed))
+        }
+        (CertificateError::UnknownIssuer | CertificateError::Other(_), Some(parsed))
+            if parsed.issuer() == parsed.subject() =>
+        {
+            "the certificate is self-signed and not trusted".to_owned()
         }
         (CertificateError::UnknownIssuer, Some(parsed)) => {
             let hint = if intermediates.is_empty() {
-                "; the receiver sent no intermediate certificate, one is probably missing"
+                "; the receiver sent no intermediate certificate: one is missing, or its authority is private"
             } else {
                 ""
             };
             format!("the certificate's issuer is not trusted: {}{hint}", parsed.issuer())
         }
         (CertificateError::Revoked, _) => "the certificate has been revoked".to_owned(),
+        (CertificateError::InvalidPurpose | CertificateError::InvalidPurposeContext { .. }, _) => {
+            "the certificate is not one for servers".to_owned()
+        }
         (fault, _) => format!("the certificate is not acceptable: {fault}"),
     }
 }
@@ -205,7 +234,7 @@ fn valid_for(certificate: &X509Certificate<'_>) -> String {
         })
         .collect();
     match names.len() {
-        0 => "it is valid for no name at all".to_owned(),
+        0 => "it has no subject alternative name, and the common name does not count".to_owned(),
         1..=MAX_NAMES => format!("it is valid for {}", names.join(", ")),
         more => format!("it is valid for {} and {} more", names[..MAX_NAMES].join(", "), more - MAX_NAMES),
     }
@@ -233,22 +262,54 @@ pub(crate) fn fault(error: &Error, certificate_fault: Option<String>) -> String 
         Error::AlertReceived(AlertDescription::ProtocolVersion) | Error::PeerIncompatible(_) => {
             "the receiver supports no TLS version and ciphers that Redial does (TLS 1.2 and 1.3)".to_owned()
         }
+        Error::AlertReceived(AlertDescription::HandshakeFailure) => {
+            "the receiver refused the handshake: no common cipher suite, or it wants a client certificate"
+                .to_owned()
+        }
+        Error::AlertReceived(alert) if is_about_client_certificate(*alert) => {
+            "the receiver refused the client certificate of egress.client_cert".to_owned()
+        }
         Error::AlertReceived(alert) => format!("the receiver refused the handshake with the alert {alert:?}"),
         Error::InvalidMessage(_) => "what the receiver says on this port is not TLS".to_owned(),
         other => other.to_string(),
     }
 }
 
+/// Whether a TLS error that comes after the handshake belongs to it: receivers judge a client's certificate last.
+pub(crate) fn ends_handshake(error: &Error) -> bool {
+    let Error::AlertReceived(alert) = error else { return false };
+    *alert == AlertDescription::CertificateRequired || is_about_client_certificate(*alert)
+}
+
+fn is_about_client_certificate(alert: AlertDescription) -> bool {
+    use AlertDescription::{
+        AccessDenied, BadCertificate, CertificateExpired, CertificateRevoked, CertificateUnknown, UnknownCA,
+        UnsupportedCertificate,
+    };
+    matches!(
+        alert,
+        AccessDenied
+            | BadCertificate
+            | CertificateExpired
+            | CertificateRevoked
+            | CertificateUnknown
+            | UnknownCA
+            | UnsupportedCertificate
+    )
+}
+
 /// Sessions to resume. It is asked as a handshake begins, which nothing else tells.
 #[derive(Debug)]
 struct ObservedSessions(ClientSessionMemoryCache);
 
-/// Receivers whose sessions are remembered.
-const SESSIONS: usize = 1024;
+/// Hosts whose sessions are remembered.
+const HOSTS: usize = 1024;
+/// Tickets that rustls keeps for each.
+const TICKETS: usize = 8;
 
 impl Default for ObservedSessions {
     fn default() -> ObservedSessions {
-        ObservedSessions(ClientSessionMemoryCache::new(SESSIONS))
+        ObservedSessions(ClientSessionMemoryCache::new(HOSTS * TICKETS))
     }
 }
 

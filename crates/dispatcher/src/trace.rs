@@ -1,7 +1,8 @@
 //! What is measured of one attempt while it is made: when its phases began and ended, and who it talked to.
 //!
 //! The client calls the resolver, the TLS layer and the connector within the task of the attempt, so a task-local
-//! connects them with it. What goes on after the attempt, such as a connection that another one overtook, finds none.
+//! connects them with it. Connecting goes on in another task when the request is sent on a connection that has become idle
+//! meanwhile: it finds no trace there.
 
 use std::future::Future;
 use std::net::{IpAddr, SocketAddr};
@@ -38,6 +39,7 @@ struct Marks {
     remote_address: Option<SocketAddr>,
     refused_address: Option<IpAddr>,
     certificate_fault: Option<String>,
+    has_no_times: bool,
 }
 
 #[derive(Clone, Copy, Default)]
@@ -82,6 +84,11 @@ impl Trace {
 
     pub(crate) fn resolve_ended(&self) {
         self.marks().resolve.end();
+    }
+
+    /// Forgets how long everything took: it would tell names that don't exist from internal ones.
+    pub(crate) fn forget_times(&self) {
+        self.marks().has_no_times = true;
     }
 
     /// Notes an address of the receiver's name that may not be called.
@@ -156,14 +163,18 @@ impl Trace {
     }
 
     /// From the beginning to the complete head of the response, or until now.
-    pub(crate) fn response_time(&self) -> Duration {
-        self.marks().head_at.unwrap_or_else(Instant::now) - self.began_at
+    pub(crate) fn response_time(&self) -> Option<Duration> {
+        let marks = self.marks();
+        (!marks.has_no_times).then(|| marks.head_at.unwrap_or_else(Instant::now) - self.began_at)
     }
 
     /// The phases that have ended, and the receiver's address. A connection that was not ready when the request was
     /// written is not the one it was written to.
     pub(crate) fn timing(&self) -> Timing {
         let marks = self.marks().clone();
+        if marks.has_no_times {
+            return Timing::default();
+        }
         let Marks { resolve, connector, tls_began_at, send, head_at, .. } = marks;
         let tcp_began_at = resolve.ended_at.or(connector.began_at);
         let tcp_ended_at = tls_began_at.or(connector.ended_at);

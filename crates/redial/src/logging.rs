@@ -8,7 +8,7 @@ use tracing_subscriber::filter::ParseError;
 use crate::settings::LogFormat;
 
 /// What libraries say that we say ourselves, better or more quietly.
-const QUIET: &str = "lapin=off,actix_server=warn,actix_http=off,r2d2=off";
+const QUIET: &str = "lapin=off,actix_server=warn,actix_http=off,r2d2=off,rustls_platform_verifier=off";
 
 /// Sends logs to standard error from now on. `filter` is `info`, `debug` or per-target directives.
 pub(crate) fn start(filter: &str, format: LogFormat) -> Result<(), ParseError> {

@@ -70,7 +70,7 @@ fn sender_to(
 ) -> Sender {
     let policy = Arc::new(Policy::new(vec![allow.parse().unwrap()]));
     let names = Arc::new(names.names(Hosts::default(), Duration::from_secs(1)));
-    let resolver = Resolver::with(policy.clone(), move || names.clone(), Duration::from_secs(1));
+    let resolver = Resolver::with(policy.clone(), move || names.clone(), Duration::from_secs(1), 256);
     let clients = Clients::keeping(max_kept, max_age, settings, resolver).unwrap();
     Sender::with(clients, settings, policy, Clock::system())
 }
@@ -127,7 +127,7 @@ async fn a_connection_that_takes_too_long_is_a_timeout() {
     let names = NameServer::start(|_, _| Reply::Silence).await;
     let hasty = Settings { connect_timeout: Duration::from_millis(100), ..settings() };
     let sender = sender_with(&hasty, &names, usize::MAX);
-    let detail = format!("no TLS session with {origin} in time: it does not go on with the handshake");
+    let detail = format!("no TLS session with {origin} in time: the handshake did not finish");
     assert_eq!(sender.sent(&origin).await, Outcome::failed(FailureReason::Timeout, detail));
 }
 

@@ -114,10 +114,10 @@ async fn connections_of_a_receiver_that_closed_one_as_it_was_used_again_are_kept
     let (url, connections) = receiver("127.0.0.1:0", |request| if request == 1 { "" } else { PLAIN });
     let (origin, sender) = (TargetUrl::parse(&url).unwrap().origin(), sender(&no_names().await, usize::MAX));
     succeeds(&sender, &url).await;
-    assert!(!sender.clients.is_impatient(&origin));
+    assert!(!sender.clients.has_short_keep_alive(&origin));
     let outcome = sender.sent(&url).await;
     assert!(matches!(outcome, Outcome::Failed(_)), "{outcome:?}");
-    assert!(sender.clients.is_impatient(&origin));
+    assert!(sender.clients.has_short_keep_alive(&origin));
     succeeds(&sender, &url).await;
     assert_eq!(connections.load(Ordering::SeqCst), 2);
 }

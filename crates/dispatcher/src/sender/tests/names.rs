@@ -29,7 +29,7 @@ async fn canaries(addresses: &[IpAddr]) -> (u16, Arc<Mutex<Vec<IpAddr>>>) {
                 connected.lock().unwrap().push(address);
                 tokio::spawn(async move {
                     let mut request = [0; 4096];
-                    while !request.ends_with(b"{}") {
+                    loop {
                         let Ok(length @ 1..) = connection.read(&mut request).await else { return };
                         if request[..length].ends_with(b"{}") {
                             break;
@@ -136,6 +136,36 @@ async fn no_spelling_of_loopback_is_connected_to() {
         assert!(matches!(failure.reason, BlockedAddress | DnsError | InvalidUrl), "{host}: {failure:?}");
     }
     assert_eq!(*connected.lock().unwrap(), Vec::<IpAddr>::new());
+}
+
+/// Names whose servers are silent, many more at once than come in at 15 a second.
+#[tokio::test(flavor = "multi_thread")]
+async fn hanging_names_of_one_organization_fail_no_attempt_of_another() {
+    let receiver = Receiver::bind(([127, 0, 0, 1], 0).into(), receiver::Options::default()).unwrap();
+    let port = receiver.addr().port();
+    let names = NameServer::start(|name, _| match name.ends_with("hanging.example.") {
+        true => Reply::Silence,
+        false => Reply::Address([127, 0, 0, 1].into()),
+    });
+    let sender = Arc::new(sender(&names.await, usize::MAX));
+    let [hanging, healthy] = [1, 2].map(|org| OrgId(Uuid::from_u128(org)));
+    let mut silent = JoinSet::new();
+    for n in 0..300 {
+        let (sender, url) = (sender.clone(), format!("http://n{n}.hanging.example:{port}/ok"));
+        silent.spawn(async move { sender.sent_for(hanging, &url).await.0 });
+    }
+    for n in 0..50 {
+        let outcome = sender.sent_for(healthy, &format!("http://n{n}.healthy.example:{port}/ok")).await.0;
+        assert!(matches!(outcome, Outcome::Answered(Response { status: 200, .. })), "{outcome:?}");
+    }
+    for outcome in silent.join_all().await {
+        let is_told_right = match &outcome {
+            Outcome::Failed(failure) => failure.detail.ends_with("could not be resolved: no answer"),
+            Outcome::NotSent(cause) => *cause == LocalFailure::NoLookup,
+            Outcome::Answered(_) => false,
+        };
+        assert!(is_told_right, "{outcome:?}");
+    }
 }
 
 #[tokio::test]
