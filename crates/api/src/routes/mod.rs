@@ -94,7 +94,7 @@ pub(crate) fn table() -> Vec<Operation> {
             .answers::<CallbackSecret>(200, "the secret", &secret)
             .or(&[CallbackSecretNotFound]),
         call(Method::DELETE, "/v1/callback-secrets/{id}", CallbackSecretsDelete, secrets::delete)
-            .named("delete_secret", "Disables a signing secret: no new delivery is signed with it")
+            .named("delete_secret", "Disables a signing secret: requests are no longer signed with it")
             .answers_nothing(204, "it is disabled")
             .or(&[CallbackSecretNotFound]),
         health(),

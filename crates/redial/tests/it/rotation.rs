@@ -173,7 +173,7 @@ fn signatures(received: &Received, known: &[&SigningSecret]) -> (Option<usize>, 
     (runflow, list.map(|one| signed.iter().position(|signed| signed.webhook_signature == one)).collect())
 }
 
-async fn call(system: &System, method: Method, path: &str, body: Option<Value>) -> Value {
+pub(crate) async fn call(system: &System, method: Method, path: &str, body: Option<Value>) -> Value {
     let request = system.http.request(method, system.url(0, path)).bearer_auth(&system.token);
     let request = match body {
         Some(body) => request.header("content-type", "application/json").body(body.to_string()),
@@ -184,7 +184,7 @@ async fn call(system: &System, method: Method, path: &str, body: Option<Value>) 
     serde_json::from_slice(&response.bytes().await.unwrap()).unwrap_or_default()
 }
 
-fn text(value: &Value) -> String {
+pub(crate) fn text(value: &Value) -> String {
     value.as_str().unwrap().to_owned()
 }
 

@@ -8,19 +8,29 @@ use std::process::{Command, Stdio};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use receiver::Received;
+use reqwest::Method;
 use serde_json::json;
 
+use crate::rotation::{call, text};
 use crate::system::{System, shared_broker};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn pythons_hmac_and_the_standardwebhooks_packages_of_pypi_and_npm_verify_the_callbacks() {
     let mut system = System::start(&shared_broker(), 1, 1, &[]);
     // Every kind of payload the examples have.
-    let runs = system.import_runs(200, "/ok");
-    system.redeliver_all(&runs).await;
-    let secret = system.secret.clone();
-    let lines: Vec<String> =
-        system.gather(runs.len()).await.iter().map(|received| line(&secret, received)).collect();
+    let runs = system.import_runs(220, "/ok");
+    let (runs, later) = runs.split_at(200);
+    system.redeliver_all(runs).await;
+    let old = system.secret.clone();
+    let mut lines: Vec<String> =
+        system.gather(runs.len()).await.iter().map(|received| line(&old, &[], received)).collect();
+    // Within the overlap of a rotation a receiver needs one of the two secrets.
+    let made = call(&system, Method::POST, "/v1/callback-secrets", Some(json!({}))).await;
+    let path = format!("/v1/callback-secrets/{}", text(&made["id"]));
+    call(&system, Method::PATCH, &path, Some(json!({"is_current": true}))).await;
+    let new = text(&made["plain_secret"]);
+    system.redeliver_all(later).await;
+    lines.extend(system.gather(later.len()).await.iter().map(|received| line(&new, &[&old], received)));
     let packages = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../target/test-packages");
     let script = |name| Path::new(env!("CARGO_MANIFEST_DIR")).join("tests").join(name);
     let python = packages.join("bin/python3");
@@ -29,9 +39,11 @@ async fn pythons_hmac_and_the_standardwebhooks_packages_of_pypi_and_npm_verify_t
     assert!(system.stop().await.is_empty());
 }
 
-fn line(secret: &str, received: &Received) -> String {
+/// `overlap` are secrets that only `webhook-signature` must match.
+fn line(secret: &str, overlap: &[&str], received: &Received) -> String {
     let headers: HashMap<_, _> = received.headers.iter().cloned().collect();
-    json!({"secret": secret, "headers": headers, "body": STANDARD.encode(&received.body)}).to_string()
+    let body = STANDARD.encode(&received.body);
+    json!({"secret": secret, "overlap": overlap, "headers": headers, "body": body}).to_string()
 }
 
 fn verified(interpreter: &Path, script: &PathBuf, packages: &Path, lines: &[String]) -> usize {
