@@ -72,10 +72,10 @@ impl Driver {
             for action in actions {
                 self.act(action);
             }
+            self.note_progress(&clock);
             if self.state.is_stopped {
                 return;
             }
-            self.note_progress(&clock);
             let wake_at = self.dispatch.wake_at().unwrap_or(Duration::MAX);
             let wait = wake_at.saturating_sub(clock.monotonic()).min(LONGEST_SLEEP);
             tokio::select! {
