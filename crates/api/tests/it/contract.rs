@@ -42,6 +42,7 @@ async fn every_call_is_answered_as_the_contract_says(mut api: TestApi) {
     story.ask(&api, Method::GET, "/v1/callback-deliveries?status_code=failed&limit=1", None, &[]).await;
     story.ask(&api, Method::GET, "/v1/runs?limit=1", None, &[]).await;
 
+    api.clock.advance(Duration::from_secs(1));
     let accepted = api.redeliver().await;
     api.doorbell().await;
     let withdraw = format!("/v1/callback-deliveries/{}/withdraw", accepted.id());
