@@ -170,11 +170,10 @@ fn shape() -> Shape {
         crowd: 0,
         is_wide: false,
         sets_database_clock: false,
-        erases: false,
+        withdraws_and_erases: false,
         has_large_payloads: false,
         has_troubles: false,
         refuses_rows: false,
-        withdraws: false,
     }
 }
 

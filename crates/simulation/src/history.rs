@@ -179,11 +179,8 @@ impl World<'_> {
         if !self.is_database_away() {
             events.push((Event::LoseDatabase, 2));
         }
-        if self.shape.erases {
-            events.push((Event::Erase, 2));
-        }
-        if self.shape.withdraws {
-            events.push((Event::Withdraw, 3));
+        if self.shape.withdraws_and_erases {
+            events.extend([(Event::Withdraw, 2), (Event::Erase, 2)]);
         }
         if self.shape.sets_database_clock {
             events.push((Event::SetDatabaseClock, 2));

@@ -28,14 +28,13 @@ pub(crate) struct Shape {
     /// Many slots, and the crowd's receivers answer quickly.
     pub(crate) is_wide: bool,
     pub(crate) sets_database_clock: bool,
-    pub(crate) erases: bool,
+    /// Clients withdraw deliveries, and operators erase runs.
+    pub(crate) withdraws_and_erases: bool,
     pub(crate) has_large_payloads: bool,
     /// Hosts run out of sockets, name servers or keys.
     pub(crate) has_troubles: bool,
     /// The database refuses to write some rows.
     pub(crate) refuses_rows: bool,
-    /// Clients withdraw deliveries.
-    pub(crate) withdraws: bool,
 }
 
 impl Shape {
@@ -68,11 +67,10 @@ impl Shape {
             crowd: if is_crowded { 50 } else { 0 },
             is_wide,
             sets_database_clock: rng.random_bool(0.2),
-            erases: rng.random_bool(0.2),
+            withdraws_and_erases: rng.random_bool(0.2),
             has_large_payloads: rng.random_bool(0.4),
             has_troubles: rng.random_bool(0.3),
             refuses_rows: rng.random_bool(0.15),
-            withdraws: rng.random_bool(0.2),
         }
     }
 }
