@@ -19,8 +19,9 @@ fn migrate_brings_a_database_up_to_date_and_doing_it_again_is_harmless() {
         let refused = cli.run(&["org", "create", "acme"]);
         assert_eq!(refused.code, 1);
         assert!(refused.stderr.contains("redial migrate"), "{}", refused.stderr);
-        assert!(cli.ok(&["migrate"]).contains("6 migration"));
-        assert!(cli.ok(&["migrate"]).contains("0 migration"));
+        let applied = || cli.ok(&["migrate"]).split(' ').find_map(|word| word.parse::<u32>().ok());
+        assert!(applied() > Some(0));
+        assert_eq!(applied(), Some(0));
         cli.ok(&["org", "create", "acme"]);
     }
 }
