@@ -64,7 +64,7 @@ pub(crate) fn attempt(held: &HeldAttempt, logged: Logged, recorded: &Recorded) {
         remote_address = timing.remote_address,
         refused_address = logged.refused_address.map(tracing::field::display),
         content_type = timing.content_type,
-        response_headers = timing.headers.as_ref().map(loggable).map(tracing::field::debug),
+        response_headers = timing.headers.as_ref().and_then(loggable).map(tracing::field::debug),
         next_attempt_at,
         claimed_at = %record.claimed_at,
         request_id = held.request_id,
@@ -80,10 +80,11 @@ pub(crate) fn attempt(held: &HeldAttempt, logged: Logged, recorded: &Recorded) {
     );
 }
 
-/// The kept headers without those that may be secret.
-fn loggable(headers: &BTreeMap<String, String>) -> BTreeMap<&str, &str> {
+/// The kept headers without those that may be secret, if any is left.
+fn loggable(headers: &BTreeMap<String, String>) -> Option<BTreeMap<&str, &str>> {
     let headers = headers.iter().filter(|(name, _)| *name != LOCATION.as_str());
-    headers.map(|(name, value)| (name.as_str(), value.as_str())).collect()
+    let headers: BTreeMap<_, _> = headers.map(|(name, value)| (name.as_str(), value.as_str())).collect();
+    (!headers.is_empty()).then_some(headers)
 }
 
 /// Logs that the database refuses to move a delivery.
