@@ -119,6 +119,27 @@ async fn what_is_too_late_when_it_would_be_written_is_not_written() {
     assert_eq!(received, b"", "not even the head");
 }
 
+#[tokio::test]
+async fn names_of_headers_are_sent_in_lower_case() {
+    let receiver = TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("http://{}/Path?Q", receiver.local_addr().unwrap());
+    let heard = tokio::task::spawn_blocking(move || {
+        let mut connection = receiver.accept().unwrap().0;
+        let mut request = vec![0; 4096];
+        let length = connection.read(&mut request).unwrap();
+        String::from_utf8(request[..length].to_vec()).unwrap()
+    });
+    let outcome = sender(&NameServer::start(|_, _| Reply::Silence).await, usize::MAX).sent(&url).await;
+    assert!(matches!(outcome, Outcome::Failed(_)), "it hung up: {outcome:?}");
+    let request = heard.await.unwrap();
+    let (head, _) = request.split_once("\r\n\r\n").unwrap();
+    let mut lines = head.lines();
+    assert_eq!(lines.next(), Some("POST /Path?Q HTTP/1.1"));
+    let names: Vec<_> = lines.map(|line| line.split_once(':').unwrap().0).collect();
+    assert!(names.contains(&"webhook-id") && names.contains(&"content-length"), "{names:?}");
+    assert!(names.iter().all(|name| *name == name.to_lowercase()), "{names:?}");
+}
+
 /// A receiver that accepts and says nothing, not even of TLS.
 #[tokio::test]
 async fn a_connection_that_takes_too_long_is_a_timeout() {
