@@ -2,7 +2,7 @@
 //!
 //! An organization's deliveries, a million unless told another number, each with a payload of 1 KiB and one attempt.
 //! One in ten thousand has failed, of three hosts one is rare, one in a thousand was asked for by a client, eight are
-//! open.
+//! open. Another organization has three tenths as many, all of one moment.
 #![allow(clippy::unwrap_used, clippy::print_stdout, missing_docs)]
 
 use std::time::{Duration, Instant};
@@ -19,6 +19,14 @@ use uuid::Uuid;
 /// 2026-01-01, in microseconds since 1970.
 const START: i64 = 1_767_225_600_000_000;
 const PAGES: usize = 50;
+const FIRST: PageRequest = PageRequest {
+    limit: 50,
+    order: SortOrder::Descending,
+    from: None,
+    backwards: false,
+    created_after: None,
+    created_before: None,
+};
 
 fn main() {
     let count = std::env::args().filter_map(|arg| arg.parse().ok()).next().unwrap_or(1_000_000);
@@ -26,12 +34,31 @@ fn main() {
     for engine in [Engine::Postgres, Engine::Sqlite] {
         let database = TestDatabase::new(engine);
         let mut conn = database.url().connect().unwrap();
-        let org = create_organization(&mut conn, Timestamp::from_micros(START), "bench").unwrap().id;
+        let mut organization =
+            |name| create_organization(&mut conn, Timestamp::from_micros(START), name).unwrap().id;
+        let (org, simultaneous) = (organization("bench"), organization("of one moment"));
+        let (first, one_moment) = (1 << 32, 1 << 33);
         let filling = Instant::now();
-        fill(&mut conn, org, count);
+        fill(&mut conn, &History { org, count, first, micros_apart: 1_000 });
+        let equal = History { org: simultaneous, count: count * 3 / 10, first: one_moment, micros_apart: 0 };
+        fill(&mut conn, &equal);
         println!("\n{engine:?}, filled in {:.0} s", filling.elapsed().as_secs_f64());
         println!("| filter | median | max | rows |\n|---|---|---|---|");
-        for (name, filter, request) in cases(count) {
+        let cases = cases(count).into_iter().map(|(name, filter, request)| (org, name, filter, request));
+        let (created_at, id) = (Timestamp::from_micros(START), number(one_moment + equal.count / 2));
+        let of_one_moment = [
+            (
+                "of one moment, from the middle",
+                PageRequest { from: Some(Position { created_at, id }), ..FIRST },
+            ),
+            (
+                "of one moment, back from the middle",
+                PageRequest { from: Some(Position { created_at, id }), backwards: true, ..FIRST },
+            ),
+        ];
+        let of_one_moment =
+            of_one_moment.map(|(name, request)| (simultaneous, name, DeliveryFilter::default(), request));
+        for (org, name, filter, request) in cases.chain(of_one_moment) {
             let (mut took, mut rows) = (Vec::with_capacity(PAGES), 0);
             for _ in 0..PAGES {
                 let began = Instant::now();
@@ -50,14 +77,7 @@ fn main() {
 
 fn cases(count: i64) -> Vec<(&'static str, DeliveryFilter, PageRequest)> {
     let any = DeliveryFilter::default;
-    let first = PageRequest {
-        limit: 50,
-        order: SortOrder::Descending,
-        from: None,
-        backwards: false,
-        created_after: None,
-        created_before: None,
-    };
+    let first = FIRST;
     let at = |i: i64| Timestamp::from_micros(START + i * 1_000);
     let deep = Some(Position { created_at: at(count / 2), id: Uuid::nil() });
     let host = |host: &str| DeliveryFilter { callback_host: Some(host.into()), ..any() };
@@ -75,11 +95,11 @@ fn cases(count: i64) -> Vec<(&'static str, DeliveryFilter, PageRequest)> {
         ("status_code=succeeded", succeeded.clone(), first),
         ("status_code=failed (rare)", failed.clone(), first),
         ("status_code=pending (8)", pending, first),
-        ("run_id", DeliveryFilter { run_id: Some(RunId(run_id(count / 2))), ..any() }, first),
+        ("run_id", DeliveryFilter { run_id: Some(RunId(number(count / 2))), ..any() }, first),
         (
             "run_id + status + host + is_automatic",
             DeliveryFilter {
-                run_id: Some(RunId(run_id(count / 2))),
+                run_id: Some(RunId(number(count / 2))),
                 is_automatic: Some(true),
                 callback_host: Some("hooks.example.com".into()),
                 ..succeeded.clone()
@@ -114,9 +134,17 @@ fn cases(count: i64) -> Vec<(&'static str, DeliveryFilter, PageRequest)> {
     ]
 }
 
-/// The id of the run of delivery number `i`.
-fn run_id(i: i64) -> Uuid {
+/// An id made of a number: that of the run of delivery number `i`, for one.
+fn number(i: i64) -> Uuid {
     Uuid::from_u128(u128::try_from(i).unwrap())
+}
+
+/// An organization's deliveries: their ids are the numbers behind `first`.
+struct History {
+    org: OrgId,
+    count: i64,
+    first: i64,
+    micros_apart: i64,
 }
 
 /// What differs between the engines: numbers 1 to `count`, ids made of numbers, and moments.
@@ -127,7 +155,8 @@ struct Words {
     bytes: &'static str,
 }
 
-fn fill(conn: &mut AnyConnection, org: OrgId, count: i64) {
+fn fill(conn: &mut AnyConnection, history: &History) {
+    let History { org, count, first, micros_apart } = history;
     let words = match conn {
         AnyConnection::Postgres(_) => Words {
             numbers: format!("generate_series(1, {count}) AS i"),
@@ -150,9 +179,9 @@ fn fill(conn: &mut AnyConnection, org: OrgId, count: i64) {
         false => format!("x'{}'", org.0.simple()),
     };
     let Words { numbers, id, moment, bytes } = words;
-    let now = moment(&format!("{START} + i * 1000"));
+    let now = moment(&format!("{START} + i * {micros_apart}"));
     let (run, payload_end) = (id("i"), if is_postgres { ", 'UTF8')" } else { " AS blob)" });
-    let delivery = id("i + 4294967296");
+    let delivery = id(&format!("i + {first}"));
     let is_failed = "i % 10000 = 0";
     let is_open = format!("i > {count} - 8");
     let nothing = if is_postgres { "NULL::timestamptz" } else { "NULL" };

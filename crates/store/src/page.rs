@@ -4,8 +4,14 @@
 //! first, and rows that come and go meanwhile shift nothing.
 
 use contracts::Timestamp;
+use diesel::backend::Backend;
+use diesel::expression::{AppearsOnTable, Expression, ValidGrouping, is_aggregate};
+use diesel::prelude::*;
+use diesel::query_builder::{AstPass, QueryFragment, QueryId};
+use diesel::serialize::ToSql;
+use diesel::sql_types::{Bool, HasSqlType};
 
-use crate::columns::{Key, Time};
+use crate::columns::{Id, Key, Moment, Time};
 
 /// In which order a list is shown.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -62,6 +68,24 @@ impl PageRequest {
         i64::try_from(self.limit).unwrap_or(i64::MAX).saturating_add(1)
     }
 
+    /// Where reading begins and ends: the earliest `created_at`, the first one that is too late, and the position behind
+    /// which it begins. Of two bounds on one side only the tighter one is given, since a range of an index is entered at
+    /// either of them.
+    pub(crate) fn bounds(&self) -> (Option<Timestamp>, Option<Timestamp>, Option<Position>) {
+        let (after, before) = (self.created_after, self.created_before);
+        match self.from {
+            Some(from) if self.reads_descending() => match before {
+                Some(before) if before <= from.created_at => (after, Some(before), None),
+                _ => (after, None, Some(from)),
+            },
+            Some(from) => match after {
+                Some(after) if after > from.created_at => (Some(after), before, None),
+                _ => (None, before, Some(from)),
+            },
+            None => (after, before, None),
+        }
+    }
+
     /// Of what was read for each range of the index, in reading order: the page.
     pub(crate) fn gather(&self, mut found: Vec<Position>) -> (Vec<Position>, bool) {
         found.sort_unstable();
@@ -77,31 +101,86 @@ impl PageRequest {
     }
 }
 
+impl Position {
+    pub(crate) fn columns(&self) -> (Time, Key) {
+        (self.created_at.into(), Key(self.id))
+    }
+}
+
 pub(crate) fn position((created_at, id): (Time, Key)) -> Position {
     Position { created_at: created_at.into(), id: id.0 }
+}
+
+/// Compares the columns of a row, `created_at` and `id`, with a position. A row value, unlike conditions on each column, is
+/// one bound of an index over both, so rows of one moment are not read to be left out.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Behind<C, I> {
+    pub(crate) columns: (C, I),
+    pub(crate) position: (Time, Key),
+    pub(crate) descending: bool,
+}
+
+impl<C, I> Expression for Behind<C, I> {
+    type SqlType = Bool;
+}
+
+impl<C, I, QS> AppearsOnTable<QS> for Behind<C, I>
+where
+    C: AppearsOnTable<QS>,
+    I: AppearsOnTable<QS>,
+{
+}
+
+impl<C, I> ValidGrouping<()> for Behind<C, I> {
+    type IsAggregate = is_aggregate::No;
+}
+
+/// Not told apart by type: `descending` changes its text.
+impl<C, I> QueryId for Behind<C, I> {
+    type QueryId = ();
+    const HAS_STATIC_QUERY_ID: bool = false;
+}
+
+impl<C, I, DB> QueryFragment<DB> for Behind<C, I>
+where
+    DB: Backend + HasSqlType<Moment> + HasSqlType<Id>,
+    C: QueryFragment<DB>,
+    I: QueryFragment<DB>,
+    Time: ToSql<Moment, DB>,
+    Key: ToSql<Id, DB>,
+{
+    fn walk_ast<'b>(&'b self, mut out: AstPass<'_, 'b, DB>) -> QueryResult<()> {
+        out.push_sql("(");
+        self.columns.0.walk_ast(out.reborrow())?;
+        out.push_sql(", ");
+        self.columns.1.walk_ast(out.reborrow())?;
+        out.push_sql(if self.descending { ") < (" } else { ") > (" });
+        out.push_bind_param::<Moment, _>(&self.position.0)?;
+        out.push_sql(", ");
+        out.push_bind_param::<Id, _>(&self.position.1)?;
+        out.push_sql(")");
+        Ok(())
+    }
 }
 
 /// Narrows a boxed query of a table to the rows that a [`PageRequest`] reads, and orders it.
 macro_rules! paged {
     ($query:expr, $table:ident, $request:expr) => {{
-        use $crate::columns::{Key, Time};
+        use $crate::columns::Time;
         let (mut query, request): (_, &$crate::page::PageRequest) = ($query, $request);
-        if let Some(after) = request.created_after {
+        let (after, before, from) = request.bounds();
+        if let Some(after) = after {
             query = query.filter($table::created_at.ge(Time::from(after)));
         }
-        if let Some(before) = request.created_before {
+        if let Some(before) = before {
             query = query.filter($table::created_at.lt(Time::from(before)));
         }
-        if let Some(from) = request.from {
-            let (moment, id) = (Time::from(from.created_at), Key(from.id));
-            // The first condition says nothing new; it is what the range of the index is made of.
-            query = if request.reads_descending() {
-                let behind = $table::created_at.lt(moment).or($table::id.lt(id));
-                query.filter($table::created_at.le(moment)).filter(behind)
-            } else {
-                let behind = $table::created_at.gt(moment).or($table::id.gt(id));
-                query.filter($table::created_at.ge(moment)).filter(behind)
-            };
+        if let Some(from) = from {
+            query = query.filter($crate::page::Behind {
+                columns: ($table::created_at, $table::id),
+                position: from.columns(),
+                descending: request.reads_descending(),
+            });
         }
         query = if request.reads_descending() {
             query.order_by(($table::created_at.desc(), $table::id.desc()))

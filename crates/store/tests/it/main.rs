@@ -12,6 +12,7 @@ mod holds;
 mod idempotency;
 mod invariants;
 mod migrations;
+mod pages;
 mod redeliveries;
 mod relay;
 mod rewrap;
