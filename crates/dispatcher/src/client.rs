@@ -27,7 +27,6 @@ pub(crate) struct Clients {
     factory: Factory,
     /// Connections that all clients may have opened in their life, an upper bound of those they keep.
     max_kept: usize,
-    max_age: Duration,
     state: Mutex<State>,
     /// Origins that close idle connections early, and until when that is remembered.
     short_keep_alives: Mutex<HashMap<String, Instant>>,
@@ -45,6 +44,8 @@ struct Factory {
     resolver: Arc<Resolver>,
     connect_timeout: Duration,
     max_in_flight: usize,
+    /// How old clients become, jitter apart.
+    max_age: Duration,
 }
 
 /// Clients made at one time.
@@ -97,12 +98,13 @@ impl Clients {
             resolver: Arc::new(resolver),
             connect_timeout: settings.connect_timeout,
             max_in_flight: settings.limits.max_in_flight,
+            max_age,
         };
-        let state = Mutex::new(State { current: factory.make(max_age)?, replaced: Vec::new() });
-        Ok(Clients { factory, max_kept, max_age, state, short_keep_alives: Mutex::default() })
+        let state = Mutex::new(State { current: factory.make()?, replaced: Vec::new() });
+        Ok(Clients { factory, max_kept, state, short_keep_alives: Mutex::default() })
     }
 
-    /// The client to send one request to `origin` with.
+    /// Returns the client to send one request to `origin` with.
     pub(crate) fn get(&self, origin: &str) -> reqwest::Client {
         let is_brief = self.has_short_keep_alive(origin);
         let mut state = self.state();
@@ -130,7 +132,7 @@ impl Clients {
         }
     }
 
-    /// Notes that a receiver closes connections before we do.
+    /// Remembers that a receiver closes idle connections early.
     pub(crate) fn learn_short_keep_alive(&self, origin: &str) {
         let mut known = self.short_keep_alives();
         if known.len() >= MAX_SHORT_KEEP_ALIVES && !known.contains_key(origin) {
@@ -139,6 +141,7 @@ impl Clients {
         known.insert(origin.to_owned(), Instant::now() + SHORT_KEEP_ALIVE_TTL);
     }
 
+    /// Whether a receiver is known to close idle connections early. Asking prolongs the memory of it.
     pub(crate) fn has_short_keep_alive(&self, origin: &str) -> bool {
         let (mut known, now) = (self.short_keep_alives(), Instant::now());
         let Some(until) = known.get_mut(origin) else { return false };
@@ -159,7 +162,7 @@ impl Clients {
     }
 
     fn replace(&self, state: &mut State) {
-        match self.factory.make(self.max_age) {
+        match self.factory.make() {
             Ok(next) => {
                 let replaced = std::mem::replace(&mut state.current, next);
                 state.replaced.push(Arc::downgrade(&replaced.connections));
@@ -177,7 +180,7 @@ impl State {
         self.current.connections.load(Ordering::Relaxed)
     }
 
-    /// Connections of replaced clients.
+    /// Counts the connections of replaced clients that still have requests.
     fn left(&mut self) -> usize {
         // The connectors of a client hold its count.
         self.replaced.retain(|connections| connections.strong_count() > 0);
@@ -196,14 +199,14 @@ fn keep_alive_timeout(headers: &HeaderMap) -> Option<u64> {
 }
 
 impl Factory {
-    fn make(&self, max_age: Duration) -> Result<Generation, reqwest::Error> {
+    fn make(&self) -> Result<Generation, reqwest::Error> {
         let connections = Arc::new(AtomicUsize::new(0));
         Ok(Generation {
             usual: self.client(&connections, IDLE)?,
             brief: self.client(&connections, BRIEF_IDLE)?,
             connections,
             made_at: Instant::now(),
-            max_age: max_age.mul_f64(1.0 + MAX_AGE_JITTER * rand::random_range(-1.0..=1.0)),
+            max_age: self.max_age.mul_f64(1.0 + MAX_AGE_JITTER * rand::random_range(-1.0..=1.0)),
         })
     }
 
@@ -225,7 +228,7 @@ impl Factory {
             }))
             .pool_max_idle_per_host(self.max_in_flight)
             .pool_idle_timeout(idle)
-            // What a receiver gets wrong without making its status doubtful is none of our business.
+            // Faults that leave the status beyond doubt are overlooked.
             .http1_max_headers(MAX_HEADERS)
             .http1_ignore_invalid_headers_in_responses(true)
             .http1_allow_obsolete_multiline_headers_in_responses(true)

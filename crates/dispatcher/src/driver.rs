@@ -118,15 +118,15 @@ impl Driver {
     fn attempt_ended(&mut self, ended: Result<(task::Id, Ended), JoinError>) -> Option<Event> {
         let id = ended.as_ref().map_or_else(JoinError::id, |(id, _)| *id);
         let key = self.state.keys.remove(&id)?;
-        let Ended { outcome, measured, logged: log_only } = match ended {
+        let Ended { outcome, measured, logged } = match ended {
             Ok((_, ended)) => ended,
             Err(error) => {
                 tracing::error!(%error, delivery_id = %key.delivery_id, "an attempt broke off");
                 Ended::panicked()
             }
         };
-        if let Some((_, logged)) = self.state.attempts.get_mut(&key) {
-            *logged = log_only;
+        if let Some((_, kept)) = self.state.attempts.get_mut(&key) {
+            *kept = logged;
         }
         Some(Event::Ended { key, outcome, measured })
     }

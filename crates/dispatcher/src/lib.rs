@@ -10,6 +10,7 @@ mod client;
 mod driver;
 mod failure;
 mod headers;
+mod keys;
 mod names;
 mod progress;
 mod report;
@@ -28,8 +29,8 @@ mod transactions;
 
 pub use engine::dispatch::Limits;
 pub use engine::{LocalFailure, RetryPolicy};
+pub use keys::{KeySource, KeySourceError};
 pub use progress::Progress;
-pub use signer::{KeySource, KeySourceError};
 pub use tls::Certificates;
 
 use std::path::PathBuf;

@@ -39,13 +39,7 @@ pub(crate) fn config(certificates: &Certificates) -> Result<ClientConfig, Dispat
     // Fails only if another part of the process has chosen a provider, which is fine.
     let _ = rustls::crypto::ring::default_provider().install_default();
     let provider = CryptoProvider::get_default().cloned().expect("a provider was installed above");
-    let added = match &certificates.ca_file {
-        Some(path) => read_certificates("egress.ca_file", path)?,
-        None => Vec::new(),
-    };
-    if let (Some(path), Some(fault)) = (&certificates.ca_file, added.iter().find_map(unreadable)) {
-        return Err(unusable("egress.ca_file", path, &fault));
-    }
+    let added = certificates.ca_file.as_deref().map(read_trusted).transpose()?.unwrap_or_default();
     let verifier = ReceiverVerifier::new(added, provider)?;
     let builder = ClientConfig::builder().dangerous().with_custom_certificate_verifier(Arc::new(verifier));
     let mut config = match &certificates.client_cert {
@@ -65,6 +59,15 @@ pub(crate) fn config(certificates: &Certificates) -> Result<ClientConfig, Dispat
     Ok(config)
 }
 
+fn read_trusted(path: &Path) -> Result<Vec<CertificateDer<'static>>, DispatcherError> {
+    const KEY: &str = "egress.ca_file";
+    let found = read_certificates(KEY, path)?;
+    for certificate in &found {
+        RootCertStore::empty().add(certificate.clone()).map_err(|error| unusable(KEY, path, &error))?;
+    }
+    Ok(found)
+}
+
 fn read_certificates(
     key: &'static str,
     path: &Path,
@@ -73,17 +76,12 @@ fn read_certificates(
     match read {
         Ok(found) if found.is_empty() => Err(unusable(key, path, &"it holds no certificate")),
         Ok(found) => Ok(found),
-        Err(PemError::NoItemsFound) => Err(unusable(key, path, &"it holds no certificate")),
         Err(error) => Err(unusable(key, path, &error)),
     }
 }
 
 fn unusable(key: &'static str, path: &Path, problem: &dyn ToString) -> DispatcherError {
     DispatcherError::Certificates { key, path: path.to_owned(), problem: problem.to_string() }
-}
-
-fn unreadable(certificate: &CertificateDer<'static>) -> Option<Error> {
-    RootCertStore::empty().add(certificate.clone()).err()
 }
 
 /// Trusts the system's authorities and those added, and explains its refusals in the attempt's trace.
@@ -190,12 +188,7 @@ fn certificate_fault(
         (CertificateError::NotValidYetContext { not_before, .. }, _) => {
             format!("the certificate is not valid yet: it will be from {}", date(not_before))
         }
-        (
-            CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. },
-            Some(parsed),
-        ) => format!("the certificate is not for {}: {}", name.to_str(), valid_for(&parsed)),
-        // In force, so it is the name that is wrong.
-        (CertificateError::UnknownIssuer | CertificateError::Other(_), Some(parsed)) if is_added => {
+        (fault, Some(parsed)) if is_about_name(fault, is_added) => {
             format!("the certificate is not for {}: {}", name.to_str(), valid_for(&parsed))
         }
         (CertificateError::UnknownIssuer | CertificateError::Other(_), Some(parsed))
@@ -216,6 +209,16 @@ fn certificate_fault(
             "the certificate is not one for servers".to_owned()
         }
         (fault, _) => format!("the certificate is not acceptable: {fault}"),
+    }
+}
+
+/// Whether the certificate would do for another name.
+fn is_about_name(fault: &CertificateError, is_added: bool) -> bool {
+    match fault {
+        CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. } => true,
+        // Trusted and in force, or it would be another fault: only its name is left.
+        CertificateError::UnknownIssuer | CertificateError::Other(_) => is_added,
+        _ => false,
     }
 }
 

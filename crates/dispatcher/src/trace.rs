@@ -126,7 +126,7 @@ impl Trace {
         marks.tls_began_at.is_some() && marks.connector.ended_at.is_none()
     }
 
-    /// So many bytes of the payload were handed to the connection.
+    /// Counts bytes of the payload handed to the connection.
     pub(crate) fn sent(&self, bytes: usize) {
         let mut marks = self.marks();
         marks.send.begin();
@@ -136,7 +136,7 @@ impl Trace {
         }
     }
 
-    /// Bytes of the payload that were sent, and its size.
+    /// Returns how many bytes of the payload were sent, and its size.
     pub(crate) fn progress(&self) -> (usize, usize) {
         (self.marks().sent, self.size)
     }
@@ -168,8 +168,7 @@ impl Trace {
         (!marks.has_no_times).then(|| marks.head_at.unwrap_or_else(Instant::now) - self.began_at)
     }
 
-    /// The phases that have ended, and the receiver's address. A connection that was not ready when the request was
-    /// written is not the one it was written to.
+    /// Returns the phases that have ended and the receiver's address; the rest is the response's.
     pub(crate) fn timing(&self) -> Timing {
         let marks = self.marks().clone();
         if marks.has_no_times {

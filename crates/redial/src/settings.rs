@@ -243,12 +243,12 @@ impl Settings {
             },
             egress: EgressSettings {
                 allow: source.parse_list("egress.allow")?,
-                ca_file: source.optional("egress.ca_file")?.map(PathBuf::from),
-                client_cert: source.optional("egress.client_cert")?.map(PathBuf::from),
                 deny: source.parse_list("egress.deny")?,
                 ports: source.parse_list("egress.ports")?,
                 https_only: one_of(&source, "egress.https_only", "true or false")?,
                 nat64: source.parse_list("egress.nat64")?,
+                ca_file: source.optional("egress.ca_file")?.map(PathBuf::from),
+                client_cert: source.optional("egress.client_cert")?.map(PathBuf::from),
             },
             secrets: SecretsSettings {
                 keys: source.list("secrets.keys")?,

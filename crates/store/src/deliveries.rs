@@ -236,27 +236,26 @@ struct DeliveryRow {
 
 impl DeliveryRow {
     fn into_delivery(self, payload: Vec<u8>) -> Result<Delivery, StoreError> {
-        let row = self;
-        let unknown_status = |_| StoreError::corrupt("a delivery's status_code", &row.status_code);
-        let reason = row.failure_reason_code.as_deref().map(str::parse::<FailureReason>).transpose();
+        let unknown_status = |_| StoreError::corrupt("a delivery's status_code", &self.status_code);
+        let reason = self.failure_reason_code.as_deref().map(str::parse::<FailureReason>).transpose();
         Ok(Delivery {
-            id: row.id.into(),
-            run_id: row.run_id.into(),
-            callback_url: row.callback_url,
+            id: self.id.into(),
+            run_id: self.run_id.into(),
+            callback_url: self.callback_url,
             payload_bytes: String::from_utf8(payload)
                 .map_err(|error| StoreError::corrupt("a payload", &error))?,
-            signing_secret_id: row.signing_secret_id.map(SecretId::from),
-            is_automatic: row.is_automatic,
-            status_code: row.status_code.parse().map_err(unknown_status)?,
+            signing_secret_id: self.signing_secret_id.map(SecretId::from),
+            is_automatic: self.is_automatic,
+            status_code: self.status_code.parse().map_err(unknown_status)?,
             failure_reason_code: reason
                 .map_err(|error| StoreError::corrupt("a delivery's failure_reason_code", &error))?,
-            failure_detail: row.failure_detail,
-            attempt_count: row.attempt_count,
-            max_attempts: row.max_attempts,
-            next_attempt_at: row.next_attempt_at.map(Timestamp::from),
-            created_at: row.created_at.into(),
-            updated_at: row.updated_at.into(),
-            completed_at: row.completed_at.map(Timestamp::from),
+            failure_detail: self.failure_detail,
+            attempt_count: self.attempt_count,
+            max_attempts: self.max_attempts,
+            next_attempt_at: self.next_attempt_at.map(Timestamp::from),
+            created_at: self.created_at.into(),
+            updated_at: self.updated_at.into(),
+            completed_at: self.completed_at.map(Timestamp::from),
             attempts: Vec::new(),
         })
     }
@@ -286,36 +285,31 @@ struct AttemptRow {
 }
 
 impl AttemptRow {
-    fn timing(&mut self) -> Result<Timing, StoreError> {
-        let row = self;
-        let headers = row.response_headers.as_deref().map(serde_json::from_str).transpose();
-        Ok(Timing {
-            resolve: row.resolve_ms,
-            connect: row.connect_ms,
-            tls: row.tls_ms,
-            send: row.send_ms,
-            wait: row.wait_ms,
-            body: row.body_ms,
-            remote_address: row.remote_address.take(),
-            content_type: row.content_type.take(),
+    fn into_attempt(self, has_timing: bool) -> Result<Attempt, StoreError> {
+        let headers = self.response_headers.filter(|_| has_timing);
+        let headers = headers.map(|text| serde_json::from_str(&text)).transpose();
+        let timing = Timing {
+            resolve: self.resolve_ms,
+            connect: self.connect_ms,
+            tls: self.tls_ms,
+            send: self.send_ms,
+            wait: self.wait_ms,
+            body: self.body_ms,
+            remote_address: self.remote_address,
+            content_type: self.content_type,
             headers: headers.map_err(|error| StoreError::corrupt("an attempt's response_headers", &error))?,
-        })
-    }
-
-    fn into_attempt(mut self, has_timing: bool) -> Result<Attempt, StoreError> {
-        let timing = if has_timing { Some(self.timing()?) } else { None };
-        let row = self;
-        let reason = row.failure_reason_code.zip(row.failure_detail);
+        };
+        let reason = self.failure_reason_code.zip(self.failure_detail);
         Ok(Attempt {
-            id: row.id.into(),
-            delivery_id: row.delivery_id.into(),
-            attempt_number: row.attempt_number,
-            status_code: row.status_code,
-            response_body: row.response_body,
-            response_time_ms: row.response_time_ms,
+            id: self.id.into(),
+            delivery_id: self.delivery_id.into(),
+            attempt_number: self.attempt_number,
+            status_code: self.status_code,
+            response_body: self.response_body,
+            response_time_ms: self.response_time_ms,
             error_message: reason.map(|(reason, detail)| format!("{reason}: {detail}")),
-            created_at: row.created_at.into(),
-            timing,
+            created_at: self.created_at.into(),
+            timing: has_timing.then_some(timing),
         })
     }
 }

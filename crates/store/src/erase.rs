@@ -37,9 +37,9 @@ pub enum Erasure {
 /// What stands in place of an erased payload.
 const NOTHING: &[u8] = b"{}";
 
-/// Erases a run's output, metadata, failure message and URL, its deliveries' payloads, and of their attempts the response
-/// bodies and headers and what sentences quote of them. Hashes, sizes and times stay. A delivery that waits is ended as `erased` first; while one is being sent
-/// nothing is done.
+/// Erases a run's output, metadata, failure message and URL, its deliveries' payloads, and of their attempts the
+/// response bodies, the headers and what sentences quote of them. Hashes, sizes and times stay. A delivery that waits is
+/// ended as `erased` first; while one is being sent nothing is done.
 ///
 /// Row versions that PostgreSQL keeps until its next vacuum, write-ahead logs and backups are not reached. SQLite
 /// overwrites whatever is freed in its file; [`Store::checkpoint`](crate::Store::checkpoint) empties its log.
@@ -153,7 +153,7 @@ impl Parts<'_> {
         Ok(bodies.len())
     }
 
-    /// Puts the sentences of HTTP errors, which may quote a header, back to what the status alone says.
+    /// Replaces the sentences of HTTP errors, which may quote a header, by what the status alone says.
     fn sentences(&mut self, delivery: Key) -> QueryResult<()> {
         let http_error = <&str>::from(FailureReason::HttpError);
         let refused: Vec<(i32, i32)> = attempts::table
@@ -199,7 +199,7 @@ impl Parts<'_> {
     }
 }
 
-/// Takes out of a record what is not kept of an erased run.
+/// Clears the parts of an attempt's record that are not kept of an erased run.
 pub(crate) fn forget_response(record: &mut AttemptRecord) {
     record.response_body = None;
     record.timing.content_type = None;

@@ -130,7 +130,7 @@ impl Stack {
     }
 }
 
-/// Calls all of them at once and prints a table; returns what is not as expected.
+/// Calls every receiver at once, prints the table, and returns the rows that are wrong.
 async fn zoo(engine: Engine) -> Vec<String> {
     let stack = Stack::start(engine).await;
     let mut called = Vec::new();

@@ -76,7 +76,7 @@ impl Zoo {
         self.situations.push(Situation { name, url, payload, expected });
     }
 
-    /// Oddities that leave the status beyond doubt.
+    /// Odd responses whose 2xx is beyond doubt.
     async fn accepted(&mut self) {
         for (name, answer) in [
             ("sends 101 headers", many_headers(101)),
@@ -140,7 +140,7 @@ impl Zoo {
         self.add("resets after its answer", resets.await, Status(200, "done"));
     }
 
-    /// The head has decided, and the body can't hold it up.
+    /// Responses whose body is slow or endless; the head has decided.
     async fn slow_bodies(&mut self) {
         let drips = receiver(|mut connection| async move {
             read_request(&mut connection).await;
@@ -167,7 +167,7 @@ impl Zoo {
         self.add("never ends its body, at full speed", fast.await, Status(200, "yyyy"));
     }
 
-    /// Answers that are no success.
+    /// Responses other than 2xx, and none within the budget.
     async fn refused(&mut self) {
         let redirect = "HTTP/1.1 302 Found\r\nLocation: https://example.com/login?token=s3cret\r\nContent-Length: 0\r\n\r\n";
         let words =
@@ -192,7 +192,7 @@ impl Zoo {
         self.add("stops in its head", half.await, Failed(&["timeout"]));
     }
 
-    /// What is no answer at all.
+    /// Responses that can't be read, and connections that break.
     async fn broken(&mut self) {
         let too_large: &[&str] = &["connection_error", "head", "large"];
         self.add("sends a head of 100 KiB", answering(large_head(100 * 1024)).await, Failed(too_large));
@@ -205,7 +205,7 @@ impl Zoo {
             }
         });
         self.add("never ends its head", endless.await, Failed(too_large));
-        // Those that hyper can't be told to overlook.
+        // 2xx that hyper refuses, whatever its settings.
         for (name, answer) in [
             ("sends NUL in a value", "HTTP/1.1 200 OK\r\nX-Nul: a\0b\r\nContent-Length: 0\r\n\r\n"),
             ("gives a length that is no number", "HTTP/1.1 200 OK\r\nContent-Length: many\r\n\r\n"),

@@ -203,12 +203,12 @@ pub(super) fn reason(record: &AttemptRecord) -> Option<&'static str> {
     record.failure.as_ref().map(|failure| failure.reason.into())
 }
 
+pub(super) fn detail(record: &AttemptRecord) -> Option<&str> {
+    record.failure.as_ref().map(|failure| failure.detail.as_str())
+}
+
 /// The selected response headers as they are stored.
 pub(super) fn response_headers(timing: &Timing) -> Option<String> {
     let headers = timing.headers.as_ref()?;
     Some(serde_json::to_string(headers).expect("a map of texts is JSON"))
-}
-
-pub(super) fn detail(record: &AttemptRecord) -> Option<&str> {
-    record.failure.as_ref().map(|failure| failure.detail.as_str())
 }

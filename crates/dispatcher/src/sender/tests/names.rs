@@ -10,8 +10,7 @@ use tokio::task::JoinSet;
 
 use super::*;
 
-/// Counts the connections of each of these addresses at one free port, which it returns. `answer` is sent to requests at
-/// the first one, and its connections are closed.
+/// Listens at these addresses, all on one free port, and records the address of each connection. Answers 204 and closes.
 async fn canaries(addresses: &[IpAddr]) -> (u16, Arc<Mutex<Vec<IpAddr>>>) {
     let connected = Arc::<Mutex<Vec<IpAddr>>>::default();
     let first = TcpListener::bind((addresses[0], 0)).await.unwrap();

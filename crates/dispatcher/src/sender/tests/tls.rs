@@ -253,6 +253,7 @@ fn certificates_that_cannot_be_used_are_named_with_their_setting_and_file() {
     let path = empty.path().to_owned();
     let good = Shown::self_signed(&for_name("redial.example"));
     let keyless = file(&pem(&good.chain[0]));
+    let broken = file(&pem(&CertificateDer::from(vec![0x30, 0x00])));
     let missing = PathBuf::from("/no/such/file.pem");
     for (certificates, words) in [
         (
@@ -266,6 +267,10 @@ fn certificates_that_cannot_be_used_are_named_with_their_setting_and_file() {
         (
             Certificates { ca_file: None, client_cert: Some(keyless.path().to_owned()) },
             "egress.client_cert: {}: it holds no private key",
+        ),
+        (
+            Certificates { ca_file: Some(broken.path().to_owned()), client_cert: None },
+            "egress.ca_file: {}: invalid peer certificate",
         ),
         (Certificates { ca_file: Some(missing), client_cert: None }, "egress.ca_file: {}: "),
     ] {
