@@ -42,8 +42,9 @@ impl Gate {
         peer: IpAddr,
         token: TokenText,
     ) -> Result<Principal, ApiError> {
-        let now = api.store.clock().monotonic();
-        let known = self.tokens.get(token);
+        let (now, moment) = (api.store.clock().monotonic(), api.store.clock().now());
+        let is_good = |principal: &Principal| principal.expires_at.is_none_or(|end| moment < end);
+        let known = self.tokens.get(token).filter(|(principal, _)| is_good(principal));
         let is_stranger = known.is_none();
         match known {
             Some((principal, since)) if now.saturating_sub(since) < KnownTokens::TTL => return Ok(principal),
@@ -51,7 +52,7 @@ impl Gate {
             // Counted beforehand, so that neither many at once nor those who hang up at once get through for nothing.
             None => self.failures.take(peer, now).map_err(ApiError::RateLimited)?,
         }
-        let look_up = async { Ok(api.store.read(move |tx| store::authenticate(tx, token)).await?) };
+        let look_up = async { Ok(api.store.read(move |tx| store::authenticate(tx, moment, token)).await?) };
         let found = database.within(look_up).await;
         if is_stranger && !matches!(found, Ok(None)) {
             self.failures.give_back(peer);
@@ -95,8 +96,8 @@ fn bearer(request: &HttpRequest) -> Option<TokenText> {
 }
 
 /// Tokens looked up lately: a look-up costs a round trip to the database, and clients call in bursts. In return
-/// a token that is removed, or whose scopes change, may be taken as it was for up to [`KnownTokens::TTL`]. A token
-/// that was not found is looked up each time, so a new one works at once.
+/// a token that is revoked may be taken as it was for up to [`KnownTokens::TTL`]; one that expires is not. A token that
+/// was not found is looked up each time, so a new one works at once.
 #[derive(Default)]
 struct KnownTokens(Mutex<HashMap<TokenText, (Principal, Duration)>>);
 

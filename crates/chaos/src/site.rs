@@ -97,7 +97,7 @@ impl Site {
         let keyring = Keyring::parse(&[key.as_str()])?;
         let made = store.write(move |tx, now| {
             let org = store::create_organization(tx, now, "chaos")?.id;
-            let token = store::create_token(tx, now, org, Scopes::All, None)?.token.to_string();
+            let token = store::create_token(tx, now, org, Scopes::All, None, None)?.token.to_string();
             let secret = store::create_secret(tx, now, &keyring, org, None)?.plain_secret;
             Ok::<_, StoreError>((org, token, secret))
         });

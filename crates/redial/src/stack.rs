@@ -124,7 +124,7 @@ pub(crate) async fn make_tenant(store: &Store, keyring: &Keyring, name: &'static
     let keyring = keyring.clone();
     let made = store.write(move |tx, now| {
         let org = store::create_organization(tx, now, name)?.id;
-        let token = store::create_token(tx, now, org, Scopes::All, Some(name.to_owned()))?;
+        let token = store::create_token(tx, now, org, Scopes::All, Some(name.to_owned()), None)?;
         let secret = store::create_secret(tx, now, &keyring, org, Some(name.to_owned()))?;
         let token = token.token.to_string();
         Ok::<_, store::StoreError>(Tenant { org, token, secret: secret.plain_secret })

@@ -57,5 +57,7 @@ pub use steps::holds::{fill_unknown_destinations, forget_holds};
 pub use steps::recover::recover_leases;
 pub use steps::relay::{DueClaim, claim_due};
 pub use store::Store;
-pub use tokens::{NewToken, Principal, TokenText, authenticate, create_token};
+pub use tokens::{
+    NewToken, Principal, Token, TokenText, authenticate, create_token, list_tokens, revoke_token,
+};
 pub use withdraw::{Withdrawal, withdraw};

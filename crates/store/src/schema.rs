@@ -24,6 +24,8 @@ table! {
         scopes -> Nullable<Text>,
         label -> Nullable<Text>,
         created_at -> Moment,
+        expires_at -> Nullable<Moment>,
+        revoked_at -> Nullable<Moment>,
     }
 }
 

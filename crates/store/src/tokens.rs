@@ -1,4 +1,4 @@
-//! API tokens: made here, shown once, kept as SHA-256.
+//! API tokens: made here, shown once, kept as SHA-256, good until they expire or are revoked.
 
 use contracts::{OrgId, Scope, Scopes, Timestamp, TokenId};
 use diesel::prelude::*;
@@ -35,6 +35,20 @@ pub struct NewToken {
     pub scopes: Scopes,
     pub label: Option<String>,
     pub created_at: Timestamp,
+    pub expires_at: Option<Timestamp>,
+}
+
+/// A token's record, which does not tell the token.
+#[derive(Clone, Debug, PartialEq, serde::Serialize)]
+#[allow(missing_docs)]
+pub struct Token {
+    pub id: TokenId,
+    pub org_id: OrgId,
+    pub scopes: Scopes,
+    pub label: Option<String>,
+    pub created_at: Timestamp,
+    pub expires_at: Option<Timestamp>,
+    pub revoked_at: Option<Timestamp>,
 }
 
 fn shown<S: serde::Serializer>(text: &Zeroizing<String>, serializer: S) -> Result<S::Ok, S::Error> {
@@ -50,15 +64,18 @@ pub struct Principal {
     pub org_id: OrgId,
     /// What it may do.
     pub scopes: Scopes,
+    /// The moment from which its token is no longer good.
+    pub expires_at: Option<Timestamp>,
 }
 
-/// Makes a token of 256 random bits for an organization that exists.
+/// Makes a token of 256 random bits for an organization that exists, good until `expires_at`, or until it is revoked.
 pub fn create_token(
     tx: &mut AnyConnection,
     now: Timestamp,
     org: OrgId,
     scopes: Scopes,
     label: Option<String>,
+    expires_at: Option<Timestamp>,
 ) -> Result<NewToken, StoreError> {
     let random = Zeroizing::new(rand::random::<[u8; 32]>());
     let token = Zeroizing::new(format!("rf_live_{}", hex::encode(*random)));
@@ -75,23 +92,91 @@ pub fn create_token(
             api_tokens::scopes.eq(named),
             api_tokens::label.eq(&label),
             api_tokens::created_at.eq(Time::from(now)),
+            api_tokens::expires_at.eq(expires_at.map(Time::from)),
         ))
         .execute(tx)?;
-    Ok(NewToken { id, org_id: org, token, scopes, label, created_at: now })
+    Ok(NewToken { id, org_id: org, token, scopes, label, created_at: now, expires_at })
 }
 
-/// Who bears this token.
-pub fn authenticate(tx: &mut AnyConnection, token: TokenText) -> Result<Option<Principal>, StoreError> {
-    let row: Option<(Key, Key, Option<String>)> = api_tokens::table
+/// Who bears this token, if it is good at `now`.
+pub fn authenticate(
+    tx: &mut AnyConnection,
+    now: Timestamp,
+    token: TokenText,
+) -> Result<Option<Principal>, StoreError> {
+    let expires_at = api_tokens::expires_at;
+    let row: Option<(Key, Key, Option<String>, Option<Time>)> = api_tokens::table
         .filter(api_tokens::token_sha256.eq(token.0.as_slice()))
-        .select((api_tokens::id, api_tokens::org_id, api_tokens::scopes))
+        .filter(api_tokens::revoked_at.is_null())
+        .filter(expires_at.is_null().or(expires_at.assume_not_null().gt(Time::from(now))))
+        .select((api_tokens::id, api_tokens::org_id, api_tokens::scopes, expires_at))
         .first(tx)
         .optional()?;
-    let Some((id, org, scopes)) = row else { return Ok(None) };
-    let scopes = match scopes {
+    Ok(row.map(|(id, org, scopes, expires_at)| Principal {
+        token_id: id.into(),
+        org_id: org.into(),
+        scopes: read_scopes(scopes),
+        expires_at: expires_at.map(Into::into),
+    }))
+}
+
+/// An organization's tokens, oldest first, with those that have ended.
+pub fn list_tokens(tx: &mut AnyConnection, org: OrgId) -> Result<Vec<Token>, StoreError> {
+    let rows: Vec<TokenRow> = api_tokens::table
+        .filter(api_tokens::org_id.eq(Key::from(org)))
+        .order_by((api_tokens::created_at, api_tokens::id))
+        .select(TokenRow::as_select())
+        .load(tx)?;
+    Ok(rows.into_iter().map(Token::from).collect())
+}
+
+/// Ends a token, and answers its record; none if the organization has no such token. One that was revoked before stays
+/// as it was.
+pub fn revoke_token(
+    tx: &mut AnyConnection,
+    now: Timestamp,
+    org: OrgId,
+    id: TokenId,
+) -> Result<Option<Token>, StoreError> {
+    let is_it = api_tokens::id.eq(Key::from(id)).and(api_tokens::org_id.eq(Key::from(org)));
+    diesel::update(api_tokens::table.filter(is_it).filter(api_tokens::revoked_at.is_null()))
+        .set(api_tokens::revoked_at.eq(Time::from(now)))
+        .execute(tx)?;
+    let row: Option<TokenRow> =
+        api_tokens::table.filter(is_it).select(TokenRow::as_select()).first(tx).optional()?;
+    Ok(row.map(Token::from))
+}
+
+#[derive(Queryable, Selectable)]
+#[diesel(table_name = api_tokens)]
+struct TokenRow {
+    id: Key,
+    org_id: Key,
+    scopes: Option<String>,
+    label: Option<String>,
+    created_at: Time,
+    expires_at: Option<Time>,
+    revoked_at: Option<Time>,
+}
+
+impl From<TokenRow> for Token {
+    fn from(row: TokenRow) -> Token {
+        Token {
+            id: row.id.into(),
+            org_id: row.org_id.into(),
+            scopes: read_scopes(row.scopes),
+            label: row.label,
+            created_at: row.created_at.into(),
+            expires_at: row.expires_at.map(Into::into),
+            revoked_at: row.revoked_at.map(Into::into),
+        }
+    }
+}
+
+fn read_scopes(scopes: Option<String>) -> Scopes {
+    match scopes {
         None => Scopes::All,
         // A scope of a later version is none of ours: it allows nothing here.
         Some(named) => Scopes::Named(named.split(' ').filter_map(|scope| scope.parse().ok()).collect()),
-    };
-    Ok(Some(Principal { token_id: id.into(), org_id: org.into(), scopes }))
+    }
 }

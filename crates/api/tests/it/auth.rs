@@ -94,3 +94,44 @@ async fn a_known_token_is_not_looked_up_again_for_five_seconds() {
     api.clock.advance(Duration::from_millis(1));
     assert_eq!(api.get("/v1/runs/x").await.status, 503);
 }
+
+/// Revoked by another process: what this one knows of the token is up to five seconds old.
+#[tokio::test]
+async fn a_revoked_token_is_as_unknown_as_any_other_within_five_seconds() {
+    let api = TestApi::start(Engine::Postgres).await;
+    assert_eq!(api.get("/v1/runs/x").await.status, 422);
+    let org = api.org;
+    let revoke = api.store.write(move |tx, now| {
+        let tokens = store::list_tokens(tx, org)?;
+        store::revoke_token(tx, now, org, tokens[0].id)
+    });
+    assert!(revoke.await.unwrap().is_some());
+    api.clock.advance(Duration::from_secs(5));
+    assert_unauthorized(&api, &api.token).await;
+}
+
+#[tokio::test]
+async fn an_expired_token_is_as_unknown_as_any_other_at_once() {
+    let api = TestApi::start(Engine::Postgres).await;
+    let org = api.org;
+    let made = api.store.write(move |tx, now| {
+        store::create_token(tx, now, org, Scopes::All, None, Some(now + Duration::from_secs(3)))
+    });
+    let token = made.await.unwrap().token.to_string();
+    let get = || api.bare(Method::GET, "/v1/runs/x").bearer_auth(&token);
+    assert_eq!(send(get()).await.status, 422);
+    api.clock.advance(Duration::from_micros(2_999_999));
+    assert_eq!(send(get()).await.status, 422);
+    api.clock.advance(Duration::from_micros(1));
+    assert_unauthorized(&api, &token).await;
+}
+
+/// Refused exactly as a token that never was.
+async fn assert_unauthorized(api: &TestApi, token: &str) {
+    let get = |token: &str| api.bare(Method::GET, "/v1/runs/x").bearer_auth(token);
+    let (refused, unknown) =
+        (send(get(token)).await, send(get(&format!("rf_live_{}", "0".repeat(64)))).await);
+    assert_eq!(refused.error(), (401, "UNAUTHORIZED".into()));
+    let told = |reply: &Reply| (reply.text.clone(), reply.headers.keys().cloned().collect::<Vec<_>>());
+    assert_eq!(told(&refused), told(&unknown));
+}

@@ -245,7 +245,8 @@ async fn organization(store: &Store, scopes: Scopes) -> (OrgId, String) {
 }
 
 async fn token(store: &Store, org: OrgId, scopes: Scopes) -> String {
-    let made = store.write(move |tx, now| store::create_token(tx, now, org, scopes, None)).await.unwrap();
+    let made =
+        store.write(move |tx, now| store::create_token(tx, now, org, scopes, None, None)).await.unwrap();
     made.token.to_string()
 }
 

@@ -162,7 +162,8 @@ async fn known_tenant(store: &Store, dev: &Dev) -> Result<Option<Tenant>> {
     let Some(token) = TokenText::parse(&dev.token) else { return Ok(None) };
     let secret = SigningSecret::parse(&dev.signing_secret)
         .context("dev.json has an unusable signing_secret: correct it, or delete the file for a new one")?;
-    let principal = store.read(move |tx| authenticate(tx, token)).await?;
+    let now = store.clock().now();
+    let principal = store.read(move |tx| authenticate(tx, now, token)).await?;
     let is_ours = principal.is_some_and(|principal| principal.org_id == dev.organization_id);
     Ok(is_ours.then(|| Tenant { org: dev.organization_id, token: dev.token.clone(), secret }))
 }

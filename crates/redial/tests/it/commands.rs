@@ -77,12 +77,51 @@ fn organizations_tokens_and_secrets_are_printed_alone_or_as_json() {
 }
 
 #[test]
+fn tokens_are_listed_and_revoked_without_being_shown() {
+    for engine in ENGINES {
+        let database = TestDatabase::new(engine);
+        let cli = Cli::on(&database);
+        let org = cli.ok(&["org", "create", "acme"]);
+        let token = cli.ok(&[
+            "token",
+            "create",
+            "--org",
+            &org,
+            "--label",
+            "ci",
+            "--expires-in",
+            "90d",
+            "--scope",
+            "runs:read",
+        ]);
+        let list = || cli.ok(&["token", "list", "--org", &org]);
+        assert!(list().contains("good until") && list().contains("\"ci\"  runs:read"), "{}", list());
+        let json: Value = serde_json::from_str(&cli.ok(&["token", "list", "--org", &org, "--json"])).unwrap();
+        let id = json[0]["id"].as_str().unwrap();
+        assert_eq!(json[0]["revoked_at"], Value::Null);
+        assert!(!json.to_string().contains(&token["rf_live_".len()..]));
+
+        for wrong in [&token, NOBODY, "x"] {
+            let ended = cli.run(&["token", "revoke", wrong, "--org", &org]);
+            assert_eq!((ended.code, ended.stdout.as_str()), (1, ""), "{}", ended.stderr);
+            assert!(!ended.stderr.contains(&token), "{}", ended.stderr);
+        }
+        assert!(list().contains("good until"));
+        let revoked = cli.ok(&["token", "revoke", id, "--org", &org]);
+        assert!(revoked.starts_with("revoked "), "{revoked}");
+        assert_eq!(cli.ok(&["token", "revoke", id, "--org", &org]), revoked, "again is harmless");
+        assert!(list().contains(&revoked), "{}", list());
+    }
+}
+
+#[test]
 fn an_organization_that_does_not_exist_is_refused() {
     for engine in ENGINES {
         let database = TestDatabase::new(engine);
         let cli = Cli::on(&database);
         for arguments in [
             ["token", "create", "--org", NOBODY].as_slice(),
+            &["token", "list", "--org", NOBODY],
             &["secret", "create", "--org", NOBODY],
             &["runs", "import", RUNS, "--org", NOBODY],
         ] {
@@ -104,6 +143,9 @@ fn wrong_usage_ends_with_status_2() {
         &["token", "create"],
         &["token", "create", "--org", "acme"],
         &["token", "create", "--org", NOBODY, "--scope", "runs:delete"],
+        &["token", "create", "--org", NOBODY, "--expires-in", "0s"],
+        &["token", "create", "--org", NOBODY, "--expires-in", "200y"],
+        &["token", "revoke", NOBODY],
         &["secret", "create", "--org", NOBODY, "--label", &too_long],
         &["runs", "import", "--org", NOBODY],
         &["listen", "localhost"],

@@ -72,7 +72,7 @@ const BREACHES: &[(&str, &str)] = &[
 
 async fn every_named_check_refuses_what_it_names(engine: Engine) {
     let mut stage = Stage::new(engine);
-    ::store::create_token(&mut stage.conn, stage.now, stage.org, contracts::Scopes::All, None).unwrap();
+    ::store::create_token(&mut stage.conn, stage.now, stage.org, contracts::Scopes::All, None, None).unwrap();
     ::store::create_secret(&mut stage.conn, stage.now, &keyring(), stage.org, None).unwrap();
     let claimed = stage.claimed();
     let hold = HoldChange::HoldUntil(stage.now);

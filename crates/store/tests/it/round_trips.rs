@@ -85,7 +85,7 @@ async fn moments_of_organizations_tokens_and_secrets_keep_their_microseconds(eng
     let mut stage = Stage::new(engine);
     let (org, now) = (stage.org, stage.now);
     assert_eq!(find_organization(&mut stage.conn, org).unwrap().unwrap().created_at, now);
-    create_token(&mut stage.conn, now, org, Scopes::All, None).unwrap();
+    create_token(&mut stage.conn, now, org, Scopes::All, None, None).unwrap();
     assert_eq!(stage.micros("api_tokens", "created_at"), now.as_micros());
     create_secret(&mut stage.conn, now, &keyring(), org, None).unwrap();
     assert_eq!(stage.micros("signing_secrets", "created_at"), now.as_micros());
