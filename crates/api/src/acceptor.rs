@@ -7,6 +7,7 @@ use store::{AcceptPolicy, Redelivery, RedeliveryRequest, Store, StoreError, rede
 use tokio::sync::{mpsc, oneshot};
 
 use crate::error::ApiError;
+use crate::room::LIGHT_RUN;
 
 /// The most requests of one transaction: from here on the cost of a commit no longer shows.
 const BATCH: usize = 64;
@@ -35,10 +36,18 @@ impl Acceptor {
         Acceptor { requests, acceptance }
     }
 
-    /// Answers once the request's transaction has been committed or has failed.
-    pub(crate) async fn redeliver(&self, request: RedeliveryRequest) -> Result<Redelivery, ApiError> {
+    /// Answers once the request's transaction has been committed or has failed. A large run is not read in a batch with
+    /// others; one that has room for it comes alone.
+    pub(crate) async fn redeliver(
+        &self,
+        request: RedeliveryRequest,
+        has_room: bool,
+    ) -> Result<Redelivery, ApiError> {
+        if has_room {
+            return Ok(self.acceptance.accept_alone(request, usize::MAX).await?);
+        }
         if request.supersede {
-            return Ok(self.acceptance.accept_alone(request).await?); // it must not come in a batch
+            return Ok(self.acceptance.accept_alone(request, LIGHT_RUN).await?); // it must not come in a batch
         }
         let (answer, answered) = oneshot::channel();
         // The task ends only with the process, or by a panic.
@@ -77,7 +86,7 @@ impl Acceptance {
         if requests.is_empty() {
             return Vec::new();
         }
-        match self.accept_together(requests.clone()).await {
+        match self.accept_together(requests.clone(), LIGHT_RUN).await {
             Ok(answers) => answers.into_iter().map(Ok).collect(),
             Err(error) if error.is_outage() => {
                 requests.iter().map(|_| Err(StoreError::Unavailable(error.to_string()))).collect()
@@ -86,21 +95,31 @@ impl Acceptance {
             Err(_) => {
                 let mut answers = Vec::with_capacity(requests.len());
                 for request in requests {
-                    answers.push(self.accept_alone(request).await);
+                    answers.push(self.accept_alone(request, LIGHT_RUN).await);
                 }
                 answers
             }
         }
     }
 
-    async fn accept_alone(&self, request: RedeliveryRequest) -> Result<Redelivery, StoreError> {
-        Ok(self.accept_together(vec![request]).await?.remove(0))
+    async fn accept_alone(
+        &self,
+        request: RedeliveryRequest,
+        max_bytes: usize,
+    ) -> Result<Redelivery, StoreError> {
+        Ok(self.accept_together(vec![request], max_bytes).await?.remove(0))
     }
 
-    async fn accept_together(&self, requests: Vec<RedeliveryRequest>) -> Result<Vec<Redelivery>, StoreError> {
+    async fn accept_together(
+        &self,
+        requests: Vec<RedeliveryRequest>,
+        max_bytes: usize,
+    ) -> Result<Vec<Redelivery>, StoreError> {
         let policy = self.policy;
         self.store
-            .write_within(self.patience, move |tx, now| redeliver_batch(tx, now, &policy, &requests))
+            .write_within(self.patience, move |tx, now| {
+                redeliver_batch(tx, now, &policy, &requests, max_bytes)
+            })
             .await
     }
 }

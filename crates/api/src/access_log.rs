@@ -5,11 +5,13 @@ use std::time::Instant;
 use actix_web::body::MessageBody;
 use actix_web::dev::{ServiceRequest, ServiceResponse};
 use actix_web::middleware::Next;
+use actix_web::web::Data;
 use actix_web::{Error, HttpMessage};
 use contracts::OrgId;
 use tracing::{error, field, info};
 
-use crate::request_id;
+use crate::client::client;
+use crate::{Api, request_id};
 
 pub(crate) async fn layer(
     request: ServiceRequest,
@@ -27,6 +29,7 @@ pub(crate) async fn layer(
         status = status.as_u16(),
         duration_us = u64::try_from(started.elapsed().as_micros()).unwrap_or(u64::MAX),
         request_id,
+        client = request.app_data::<Data<Api>>().map(|api| field::display(client(request, &api.trusted_proxies))),
         org_id = request.extensions().get::<OrgId>().map(field::display), // none before a token was accepted
         "request"
     );

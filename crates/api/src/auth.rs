@@ -2,7 +2,7 @@
 //! scope, in this order.
 
 use std::collections::HashMap;
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::IpAddr;
 use std::sync::{Mutex, MutexGuard};
 use std::time::Duration;
 
@@ -10,7 +10,10 @@ use actix_web::http::header;
 use actix_web::{HttpMessage, HttpRequest};
 use contracts::{ErrorCode, OrgId, Scope};
 use store::{Principal, TokenText};
+use tokio::sync::Semaphore;
+use tokio::time::timeout;
 
+use crate::client::client;
 use crate::error::ApiError;
 use crate::limits::DatabaseTime;
 use crate::params::parse_uuid;
@@ -22,7 +25,12 @@ pub(crate) struct Gate {
     tokens: KnownTokens,
     requests: Requests,
     failures: Failures,
+    /// Whose turn it is of those that are over the limit.
+    suspects: Semaphore,
 }
+
+/// How long one of them waits for its turn.
+const SUSPECTS_PATIENCE: Duration = Duration::from_secs(1);
 
 impl Gate {
     pub(crate) fn new(limits: &Limits) -> Gate {
@@ -30,16 +38,18 @@ impl Gate {
             tokens: KnownTokens::default(),
             requests: Requests::new(limits.requests),
             failures: Failures::new(limits.auth_failures),
+            suspects: Semaphore::new(1),
         }
     }
 
-    /// Whose the token is. A peer that has shown too many unknown tokens lately may not have another one looked up;
-    /// those that were good the last time are not in question, whoever else is behind the same address.
+    /// Whose the token is. Those that were good the last time are not in question, whoever else is behind the same
+    /// address. Of a client that has shown too many unknown ones lately another one is looked up as well, as it may be
+    /// a good one of somebody else's, but only one at a time of all such clients, and not for long.
     async fn principal(
         &self,
         api: &Api,
         database: &mut DatabaseTime,
-        peer: IpAddr,
+        client: IpAddr,
         token: TokenText,
     ) -> Result<Principal, ApiError> {
         let (now, moment) = (api.store.clock().monotonic(), api.store.clock().now());
@@ -50,16 +60,39 @@ impl Gate {
             Some((principal, since)) if now.saturating_sub(since) < KnownTokens::TTL => return Ok(principal),
             Some(_) => {}
             // Counted beforehand, so that neither many at once nor those who hang up at once get through for nothing.
-            None => self.failures.take(peer, now).map_err(ApiError::RateLimited)?,
+            None => {
+                if let Err(wait) = self.failures.take(client, now) {
+                    return self.suspect(api, database, token, now, wait).await;
+                }
+            }
         }
         let look_up = async { Ok(api.store.read(move |tx| store::authenticate(tx, moment, token)).await?) };
         let found = database.within(look_up).await;
         if is_stranger && !matches!(found, Ok(None)) {
-            self.failures.give_back(peer);
+            self.failures.give_back(client);
         }
         let found = found?;
         self.tokens.put(token, found.clone(), now); // as of before the look-up
         Ok(found.ok_or(ErrorCode::Unauthorized)?)
+    }
+
+    /// The same for a client that may try again only after `wait`, unless its token turns out to be good.
+    async fn suspect(
+        &self,
+        api: &Api,
+        database: &mut DatabaseTime,
+        token: TokenText,
+        now: Duration,
+        wait: Duration,
+    ) -> Result<Principal, ApiError> {
+        let Ok(Ok(_turn)) = timeout(SUSPECTS_PATIENCE, self.suspects.acquire()).await else {
+            return Err(ApiError::RateLimited(wait));
+        };
+        let moment = api.store.clock().now();
+        let look_up = async { Ok(api.store.read(move |tx| store::authenticate(tx, moment, token)).await?) };
+        let found = database.within(look_up).await?.ok_or(ApiError::RateLimited(wait))?;
+        self.tokens.put(token, Some(found.clone()), now);
+        Ok(found)
     }
 }
 
@@ -72,8 +105,8 @@ pub(crate) async fn authenticate(
     scope: Scope,
 ) -> Result<OrgId, ApiError> {
     let token = bearer(request).ok_or(ErrorCode::Unauthorized)?;
-    let peer = request.peer_addr().map_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED), |peer| peer.ip());
-    let principal = gate.principal(api, database, peer, token).await?;
+    let client = client(request, &api.trusted_proxies);
+    let principal = gate.principal(api, database, client, token).await?;
     request.extensions_mut().insert(principal.org_id); // for the access log
     let now = api.store.clock().monotonic();
     gate.requests.take(principal.org_id, now).map_err(ApiError::RateLimited)?;

@@ -17,8 +17,7 @@ pub(crate) async fn read(
     limit: usize,
     time: Duration,
 ) -> Result<Bytes, ApiError> {
-    let announced = request.headers().get(header::CONTENT_LENGTH).and_then(|length| length.to_str().ok());
-    if announced.and_then(|length| length.parse().ok()).is_some_and(|length: usize| length > limit) {
+    if announced(request).is_some_and(|length| length > limit) {
         return Err(ErrorCode::PayloadTooLarge.into());
     }
     match tokio::time::timeout(time, payload.to_bytes_limited(limit)).await {
@@ -28,6 +27,20 @@ pub(crate) async fn read(
             Err(FieldError::new(&["body"], "body_incomplete", "the body did not arrive in full").into())
         }
     }
+}
+
+/// How many bytes the body will have: as it is announced, or the most it may have when it is not. One that is too long
+/// is not read.
+pub(crate) fn expected(request: &HttpRequest, limit: usize) -> usize {
+    match announced(request) {
+        Some(length) if length <= limit => length,
+        None if request.chunked().unwrap_or(false) => limit,
+        _ => 0,
+    }
+}
+
+fn announced(request: &HttpRequest) -> Option<usize> {
+    request.headers().get(header::CONTENT_LENGTH)?.to_str().ok()?.parse().ok()
 }
 
 /// Refuses a content type other than `application/json`; parameters don't matter.

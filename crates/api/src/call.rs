@@ -1,23 +1,32 @@
 //! A call that may be made, and what its handler reads from it.
 
+use std::convert::Infallible;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+
+use actix_web::body::{BodySize, BoxBody, MessageBody, SizedStream};
 use actix_web::http::StatusCode;
 use actix_web::http::header::ContentType;
 use actix_web::web::{Bytes, Data};
 use actix_web::{HttpRequest, HttpResponse};
 use contracts::{FieldError, Object, OrgId};
+use futures_util::stream;
 use serde::Serialize;
-use store::IdempotencyKey;
+use store::{IdempotencyKey, StoreError};
 use uuid::Uuid;
 
 use crate::acceptor::Acceptor;
 use crate::error::ApiError;
 use crate::params::{Query, parse_uuid};
+use crate::room::{LIGHT, Taken};
 use crate::{Api, body, idempotency, params};
 
 /// What a handler answers.
 pub(crate) type Answer = Result<HttpResponse, ApiError>;
 
 /// A request whose token, organization and scope have been found good.
+#[derive(Clone)]
 pub(crate) struct Call {
     pub(crate) api: Data<Api>,
     pub(crate) acceptor: Data<Acceptor>,
@@ -26,6 +35,9 @@ pub(crate) struct Call {
     pub(crate) request_id: String,
     pub(crate) request: HttpRequest,
     pub(crate) body: Bytes,
+    /// Room for large things, once it turned out that it is needed: a handler that fails with
+    /// [`StoreError::TooLarge`] is called again when there is room.
+    pub(crate) room: Option<Arc<Taken>>,
 }
 
 impl Call {
@@ -43,6 +55,22 @@ impl Call {
     /// The `Idempotency-Key`, if there is one.
     pub(crate) fn idempotency_key(&self) -> Result<Option<IdempotencyKey>, ApiError> {
         Ok(idempotency::key_of(&self.request, &self.body)?)
+    }
+
+    /// The most bytes that may be read for it.
+    pub(crate) fn max_bytes(&self) -> usize {
+        if self.room.is_some() { usize::MAX } else { LIGHT }
+    }
+
+    /// Does what takes long for something large, and then off the threads that serve all.
+    pub(crate) async fn work<T: Send + 'static>(
+        &self,
+        work: impl FnOnce() -> T + Send + 'static,
+    ) -> Result<T, ApiError> {
+        if self.room.is_none() {
+            return Ok(work());
+        }
+        Ok(tokio::task::spawn_blocking(work).await.map_err(|_| StoreError::Panicked)?)
     }
 
     /// Refuses every query parameter.
@@ -71,5 +99,39 @@ impl Call {
 /// An answer with a body.
 pub(crate) fn json(status: StatusCode, body: &impl Serialize) -> Answer {
     let body = serde_json::to_vec(body)?;
-    Ok(HttpResponse::build(status).content_type(ContentType::json()).body(body))
+    let mut response = HttpResponse::build(status);
+    response.content_type(ContentType::json());
+    if body.len() <= PIECE {
+        return Ok(response.body(body));
+    }
+    // actix copies a body that it is given whole; of one in pieces it takes what the client has room for.
+    let (size, mut left) = (body.len() as u64, Bytes::from(body));
+    let pieces = std::iter::from_fn(move || {
+        (!left.is_empty()).then(|| Ok::<_, Infallible>(left.split_to(PIECE.min(left.len()))))
+    });
+    Ok(response.body(SizedStream::new(size, stream::iter(pieces))))
+}
+
+const PIECE: usize = 64 * 1024;
+
+/// The answer, which keeps its room until the client has taken it.
+pub(crate) fn keep(answer: HttpResponse, room: Arc<Taken>) -> HttpResponse {
+    answer.map_body(|_, body| Roomy { body, _room: room }).map_into_boxed_body()
+}
+
+struct Roomy {
+    body: BoxBody,
+    _room: Arc<Taken>,
+}
+
+impl MessageBody for Roomy {
+    type Error = <BoxBody as MessageBody>::Error;
+
+    fn size(&self) -> BodySize {
+        self.body.size()
+    }
+
+    fn poll_next(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Bytes, Self::Error>>> {
+        Pin::new(&mut self.get_mut().body).poll_next(cx)
+    }
 }

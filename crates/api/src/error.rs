@@ -8,6 +8,8 @@ use contracts::{ErrorBody, ErrorCode, FieldError};
 use store::StoreError;
 use thiserror::Error;
 
+use crate::room::COPIES;
+
 /// Seconds after which a client may ask again when the database is away: about what a failover of a connection
 /// takes, and short enough that nobody waits for long without need.
 const RETRY_AFTER: &str = "2";
@@ -34,6 +36,9 @@ pub(crate) enum ApiError {
     /// What the process needs is not there, for reasons anybody may read.
     #[error("{0}")]
     NotReady(String),
+    /// What would be answered is large: with room for so many bytes of memory the call can be made again.
+    #[error("{0} bytes of memory are needed")]
+    NeedsRoom(usize),
     /// The transaction failed.
     #[error(transparent)]
     Store(#[from] StoreError),
@@ -64,6 +69,15 @@ impl From<ErrorCode> for ApiError {
 }
 
 impl ApiError {
+    /// How many bytes of memory would be needed, if that is why.
+    pub(crate) fn needed_room(&self) -> Option<usize> {
+        match self {
+            ApiError::NeedsRoom(bytes) => Some(*bytes),
+            ApiError::Store(StoreError::TooLarge(bytes)) => Some(bytes.saturating_mul(COPIES)),
+            _ => None,
+        }
+    }
+
     fn code(&self) -> ErrorCode {
         match self {
             ApiError::Plain(code) => *code,
@@ -71,7 +85,7 @@ impl ApiError {
             ApiError::MethodNotAllowed(_) => ErrorCode::MethodNotAllowed,
             ApiError::RateLimited(_) => ErrorCode::RateLimited,
             ApiError::Conflict(_) => ErrorCode::Conflict,
-            ApiError::NotReady(_) => ErrorCode::ServiceUnavailable,
+            ApiError::NotReady(_) | ApiError::NeedsRoom(_) => ErrorCode::ServiceUnavailable,
             ApiError::Store(error) if error.is_outage() => ErrorCode::ServiceUnavailable,
             ApiError::Store(_) | ApiError::Unwritable(_) | ApiError::Page(_) => ErrorCode::InternalError,
         }

@@ -10,6 +10,7 @@ mod access_log;
 mod auth;
 mod body;
 mod call;
+mod client;
 mod connection;
 mod doorbell;
 mod error;
@@ -22,6 +23,7 @@ mod params;
 mod rate_limit;
 mod readiness;
 mod request_id;
+mod room;
 mod routes;
 mod selection;
 mod server;
@@ -35,6 +37,7 @@ use actix_web::App;
 use actix_web::middleware::from_fn;
 use actix_web::web::Data;
 use egress::Policy;
+use ipnet::IpNet;
 use queue::Publisher;
 use store::{AcceptPolicy, Keyring, Store};
 use tokio_util::sync::CancellationToken;
@@ -42,6 +45,7 @@ use tokio_util::sync::CancellationToken;
 use crate::acceptor::Acceptor;
 use crate::auth::Gate;
 use crate::openapi::Description;
+use crate::room::Room;
 use crate::server::serve;
 
 pub use limits::Limits;
@@ -66,8 +70,18 @@ pub struct Api {
     pub max_body: usize,
     /// What one caller may take of what all share.
     pub limits: Limits,
+    /// Proxies that are believed when they say whose request they pass on.
+    pub trusted_proxies: Vec<IpNet>,
     /// What `GET /health/ready` answers by.
     pub readiness: Readiness,
+}
+
+/// What large requests have in common.
+pub(crate) struct Large {
+    /// For bodies that are being read.
+    pub(crate) arriving: Room,
+    /// For what is made of them, and for answers.
+    pub(crate) working: Room,
 }
 
 /// Serves the API on `listener` with that many worker threads until `shutdown`. Then it takes no more connections,
@@ -81,6 +95,7 @@ pub async fn run(
     let acceptor = Data::new(Acceptor::start(api.store.clone(), api.accept, api.limits.database_time));
     tokio::spawn(idempotency::forget_old_keys(api.store.clone(), shutdown.clone()));
     let (limits, gate) = (api.limits, Data::new(Gate::new(&api.limits)));
+    let large = Data::new(Large { arriving: Room::new(limits.arriving), working: Room::new(limits.working) });
     let readiness = Data::new(api.readiness.clone());
     let api = Data::new(api);
     let description = Data::new(Description::of(&routes::table()));
@@ -89,6 +104,7 @@ pub async fn run(
             .app_data(api.clone())
             .app_data(acceptor.clone())
             .app_data(gate.clone())
+            .app_data(large.clone())
             .app_data(description.clone())
             .app_data(readiness.clone())
             .configure(routes::configure)

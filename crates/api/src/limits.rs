@@ -30,6 +30,12 @@ pub struct Limits {
     pub answer_time: Duration,
     /// How long the database may take for all that a request needs of it.
     pub database_time: Duration,
+    /// The most bytes of a page's rows, as they are stored. A single larger row is a page.
+    pub page_bytes: usize,
+    /// The most bytes of large bodies that are being read.
+    pub arriving: usize,
+    /// About the most memory, in bytes, for what is made of large bodies, and for large answers.
+    pub working: usize,
 }
 
 impl Limits {
@@ -49,6 +55,9 @@ impl Default for Limits {
             answer_time: Duration::from_secs(15),
             // The promise is an answer within five seconds; a busy machine has some left.
             database_time: Duration::from_secs(4),
+            page_bytes: 8 << 20,
+            arriving: 32 << 20,
+            working: 96 << 20,
         }
     }
 }

@@ -1,13 +1,22 @@
 //! Pages of lists (contract section 3, "Pages"): their query parameters and their cursors.
 
+use actix_web::HttpResponse;
+use actix_web::body::BodyStream;
+use actix_web::http::StatusCode;
+use actix_web::http::header::ContentType;
+use actix_web::web::Bytes;
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use contracts::{Page, Timestamp};
+use futures_util::stream;
+use serde::Serialize;
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 use store::{PageRequest, Position, Rows, SortOrder};
 use uuid::Uuid;
 
+use crate::call::{self, Answer, Call};
+use crate::error::ApiError;
 use crate::operation::query;
 use crate::params::{Fault, Query};
 use crate::selection::{self, Item, Selected, Selection};
@@ -66,7 +75,76 @@ pub(crate) fn page_of(query: &mut Query) -> PageRequest {
         Some(Cursor::At(position)) => Some(position),
         _ => None,
     };
-    PageRequest { limit, order, from, backwards, created_after: None, created_before: None }
+    PageRequest { limit, order, from, backwards, ..newest() }
+}
+
+/// The newest of a list, without any cursor.
+pub(crate) fn newest() -> PageRequest {
+    PageRequest {
+        limit: MAX_LIMIT,
+        order: SortOrder::Descending,
+        from: None,
+        backwards: false,
+        created_after: None,
+        created_before: None,
+        max_bytes: usize::MAX,
+        never_empty: true,
+    }
+}
+
+/// The request within its bounds: of bytes and, in ascending order, of what may still be overtaken.
+pub(crate) async fn bounded(call: &Call, mut request: PageRequest) -> Result<PageRequest, ApiError> {
+    let most = call.api.limits.page_bytes;
+    (request.max_bytes, request.never_empty) = (most.min(call.max_bytes()), call.room.is_some());
+    if request.order == SortOrder::Ascending && !request.backwards {
+        let until = call.api.store.complete_until().await?;
+        request.created_before = [request.created_before, until].into_iter().flatten().min();
+    }
+    Ok(request)
+}
+
+/// The rows of a page, if they are not too large for a request without room.
+pub(crate) fn roomy<T>(call: &Call, found: Rows<T>) -> Result<Rows<T>, ApiError> {
+    // As the driver has them, as rows, and as the piece that is being written.
+    const COPIES: usize = 3;
+    match found.is_cut && call.room.is_none() {
+        true => Err(ApiError::NeedsRoom(COPIES * call.api.limits.page_bytes)),
+        false => Ok(found),
+    }
+}
+
+/// Answers a page. A large one is written row by row, as the client takes it.
+pub(crate) fn answer<T: Serialize + 'static>(
+    call: &Call,
+    request: &PageRequest,
+    found: Rows<T>,
+    selection: Selection,
+) -> Answer {
+    let found = roomy(call, found)?;
+    if call.room.is_none() {
+        return call::json(StatusCode::OK, &page(request, found, &selection));
+    }
+    // The page's own keys stand around its items.
+    let frame = serde_json::to_string(&around(request, &found, Vec::<()>::new()))?;
+    let (head, tail) = frame.split_once("[]").unwrap_or((&frame, ""));
+    let (head, tail) = (Bytes::from(format!("{head}[")), Bytes::from(format!("]{tail}")));
+    let items = found.rows.into_iter().enumerate().map(move |(place, (_, item))| {
+        let mut bytes = if place == 0 { Vec::new() } else { vec![b','] };
+        serde_json::to_writer(&mut bytes, &selection.apply(item)).map(|()| Bytes::from(bytes))
+    });
+    let body = std::iter::once(Ok(head)).chain(items).chain(std::iter::once(Ok(tail)));
+    let body = body.inspect(|piece: &Result<Bytes, serde_json::Error>| {
+        if let Err(error) = piece {
+            tracing::error!(%error, "an answer is cut off: a row can't be written");
+        }
+    });
+    Ok(HttpResponse::Ok().content_type(ContentType::json()).body(BodyStream::new(stream::iter(body))))
+}
+
+/// Where the page behind these rows begins, for a list newest first.
+pub(crate) fn cursor_behind<T>(found: &Rows<T>) -> Option<String> {
+    let (last, _) = found.rows.last().filter(|_| found.more)?;
+    Some(encode(Cursor::At(*last), SortOrder::Descending))
 }
 
 /// As [`page_of`], with the parameters of [`moment_parameters`].
@@ -79,20 +157,23 @@ pub(crate) fn page_in_time(query: &mut Query) -> PageRequest {
 }
 
 /// The page with its cursors.
-pub(crate) fn page<'a, T>(
-    request: &PageRequest,
-    found: Rows<T>,
-    selection: &'a Selection,
-) -> Page<Selected<'a, T>> {
-    let Rows { rows, more } = found;
+fn page<'a, T>(request: &PageRequest, found: Rows<T>, selection: &'a Selection) -> Page<Selected<'a, T>> {
+    let Page { first, next, previous, .. } = around(request, &found, Vec::<()>::new());
+    let items = found.rows.into_iter().map(|(_, item)| selection.apply(item)).collect();
+    Page { items, first, next, previous }
+}
+
+/// A page of `items` with the cursors of `found`.
+fn around<T, I>(request: &PageRequest, found: &Rows<T>, items: Vec<I>) -> Page<I> {
+    let Rows { rows, more, .. } = found;
     let (is_not_first, is_not_last) =
-        if request.backwards { (more, request.from.is_some()) } else { (request.from.is_some(), more) };
+        if request.backwards { (*more, request.from.is_some()) } else { (request.from.is_some(), *more) };
     let cursor = |row: Option<&(Position, T)>| row.map(|(at, _)| encode(Cursor::At(*at), request.order));
     Page {
+        items,
         first: is_not_first.then(|| encode(Cursor::Start, request.order)),
         next: is_not_last.then(|| cursor(rows.last())).flatten(),
         previous: is_not_first.then(|| cursor(rows.first())).flatten(),
-        items: rows.into_iter().map(|(_, item)| selection.apply(item)).collect(),
     }
 }
 

@@ -36,6 +36,11 @@ impl Selection {
         Selection(query.take("fields", parse::<T>))
     }
 
+    /// As it was given; none if it was not.
+    pub(crate) fn text(&self) -> Option<String> {
+        self.0.as_ref().map(|names| names.join(","))
+    }
+
     /// Whether that key of the item is shown. A key of its part shows the part, too.
     pub(crate) fn shows(&self, key: &str) -> bool {
         let is_it = |name: &String| name.split('.').next() == Some(key);

@@ -241,6 +241,8 @@ impl Site {
                     backwards: false,
                     created_after: None,
                     created_before: None,
+                    max_bytes: usize::MAX,
+                    never_empty: true,
                 };
                 deliveries_page(tx, org, &DeliveryFilter::default(), &request, DeliveryParts::SHOWN)
             });

@@ -46,6 +46,12 @@ const MARGIN: Duration = Duration::from_secs(1);
 const DRAIN: Duration = Duration::from_secs(20);
 /// A body is held in memory, several times over while it becomes a payload.
 const LARGEST_BODY: Size = Size(64 << 20);
+/// Room for large answers is there for two of them.
+const LARGEST_PAGE: Size = Size(16 << 20);
+/// A dispatcher claims, records, records again and recovers, each on a connection.
+const FEWEST_CONNECTIONS: u32 = 4;
+/// Far longer than any load balancer needs to look.
+const LONGEST_DRAIN: Duration = Duration::from_secs(60);
 /// More than one process can answer, and far from where the sums of a bucket overflow.
 const HIGHEST_RATE: u32 = 1_000_000;
 const MINUTE: Duration = Duration::from_secs(60);
@@ -68,6 +74,8 @@ pub(crate) struct Settings {
 pub(crate) struct DatabaseSettings {
     #[serde(serialize_with = "shown::url")]
     url: Option<String>,
+    /// Of each process; its own figure if unset.
+    pub(crate) pool_size: Option<u32>,
 }
 
 #[derive(Clone, Serialize)]
@@ -82,11 +90,17 @@ pub(crate) struct ApiSettings {
     pub(crate) listen: SocketAddr,
     /// In bytes.
     pub(crate) max_body: usize,
+    /// In bytes.
+    max_page_bytes: usize,
     /// Requests a second of each organization, any number if 0.
     rate_limit: u32,
     rate_limit_burst: NonZeroU32,
     /// A minute, of each peer; any number if 0.
     auth_failure_limit: u32,
+    #[serde(serialize_with = "shown::texts")]
+    pub(crate) trusted_proxies: Vec<IpNet>,
+    #[serde(serialize_with = "shown::duration")]
+    pub(crate) drain_delay: Duration,
 }
 
 #[derive(Clone, Serialize)]
@@ -204,7 +218,10 @@ impl Settings {
         let max_in_flight = source.within("dispatcher.max_in_flight", 1..=MOST_IN_FLIGHT)?;
         let given = |name: &str| variables.get(name).filter(|value| !value.is_empty()).cloned();
         let settings = Settings {
-            database: DatabaseSettings { url: own_database.clone().or_else(|| given("DATABASE_URL")) },
+            database: DatabaseSettings {
+                url: own_database.clone().or_else(|| given("DATABASE_URL")),
+                pool_size: source.within_optional("database.pool_size", FEWEST_CONNECTIONS..=1000)?,
+            },
             broker: BrokerSettings {
                 url: own_broker.clone().or_else(|| given("AMQP_URL")),
                 queue: source.text("broker.queue")?,
@@ -212,12 +229,15 @@ impl Settings {
             api: ApiSettings {
                 listen: source.parse("api.listen")?,
                 max_body: source.within("api.max_body", Size(1024)..=LARGEST_BODY)?.0,
+                max_page_bytes: source.within("api.max_page_bytes", Size(64 << 10)..=LARGEST_PAGE)?.0,
                 rate_limit: source.within("api.rate_limit", 0..=HIGHEST_RATE)?,
                 rate_limit_burst: source.within(
                     "api.rate_limit_burst",
                     NonZeroU32::MIN..=NonZeroU32::new(HIGHEST_RATE).unwrap_or(NonZeroU32::MAX),
                 )?,
                 auth_failure_limit: source.within("api.auth_failure_limit", 0..=HIGHEST_RATE)?,
+                trusted_proxies: source.parse_list("api.trusted_proxies")?,
+                drain_delay: source.duration("api.drain_delay", Duration::ZERO..=LONGEST_DRAIN)?,
             },
             dispatcher: DispatcherSettings {
                 listen: source.parse_optional("dispatcher.listen")?,
@@ -326,6 +346,7 @@ impl Settings {
         api::Limits {
             requests: requests.map(|count| Rate::new(count, SECOND, rate_limit_burst)),
             auth_failures: failures.map(|count| Rate::new(count, MINUTE, count)),
+            page_bytes: self.api.max_page_bytes,
             ..api::Limits::default()
         }
     }

@@ -66,6 +66,7 @@ impl Stack {
             keyring: options.keyring.clone(),
             accept: options.accept,
             max_body: options.max_body,
+            trusted_proxies: Vec::new(),
             limits: options.limits,
         };
         let keyring = options.keyring.clone();

@@ -44,7 +44,10 @@ impl World<'_> {
                 Redelivery::Accepted(accepted) => Some(accepted.delivery),
                 _ => None,
             };
-            Ok(redeliver_batch(tx, now, &policy, &requests)?.into_iter().filter_map(accepted).collect())
+            Ok(redeliver_batch(tx, now, &policy, &requests, usize::MAX)?
+                .into_iter()
+                .filter_map(accepted)
+                .collect())
         })
     }
 

@@ -26,6 +26,8 @@ const FIRST: PageRequest = PageRequest {
     backwards: false,
     created_after: None,
     created_before: None,
+    max_bytes: usize::MAX,
+    never_empty: true,
 };
 
 fn main() {

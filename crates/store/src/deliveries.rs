@@ -12,8 +12,8 @@ use strum::VariantArray;
 use crate::columns::{Id, Key, Moment, Time};
 use crate::connect::{AnyConnection, MultiBackend};
 use crate::error::StoreError;
-use crate::page::{PageRequest, Rows, in_order, paged, position};
-use crate::runs::find_run;
+use crate::page::{PageRequest, Rows, blob_bytes, paged, position, text_bytes};
+use crate::runs::run_exists;
 use crate::schema::{attempts, deliveries};
 use crate::steps::holds::wait_for_holds;
 
@@ -35,23 +35,19 @@ impl DeliveryParts {
     pub const SHOWN: DeliveryParts = DeliveryParts { timing: false, ..DeliveryParts::ALL };
 }
 
-/// A run's deliveries, newest first; none when the organization has no such run.
+/// A page of a run's deliveries; none when the organization has no such run.
 pub fn deliveries_of_run(
     tx: &mut AnyConnection,
     org: OrgId,
     run: RunId,
+    request: &PageRequest,
     parts: DeliveryParts,
-) -> Result<Option<Vec<Delivery>>, StoreError> {
-    if find_run(tx, org, run)?.is_none() {
+) -> Result<Option<Rows<Delivery>>, StoreError> {
+    if !run_exists(tx, org, run)? {
         return Ok(None);
     }
-    let rows = deliveries::table
-        .filter(deliveries::org_id.eq(Key::from(org)))
-        .filter(deliveries::run_id.eq(Key::from(run)))
-        .order_by((deliveries::created_at.desc(), deliveries::id.desc()))
-        .select((DeliveryRow::as_select(), payload(parts.payload)))
-        .load(tx)?;
-    with_attempts(tx, rows, parts).map(Some)
+    let of_run = DeliveryFilter { run_id: Some(run), ..DeliveryFilter::default() };
+    deliveries_page(tx, org, &of_run, request, parts).map(Some)
 }
 
 /// The organization's delivery of that id.
@@ -94,13 +90,50 @@ pub fn deliveries_page(
         let positions: Vec<(Time, Key)> = paged!(query, deliveries, request).load(tx)?;
         found.extend(positions.into_iter().map(position));
     }
-    let (positions, more) = request.gather(found);
+    let mut found = request.gather(found);
+    found.cut(request, &bytes_of(tx, found.ids(), parts)?);
     let rows = deliveries::table
-        .filter(deliveries::id.eq_any(positions.iter().map(|at| Key(at.id))))
+        .filter(deliveries::id.eq_any(found.ids()))
         .select((DeliveryRow::as_select(), payload(parts.payload)))
         .load(tx)?;
-    let rows = in_order(positions, with_attempts(tx, rows, parts)?, |delivery| delivery.id.0);
-    Ok(Rows { rows, more })
+    let deliveries = with_attempts(tx, rows, parts)?;
+    Ok(found.page(request, deliveries, |delivery| delivery.id.0))
+}
+
+/// How many bytes those parts of the delivery have; 0 if there is no such delivery.
+pub fn delivery_bytes(
+    tx: &mut AnyConnection,
+    org: OrgId,
+    id: DeliveryId,
+    parts: DeliveryParts,
+) -> Result<usize, StoreError> {
+    let is_there = deliveries::table.find(Key::from(id)).filter(deliveries::org_id.eq(Key::from(org)));
+    let found: Vec<Key> = is_there.select(deliveries::id).load(tx)?;
+    let bytes = bytes_of(tx, found, parts)?;
+    Ok(bytes.values().next().map_or(0, |bytes| usize::try_from(*bytes).unwrap_or(0)))
+}
+
+/// How many bytes those parts of the deliveries have: the payload, which is shown in two ways, and the responses.
+fn bytes_of(tx: &mut AnyConnection, ids: Vec<Key>, parts: DeliveryParts) -> QueryResult<HashMap<Key, i64>> {
+    let mut bytes: HashMap<Key, i64> = HashMap::new();
+    if parts.payload {
+        let payloads: Vec<(Key, i32)> = deliveries::table
+            .filter(deliveries::id.eq_any(&ids))
+            .select((deliveries::id, blob_bytes(deliveries::payload)))
+            .load(tx)?;
+        bytes.extend(payloads.into_iter().map(|(id, payload)| (id, 2 * i64::from(payload))));
+    }
+    if parts.attempts {
+        let responses: Vec<(Key, Option<i64>)> = attempts::table
+            .filter(attempts::delivery_id.eq_any(&ids))
+            .group_by(attempts::delivery_id)
+            .select((attempts::delivery_id, diesel::dsl::sum(text_bytes(attempts::response_body))))
+            .load(tx)?;
+        for (id, responses) in responses {
+            *bytes.entry(id).or_default() += responses.unwrap_or(0);
+        }
+    }
+    Ok(bytes)
 }
 
 impl DeliveryFilter {

@@ -23,6 +23,9 @@ pub enum StoreError {
     /// The schema is not the one this program knows.
     #[error("{0}")]
     Schema(String),
+    /// There is more to read than there is room for now. With room for so many bytes it would be read.
+    #[error("{0} bytes have to be read")]
+    TooLarge(usize),
     /// The transaction's thread panicked; it was rolled back.
     #[error("a transaction panicked")]
     Panicked,
@@ -76,6 +79,11 @@ impl StoreError {
     pub(crate) fn corrupt(what: &'static str, value: &impl ToString) -> StoreError {
         StoreError::Corrupt { what, value: value.to_string() }
     }
+}
+
+/// Refuses what has more bytes than there is room for.
+pub fn within(max_bytes: usize, bytes: usize) -> Result<(), StoreError> {
+    if bytes > max_bytes { Err(StoreError::TooLarge(bytes)) } else { Ok(()) }
 }
 
 /// Why a batch was not claimed or recorded. Nothing of it was.

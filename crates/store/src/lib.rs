@@ -33,10 +33,11 @@ pub use accept::{AcceptPolicy, Accepted, insert_delivery};
 pub use clock::Clock;
 pub use connect::{AnyConnection, DatabaseUrl, DatabaseUrlError};
 pub use deliveries::{
-    DeliveryFilter, DeliveryParts, count_deliveries, deliveries_of_run, deliveries_page, find_delivery,
+    DeliveryFilter, DeliveryParts, count_deliveries, deliveries_of_run, deliveries_page, delivery_bytes,
+    find_delivery,
 };
 pub use erase::{Erasure, erase_run};
-pub use error::{RowsRefused, StoreError};
+pub use error::{RowsRefused, StoreError, within};
 pub use idempotency::{IdempotencyKey, forget_idempotency_keys};
 pub use keyring::{Keyring, KeyringError, OpenError};
 pub use migrate::{SchemaState, migrate};
@@ -46,7 +47,7 @@ pub use prune::{PruneRange, Pruned, prune};
 pub use record::{Deliver, RecordedRun, record_run};
 pub use redeliver::{Redelivery, RedeliveryRequest, redeliver, redeliver_batch};
 pub use rewrap::{MissingKey, Rewrapped, Unopened, missing_keys, rewrap_secrets};
-pub use runs::{find_run, runs_page};
+pub use runs::{find_run, run_bytes, runs_page};
 pub use secrets::{
     CreatedSecret, SecretUpdate, UpdatedSecret, ValidSecret, create_secret, create_secret_once,
     disable_secret, find_secret, note_secret_used, open_secret, secrets_page, signing_secrets, update_secret,

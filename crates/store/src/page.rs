@@ -3,13 +3,15 @@
 //! A page begins behind a position rather than after a number of rows, so that the last page costs no more than the
 //! first, and rows that come and go meanwhile shift nothing.
 
+use std::collections::HashMap;
+
 use contracts::Timestamp;
 use diesel::backend::Backend;
 use diesel::expression::{AppearsOnTable, Expression, ValidGrouping, is_aggregate};
 use diesel::prelude::*;
 use diesel::query_builder::{AstPass, QueryFragment, QueryId};
 use diesel::serialize::ToSql;
-use diesel::sql_types::{Bool, HasSqlType};
+use diesel::sql_types::{Binary, Bool, HasSqlType, Nullable, Text};
 
 use crate::columns::{Id, Key, Moment, Time};
 
@@ -46,6 +48,10 @@ pub struct PageRequest {
     pub created_after: Option<Timestamp>,
     /// The first `created_at` that is too late.
     pub created_before: Option<Timestamp>,
+    /// The most bytes of what is stored of the rows and shown. The row with which they would be more is the next page's.
+    pub max_bytes: usize,
+    /// Whether the first row is given, however large it is.
+    pub never_empty: bool,
 }
 
 /// The rows of a page, in the order wanted.
@@ -55,7 +61,12 @@ pub struct Rows<T> {
     pub rows: Vec<(Position, T)>,
     /// Whether there are more in the direction in which was read.
     pub more: bool,
+    /// Whether the page ended early, since more would have been too many bytes.
+    pub is_cut: bool,
 }
+
+/// What a row is counted as beside its payload and the like.
+const ROW_BYTES: i64 = 512;
 
 impl PageRequest {
     /// Whether rows are read in descending order.
@@ -86,19 +97,72 @@ impl PageRequest {
         }
     }
 
-    /// Of what was read for each range of the index, in reading order: the page.
-    pub(crate) fn gather(&self, mut found: Vec<Position>) -> (Vec<Position>, bool) {
+    /// Of what was read for each range of the index: the page's positions, in reading order.
+    pub(crate) fn gather(&self, mut found: Vec<Position>) -> Found {
         found.sort_unstable();
         if self.reads_descending() {
             found.reverse();
         }
         let more = found.len() > self.limit;
         found.truncate(self.limit);
-        if self.backwards {
-            found.reverse();
-        }
-        (found, more)
+        Found { positions: found, more, is_cut: false }
     }
+}
+
+/// The positions of a page, in the order in which they were read.
+pub(crate) struct Found {
+    pub(crate) positions: Vec<Position>,
+    more: bool,
+    is_cut: bool,
+}
+
+impl Found {
+    /// Their ids.
+    pub(crate) fn ids(&self) -> Vec<Key> {
+        self.positions.iter().map(|at| Key(at.id)).collect()
+    }
+
+    /// Leaves out what would be too many bytes.
+    pub(crate) fn cut(&mut self, request: &PageRequest, bytes: &HashMap<Key, i64>) {
+        let (mut left, is_first) =
+            (i64::try_from(request.max_bytes).unwrap_or(i64::MAX), request.never_empty);
+        let mut fits = |(place, at): (usize, &Position)| {
+            left =
+                left.saturating_sub(bytes.get(&Key(at.id)).copied().unwrap_or(0).saturating_add(ROW_BYTES));
+            left >= 0 || (is_first && place == 0)
+        };
+        let count = self.positions.iter().enumerate().map_while(|row| fits(row).then_some(())).count();
+        self.is_cut = count < self.positions.len();
+        self.more |= self.is_cut;
+        self.positions.truncate(count);
+    }
+
+    /// The page, of rows that were found by their ids.
+    pub(crate) fn page<T>(
+        mut self,
+        request: &PageRequest,
+        rows: Vec<T>,
+        id: impl Fn(&T) -> uuid::Uuid,
+    ) -> Rows<T> {
+        if request.backwards {
+            self.positions.reverse();
+        }
+        let mut by_id: HashMap<_, _> = rows.into_iter().map(|row| (id(&row), row)).collect();
+        let rows = self.positions.into_iter().filter_map(|at| Some((at, by_id.remove(&at.id)?))).collect();
+        Rows { rows, more: self.more, is_cut: self.is_cut }
+    }
+}
+
+diesel::define_sql_function! {
+    /// How many bytes a value has; PostgreSQL does not read a long one for that.
+    #[sql_name = "octet_length"]
+    fn text_bytes(text: Nullable<Text>) -> Nullable<Integer>;
+}
+
+diesel::define_sql_function! {
+    /// The same of a blob.
+    #[sql_name = "octet_length"]
+    fn blob_bytes(blob: Binary) -> Integer;
 }
 
 impl Position {
@@ -191,13 +255,3 @@ macro_rules! paged {
     }};
 }
 pub(crate) use paged;
-
-/// Puts rows that were found by their ids into the order of their positions.
-pub(crate) fn in_order<T>(
-    positions: Vec<Position>,
-    rows: Vec<T>,
-    id: impl Fn(&T) -> uuid::Uuid,
-) -> Vec<(Position, T)> {
-    let mut by_id: std::collections::HashMap<_, _> = rows.into_iter().map(|row| (id(&row), row)).collect();
-    positions.into_iter().filter_map(|at| Some((at, by_id.remove(&at.id)?))).collect()
-}

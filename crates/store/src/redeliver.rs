@@ -8,7 +8,7 @@ use engine::Transition;
 use crate::accept::{AcceptPolicy, Accepted, IsAutomatic, build, in_flight, insert_unless_in_flight};
 use crate::columns::Key;
 use crate::connect::AnyConnection;
-use crate::deliveries::{DeliveryParts, find_delivery};
+use crate::deliveries::{DeliveryParts, delivery_bytes, find_delivery};
 use crate::error::StoreError;
 use crate::idempotency::{IdempotencyKey, Made, find_made, give_back, take_keys};
 use crate::runs::{RunToDeliver, find_runs_to_deliver};
@@ -31,6 +31,8 @@ pub enum Redelivery {
     CallbackUrlMissing,
     /// Another delivery of the run is open.
     InFlight(InFlight),
+    /// The run, or the delivery that is repeated, has more bytes than were to be read.
+    TooLarge(usize),
 }
 
 /// A request for a redelivery.
@@ -65,18 +67,20 @@ pub fn redeliver(
 ) -> Result<Redelivery, StoreError> {
     let request_id = request_id.to_owned();
     let request = RedeliveryRequest { org_id, run_id, request_id, supersede: false, idempotency_key: None };
-    let mut answers = redeliver_batch(tx, now, policy, &[request])?;
+    let mut answers = redeliver_batch(tx, now, policy, &[request], usize::MAX)?;
     Ok(answers.pop().expect("an answer for each request"))
 }
 
 /// Accepts redeliveries: for each request a new delivery with a payload built from its run's current state, or why
 /// not, in the requests' order. The partial unique index is the judge of "in flight", between the requests of a
-/// batch, too. A request that supersedes must come alone: it locks a row that the engine may be locking.
+/// batch, too. A request that supersedes must come alone: it locks a row that the engine may be locking. What has more
+/// than `max_bytes` is not read, so that a batch is bounded.
 pub fn redeliver_batch(
     tx: &mut AnyConnection,
     now: Timestamp,
     policy: &AcceptPolicy,
     requests: &[RedeliveryRequest],
+    max_bytes: usize,
 ) -> Result<Vec<Redelivery>, StoreError> {
     let mut answers: Vec<Option<Redelivery>> = requests.iter().map(|_| None).collect();
     let mut left: Vec<usize> = (0..requests.len()).collect();
@@ -88,7 +92,7 @@ pub fn redeliver_batch(
         });
         let batch: Vec<&RedeliveryRequest> = round.iter().map(|place| &requests[*place]).collect();
         left = later;
-        for (place, answer) in round.into_iter().zip(decide(tx, now, policy, &batch)?) {
+        for (place, answer) in round.into_iter().zip(decide(tx, now, policy, &batch, max_bytes)?) {
             if answer.is_none() {
                 left.push(place); // its key was somebody else's, and has been given back
             }
@@ -104,10 +108,11 @@ fn decide(
     now: Timestamp,
     policy: &AcceptPolicy,
     requests: &[&RedeliveryRequest],
+    max_bytes: usize,
 ) -> Result<Vec<Option<Redelivery>>, StoreError> {
     let mut answers: Vec<Option<Redelivery>> = requests.iter().map(|_| None).collect();
-    repeat_known(tx, now, requests, &mut answers)?;
-    let mut new = build_unanswered(tx, now, policy, requests, &mut answers)?;
+    repeat_known(tx, now, requests, max_bytes, &mut answers)?;
+    let mut new = build_unanswered(tx, now, policy, requests, max_bytes, &mut answers)?;
     // In one order everywhere, so that two batches can't wait for each other.
     new.sort_unstable_by(|(a, _), (b, _)| requests[*a].key().cmp(&requests[*b].key()));
     let keyed: Vec<_> = new
@@ -124,7 +129,7 @@ fn decide(
         });
         if taken.len() < keyed.len() {
             // Taken by others after we had looked.
-            repeat_known(tx, now, requests, &mut answers)?;
+            repeat_known(tx, now, requests, max_bytes, &mut answers)?;
         }
     }
     insert_or_refuse(tx, requests, new, &mut answers)?;
@@ -143,6 +148,7 @@ fn repeat_known(
     tx: &mut AnyConnection,
     now: Timestamp,
     requests: &[&RedeliveryRequest],
+    max_bytes: usize,
     answers: &mut [Option<Redelivery>],
 ) -> Result<(), StoreError> {
     let keys: Vec<_> = requests.iter().filter_map(|request| request.key()).collect();
@@ -151,6 +157,11 @@ fn repeat_known(
         let Some((org, key)) = request.key() else { continue };
         let Some(made) = known.get(&(org, key.key.clone())).filter(|_| answer.is_none()) else { continue };
         *answer = Some(if made.is_answer_to(key) {
+            let bytes = delivery_bytes(tx, org, made.id.into(), AS_ACCEPTED)?;
+            if bytes > max_bytes {
+                *answer = Some(Redelivery::TooLarge(bytes));
+                continue;
+            }
             let delivery = find_delivery(tx, org, made.id.into(), AS_ACCEPTED)?;
             let gone = || StoreError::corrupt("the idempotency key of a delivery", &"it does not exist");
             Redelivery::Repeated(as_accepted(delivery.ok_or_else(gone)?))
@@ -167,10 +178,11 @@ fn build_unanswered(
     now: Timestamp,
     policy: &AcceptPolicy,
     requests: &[&RedeliveryRequest],
+    max_bytes: usize,
     answers: &mut [Option<Redelivery>],
 ) -> Result<Vec<(usize, Delivery)>, StoreError> {
     let keys: Vec<(OrgId, RunId)> = requests.iter().map(|request| (request.org_id, request.run_id)).collect();
-    let runs = find_runs_to_deliver(tx, &keys)?;
+    let runs = find_runs_to_deliver(tx, &keys, max_bytes)?;
     let mut new = Vec::new();
     for (place, (key, answer)) in keys.iter().zip(answers).enumerate() {
         if answer.is_some() {
@@ -181,7 +193,8 @@ fn build_unanswered(
             Some(RunToDeliver { run, .. }) if !run.status_code.is_terminal() => {
                 Redelivery::RunNotTerminal(run.status_code)
             }
-            Some(RunToDeliver { run, secret }) => {
+            Some(RunToDeliver { bytes, .. }) if *bytes > max_bytes => Redelivery::TooLarge(*bytes),
+            Some(RunToDeliver { run, secret, .. }) => {
                 if let Some(delivery) = build(now, policy, run, *secret, IsAutomatic(false))? {
                     new.push((place, delivery));
                     continue;

@@ -10,7 +10,7 @@ use strum::VariantArray;
 use crate::columns::{Id, Key, Moment, Time};
 use crate::connect::{AnyConnection, MultiBackend};
 use crate::error::StoreError;
-use crate::page::{PageRequest, Rows, in_order, paged, position};
+use crate::page::{PageRequest, Rows, paged, position, text_bytes};
 use crate::prepared::{column, prepared};
 use crate::schema::runs;
 use crate::secrets::current_secret;
@@ -103,20 +103,44 @@ pub fn runs_page(
         let positions: Vec<(Time, Key)> = paged!(query, runs, request).load(tx)?;
         found.extend(positions.into_iter().map(position));
     }
-    let (positions, more) = request.gather(found);
+    let mut found = request.gather(found);
+    found.cut(request, &bytes_of(tx, org, found.ids())?);
     let rows = runs::table
         .filter(runs::org_id.eq(Key::from(org)))
-        .filter(runs::id.eq_any(positions.iter().map(|at| Key(at.id))))
+        .filter(runs::id.eq_any(found.ids()))
         .select(RunRow::as_select())
         .load(tx)?;
     let runs = rows.into_iter().map(Run::try_from).collect::<Result<Vec<_>, _>>()?;
-    Ok(Rows { rows: in_order(positions, runs, |run| run.id.0), more })
+    Ok(found.page(request, runs, |run| run.id.0))
+}
+
+pub(crate) fn run_exists(tx: &mut AnyConnection, org: OrgId, id: RunId) -> QueryResult<bool> {
+    diesel::select(diesel::dsl::exists(runs::table.find((Key::from(org), Key::from(id))))).get_result(tx)
+}
+
+/// How many bytes the run's output and metadata have; 0 if there is no such run.
+pub fn run_bytes(tx: &mut AnyConnection, org: OrgId, id: RunId) -> Result<usize, StoreError> {
+    let bytes = bytes_of(tx, org, vec![Key::from(id)])?;
+    Ok(bytes.values().next().map_or(0, |bytes| usize::try_from(*bytes).unwrap_or(0)))
+}
+
+fn bytes_of(tx: &mut AnyConnection, org: OrgId, ids: Vec<Key>) -> QueryResult<HashMap<Key, i64>> {
+    let rows: Vec<(Key, Option<i32>, Option<i32>)> = runs::table
+        .filter(runs::org_id.eq(Key::from(org)))
+        .filter(runs::id.eq_any(ids))
+        .select((runs::id, text_bytes(runs::output), text_bytes(runs::metadata)))
+        .load(tx)?;
+    let sum = |(id, output, metadata): (Key, Option<i32>, Option<i32>)| {
+        (id, i64::from(output.unwrap_or(0)) + i64::from(metadata.unwrap_or(0)))
+    };
+    Ok(rows.into_iter().map(sum).collect())
 }
 
 fn find_row(tx: &mut AnyConnection, org: OrgId, id: RunId) -> QueryResult<Option<RunRow>> {
     runs::table.find((Key::from(org), Key::from(id))).select(RunRow::as_select()).first(tx).optional()
 }
 
+/// The columns of a [`RunRow`].
 type RunSql = (
     Id,
     Id,
@@ -136,26 +160,34 @@ type RunSql = (
 
 /// A run, and the secret that a new delivery of it is to be frozen with.
 pub(crate) struct RunToDeliver {
+    /// Without its output and metadata if they are larger than was asked for.
     pub(crate) run: Run,
     pub(crate) secret: Option<SecretId>,
+    /// How many bytes they have.
+    pub(crate) bytes: usize,
 }
 
-/// The runs that exist of these. They are locked against being erased until the deliveries made of them are there;
-/// inserting a delivery would lock them the same way.
+/// The runs that exist of these. Of those larger than `max_bytes` output and metadata are not read. They are locked
+/// against being erased until the deliveries made of them are there; inserting a delivery would lock them the same way.
 pub(crate) fn find_runs_to_deliver(
     tx: &mut AnyConnection,
     keys: &[(OrgId, RunId)],
+    max_bytes: usize,
 ) -> Result<HashMap<(OrgId, RunId), RunToDeliver>, StoreError> {
-    let rows: Vec<(RunRow, Option<Key>)> = match tx {
-        AnyConnection::Postgres(pg) => prepared::<(RunSql, Nullable<Id>), _>(
-            "SELECT r.org_id, r.id, r.status_code, r.output, r.duration_ms, r.created_at, r.started_at,
-                 r.completed_at, r.callback_url, r.metadata, r.failure_code, r.failure_message,
-                 r.failure_stage_code, r.updated_at, s.id
+    let rows: Vec<(RunRow, Option<Key>, i64)> = match tx {
+        AnyConnection::Postgres(pg) => prepared::<(RunSql, Nullable<Id>, BigInt), _>(
+            "SELECT r.org_id, r.id, r.status_code, CASE WHEN b.bytes <= ? THEN r.output END, r.duration_ms, r.created_at,
+                 r.started_at, r.completed_at, r.callback_url, CASE WHEN b.bytes <= ? THEN r.metadata END, r.failure_code,
+                 r.failure_message, r.failure_stage_code, r.updated_at, s.id, b.bytes
              FROM (SELECT DISTINCT org_id, id FROM unnest(?, ?) AS k (org_id, id)) AS k
              JOIN runs r ON r.org_id = k.org_id AND r.id = k.id
+             CROSS JOIN LATERAL (SELECT coalesce(octet_length(r.output), 0)::bigint
+                 + coalesce(octet_length(r.metadata), 0) AS bytes) AS b
              LEFT JOIN signing_secrets s ON s.org_id = r.org_id AND s.is_current
              FOR KEY SHARE OF r",
         )
+        .bind::<BigInt, _>(i64::try_from(max_bytes).unwrap_or(i64::MAX))
+        .bind::<BigInt, _>(i64::try_from(max_bytes).unwrap_or(i64::MAX))
         .bind::<Array<Id>, _>(column(keys, |(org, _)| Key::from(*org)))
         .bind::<Array<Id>, _>(column(keys, |(_, run)| Key::from(*run)))
         .load(pg)?,
@@ -163,15 +195,18 @@ pub(crate) fn find_runs_to_deliver(
             let mut rows = Vec::with_capacity(keys.len());
             for (org, run) in keys {
                 if let Some(row) = find_row(tx, *org, *run)? {
-                    rows.push((row, current_secret(tx, *org)?.map(Key::from)));
+                    let bytes = [&row.output, &row.metadata].into_iter().flatten().map(String::len).sum::<usize>();
+                    let bytes = i64::try_from(bytes).unwrap_or(i64::MAX);
+                    rows.push((row, current_secret(tx, *org)?.map(Key::from), bytes));
                 }
             }
             rows
         }
     };
-    let keyed = |(row, secret): (RunRow, Option<Key>)| {
+    let keyed = |(row, secret, bytes): (RunRow, Option<Key>, i64)| {
         let run = Run::try_from(row)?;
-        Ok(((run.org_id, run.id), RunToDeliver { run, secret: secret.map(SecretId::from) }))
+        let bytes = usize::try_from(bytes).unwrap_or(0);
+        Ok(((run.org_id, run.id), RunToDeliver { run, secret: secret.map(SecretId::from), bytes }))
     };
     rows.into_iter().map(keyed).collect()
 }

@@ -12,7 +12,7 @@ use crate::connect::{AnyConnection, MultiBackend};
 use crate::error::StoreError;
 use crate::idempotency::{IdempotencyKey, Made, find_made, keep_answer, take_keys};
 use crate::keyring::{Keyring, OpenError, Sealed};
-use crate::page::{PageRequest, Rows, in_order, paged, position};
+use crate::page::{PageRequest, Rows, paged, position};
 use crate::prepared::prepared;
 use crate::schema::signing_secrets as table;
 
@@ -155,13 +155,10 @@ pub fn secrets_page(
         .select((table::created_at, table::id))
         .into_boxed();
     let found: Vec<(Time, Key)> = paged!(query, table, request).load(tx)?;
-    let (positions, more) = request.gather(found.into_iter().map(position).collect());
-    let rows = table::table
-        .filter(table::id.eq_any(positions.iter().map(|at| Key(at.id))))
-        .select(SecretRow::as_select())
-        .load(tx)?;
+    let found = request.gather(found.into_iter().map(position).collect());
+    let rows = table::table.filter(table::id.eq_any(found.ids())).select(SecretRow::as_select()).load(tx)?;
     let secrets = rows.into_iter().map(CallbackSecret::from).collect();
-    Ok(Rows { rows: in_order(positions, secrets, |secret: &CallbackSecret| secret.id.0), more })
+    Ok(found.page(request, secrets, |secret: &CallbackSecret| secret.id.0))
 }
 
 /// What is to change of a secret.

@@ -7,7 +7,7 @@ use contracts::Timestamp;
 use diesel::connection::SimpleConnection;
 use diesel::prelude::*;
 use diesel::result::{DatabaseErrorKind, Error};
-use diesel::sql_types::Integer;
+use diesel::sql_types::{BigInt, Integer};
 use tokio::sync::{Semaphore, watch};
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
@@ -106,6 +106,25 @@ impl Store {
         E: From<StoreError> + From<diesel::result::Error> + Send + 'static,
     {
         self.readers.transaction(self.clock.clone(), AnyConnection::begin_read, |conn, _| work(conn)).await
+    }
+
+    /// Up to which moment lists in ascending order are complete: nothing that is yet to be committed is older. A
+    /// transaction takes its moment at its beginning, and transactions don't end in the order in which they begin.
+    /// `None`: they do, as on SQLite.
+    ///
+    /// To be asked before the list is read. The clocks of processes differ by less than a second.
+    pub async fn complete_until(&self) -> Result<Option<Timestamp>, StoreError> {
+        const CLOCKS_DIFFER: Duration = Duration::from_secs(1);
+        let oldest = |conn: &mut AnyConnection| {
+            let AnyConnection::Postgres(conn) = conn else { return Ok(None) };
+            let statement = prepared::<BigInt, _>(
+                "SELECT (extract(epoch FROM least(clock_timestamp(), min(xact_start))) * 1000000)::bigint
+                 FROM pg_stat_activity
+                 WHERE application_name = 'redial' AND datname = current_database() AND pid <> pg_backend_pid()",
+            );
+            Ok(Some(Timestamp::from_micros(statement.get_result(conn)?) - CLOCKS_DIFFER))
+        };
+        self.readers.run(oldest).await
     }
 
     /// Answers whether the database takes transactions that write, within five seconds.

@@ -1,7 +1,29 @@
 //! Small things many tests need.
 
-use contracts::RunUpdate;
-use store::Keyring;
+use contracts::{Delivery, OrgId, RunId, RunUpdate};
+use store::{AnyConnection, DeliveryParts, Keyring, PageRequest, SortOrder, StoreError};
+
+/// Everything that a list has, newest first.
+pub const ALL_ROWS: PageRequest = PageRequest {
+    limit: usize::MAX,
+    order: SortOrder::Descending,
+    from: None,
+    backwards: false,
+    created_after: None,
+    created_before: None,
+    max_bytes: usize::MAX,
+    never_empty: true,
+};
+
+/// All of a run's deliveries with all their parts, newest first; none when the organization has no such run.
+pub fn deliveries_of_run(
+    tx: &mut AnyConnection,
+    org: OrgId,
+    run: RunId,
+) -> Result<Option<Vec<Delivery>>, StoreError> {
+    let found = store::deliveries_of_run(tx, org, run, &ALL_ROWS, DeliveryParts::ALL)?;
+    Ok(found.map(|found| found.rows.into_iter().map(|(_, delivery)| delivery).collect()))
+}
 
 /// A keyring with one random key.
 pub fn keyring() -> Keyring {

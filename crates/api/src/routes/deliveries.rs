@@ -1,28 +1,47 @@
 //! Deliveries and their attempts.
 
 use actix_web::http::StatusCode;
+use actix_web::http::header::{self, HeaderValue};
 use contracts::{Delivery, DeliveryId, DeliveryStatus, ErrorCode, FailureReason, RunId};
 use egress::normalize_host;
 use serde_json::{Value, json};
-use store::{DeliveryFilter, DeliveryParts, Withdrawal, deliveries_of_run, deliveries_page, find_delivery};
+use store::{
+    DeliveryFilter, DeliveryParts, Withdrawal, deliveries_of_run, deliveries_page, delivery_bytes,
+    find_delivery,
+};
 use strum::VariantArray;
 
 use crate::call::{self, Answer, Call};
 use crate::error::ApiError;
 use crate::idempotency::key_reused;
 use crate::operation::query;
-use crate::paging::{self, page, page_in_time};
+use crate::paging::{self, page_in_time};
 use crate::params::{Fault, Query};
 use crate::selection::Selection;
 
-/// `GET /v1/runs/{run_id}/callback`: every delivery of a run, newest first.
+/// `GET /v1/runs/{run_id}/callback`: a run's deliveries, newest first. A header leads to those that are older than the
+/// answer has room for.
 pub(crate) async fn of_run(call: Call) -> Answer {
     let run = RunId(call.path_id("run_id")?);
     let selection = selection_of(&call)?;
     let (org, parts) = (call.org, parts_of(&selection));
-    let found = call.api.store.read(move |tx| deliveries_of_run(tx, org, run, parts)).await?;
-    let deliveries = found.ok_or(ErrorCode::RunNotFound)?.into_iter();
-    call::json(StatusCode::OK, &deliveries.map(|delivery| selection.apply(delivery)).collect::<Vec<_>>())
+    let request = paging::bounded(&call, paging::newest()).await?;
+    let found = call.api.store.read(move |tx| deliveries_of_run(tx, org, run, &request, parts)).await?;
+    let found = paging::roomy(&call, found.ok_or(ErrorCode::RunNotFound)?)?;
+    let older = paging::cursor_behind(&found).map(|cursor| {
+        let fields = selection.text().map(|fields| format!("&fields={fields}")).unwrap_or_default();
+        format!(
+            "</v1/callback-deliveries?run_id={run}&limit={}{fields}&pq={cursor}>; rel=\"next\"",
+            request.limit
+        )
+    });
+    let deliveries = found.rows.into_iter().map(|(_, delivery)| selection.apply(delivery));
+    let mut answer = call::json(StatusCode::OK, &deliveries.collect::<Vec<_>>())?;
+    if let Some(older) = older {
+        let link = HeaderValue::try_from(older).map_err(|error| ApiError::Page(error.to_string()))?;
+        answer.headers_mut().insert(header::LINK, link);
+    }
+    Ok(answer)
 }
 
 /// `GET /v1/callback-deliveries/{id}`
@@ -30,7 +49,12 @@ pub(crate) async fn show(call: Call) -> Answer {
     let id = DeliveryId(call.path_id("id")?);
     let selection = selection_of(&call)?;
     let (org, parts) = (call.org, parts_of(&selection));
-    let delivery = call.api.store.read(move |tx| find_delivery(tx, org, id, parts)).await?;
+    let max_bytes = call.max_bytes();
+    let delivery = call.api.store.read(move |tx| {
+        store::within(max_bytes, delivery_bytes(tx, org, id, parts)?)?;
+        find_delivery(tx, org, id, parts)
+    });
+    let delivery = delivery.await?;
     call::json(StatusCode::OK, &selection.apply(delivery.ok_or(ErrorCode::CallbackDeliveryNotFound)?))
 }
 
@@ -42,8 +66,9 @@ pub(crate) async fn list(call: Call) -> Answer {
     let selection = Selection::of::<Delivery>(&mut query);
     query.finish()?;
     let (org, parts) = (call.org, parts_of(&selection));
+    let request = paging::bounded(&call, request).await?;
     let found = call.api.store.read(move |tx| deliveries_page(tx, org, &filter, &request, parts)).await?;
-    call::json(StatusCode::OK, &page(&request, found, &selection))
+    paging::answer(&call, &request, found, selection)
 }
 
 /// `POST /v1/callback-deliveries/{id}/withdraw`: ends a delivery that waits.

@@ -7,6 +7,8 @@ mod redeliveries;
 pub(crate) mod runs;
 mod secrets;
 
+use std::sync::Arc;
+
 use actix_web::http::Method;
 use actix_web::web::{self, Data, Payload, ServiceConfig};
 use actix_web::{HttpRequest, Route};
@@ -16,12 +18,13 @@ use serde_json::json;
 
 use crate::acceptor::Acceptor;
 use crate::auth::{Gate, authenticate};
-use crate::call::{Answer, Call};
+use crate::call::{Answer, Call, keep};
 use crate::error::ApiError;
 use crate::limits::DatabaseTime;
 use crate::operation::Operation;
+use crate::room::{COPIES, LIGHT};
 use crate::selection::Selected;
-use crate::{Api, body, openapi, paging, request_id, selection};
+use crate::{Api, Large, body, openapi, paging, request_id, selection};
 
 /// Every call of contract section 3. The first path that fits is taken.
 pub(crate) fn table() -> Vec<Operation> {
@@ -175,13 +178,34 @@ where
         move |api: Data<Api>,
               acceptor: Data<Acceptor>,
               gate: Data<Gate>,
+              large: Data<Large>,
               request: HttpRequest,
               payload: Payload| async move {
             let mut database = DatabaseTime::new(api.limits.database_time);
             let org = authenticate(&api, &gate, &mut database, &request, scope).await?;
+            let expected = body::expected(&request, api.max_body);
+            let arriving =
+                if expected > LIGHT { Some(large.arriving.take(org, expected).await?) } else { None };
             let body = body::read(&request, payload, api.max_body, api.limits.body_time).await?;
-            let request_id = request_id::of(&request);
-            database.within(handler(Call { api, acceptor, org, request_id, request, body })).await
+            let room = if body.len() > LIGHT {
+                Some(large.working.take(org, COPIES * body.len()).await?)
+            } else {
+                None
+            };
+            drop(arriving);
+            let (request_id, room) = (request_id::of(&request), room.map(Arc::new));
+            let mut call = Call { api, acceptor, org, request_id, request, body, room };
+            loop {
+                let answer = database.within(handler(call.clone())).await;
+                if let Some(room) = call.room {
+                    return answer.map(|answer| keep(answer, room));
+                }
+                // Nothing has been done when there is no room. Waiting for it is not the database's time.
+                let Some(bytes) = answer.as_ref().err().and_then(ApiError::needed_room) else {
+                    return answer;
+                };
+                call.room = Some(Arc::new(large.working.take(org, bytes).await?));
+            }
         },
     )
 }

@@ -3,7 +3,7 @@
 use actix_web::http::StatusCode;
 use contracts::{ErrorCode, FieldError, RunId};
 use serde_json::{Value, json};
-use store::{Redelivery, RedeliveryRequest};
+use store::{Redelivery, RedeliveryRequest, StoreError};
 
 use crate::call::{self, Answer, Call};
 use crate::idempotency::key_reused;
@@ -23,18 +23,19 @@ pub(crate) async fn create(call: Call) -> Answer {
     query.finish()?;
     let idempotency_key = call.idempotency_key()?;
     call.no_body()?;
-    let Call { api, acceptor, org, request_id, .. } = call;
+    let Call { api, acceptor, org, request_id, room, .. } = call;
     let asked_by = request_id.clone();
     let request =
         RedeliveryRequest { org_id: org, run_id: run, request_id: asked_by, supersede, idempotency_key };
     let refused = |kind, msg: &str| FieldError::new(&["path", "run_id"], kind, msg);
-    Err(match acceptor.redeliver(request).await? {
+    Err(match acceptor.redeliver(request, room.is_some()).await? {
         Redelivery::Accepted(accepted) => {
             api.ring(&accepted, request_id);
             return call::json(StatusCode::CREATED, &accepted.delivery);
         }
         Redelivery::Repeated(delivery) => return call::json(StatusCode::CREATED, &delivery),
         Redelivery::KeyReused => return Err(key_reused()),
+        Redelivery::TooLarge(bytes) => StoreError::TooLarge(bytes).into(),
         Redelivery::RunNotFound => ErrorCode::RunNotFound.into(),
         Redelivery::RunNotTerminal(status) => {
             refused("run_not_terminal", &format!("the run has not ended, it is {status}")).into()

@@ -4,21 +4,25 @@ use actix_web::http::StatusCode;
 use contracts::{ErrorCode, FieldError, Run, RunId, RunStatus, RunUpdate};
 use egress::{Policy, TargetUrl};
 use serde_json::{Value, json};
-use store::{Deliver, RecordedRun, find_run, record_run, runs_page};
+use store::{Deliver, RecordedRun, find_run, record_run, run_bytes, runs_page};
 use strum::VariantArray;
 
 use crate::call::{self, Answer, Call};
 use crate::error::ApiError;
 use crate::operation::query;
-use crate::paging::{self, page, page_in_time};
+use crate::paging::{self, page_in_time};
 use crate::selection::Selection;
 
 /// `GET /v1/runs/{run_id}`
 pub(crate) async fn show(call: Call) -> Answer {
     let run = RunId(call.path_id("run_id")?);
     call.no_query()?;
-    let org = call.org;
-    let run = call.api.store.read(move |tx| find_run(tx, org, run)).await?;
+    let (org, max_bytes) = (call.org, call.max_bytes());
+    let run = call.api.store.read(move |tx| {
+        store::within(max_bytes, run_bytes(tx, org, run)?)?;
+        find_run(tx, org, run)
+    });
+    let run = run.await?;
     call::json(StatusCode::OK, &run.ok_or(ErrorCode::RunNotFound)?)
 }
 
@@ -30,8 +34,9 @@ pub(crate) async fn list(call: Call) -> Answer {
     let selection = Selection::of::<Run>(&mut query);
     query.finish()?;
     let org = call.org;
+    let request = paging::bounded(&call, request).await?;
     let found = call.api.store.read(move |tx| runs_page(tx, org, status, &request)).await?;
-    call::json(StatusCode::OK, &page(&request, found, &selection))
+    paging::answer(&call, &request, found, selection)
 }
 
 /// What the query of [`list`] may hold.
@@ -53,7 +58,9 @@ pub(crate) async fn statuses(call: Call) -> Answer {
 pub(crate) async fn record(call: Call) -> Answer {
     let id = RunId(call.path_id("run_id")?);
     call.no_query()?;
-    let update = parse_run(call.json()?, &call.api.egress)?;
+    call.json()?;
+    let (body, egress) = (call.body.clone(), call.api.egress.clone());
+    let update = call.work(move || parse_run(&body, &egress)).await??;
     let Call { api, org, request_id, .. } = call;
     let (policy, asked_by) = (api.accept, request_id.clone());
     let recorded = api.store.write(move |tx, now| {

@@ -12,7 +12,7 @@ use store::{
 use crate::body::{self, unknown_fields};
 use crate::call::{self, Answer, Call};
 use crate::idempotency::key_reused;
-use crate::paging::{page, page_of};
+use crate::paging::{self, page_of};
 use crate::selection::Selection;
 
 /// The longest label, in characters.
@@ -44,8 +44,9 @@ pub(crate) async fn list(call: Call) -> Answer {
     let selection = Selection::of::<CallbackSecret>(&mut query);
     query.finish()?;
     let org = call.org;
+    let request = paging::bounded(&call, request).await?;
     let found = call.api.store.read(move |tx| secrets_page(tx, org, &request)).await?;
-    call::json(StatusCode::OK, &page(&request, found, &selection))
+    paging::answer(&call, &request, found, selection)
 }
 
 /// `GET /v1/callback-secrets/{id}`

@@ -13,7 +13,7 @@ use queue::Consumer;
 use reqwest::header::{CONTENT_TYPE, HeaderMap};
 use reqwest::{Method, RequestBuilder};
 use serde_json::Value;
-use store::{AcceptPolicy, Clock, DatabaseUrl, DeliveryParts, Store};
+use store::{AcceptPolicy, Clock, DatabaseUrl, Store};
 use testkit::{Engine, TestDatabase};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -85,8 +85,25 @@ impl TestApi {
 
     /// One that reaches its database at `url`, which may lead through something that disturbs it.
     pub(crate) async fn at(database: TestDatabase, url: &DatabaseUrl, limits: Limits) -> TestApi {
-        _ = rustls::crypto::ring::default_provider().install_default();
         let clock = Clock::manual(Timestamp::parse("2026-01-02T03:04:05.678Z").unwrap());
+        TestApi::set_up(database, url, limits, clock).await
+    }
+
+    /// The same database behind other limits.
+    pub(crate) async fn limited_to(mut self, limits: Limits) -> TestApi {
+        let database = self.database.take().expect("it is not lost");
+        let url = database.url().clone();
+        TestApi::at(database, &url, limits).await
+    }
+
+    pub(crate) async fn with_clock(engine: Engine, clock: Clock) -> TestApi {
+        let database = TestDatabase::new(engine);
+        let url = database.url().clone();
+        TestApi::set_up(database, &url, Limits::default(), clock).await
+    }
+
+    async fn set_up(database: TestDatabase, url: &DatabaseUrl, limits: Limits, clock: Clock) -> TestApi {
+        _ = rustls::crypto::ring::default_provider().install_default();
         let store = Store::open_with_clock(url, CONNECTIONS, clock.clone()).await.unwrap();
         let (publisher, queue) = queue::in_process(100);
         let shutdown = CancellationToken::new();
@@ -99,6 +116,7 @@ impl TestApi {
             accept: AcceptPolicy { max_attempts: 8, payload_format: PayloadFormat::Python },
             max_body: MAX_BODY,
             limits,
+            trusted_proxies: vec!["127.0.0.0/30".parse().unwrap()],
         };
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let addr = listener.local_addr().unwrap();
@@ -208,11 +226,7 @@ impl TestApi {
         let (org, run) = (self.org, RUN.parse::<RunId>().unwrap());
         let mut reply = self.get(&format!("/v1/runs/{RUN}")).await;
         reply.headers.clear();
-        let deliveries = self
-            .store
-            .read(move |tx| store::deliveries_of_run(tx, org, run, DeliveryParts::ALL))
-            .await
-            .unwrap();
+        let deliveries = self.store.read(move |tx| testkit::deliveries_of_run(tx, org, run)).await.unwrap();
         (reply, deliveries.unwrap_or_default())
     }
 

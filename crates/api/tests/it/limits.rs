@@ -51,7 +51,8 @@ limited!(requests() =>
 );
 
 limited!(failures() =>
-    a_peer_that_guesses_tokens_is_refused_and_those_who_are_known_are_not,
+    a_client_that_guesses_tokens_is_refused_and_good_ones_beside_it_are_not,
+    clients_of_a_trusted_proxy_are_limited_one_by_one,
     peers_are_limited_one_by_one,
     requests_that_cost_no_look_up_do_not_count_as_failures,
     good_tokens_do_not_count_as_failures,
@@ -126,26 +127,46 @@ async fn guess(api: &TestApi, n: u8) -> Reply {
     send(api.bare(Method::GET, "/v1/runs/x").bearer_auth(unknown(n))).await
 }
 
-async fn a_peer_that_guesses_tokens_is_refused_and_those_who_are_known_are_not(api: TestApi) {
+async fn a_client_that_guesses_tokens_is_refused_and_good_ones_beside_it_are_not(api: TestApi) {
     assert_eq!(api.get("/v1/runs/x").await.status, 422); // now the token is known
     for n in 0..3 {
         assert_eq!(guess(&api, n).await.status, 401);
     }
     assert_limited(&guess(&api, 3).await, "10");
     assert_limited(&guess(&api, 0).await, "10");
-    // A good one that was never shown is as unknown as any.
+    // Nor is one that was never shown before.
     let fresh = api.token(contracts::Scopes::All).await;
-    let shown = || send(api.bare(Method::GET, "/v1/runs/x").bearer_auth(&fresh));
-    assert_limited(&shown().await, "10");
+    assert_eq!(send(api.bare(Method::GET, "/v1/runs/x").bearer_auth(&fresh)).await.status, 422);
     for _ in 0..3 {
         assert_eq!(api.get("/v1/runs/x").await.status, 422);
         api.clock.advance(Duration::from_secs(3)); // it is looked up again meanwhile
     }
-    assert_limited(&shown().await, "1");
+    assert_limited(&guess(&api, 4).await, "1");
     api.clock.advance(SECOND);
-    assert_eq!(shown().await.status, 422);
     assert_eq!(guess(&api, 4).await.status, 401);
     assert_limited(&guess(&api, 5).await, "10");
+}
+
+/// The tests' own address is a trusted proxy, another one of the host is not.
+async fn clients_of_a_trusted_proxy_are_limited_one_by_one(api: TestApi) {
+    let guess_for = async |client: &str, n| {
+        let request = api.bare(Method::GET, "/v1/runs/x").header("x-forwarded-for", client);
+        send(request.bearer_auth(unknown(n))).await
+    };
+    for client in ["203.0.113.7", "1.1.1.1, 203.0.113.8"] {
+        for n in 0..3 {
+            assert_eq!(guess_for(client, n).await.status, 401);
+        }
+        assert_limited(&guess_for(client, 3).await, "10");
+    }
+    assert_limited(&guess_for("2.2.2.2, 203.0.113.8", 4).await, "10");
+    let outside = reqwest::Client::builder().no_proxy().local_address(IpAddr::from([127, 0, 0, 9]));
+    let outside = outside.build().unwrap();
+    for n in 0..4 {
+        let request = outside.get(format!("http://{}/v1/runs/x", api.addr)).bearer_auth(unknown(n));
+        let reply = send(request.header("x-forwarded-for", format!("203.0.113.{}", 20 + n))).await;
+        assert_eq!(reply.status, if n < 3 { 401 } else { 429 });
+    }
 }
 
 async fn peers_are_limited_one_by_one(api: TestApi) {

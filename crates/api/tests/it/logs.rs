@@ -49,6 +49,7 @@ async fn each_request_is_one_line_without_its_token() {
     assert_eq!(line["status"], 422);
     assert_eq!(line["org_id"], api.org.to_string());
     assert!(line["duration_us"].is_u64());
-    assert_eq!(line.as_object().unwrap().len(), 7);
+    assert_eq!(line["client"], "127.0.0.1");
+    assert_eq!(line.as_object().unwrap().len(), 8);
     assert!(!log.contains(&api.token) && !log.contains("secret=1"));
 }

@@ -9,6 +9,7 @@ mod harness;
 mod health;
 mod hostile;
 mod idempotency;
+mod large;
 mod limits;
 mod logs;
 mod organizations;

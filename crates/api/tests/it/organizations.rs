@@ -25,8 +25,7 @@ async fn a_thousand_foreign_ids_are_answered_like_unknown_ones_by_every_call(mut
             let deliver = Deliver::Automatically;
             store::record_run(tx, now, &policy, deliver, (foreign, run), &update, "req")?;
             runs.push(run.0);
-            let found =
-                store::deliveries_of_run(tx, foreign, run, store::DeliveryParts::ALL)?.unwrap_or_default();
+            let found = testkit::deliveries_of_run(tx, foreign, run)?.unwrap_or_default();
             deliveries.push(found[0].id.0);
             secrets.push(store::create_secret(tx, now, &keyring, foreign, None)?.secret.id.0);
         }

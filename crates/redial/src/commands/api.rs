@@ -19,21 +19,25 @@ pub(crate) async fn run(settings: &Settings) -> anyhow::Result<()> {
     let (url, broker, keyring) = (settings.postgres_url()?, settings.broker()?, settings.keyring()?);
     let listener = TcpListener::bind(settings.api.listen)
         .with_context(|| format!("api.listen: cannot listen on {}", settings.api.listen))?;
-    let (store, shutdown) = service::start(&url, CONNECTIONS).await?;
+    let (store, shutdown) = service::start(&url, settings.database.pool_size.unwrap_or(CONNECTIONS)).await?;
     keys::check(&store, &keyring).await?;
     let workers = std::thread::available_parallelism().map_or(1, NonZeroUsize::get);
     let (open_files, limits) = (open_files::raise_limit(), settings.limits());
     let connections = open_files::connections_per_worker(open_files, workers, limits.connections);
+    // From the signal on it is not ready; it serves until load balancers know.
+    let stopping = shutdown.clone();
+    let shutdown = service::delayed(shutdown, settings.api.drain_delay);
     let publisher_shutdown = CancellationToken::new();
     let publisher = broker.publisher(publisher_shutdown.clone());
     let api = api::Api {
-        readiness: Readiness::of_database(&store, shutdown.clone()),
+        readiness: Readiness::of_database(&store, shutdown.clone()).and(service::serving(&stopping)),
         store,
         publisher: publisher.clone(),
         egress: settings.egress_policy(),
         keyring,
         accept: settings.accept_policy(),
         max_body: settings.api.max_body,
+        trusted_proxies: settings.api.trusted_proxies.clone(),
         limits: api::Limits { connections, ..limits },
     };
     tracing::info!(

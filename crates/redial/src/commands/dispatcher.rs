@@ -26,7 +26,7 @@ pub(crate) async fn run(settings: &Settings, config_file: Option<PathBuf>) -> an
     });
     let health = health.transpose()?;
     open_files::raise_limit_for(settings.dispatcher.max_in_flight.into());
-    let (store, shutdown) = service::start(&url, CONNECTIONS).await?;
+    let (store, shutdown) = service::start(&url, settings.database.pool_size.unwrap_or(CONNECTIONS)).await?;
     keys::check(&store, &keyring).await?;
     // Unacknowledged messages are those of one batch being claimed and the next one gathering.
     let consumer = broker.consumer(settings.dispatcher.max_in_flight, shutdown.clone());
@@ -44,7 +44,7 @@ pub(crate) async fn run(settings: &Settings, config_file: Option<PathBuf>) -> an
     if let Some(listener) = health {
         tracing::info!(listen = %listener.local_addr()?, "answering health checks");
         let readiness = Readiness::of_database(&dispatcher.store, ended.clone())
-            .and(serving(&shutdown))
+            .and(service::serving(&shutdown))
             .and(consuming(&consumer))
             .and(claiming(&dispatcher))
             .and(recording(&dispatcher))
@@ -62,12 +62,6 @@ pub(crate) async fn run(settings: &Settings, config_file: Option<PathBuf>) -> an
 const BROKER_PATIENCE: Duration = Duration::from_secs(12);
 /// For claims, beyond the longest attempt: with every slot taken by a slow receiver nothing is claimed for that long.
 const WORK_PATIENCE: Duration = Duration::from_secs(10);
-
-/// That nobody has asked it to stop.
-fn serving(shutdown: &CancellationToken) -> impl Fn() -> Option<String> + Send + Sync + use<> {
-    let shutdown = shutdown.clone();
-    move || shutdown.is_cancelled().then(|| "stopping, what is in flight is finished".to_owned())
-}
 
 /// That doorbells are heard. Without them the relay still delivers everything, later.
 fn consuming(consumer: &Consumer) -> impl Fn() -> Option<String> + Send + Sync + use<> {

@@ -36,6 +36,32 @@ pub(crate) async fn start(url: &DatabaseUrl, connections: u32) -> anyhow::Result
     Ok((store, shutdown))
 }
 
+/// For readiness: that nobody has asked the process to stop.
+pub(crate) fn serving(stopping: &CancellationToken) -> impl Fn() -> Option<String> + Send + Sync + use<> {
+    let stopping = stopping.clone();
+    move || stopping.is_cancelled().then(|| "stopping, what is in flight is finished".to_owned())
+}
+
+/// A token that is cancelled `delay` after `stopping` was, or at a second signal.
+pub(crate) fn delayed(stopping: CancellationToken, delay: Duration) -> CancellationToken {
+    if delay.is_zero() {
+        return stopping;
+    }
+    let delayed = CancellationToken::new();
+    tokio::spawn({
+        let delayed = delayed.clone();
+        async move {
+            stopping.cancelled().await;
+            tokio::select! {
+                () = sleep(delay) => {}
+                signal = signals::stop() => tracing::info!(signal, "not waiting any longer"),
+            }
+            delayed.cancel();
+        }
+    });
+    delayed
+}
+
 /// Tries again while the database is away, until `patience` is over.
 async fn patiently<T>(
     patience: Duration,

@@ -18,6 +18,9 @@ fn without_file_and_environment_the_documented_defaults_hold() {
     let settings = Settings::read(None, &Variables::new()).unwrap();
     assert_eq!(settings.api.listen.to_string(), "127.0.0.1:8080");
     assert_eq!(settings.api.max_body, 2 * 1024 * 1024);
+    assert_eq!(settings.limits().page_bytes, 8 << 20);
+    assert!(settings.api.trusted_proxies.is_empty() && settings.api.drain_delay.is_zero());
+    assert_eq!(settings.database.pool_size, None);
     let limits = settings.limits();
     assert_eq!((limits.requests, limits.auth_failures), (None, Some(rate(300, 60, 300))));
     assert_eq!(settings.broker.queue, Broker::DEFAULT_QUEUE);
@@ -186,6 +189,11 @@ fn every_bad_value_is_refused_by_the_name_of_its_key() {
         ("api.listen", ""), // in a file; an empty variable is unset
         ("api.max_body", "2GB"),
         ("api.max_body", "1"),
+        ("api.max_page_bytes", "1KiB"),
+        ("api.max_page_bytes", "17MiB"),
+        ("api.trusted_proxies", "load-balancer"),
+        ("api.drain_delay", "61s"),
+        ("database.pool_size", "3"),
         ("api.max_body", "99999999999999999999"),
         ("api.rate_limit", "-1"),
         ("api.rate_limit", "1.5"),

@@ -6,6 +6,7 @@ mod commands;
 mod concurrency;
 mod data_care;
 mod distributed;
+mod draining;
 mod embedded;
 mod examples;
 mod rotation;

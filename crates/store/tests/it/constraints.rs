@@ -105,10 +105,7 @@ async fn a_run_has_at_most_one_open_and_one_automatic_delivery(engine: Engine) {
     let mut stage = Stage::new(engine);
     let run = new_run();
     stage.record(run, &testkit::terminal_run(crate::stage::URL));
-    let delivery = ::store::deliveries_of_run(&mut stage.conn, stage.org, run, ::store::DeliveryParts::ALL)
-        .unwrap()
-        .unwrap()
-        .remove(0);
+    let delivery = testkit::deliveries_of_run(&mut stage.conn, stage.org, run).unwrap().unwrap().remove(0);
     let another = |is_automatic| Delivery {
         id: DeliveryId::new(delivery.created_at),
         is_automatic,

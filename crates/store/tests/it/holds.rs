@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use ::store::{
     DeliveryFilter, DeliveryParts, PageRequest, Redelivery, SortOrder, claim_due, claimed_under,
-    deliveries_of_run, deliveries_page, fill_unknown_destinations, forget_holds,
+    deliveries_page, fill_unknown_destinations, forget_holds,
 };
 use contracts::{ClaimId, DeliveryId, DeliveryStatus, Destination, InFlight};
 use engine::{AttemptResult, ByteRoom, Claimed, Effect, HoldChange, RelayPlan, Settlement};
@@ -296,8 +296,7 @@ async fn next_attempt_at_is_the_later_of_the_deliverys_own_and_its_destinations(
     assert_eq!(shown(&mut stage, other.id), Some(stage.now));
     assert_eq!(shown(&mut stage, retried_later.held.delivery_id), Some(until + MINUTE));
 
-    let of_run =
-        deliveries_of_run(&mut stage.conn, stage.org, waiting.run_id, DeliveryParts::ALL).unwrap().unwrap();
+    let of_run = testkit::deliveries_of_run(&mut stage.conn, stage.org, waiting.run_id).unwrap().unwrap();
     assert_eq!(of_run[0].next_attempt_at, Some(until));
     let request = PageRequest {
         limit: 10,
@@ -306,6 +305,8 @@ async fn next_attempt_at_is_the_later_of_the_deliverys_own_and_its_destinations(
         backwards: false,
         created_after: None,
         created_before: None,
+        max_bytes: usize::MAX,
+        never_empty: true,
     };
     let page =
         deliveries_page(&mut stage.conn, stage.org, &DeliveryFilter::default(), &request, DeliveryParts::ALL)
@@ -338,7 +339,8 @@ async fn a_delivery_of_a_held_destination_can_be_superseded_and_erased(engine: E
         idempotency_key: None,
     };
     let now = stage.now;
-    let mut answers = stage.write(|tx| ::store::redeliver_batch(tx, now, &crate::stage::POLICY, &[request]));
+    let mut answers =
+        stage.write(|tx| ::store::redeliver_batch(tx, now, &crate::stage::POLICY, &[request], usize::MAX));
     let new = accepted(answers.remove(0));
     assert_eq!(stage.delivery(claimed.held.delivery_id).status_code, DeliveryStatus::Failed);
     let org = stage.org;

@@ -35,12 +35,12 @@ fn request(org_id: OrgId, run_id: RunId, key: Option<IdempotencyKey>) -> Redeliv
 
 fn keyed(stage: &mut Stage, run: RunId, key: IdempotencyKey) -> Redelivery {
     let request = request(stage.org, run, Some(key));
-    redeliver_batch(&mut stage.conn, stage.now, &POLICY, &[request]).unwrap().remove(0)
+    redeliver_batch(&mut stage.conn, stage.now, &POLICY, &[request], usize::MAX).unwrap().remove(0)
 }
 
 fn superseding(stage: &mut Stage, run: RunId) -> Redelivery {
     let request = RedeliveryRequest { supersede: true, ..request(stage.org, run, None) };
-    redeliver_batch(&mut stage.conn, stage.now, &POLICY, &[request]).unwrap().remove(0)
+    redeliver_batch(&mut stage.conn, stage.now, &POLICY, &[request], usize::MAX).unwrap().remove(0)
 }
 
 fn finish(stage: &mut Stage, delivery: DeliveryId) {
@@ -112,7 +112,7 @@ async fn of_many_requests_with_one_key_exactly_one_is_accepted(engine: Engine) {
     let (run, org) = (stage.run(), stage.org);
     let store = stage.store().await;
     let answers = at_once(&store, 32, move |tx, now| {
-        redeliver_batch(tx, now, &POLICY, &[request(org, run, Some(key("k", 1)))])
+        redeliver_batch(tx, now, &POLICY, &[request(org, run, Some(key("k", 1)))], usize::MAX)
     });
     one_accepted_the_others_repeated(answers.await.into_iter().flatten());
 }
@@ -121,7 +121,7 @@ async fn requests_of_one_batch_with_one_key_are_one_request(engine: Engine) {
     let mut stage = Stage::new(engine);
     let (run, org) = (stage.run(), stage.org);
     let requests = vec![request(org, run, Some(key("k", 1))); 5];
-    let answers = redeliver_batch(&mut stage.conn, stage.now, &POLICY, &requests).unwrap();
+    let answers = redeliver_batch(&mut stage.conn, stage.now, &POLICY, &requests, usize::MAX).unwrap();
     one_accepted_the_others_repeated(answers.into_iter());
 }
 
@@ -129,7 +129,7 @@ async fn requests_of_one_batch_with_one_key_may_differ(engine: Engine) {
     let mut stage = Stage::new(engine);
     let (first, second, org) = (stage.run(), stage.run(), stage.org);
     let requests = [request(org, first, Some(key("k", 1))), request(org, second, Some(key("k", 2)))];
-    let mut answers = redeliver_batch(&mut stage.conn, stage.now, &POLICY, &requests).unwrap();
+    let mut answers = redeliver_batch(&mut stage.conn, stage.now, &POLICY, &requests, usize::MAX).unwrap();
     assert_eq!(answers.pop(), Some(Redelivery::KeyReused));
     accepted(answers.remove(0));
 }

@@ -10,8 +10,8 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use std::time::Duration;
 
 use ::store::{
-    DeliveryParts, RowsRefused, Store, StoreError, claim_due, claim_jobs, deliveries_of_run, finish,
-    forget_holds, recover_leases,
+    DeliveryParts, RowsRefused, Store, StoreError, claim_due, claim_jobs, finish, forget_holds,
+    recover_leases,
 };
 use contracts::{
     Attempt, AttemptId, AttemptNumber, ClaimId, Delivery, DeliveryId, DeliveryStatus, Destination,
@@ -388,9 +388,8 @@ impl<'a> History<'a> {
         self.check_holds();
         let mut now = HashMap::new();
         for run in self.runs.clone() {
-            let deliveries = deliveries_of_run(&mut self.stage.conn, self.stage.org, run, DeliveryParts::ALL)
-                .unwrap()
-                .unwrap();
+            let deliveries =
+                testkit::deliveries_of_run(&mut self.stage.conn, self.stage.org, run).unwrap().unwrap();
             let open = deliveries.iter().filter(|delivery| delivery.completed_at.is_none()).count();
             assert!(open <= 1, "I10: {open} open deliveries");
             now.extend(deliveries.into_iter().map(|delivery| (delivery.id, delivery)));

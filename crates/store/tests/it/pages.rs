@@ -28,6 +28,8 @@ const FIRST: PageRequest = PageRequest {
     backwards: false,
     created_after: None,
     created_before: None,
+    max_bytes: usize::MAX,
+    never_empty: true,
 };
 
 fn positions<T>(rows: &Rows<T>) -> Vec<Position> {
@@ -109,6 +111,7 @@ async fn a_page_is_bounded_by_its_position_and_by_its_times(engine: Engine) {
                         backwards,
                         created_after,
                         created_before,
+                        ..FIRST
                     });
                 }
             }

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use ::store::{AcceptPolicy, DeliveryParts, Redelivery, deliveries_of_run, find_delivery, redeliver};
+use ::store::{AcceptPolicy, DeliveryParts, Redelivery, find_delivery, redeliver};
 use contracts::{DeliveryStatus, InFlight, PayloadFormat, RunStatus};
 use testkit::{Engine, terminal_run};
 
@@ -30,7 +30,7 @@ async fn a_run_that_is_unknown_or_another_organizations_is_not_found(engine: Eng
     let delivery = accepted(stage.redeliver(run)).id;
     stage.org = stage.other_org();
     assert_eq!(stage.redeliver(run), Redelivery::RunNotFound);
-    assert_eq!(deliveries_of_run(&mut stage.conn, stage.org, run, DeliveryParts::ALL).unwrap(), None);
+    assert_eq!(testkit::deliveries_of_run(&mut stage.conn, stage.org, run).unwrap(), None);
     assert_eq!(find_delivery(&mut stage.conn, stage.org, delivery, DeliveryParts::ALL).unwrap(), None);
 }
 
@@ -55,8 +55,7 @@ async fn a_run_whose_delivery_is_open_is_refused_with_that_delivery(engine: Engi
     let mut stage = Stage::new(engine);
     let run = new_run();
     stage.record(run, &terminal_run(URL));
-    let automatic =
-        deliveries_of_run(&mut stage.conn, stage.org, run, DeliveryParts::ALL).unwrap().unwrap().remove(0);
+    let automatic = testkit::deliveries_of_run(&mut stage.conn, stage.org, run).unwrap().unwrap().remove(0);
     let in_flight =
         |next_attempt_at| Redelivery::InFlight(InFlight { delivery_id: automatic.id, next_attempt_at });
     // New, on its way, and waiting for a retry.
@@ -135,7 +134,7 @@ async fn a_runs_deliveries_are_listed_newest_first_with_their_attempts(engine: E
         stage.advance(Duration::from_micros(1));
     }
     assert!(made.iter().all(|delivery| delivery.attempts.len() == 2));
-    assert_eq!(deliveries_of_run(&mut stage.conn, stage.org, run, DeliveryParts::ALL).unwrap(), Some(made));
+    assert_eq!(testkit::deliveries_of_run(&mut stage.conn, stage.org, run).unwrap(), Some(made));
 }
 
 async fn redeliveries_at_once_accept_exactly_one(engine: Engine) {

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use ::store::{Accepted, Deliver, DeliveryParts, RecordedRun, deliveries_of_run, find_run, record_run};
+use ::store::{Accepted, Deliver, DeliveryParts, RecordedRun, find_run, record_run};
 use contracts::{DeliveryStatus, RunStatus};
 use testkit::{Engine, terminal_run};
 
@@ -103,17 +103,14 @@ async fn the_same_id_in_two_organizations_is_two_runs(engine: Engine) {
     stage.org = other;
     let recorded = stage.record(run, &update(r#"{"status_code": "queued"}"#));
     assert!(matches!(recorded, RecordedRun::Created(..)), "{recorded:?}");
-    assert_eq!(deliveries_of_run(&mut stage.conn, other, run, DeliveryParts::ALL).unwrap(), Some(vec![]));
+    assert_eq!(testkit::deliveries_of_run(&mut stage.conn, other, run).unwrap(), Some(vec![]));
     assert_eq!(stage.stored_run(run).status_code, RunStatus::Queued);
     let recorded = stage.record(run, &terminal_run(URL));
     assert!(matches!(recorded, RecordedRun::Updated(_, Some(_))), "{recorded:?}");
     stage.org = org;
     assert_eq!(stage.stored_run(run).status_code, RunStatus::Succeeded);
     for org in [org, other] {
-        assert_eq!(
-            deliveries_of_run(&mut stage.conn, org, run, DeliveryParts::ALL).unwrap().unwrap().len(),
-            1
-        );
+        assert_eq!(testkit::deliveries_of_run(&mut stage.conn, org, run).unwrap().unwrap().len(), 1);
     }
 }
 
@@ -131,10 +128,7 @@ async fn the_first_terminal_record_makes_exactly_one_automatic_delivery(engine: 
     for _ in 0..3 {
         assert_eq!(updated(stage.record(run, &terminal_run(URL))), None);
     }
-    assert_eq!(
-        deliveries_of_run(&mut stage.conn, stage.org, run, DeliveryParts::ALL).unwrap(),
-        Some(vec![delivery])
-    );
+    assert_eq!(testkit::deliveries_of_run(&mut stage.conn, stage.org, run).unwrap(), Some(vec![delivery]));
 }
 
 async fn every_terminal_status_makes_a_delivery_and_no_other_does(engine: Engine) {

@@ -1,0 +1,27 @@
+//! An api that is asked to stop while load balancers still send to it.
+
+use serde_json::Value;
+
+use crate::system::{System, shared_broker};
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_api_that_is_to_stop_says_so_and_serves_until_its_delay_is_over() {
+    let system = System::start(&shared_broker(), 1, 0, &[("REDIAL_API__DRAIN_DELAY", "1m")]);
+    let run = system.import_runs(1, "/ok").remove(0);
+    let ready = system.url(0, "/health/ready");
+    let status = async || system.http.get(&ready).send().await.unwrap();
+    assert_eq!(status().await.status(), 200);
+    system.apis[0].signal("-TERM");
+    let refused = loop {
+        let answer = status().await;
+        if answer.status() != 200 {
+            break answer;
+        }
+    };
+    assert_eq!(refused.status(), 503);
+    let reason: Value = serde_json::from_str(&refused.text().await.unwrap()).unwrap();
+    assert!(reason["message"].as_str().unwrap().contains("stopping"), "{reason}");
+    assert_eq!(system.redeliver(0, run).await["status_code"], "pending");
+    // A second signal ends the delay; the process ends well, see `System::stop`.
+    system.stop().await;
+}
