@@ -1,24 +1,207 @@
-//! Structured logs on standard error.
+//! Structured logs on standard error, which hold nobody up.
+//!
+//! A line is put into a queue that is bounded in bytes, and a thread of its own writes it. When whoever reads them stops,
+//! lines are dropped rather than waited for, and a line in their place tells how many. (`tracing-appender` counts lines,
+//! not bytes, and waits for its reader when the process ends.)
 
-use std::io;
+use std::collections::VecDeque;
+use std::io::{self, Write};
+use std::sync::{Condvar, LazyLock, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::filter::ParseError;
+use tracing_subscriber::fmt::format::Writer;
+use tracing_subscriber::fmt::time::{FormatTime, SystemTime};
 
 use crate::settings::LogFormat;
 
 /// What libraries say that we say ourselves, better or more quietly.
 const QUIET: &str = "lapin=off,actix_server=warn,actix_http=off,r2d2=off,rustls_platform_verifier=off";
+/// The most bytes that wait to be written: minutes of an ordinary load, and little memory.
+const CAPACITY: usize = 4 << 20;
+/// How long the end of the process waits for a reader.
+const LAST_WAIT: Duration = Duration::from_secs(1);
 
-/// Sends logs to standard error from now on. `filter` is `info`, `debug` or per-target directives.
+/// Sends logs to standard error from now on, panics among them. `filter` is `info`, `debug` or per-target directives.
 pub(crate) fn start(filter: &str, format: LogFormat) -> Result<(), ParseError> {
     let filter = EnvFilter::builder().parse(format!("{QUIET},{filter}"))?;
-    // A complaint about a closed standard error would go there, and panic.
-    let logs =
-        tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr).log_internal_errors(false);
+    QUEUE.lock().format = format;
+    let logs = tracing_subscriber::fmt().with_env_filter(filter).with_writer(|| Line);
     match format {
         LogFormat::Text => logs.with_ansi(io::IsTerminal::is_terminal(&io::stderr())).init(),
         LogFormat::Json => logs.json().flatten_event(true).init(),
     }
+    std::panic::set_hook(Box::new(|panic| {
+        let backtrace = std::backtrace::Backtrace::capture();
+        tracing::error!(target: "redial", thread = std::thread::current().name(), %backtrace, "{panic}");
+    }));
     Ok(())
+}
+
+/// Says the process's last words, and waits a moment until all lines are written.
+pub(crate) fn finish(last_words: Option<&str>) {
+    if let Some(words) = last_words {
+        QUEUE.push(words.as_bytes());
+    }
+    QUEUE.flush(LAST_WAIT);
+}
+
+static QUEUE: LazyLock<&'static Queue> = LazyLock::new(|| {
+    let queue: &'static Queue = Box::leak(Box::default());
+    std::thread::spawn(|| queue.write_all_to(&mut io::stderr()));
+    queue
+});
+
+/// Takes the lines of the log, each in one piece.
+struct Line;
+
+impl Write for Line {
+    fn write(&mut self, line: &[u8]) -> io::Result<usize> {
+        QUEUE.push(line);
+        Ok(line.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// Lines that wait to be written.
+#[derive(Default)]
+struct Queue {
+    waiting: Mutex<Waiting>,
+    /// A line has come.
+    filled: Condvar,
+    /// All are written.
+    emptied: Condvar,
+}
+
+struct Waiting {
+    lines: VecDeque<Entry>,
+    bytes: usize,
+    is_writing: bool,
+    /// How many were dropped in all.
+    dropped: u64,
+    format: LogFormat,
+}
+
+enum Entry {
+    Line(Vec<u8>),
+    /// In place of so many lines.
+    Dropped(u64),
+}
+
+impl Default for Waiting {
+    fn default() -> Waiting {
+        Waiting { lines: VecDeque::new(), bytes: 0, is_writing: false, dropped: 0, format: LogFormat::Text }
+    }
+}
+
+impl Queue {
+    fn lock(&self) -> MutexGuard<'_, Waiting> {
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn push(&self, line: &[u8]) {
+        let mut waiting = self.lock();
+        if waiting.bytes + line.len() <= CAPACITY {
+            waiting.bytes += line.len();
+            waiting.lines.push_back(Entry::Line(line.to_vec()));
+        } else {
+            waiting.dropped += 1;
+            match waiting.lines.back_mut() {
+                Some(Entry::Dropped(count)) => *count += 1,
+                _ => waiting.lines.push_back(Entry::Dropped(1)),
+            }
+        }
+        self.filled.notify_one();
+    }
+
+    /// Waits until all is written, but not for long.
+    fn flush(&self, patience: Duration) {
+        let is_busy = |waiting: &mut Waiting| waiting.is_writing || !waiting.lines.is_empty();
+        let waited = self.emptied.wait_timeout_while(self.lock(), patience, is_busy);
+        drop(waited.unwrap_or_else(PoisonError::into_inner));
+    }
+
+    /// Writes what comes, for ever. What can't be written, as to a full disk or a closed pipe, is gone.
+    fn write_all_to(&self, out: &mut impl Write) {
+        loop {
+            let _ = out.write_all(&self.next());
+        }
+    }
+
+    /// The next line; waits for one.
+    fn next(&self) -> Vec<u8> {
+        let mut waiting = self.lock();
+        waiting.is_writing = false;
+        while waiting.lines.is_empty() {
+            self.emptied.notify_all();
+            waiting = self.filled.wait(waiting).unwrap_or_else(PoisonError::into_inner);
+        }
+        waiting.is_writing = true;
+        match waiting.lines.pop_front() {
+            Some(Entry::Line(line)) => {
+                waiting.bytes -= line.len();
+                line
+            }
+            Some(Entry::Dropped(count)) => told(count, waiting.dropped, waiting.format),
+            None => Vec::new(),
+        }
+    }
+}
+
+/// A line like the others that tells of those dropped here and in all.
+fn told(count: u64, in_all: u64, format: LogFormat) -> Vec<u8> {
+    let mut at = String::new();
+    // Without a clock it has no moment.
+    let _ = SystemTime.format_time(&mut Writer::new(&mut at));
+    let line = match format {
+        LogFormat::Text => {
+            format!("{at}  WARN redial: log lines were dropped count={count} in_all={in_all}\n")
+        }
+        LogFormat::Json => format!(
+            "{{\"timestamp\":\"{at}\",\"level\":\"WARN\",\"message\":\"log lines were dropped\",\"count\":{count},\"in_all\":{in_all},\"target\":\"redial\"}}\n"
+        ),
+    };
+    line.into_bytes()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn text(queue: &Queue) -> String {
+        String::from_utf8(queue.next()).unwrap()
+    }
+
+    #[test]
+    fn lines_beyond_the_capacity_are_dropped_and_told_in_their_place() {
+        let queue = Queue::default();
+        let long = vec![b'x'; CAPACITY - 10];
+        queue.push(&long);
+        queue.push(b"0123456789");
+        for _ in 0..3 {
+            queue.push(b"no room for this\n");
+        }
+        assert_eq!(queue.next().len(), long.len());
+        queue.push(b"room again\n");
+        queue.push(&long);
+        assert_eq!(text(&queue), "0123456789");
+        assert!(text(&queue).ends_with("WARN redial: log lines were dropped count=3 in_all=4\n"));
+        assert_eq!(text(&queue), "room again\n");
+        queue.lock().format = LogFormat::Json;
+        let told: serde_json::Value = serde_json::from_slice(&queue.next()).unwrap();
+        assert_eq!((&told["count"], &told["in_all"]), (&1.into(), &4.into()));
+        assert!(told["timestamp"].as_str().unwrap().ends_with('Z'));
+    }
+
+    #[test]
+    fn the_end_waits_for_lines_but_not_for_a_reader_that_is_gone() {
+        let queue = Queue::default();
+        queue.flush(Duration::from_secs(3600));
+        queue.push(b"nobody writes this");
+        queue.flush(Duration::ZERO);
+    }
 }

@@ -77,10 +77,12 @@ fn main() -> ExitCode {
         result
     });
     match result {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(()) => {
+            logging::finish(None);
+            ExitCode::SUCCESS
+        }
         Err(error) => {
-            // The last words, whatever becomes of them.
-            let _ = std::io::Write::write_fmt(&mut std::io::stderr(), format_args!("redial: {error:#}\n"));
+            logging::finish(Some(&format!("redial: {error:#}\n")));
             let is_usage = error.downcast_ref::<SettingsError>().is_some()
                 || matches!(error.downcast_ref(), Some(DispatcherError::Certificates { .. }));
             if is_usage { ExitCode::from(USAGE) } else { ExitCode::FAILURE }

@@ -7,7 +7,7 @@ use crate::system::{System, shared_broker};
 #[tokio::test(flavor = "multi_thread")]
 async fn an_api_that_is_to_stop_says_so_and_serves_until_its_delay_is_over() {
     let system = System::start(&shared_broker(), 1, 0, &[("REDIAL_API__DRAIN_DELAY", "1m")]);
-    let run = system.import_runs(1, "/ok").remove(0);
+    let run = system.import_runs(6, "/ok").remove(0);
     let ready = system.url(0, "/health/ready");
     let status = async || system.http.get(&ready).send().await.unwrap();
     assert_eq!(status().await.status(), 200);

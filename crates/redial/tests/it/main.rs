@@ -9,6 +9,7 @@ mod distributed;
 mod draining;
 mod embedded;
 mod examples;
+mod logging;
 mod rotation;
 mod signatures;
 mod starting;
