@@ -2,10 +2,15 @@
 
 use std::time::{Duration, Instant};
 
+use crate::session::Lost;
+
 /// Short enough that a broker's restart is hardly noticed.
 const FIRST: Duration = Duration::from_millis(100);
 /// Long enough for a broker that is down not to be hammered, short enough to be back soon after it.
 const LONGEST: Duration = Duration::from_secs(5);
+
+/// What only a person can mend is not said more often than that.
+const LASTING: Duration = Duration::from_secs(30);
 
 /// Counts sessions that ended badly in a row.
 pub(crate) struct Backoff {
@@ -20,11 +25,12 @@ impl Backoff {
 
     /// Waits after a session that ended badly. One that lasted for a while counts as good, so a connection
     /// lost now and then is back at once, and one that is opened and lost again and again isn't hammered.
-    pub(crate) async fn wait(&mut self) {
+    pub(crate) async fn wait(&mut self, lost: &Lost) {
         if self.begun.elapsed() > LONGEST {
             self.failures = 0;
         }
-        tokio::time::sleep(delay(self.failures, rand::random())).await;
+        let wait = if lost.is_lasting() { LASTING } else { delay(self.failures, rand::random()) };
+        tokio::time::sleep(wait).await;
         self.failures = self.failures.saturating_add(1);
         self.begun = Instant::now();
     }

@@ -68,10 +68,11 @@ impl Consumer {
         (consumer, Forwarding { messages: forward, stats, paused })
     }
 
-    /// Stops listening until [`Consumer::resume`]: a broker gives what was not acknowledged to others.
+    /// Stops listening until [`Consumer::resume`]. What was heard and not acknowledged is forgotten, the rest of the queue
+    /// left to others.
     pub fn pause(&mut self) {
         if !self.paused.send_replace(true) {
-            // A broker gives these out again; in process the relay serves them.
+            // The relay serves them.
             while self.messages.try_recv().is_ok() {}
         }
     }

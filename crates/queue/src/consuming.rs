@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use contracts::{Job, JobError};
 use futures_util::StreamExt;
-use lapin::options::{BasicCancelOptions, BasicConsumeOptions, BasicQosOptions};
+use lapin::options::{BasicAckOptions, BasicCancelOptions, BasicConsumeOptions, BasicQosOptions};
 use lapin::types::FieldTable;
 use tokio::sync::{mpsc, watch};
 use tokio::time::{MissedTickBehavior, interval, timeout};
@@ -41,7 +41,7 @@ pub(crate) async fn run(
                 warn!(%broker, reason = %lost, "not consuming, connecting again");
                 tokio::select! {
                     () = stopped(&shutdown, &forwarding.messages) => return,
-                    () = backoff.wait() => {}
+                    () = backoff.wait(&lost) => {}
                 }
             }
         }
@@ -87,6 +87,12 @@ async fn listen(
     // By the time this is answered, acknowledgements handed over before it are written.
     let cancel = session.channel.basic_cancel(TAG.into(), BasicCancelOptions::default());
     let _ = timeout(PATIENCE, cancel).await;
+    if let Ended::Paused = ended {
+        // Messages given back would count as given out in vain, and be parked after an outage that all dispatchers had
+        // met. A doorbell less is no loss: the relay finds the delivery.
+        let all = BasicAckOptions { multiple: true };
+        let _ = timeout(PATIENCE, session.channel.basic_ack(0, all)).await;
+    }
     session.close().await;
     Ok(ended)
 }

@@ -36,7 +36,7 @@ pub(crate) async fn run(
         warn!(%broker, reason = %lost, "not publishing, connecting again");
         tokio::select! {
             () = shutdown.cancelled() => return,
-            () = backoff.wait() => {}
+            () = backoff.wait(&lost) => {}
         }
     }
 }

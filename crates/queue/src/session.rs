@@ -7,13 +7,15 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use lapin::options::{QueueDeclareOptions, QueueDeleteOptions};
+use lapin::protocol::{AMQPErrorKind, AMQPSoftError};
 use lapin::tcp::{AsyncTcpStream, TLSConfig};
 use lapin::types::{AMQPValue, FieldTable};
 use lapin::uri::{AMQPAuthority, AMQPScheme};
-use lapin::{Channel, Connection, ConnectionProperties};
+use lapin::{Channel, Connection, ConnectionProperties, ErrorKind};
 use thiserror::Error;
 use tokio::time::error::Elapsed;
 use tokio::time::timeout;
+use tracing::info;
 
 use crate::Broker;
 
@@ -34,12 +36,26 @@ pub enum Lost {
     PassedOver,
     #[error("a message was returned; its queue may be gone")]
     Returned,
+    #[error(
+        "queue {queue} can neither be declared ({declared}) nor used as it is ({found}): give the user the right to \
+         configure it, or make it, as a quorum queue"
+    )]
+    Unusable { queue: String, declared: lapin::Error, found: lapin::Error },
+}
+
+impl Lost {
+    /// Whether only a person can mend it.
+    pub(crate) fn is_lasting(&self) -> bool {
+        matches!(self, Lost::Unusable { .. })
+    }
 }
 
 /// An open session. Dropped, it takes its socket down at once; [`Session::close`] does so politely.
 pub(crate) struct Session {
     pub(crate) connection: Connection,
     pub(crate) channel: Channel,
+    /// Whether there is a queue for parked messages.
+    has_parked: bool,
     _socket: Socket,
 }
 
@@ -59,14 +75,19 @@ impl Session {
     pub(crate) async fn open(broker: &Broker, name: &str) -> Result<Session, Lost> {
         let socket = Socket::default();
         // Connecting has a limit of its own and comes first, so by the end of this one the socket is known.
-        let (connection, channel) = timeout(2 * PATIENCE, async {
+        timeout(2 * PATIENCE, async {
             let connection = connect(broker, name, &socket).await?;
-            let channel = connection.create_channel().await?;
-            declare(&channel, broker).await?;
-            Ok::<_, lapin::Error>((connection, channel))
+            let mut channel = connection.create_channel().await?;
+            let has_parked =
+                match declare(&connection, &mut channel, &broker.parked, parked_arguments()).await {
+                    // It is somebody else's to make; nothing here depends on it.
+                    Err(Lost::Unusable { .. }) => false,
+                    declared => declared.map(|()| true)?,
+                };
+            declare(&connection, &mut channel, &broker.queue, arguments(broker)).await?;
+            Ok(Session { connection, channel, has_parked, _socket: socket })
         })
-        .await??;
-        Ok(Session { connection, channel, _socket: socket })
+        .await?
     }
 
     /// Deletes both queues with all that is in them.
@@ -83,12 +104,11 @@ impl Session {
         let passive = QueueDeclareOptions { passive: true, ..QueueDeclareOptions::default() };
         let ask = |queue: &str| self.channel.queue_declare(queue.into(), passive, FieldTable::default());
         let queue = timeout(PATIENCE, ask(&broker.queue)).await??;
-        let parked = timeout(PATIENCE, ask(&broker.parked)).await??;
-        Ok(Depth {
-            waiting: queue.message_count(),
-            consumers: queue.consumer_count(),
-            parked: parked.message_count(),
-        })
+        let parked = match self.has_parked {
+            true => timeout(PATIENCE, ask(&broker.parked)).await??.message_count(),
+            false => 0,
+        };
+        Ok(Depth { waiting: queue.message_count(), consumers: queue.consumer_count(), parked })
     }
 
     /// Closes the connection; whatever it held unacknowledged goes back at once.
@@ -142,17 +162,55 @@ async fn connect(broker: &Broker, name: &str, socket: &Socket) -> lapin::Result<
     connect.await
 }
 
-/// Declares both queues. Each end does this on every connection, so neither depends on the other having been
-/// there first, and a queue that was deleted comes back. The arguments of an existing queue can't be changed:
-/// a change here needs another [`Broker::DEFAULT_QUEUE`].
-async fn declare(channel: &Channel, broker: &Broker) -> lapin::Result<()> {
+/// Declares a queue. Each end does this with both on every connection, so neither depends on the other having been there
+/// first, and a queue that was deleted comes back. One that exists and may not be declared, or has other arguments, is
+/// used as it is.
+async fn declare(
+    connection: &Connection,
+    channel: &mut Channel,
+    queue: &str,
+    arguments: FieldTable,
+) -> Result<(), Lost> {
     let durable = QueueDeclareOptions { durable: true, ..QueueDeclareOptions::default() };
-    let text = |text: &str| AMQPValue::LongString(text.into());
+    let Err(declared) = channel.queue_declare(queue.into(), durable, arguments).await else { return Ok(()) };
+    if !is_refusal(&declared) {
+        return Err(declared.into());
+    }
+    // The broker has closed the channel, and closes this one if there is no such queue.
+    *channel = connection.create_channel().await?;
+    let passive = QueueDeclareOptions { passive: true, ..QueueDeclareOptions::default() };
+    match channel.queue_declare(queue.into(), passive, FieldTable::default()).await {
+        Ok(_) => {
+            info!(queue, reason = %declared, "using the queue as it is");
+            Ok(())
+        }
+        Err(found) if is_refusal(&found) => {
+            *channel = connection.create_channel().await?;
+            Err(Lost::Unusable { queue: queue.to_owned(), declared, found })
+        }
+        Err(lost) => Err(lost.into()),
+    }
+}
 
+/// Whether the broker said no to what was asked: the user may not do it, the queue has other arguments, or there is none.
+fn is_refusal(error: &lapin::Error) -> bool {
+    use AMQPSoftError::{ACCESSREFUSED, NOTFOUND, PRECONDITIONFAILED};
+    let ErrorKind::ProtocolError(error) = error.kind() else { return false };
+    matches!(error.kind(), AMQPErrorKind::Soft(ACCESSREFUSED | PRECONDITIONFAILED | NOTFOUND))
+}
+
+fn text(text: &str) -> AMQPValue {
+    AMQPValue::LongString(text.into())
+}
+
+fn parked_arguments() -> FieldTable {
     let mut parked = FieldTable::default();
     parked.insert("x-queue-type".into(), text("quorum"));
-    channel.queue_declare(broker.parked.as_str().into(), durable, parked).await?;
+    parked
+}
 
+/// The arguments of an existing queue can't be changed: a change here needs another [`Broker::DEFAULT_QUEUE`].
+fn arguments(broker: &Broker) -> FieldTable {
     let mut doorbells = FieldTable::default();
     doorbells.insert("x-queue-type".into(), text("quorum"));
     // A doorbell refused by a full queue is served by the relay, which reads the backlog from the database.
@@ -163,6 +221,5 @@ async fn declare(channel: &Channel, broker: &Broker) -> lapin::Result<()> {
     doorbells.insert("x-dead-letter-exchange".into(), text(""));
     doorbells.insert("x-dead-letter-routing-key".into(), text(&broker.parked));
     doorbells.insert("x-dead-letter-strategy".into(), text("at-least-once"));
-    channel.queue_declare(broker.queue.as_str().into(), durable, doorbells).await?;
-    Ok(())
+    doorbells
 }

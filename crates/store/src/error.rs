@@ -6,9 +6,12 @@ use thiserror::Error;
 /// Why a use case did not come to its end. Nothing of it was committed, unless the connection was lost during COMMIT.
 #[derive(Debug, Error)]
 pub enum StoreError {
-    /// No connection to be had: the database is away, or all connections stayed busy for too long.
+    /// No connection to be had: the database is away.
     #[error("the database is not available: {0}")]
     Unavailable(String),
+    /// All connections of this process stayed busy; the database may be well.
+    #[error("all connections to the database are busy")]
+    Busy,
     /// The database refused a statement.
     #[error("the database refused a statement: {0}")]
     Query(#[from] diesel::result::Error),
@@ -32,11 +35,11 @@ pub enum StoreError {
 }
 
 impl StoreError {
-    /// Whether waiting may help: the database is away or has ended this connection.
+    /// Whether waiting may help: the database is away or has ended this connection, or there is none to be had.
     pub fn is_outage(&self) -> bool {
         use diesel::result::{DatabaseErrorKind, Error};
         match self {
-            StoreError::Unavailable(_) => true,
+            StoreError::Unavailable(_) | StoreError::Busy => true,
             StoreError::Query(Error::DatabaseError(kind, info)) => match kind {
                 DatabaseErrorKind::ClosedConnection
                 | DatabaseErrorKind::SerializationFailure

@@ -8,7 +8,7 @@ use diesel::connection::SimpleConnection;
 use diesel::prelude::*;
 use diesel::result::{DatabaseErrorKind, Error};
 use diesel::sql_types::{BigInt, Integer};
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
@@ -27,7 +27,7 @@ pub struct Store {
     alive_at: watch::Sender<Instant>,
 }
 
-/// How long a use case waits for a connection to be free.
+/// How long a use case without a time of its own waits for a connection to be free.
 const POOL_WAIT: Duration = Duration::from_secs(1);
 /// How long a sign of life is waited for.
 const PING_PATIENCE: Duration = Duration::from_secs(5);
@@ -79,15 +79,26 @@ impl Store {
         T: Send + 'static,
         E: From<StoreError> + From<diesel::result::Error> + Send + 'static,
     {
-        let written = self.writers.transaction(self.clock.clone(), AnyConnection::begin_write, work).await;
+        self.write_when_free(POOL_WAIT, work).await
+    }
+
+    async fn write_when_free<T, E, F>(&self, pool_wait: Duration, work: F) -> Result<T, E>
+    where
+        F: FnOnce(&mut AnyConnection, Timestamp) -> Result<T, E> + Send + 'static,
+        T: Send + 'static,
+        E: From<StoreError> + From<diesel::result::Error> + Send + 'static,
+    {
+        let (begin, clock) = (AnyConnection::begin_write, self.clock.clone());
+        let written = self.writers.transaction(pool_wait, clock, begin, work).await;
         if written.is_ok() {
             self.alive_at.send_replace(Instant::now());
         }
         written
     }
 
-    /// As [`Store::write`], for at most `patience`: an outage after that. The transaction is left to itself, and may still
-    /// commit; a connection gone silent must not hold up those to come.
+    /// As [`Store::write`], for at most `patience`, in which it also waits for a connection that is free: an outage after
+    /// that. The transaction is left to itself, and may still commit; a connection gone silent must not hold up those to
+    /// come.
     pub async fn write_within<T, E, F>(&self, patience: Duration, work: F) -> Result<T, E>
     where
         F: FnOnce(&mut AnyConnection, Timestamp) -> Result<T, E> + Send + 'static,
@@ -95,7 +106,7 @@ impl Store {
         E: From<StoreError> + From<diesel::result::Error> + Send + 'static,
     {
         let silent = |_| StoreError::Unavailable("the database does not answer".into());
-        timeout(patience, self.write(work)).await.map_err(silent)?
+        timeout(patience, self.write_when_free(patience, work)).await.map_err(silent)?
     }
 
     /// Runs `work` in one transaction that only reads and sees one moment.
@@ -105,7 +116,8 @@ impl Store {
         T: Send + 'static,
         E: From<StoreError> + From<diesel::result::Error> + Send + 'static,
     {
-        self.readers.transaction(self.clock.clone(), AnyConnection::begin_read, |conn, _| work(conn)).await
+        let (begin, clock) = (AnyConnection::begin_read, self.clock.clone());
+        self.readers.transaction(POOL_WAIT, clock, begin, |conn, _| work(conn)).await
     }
 
     /// Up to which moment lists in ascending order are complete: nothing that is yet to be committed is older. A
@@ -209,6 +221,7 @@ impl Connections {
 
     async fn transaction<T, E, F>(
         &self,
+        pool_wait: Duration,
         clock: Clock,
         begin: fn(&mut AnyConnection) -> QueryResult<()>,
         work: F,
@@ -218,7 +231,7 @@ impl Connections {
         T: Send + 'static,
         E: From<StoreError> + From<diesel::result::Error> + Send + 'static,
     {
-        let turn = self.turn().await?;
+        let turn = self.turn(pool_wait).await?;
         let pool = self.pool.clone();
         let work = move || {
             let mut conn = begun(&pool, begin)?;
@@ -236,7 +249,7 @@ impl Connections {
         F: FnOnce(&mut AnyConnection) -> Result<T, StoreError> + Send + 'static,
         T: Send + 'static,
     {
-        let turn = self.turn().await?;
+        let turn = self.turn(POOL_WAIT).await?;
         let pool = self.pool.clone();
         let work = move || {
             let mut conn = pool.get().map_err(|error| StoreError::Unavailable(error.to_string()))?;
@@ -248,10 +261,9 @@ impl Connections {
         tokio::task::spawn_blocking(work).await.map_err(|_| StoreError::Panicked)?
     }
 
-    async fn turn(&self) -> Result<tokio::sync::OwnedSemaphorePermit, StoreError> {
-        let busy = || StoreError::Unavailable("all connections are busy".into());
-        let turn = tokio::time::timeout(POOL_WAIT, self.turns.clone().acquire_owned()).await;
-        turn.map_err(|_| busy())?.map_err(|_| busy())
+    async fn turn(&self, pool_wait: Duration) -> Result<OwnedSemaphorePermit, StoreError> {
+        let turn = timeout(pool_wait, self.turns.clone().acquire_owned()).await;
+        turn.map_err(|_| StoreError::Busy)?.map_err(|_| StoreError::Busy)
     }
 }
 

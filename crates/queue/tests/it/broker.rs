@@ -125,21 +125,51 @@ async fn messages_not_acknowledged_come_back_when_the_consumer_is_dropped() {
 }
 
 #[tokio::test]
-async fn a_paused_consumer_leaves_its_messages_to_others_until_it_is_resumed() {
+async fn a_paused_consumer_leaves_the_queue_to_others_until_it_is_resumed() {
     let rabbit = Rabbit::new().await;
     let publisher = rabbit.publisher().await;
-    let mut paused = rabbit.consumer(10).await;
-    let job = job();
-    publisher.ring(job.clone());
-    let unanswered = heard(&mut paused).await;
+    let mut paused = rabbit.consumer(1).await;
+    let jobs = [job(), job(), job()];
+    jobs[..2].iter().for_each(|job| publisher.ring(job.clone()));
+    let forgotten = heard(&mut paused).await;
+    assert_eq!(forgotten.job, jobs[0]);
     paused.pause();
     let mut other = rabbit.consumer(10).await;
     let message = heard(&mut other).await;
-    assert_eq!(message.job, job);
-    unanswered.ack(); // on a connection that is gone: nothing happens
-    drop((message, other));
+    assert_eq!(message.job, jobs[1], "the first one is not given out again");
+    message.ack();
+    forgotten.ack(); // on a connection that is gone: nothing happens
+    drop(other);
     paused.resume();
-    assert_eq!(heard(&mut paused).await.job, job);
+    publisher.ring(jobs[2].clone());
+    assert_eq!(heard(&mut paused).await.job, jobs[2]);
+}
+
+/// However many dispatchers meet an outage, one after the other: what they give up is not given back.
+#[tokio::test]
+async fn consumers_that_pause_with_a_message_park_none() {
+    let rabbit = Rabbit::new().await;
+    let publisher = rabbit.publisher().await;
+    for _ in 0..25 {
+        publisher.ring(job());
+    }
+    for left in (0..25).rev() {
+        let mut consumer = rabbit.consumer(1).await;
+        heard(&mut consumer).await;
+        consumer.pause();
+        until(consumer.watch(), |stats| !stats.connected).await;
+        soon(async { while rabbit.waiting().await > left {} }).await;
+    }
+    assert_eq!(rabbit.broker().depth().await.unwrap().parked, 0);
+}
+
+#[tokio::test]
+async fn a_queue_with_other_arguments_is_used_as_it_is() {
+    let rabbit = Rabbit::new().await;
+    let durable = QueueDeclareOptions { durable: true, ..QueueDeclareOptions::default() };
+    let (queue, arguments) = (rabbit.queue.as_str().into(), FieldTable::default());
+    rabbit.channel.queue_declare(queue, durable, arguments).await.expect("a classic queue");
+    a_rung_job_arrives(rabbit.publisher().await, rabbit.consumer(8).await).await;
 }
 
 #[tokio::test]

@@ -2,6 +2,7 @@
 
 use std::collections::HashSet;
 
+use queue::Broker;
 use receiver::{Received, Verdict};
 use serde_json::Value;
 use testkit::RabbitNode;
@@ -83,6 +84,29 @@ async fn killing_purging_and_restarting_the_broker_under_load_loses_nothing() {
     assert!(accepted.len() > 100, "only {} were asked for meanwhile", accepted.len());
     prove(system, accepted).await;
     drop(rabbit);
+}
+
+/// As where a person makes the queues, and programs only use them.
+#[tokio::test(flavor = "multi_thread")]
+async fn queues_that_are_there_are_used_without_the_right_to_configure_them() {
+    let rabbit = tokio::task::spawn_blocking(RabbitNode::start).await.unwrap();
+    let mut system = System::start(&rabbit.url(), 0, 0, &[]);
+    Broker::parse(&rabbit.url(), &system.queue).unwrap().depth().await.unwrap(); // which declares them
+    rabbit.command(&["add_user", "limited", "secret"]);
+    rabbit.command(&["set_permissions", "limited", "^$", ".*", ".*"]);
+    let limited = rabbit.url().replace("guest:guest", "limited:secret");
+    let absent = Broker::parse(&limited, "absent").unwrap().depth().await.unwrap_err().to_string();
+    assert!(absent.contains("queue absent") && absent.contains("the right to configure it"), "{absent}");
+
+    system.set("REDIAL_BROKER__URL", &limited);
+    system.add_api();
+    system.add_dispatcher();
+    let runs = system.import_runs(20, "/ok");
+    let accepted = system.redeliver_all(&runs).await;
+    assert_eq!(by_delivery(system.gather(accepted.len()).await).len(), accepted.len());
+    let depth = Broker::parse(&limited, &system.queue).unwrap().depth().await.unwrap();
+    assert_eq!((depth.consumers, depth.waiting), (1, 0));
+    system.stop().await;
 }
 
 /// Nothing lost: every accepted delivery succeeded. Nothing hidden: every arrival is an attempt on record, no attempt

@@ -10,7 +10,7 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use std::time::Duration;
 
 use ::store::{
-    DeliveryParts, RowsRefused, Store, StoreError, claim_due, claim_jobs, finish, forget_holds,
+    RowsRefused, Store, StoreError, claim_due, claim_jobs, finish, forget_holds,
     recover_leases,
 };
 use contracts::{

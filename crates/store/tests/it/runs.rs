@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use ::store::{Accepted, Deliver, DeliveryParts, RecordedRun, find_run, record_run};
+use ::store::{Accepted, Deliver, RecordedRun, find_run, record_run};
 use contracts::{DeliveryStatus, RunStatus};
 use testkit::{Engine, terminal_run};
 

@@ -20,6 +20,7 @@ on_both_engines!(
     a_transaction_rolls_back_although_its_caller_has_gone,
     a_read_sees_one_moment_and_cannot_be_disturbed,
     use_cases_see_the_clocks_time,
+    a_busy_pool_is_waited_for_as_long_as_there_is_patience,
     nothing_is_left_in_a_transaction,
 );
 
@@ -68,6 +69,34 @@ async fn a_panic_rolls_everything_back_and_leaves_the_pool_usable(engine: Engine
     let made_now = at_once(&store, 10, make).await;
     assert_eq!(made_now.len(), 10);
     store.ping().await.unwrap();
+}
+
+/// It is no outage of the database.
+async fn a_busy_pool_is_waited_for_as_long_as_there_is_patience(engine: Engine) {
+    let stage = Stage::new(engine);
+    let store = Store::open(stage.database.url(), 1).await.unwrap();
+    let (release, released) = mpsc::channel::<()>();
+    let (started, has_started) = tokio::sync::oneshot::channel();
+    let holding = tokio::spawn({
+        let store = store.clone();
+        async move {
+            let hold = move |_: &mut AnyConnection, _| {
+                started.send(()).unwrap();
+                released.recv().map_err(|_| broken())
+            };
+            store.write(hold).await
+        }
+    });
+    has_started.await.unwrap();
+    let patient = tokio::spawn({
+        let store = store.clone();
+        async move { store.write_within(std::time::Duration::from_secs(60), make).await }
+    });
+    assert!(matches!(store.write(make).await, Err(StoreError::Busy)));
+    assert!(!patient.is_finished());
+    release.send(()).unwrap();
+    holding.await.unwrap().unwrap();
+    patient.await.unwrap().unwrap();
 }
 
 /// Starts a transaction, drops its future in the middle, and lets it go on to `end`.
