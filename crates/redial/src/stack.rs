@@ -81,7 +81,8 @@ impl Stack {
         };
         tokio::spawn({
             let (store, shutdown) = (dispatcher.store.clone(), shutdown.clone());
-            async move { store.keep_clock_aligned(shutdown).await }
+            // Nobody else migrates its file meanwhile.
+            async move { store.keep_aligned(shutdown).await }
         });
         Ok(Stack {
             addr,

@@ -40,7 +40,7 @@ pub use erase::{Erasure, erase_run};
 pub use error::{RowsRefused, StoreError, within};
 pub use idempotency::{IdempotencyKey, forget_idempotency_keys};
 pub use keyring::{Keyring, KeyringError, OpenError};
-pub use migrate::{SchemaState, migrate};
+pub use migrate::{MIGRATIONS, Migration, SchemaState, migrate, migrate_to};
 pub use organizations::{Organization, create_organization, find_organization, organization_ids};
 pub use page::{PageRequest, Position, Rows, SortOrder};
 pub use prune::{PruneRange, Pruned, prune};

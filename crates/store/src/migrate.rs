@@ -1,82 +1,351 @@
-//! Bringing the schema up to date, and telling whether it is.
+//! Bringing the schema up to date while others work on it, and telling whether this program may work on it.
+//!
+//! The rules are in `migrations/README.md`. Not diesel's own harness: it has one text for all engines, runs all or nothing
+//! in transactions, and knows nothing of older programs. Its table of what was applied is kept.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::time::{Duration, Instant};
 
 use contracts::Destination;
 use diesel::connection::SimpleConnection;
-use diesel::migration::MigrationSource;
 use diesel::prelude::*;
-use diesel::sql_types::Text;
-use diesel_migrations::{EmbeddedMigrations, MigrationHarness, embed_migrations};
+use diesel::sql_types::{BigInt, Text};
 
 use crate::accept::host;
 use crate::columns::{Id, Key};
-use crate::connect::{AnyConnection, MultiBackend};
+use crate::connect::AnyConnection;
 use crate::error::StoreError;
 use crate::prepared::prepared;
-use crate::schema::deliveries;
 
-const MIGRATIONS: EmbeddedMigrations = embed_migrations!("../../migrations");
 const POSTGRES_STORAGE: &str = include_str!("../../../migrations/postgres-storage.sql");
 
-/// How a database's schema compares with this program's.
+/// One step of the schema.
+#[derive(Clone, Copy)]
+pub struct Migration {
+    /// Its number, which grows.
+    pub number: i64,
+    /// Its text; see `migrations/README.md`.
+    pub up: &'static str,
+    /// What is filled in after it, in its transaction. (A later one would be a migration of its own.)
+    fill: Option<fn(&mut AnyConnection) -> Result<(), StoreError>>,
+}
+
+macro_rules! migration {
+    ($number:literal, $name:literal) => {
+        Migration::new($number, include_str!(concat!("../../../migrations/", $name, "/up.sql")))
+    };
+}
+
+/// All of them, in their order.
+pub const MIGRATIONS: &[Migration] = &[
+    migration!(1, "00000000000001_initial"),
+    migration!(2, "00000000000002_pages").filled_by(fill_hosts),
+    migration!(3, "00000000000003_idempotency_keys"),
+    migration!(4, "00000000000004_erasure"),
+    migration!(5, "00000000000005_leases"),
+    migration!(6, "00000000000006_destinations").filled_by(fill_destinations),
+    migration!(7, "00000000000007_attempt_timing"),
+    migration!(8, "00000000000008_secret_overlap"),
+    migration!(9, "00000000000009_token_ends"),
+    migration!(10, "00000000000010_explained_attempts"),
+    migration!(11, "00000000000011_explained_attempts_checked"),
+    migration!(12, "00000000000012_erased_once"),
+    migration!(13, "00000000000013_no_shared_locks"),
+];
+
+impl Migration {
+    /// One that is a text alone.
+    pub const fn new(number: i64, up: &'static str) -> Migration {
+        Migration { number, up, fill: None }
+    }
+
+    const fn filled_by(self, fill: fn(&mut AnyConnection) -> Result<(), StoreError>) -> Migration {
+        Migration { fill: Some(fill), ..self }
+    }
+
+    /// The oldest program that may run on its schema; one that says nothing admits none before it.
+    fn oldest_program(&self) -> i64 {
+        let stated = self.up.lines().next().and_then(|line| line.strip_prefix("-- Oldest program: "));
+        let number = stated.and_then(|text| text.split(' ').next()?.parse().ok());
+        number.unwrap_or(self.number)
+    }
+
+    /// The statements for that engine.
+    fn statements(&self, conn: &AnyConnection) -> Vec<String> {
+        let other = match conn {
+            AnyConnection::Postgres(_) => "-- SQLite:",
+            AnyConnection::Sqlite(_) => "-- PostgreSQL:",
+        };
+        let (mut is_ours, mut statements, mut statement) = (true, Vec::new(), String::new());
+        for line in self.up.lines() {
+            match line.trim() {
+                marker @ ("-- SQLite:" | "-- PostgreSQL:" | "-- Both:") => is_ours = marker != other,
+                comment if comment.starts_with("--") => {}
+                text if is_ours && !text.is_empty() => {
+                    statement.push_str(line);
+                    statement.push('\n');
+                    if text.ends_with(';') {
+                        statements.push(std::mem::take(&mut statement));
+                    }
+                }
+                _ => {}
+            }
+        }
+        statements
+    }
+}
+
+/// How a database's schema and this program fit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum SchemaState {
-    /// The same.
-    Current,
+    /// It has what the program needs, and perhaps more that admits it.
+    Fits,
     /// Migrations are missing; `redial migrate` applies them.
     Older,
-    /// It has migrations that this program does not know.
-    Newer,
+    /// It has a migration that admits programs from that number on only; this one is older.
+    Newer(i64),
 }
 
-/// Applies what is missing, in one transaction, and answers how many migrations that were. Two at once are safe:
-/// the second waits and finds nothing to do. A schema newer than the program is refused.
+impl SchemaState {
+    /// Refuses a schema on which this program may not work.
+    pub(crate) fn require(self) -> Result<(), StoreError> {
+        match self {
+            SchemaState::Fits => Ok(()),
+            SchemaState::Older => Err(StoreError::Schema(
+                "the database's schema is older than this program: run `redial migrate`".into(),
+            )),
+            SchemaState::Newer(needed) => Err(StoreError::Schema(format!(
+                "the database's schema is newer than this program and admits programs from schema {needed} on, this one \
+                 knows {}: update redial",
+                newest(MIGRATIONS)
+            ))),
+        }
+    }
+}
+
+fn newest(known: &[Migration]) -> i64 {
+    known.last().map_or(0, |migration| migration.number)
+}
+
+/// Applies what is missing, and answers how many migrations that were. Two at once are safe: the second waits and finds
+/// nothing to do. A schema that does not admit this program is refused; one that does is left as it is.
 pub fn migrate(conn: &mut AnyConnection) -> Result<usize, StoreError> {
-    conn.begin_write()?;
-    let applied = apply(conn);
-    conn.end(applied)
+    migrate_to(conn, MIGRATIONS)
 }
 
-fn apply(conn: &mut AnyConnection) -> Result<usize, StoreError> {
-    // SQLite's BEGIN IMMEDIATE has shut others out already.
-    if matches!(conn, AnyConnection::Postgres(_)) {
-        // However long another migration takes.
-        conn.batch_execute("SET LOCAL lock_timeout = 0; SELECT pg_advisory_xact_lock(7351246807413)")?;
+/// The same with other migrations than this program's: for tests of what a later program does.
+pub fn migrate_to(conn: &mut AnyConnection, migrations: &[Migration]) -> Result<usize, StoreError> {
+    match conn {
+        // One transaction: BEGIN IMMEDIATE shuts others out.
+        AnyConnection::Sqlite(_) => {
+            conn.begin_write()?;
+            let applied = apply(conn, migrations, |conn, migration| run(conn, migration));
+            conn.end(applied)
+        }
+        AnyConnection::Postgres(_) => {
+            let settings =
+                format!("SET lock_timeout = '{}ms'; SET statement_timeout = 0", LOCK_WAIT.as_millis());
+            conn.batch_execute(&settings)?;
+            take_turn(conn)?;
+            let applied = apply(conn, migrations, run_beside_others).and_then(|applied| {
+                patiently(conn, |conn| Ok(conn.batch_execute(POSTGRES_STORAGE)?))?;
+                Ok(applied)
+            });
+            let unlocked = conn.batch_execute(
+                "SET lock_timeout = '5s'; RESET statement_timeout; SELECT pg_advisory_unlock(7351246807413)",
+            );
+            applied.and_then(|applied| unlocked.map(|()| applied).map_err(Into::into))
+        }
     }
-    if schema_state(conn)? == SchemaState::Newer {
-        return Err(StoreError::Schema(
-            "the database's schema is newer than this program: update redial".into(),
-        ));
+}
+
+/// Waits for its turn, however long another migration takes. The lock is the session's, as an index is built outside of
+/// transactions, and is tried for: to build an index, PostgreSQL waits for all statements under way, waiting ones too.
+fn take_turn(conn: &mut AnyConnection) -> Result<(), StoreError> {
+    loop {
+        let lock = prepared::<diesel::sql_types::Bool, _>("SELECT pg_try_advisory_lock(7351246807413)");
+        if lock.get_result(conn)? {
+            return Ok(());
+        }
+        std::thread::sleep(PAUSE / 10);
     }
-    let applied =
-        conn.run_pending_migrations(MIGRATIONS).map_err(|error| StoreError::Schema(error.to_string()))?.len();
-    if applied > 0 {
-        fill_hosts(conn)?;
-        fill_destinations(conn)?;
+}
+
+fn apply(
+    conn: &mut AnyConnection,
+    migrations: &[Migration],
+    run: fn(&mut AnyConnection, &Migration) -> Result<(), StoreError>,
+) -> Result<usize, StoreError> {
+    conn.batch_execute(
+        "CREATE TABLE IF NOT EXISTS __diesel_schema_migrations (
+             version varchar(50) PRIMARY KEY NOT NULL, run_on timestamp NOT NULL DEFAULT CURRENT_TIMESTAMP);
+         CREATE TABLE IF NOT EXISTS schema_admits (number bigint PRIMARY KEY NOT NULL, oldest_program bigint NOT NULL)",
+    )?;
+    if let newer @ SchemaState::Newer(_) = state(conn, migrations)? {
+        newer.require()?;
     }
-    if matches!(conn, AnyConnection::Postgres(_)) {
-        conn.batch_execute(POSTGRES_STORAGE)?;
+    let seen = applied(conn)?;
+    let missing = migrations.iter().filter(|migration| !seen.contains(&migration.number));
+    let mut count = 0;
+    for migration in missing {
+        run(conn, migration)?;
+        count += 1;
     }
-    Ok(applied)
+    Ok(count)
+}
+
+/// The longest wait for a lock: whoever wants the same table waits behind it.
+const LOCK_WAIT: Duration = Duration::from_millis(900);
+const PAUSE: Duration = Duration::from_secs(1);
+/// How long a migration tries to get its locks.
+const PATIENCE: Duration = Duration::from_secs(120);
+
+/// Runs a migration on PostgreSQL while others use the tables.
+fn run_beside_others(conn: &mut AnyConnection, migration: &Migration) -> Result<(), StoreError> {
+    let statements = migration.statements(conn);
+    if !statements.iter().any(|statement| statement.contains(" CONCURRENTLY ")) {
+        return patiently(conn, |conn| {
+            conn.begin_write()?;
+            let ran = run(conn, migration);
+            conn.end(ran)
+        });
+    }
+    for statement in &statements {
+        // What an earlier try has built is there already, or is of no use.
+        if let Some(index) = index_of(statement) {
+            match is_valid(conn, index)? {
+                Some(true) => continue,
+                Some(false) => conn.batch_execute(&format!("DROP INDEX CONCURRENTLY {index}"))?,
+                None => {}
+            }
+        }
+        patiently(conn, |conn| Ok(conn.batch_execute(statement)?))?;
+    }
+    note(conn, migration)
+}
+
+/// Tries again while a lock can't be had. (The server says so in its own language: that it took so long tells.)
+fn patiently(
+    conn: &mut AnyConnection,
+    mut work: impl FnMut(&mut AnyConnection) -> Result<(), StoreError>,
+) -> Result<(), StoreError> {
+    let began = Instant::now();
+    loop {
+        let tried = Instant::now();
+        match work(conn) {
+            Err(StoreError::Query(error)) if tried.elapsed() >= LOCK_WAIT => {
+                if began.elapsed() >= PATIENCE {
+                    return Err(StoreError::Schema(format!(
+                        "a table could not be locked within {} s, as transactions on it last too long; try again: {error}",
+                        PATIENCE.as_secs()
+                    )));
+                }
+                tracing::info!("a table is busy, trying again");
+                std::thread::sleep(PAUSE);
+            }
+            other => return other,
+        }
+    }
+}
+
+/// Runs a migration in the transaction at hand.
+fn run(conn: &mut AnyConnection, migration: &Migration) -> Result<(), StoreError> {
+    for statement in migration.statements(conn) {
+        conn.batch_execute(&statement)?;
+    }
+    if let Some(fill) = migration.fill {
+        fill(conn)?;
+    }
+    note(conn, migration)
+}
+
+fn note(conn: &mut AnyConnection, migration: &Migration) -> Result<(), StoreError> {
+    let (number, oldest) = (migration.number, migration.oldest_program());
+    conn.batch_execute(&format!(
+        "DELETE FROM schema_admits WHERE number = {number};
+         INSERT INTO schema_admits (number, oldest_program) VALUES ({number}, {oldest});
+         INSERT INTO __diesel_schema_migrations (version) VALUES ('{number:014}')"
+    ))?;
+    Ok(())
+}
+
+/// The index that a statement builds concurrently.
+fn index_of(statement: &str) -> Option<&str> {
+    let (_, rest) = statement.split_once("INDEX CONCURRENTLY ")?;
+    rest.split_whitespace().next()
+}
+
+/// Whether an index is there, and is of use.
+fn is_valid(conn: &mut AnyConnection, index: &str) -> Result<Option<bool>, StoreError> {
+    let valid = prepared::<diesel::sql_types::Bool, _>(
+        "SELECT indisvalid FROM pg_index WHERE indexrelid = to_regclass(?)",
+    );
+    Ok(valid.bind::<Text, _>(index.to_owned()).get_result(conn).optional()?)
+}
+
+/// Compares the migrations the database has seen with those of this program.
+pub(crate) fn schema_state(conn: &mut AnyConnection) -> Result<SchemaState, StoreError> {
+    state(conn, MIGRATIONS)
+}
+
+fn state(conn: &mut AnyConnection, known: &[Migration]) -> Result<SchemaState, StoreError> {
+    if !has_table(conn, "__diesel_schema_migrations")? {
+        return Ok(SchemaState::Older);
+    }
+    let seen = applied(conn)?;
+    let own = newest(known);
+    let admits: BTreeMap<i64, i64> = match has_table(conn, "schema_admits")? {
+        true => prepared::<(BigInt, BigInt), _>("SELECT number, oldest_program FROM schema_admits")
+            .load(conn)?
+            .into_iter()
+            .collect(),
+        false => BTreeMap::new(),
+    };
+    // What admits nobody that it names needs a program that knows it.
+    let needed =
+        seen.iter().filter(|number| **number > own).map(|number| admits.get(number).unwrap_or(number));
+    match needed.max() {
+        Some(needed) if *needed > own => Ok(SchemaState::Newer(*needed)),
+        _ if known.iter().all(|migration| seen.contains(&migration.number)) => Ok(SchemaState::Fits),
+        _ => Ok(SchemaState::Older),
+    }
+}
+
+fn applied(conn: &mut AnyConnection) -> Result<BTreeSet<i64>, StoreError> {
+    let versions: Vec<String> =
+        prepared::<Text, _>("SELECT version FROM __diesel_schema_migrations").load(conn)?;
+    let number = |version: String| {
+        version
+            .parse()
+            .map_err(|_| StoreError::Schema(format!("the schema's version {version} is no number")))
+    };
+    versions.into_iter().map(number).collect()
+}
+
+fn has_table(conn: &mut AnyConnection, name: &str) -> Result<bool, StoreError> {
+    let count = match conn {
+        AnyConnection::Postgres(_) => "SELECT count(*) FROM pg_class WHERE oid = to_regclass(?)",
+        AnyConnection::Sqlite(_) => "SELECT count(*) FROM sqlite_schema WHERE name = ?",
+    };
+    let count: i64 = prepared::<BigInt, _>(count).bind::<Text, _>(name.to_owned()).get_result(conn)?;
+    Ok(count > 0)
 }
 
 /// Fills `callback_host` in where it is not: in rows that are older than the column.
 fn fill_hosts(conn: &mut AnyConnection) -> Result<(), StoreError> {
     let mut behind = Key(uuid::Uuid::nil());
     loop {
-        let rows: Vec<(Key, String)> = deliveries::table
-            .filter(deliveries::callback_host.eq("").and(deliveries::id.gt(behind)))
-            .order_by(deliveries::id)
-            .limit(1000)
-            .select((deliveries::id, deliveries::callback_url))
-            .load(conn)?;
+        let rows: Vec<(Key, String)> = prepared::<(Id, Text), _>(
+            "SELECT id, callback_url FROM deliveries WHERE callback_host = '' AND id > ? ORDER BY id LIMIT 1000",
+        )
+        .bind::<Id, _>(behind)
+        .load(conn)?;
         let Some((last, _)) = rows.last() else { return Ok(()) };
         behind = *last;
         for (id, url) in &rows {
-            let host = host(url);
-            diesel::update(deliveries::table.find(id))
-                .set(deliveries::callback_host.eq(host))
+            prepared::<(), _>("UPDATE deliveries SET callback_host = ? WHERE id = ?")
+                .bind::<Text, _>(host(url))
+                .bind::<Id, _>(*id)
                 .execute(conn)?;
         }
     }
@@ -99,39 +368,11 @@ fn fill_destinations(conn: &mut AnyConnection) -> Result<(), StoreError> {
         .load(conn)?;
         let Some((_, last_org, last_run, _)) = rows.last() else { return Ok(()) };
         (org, run) = (*last_org, *last_run);
-        let mut ids: BTreeMap<Destination, Vec<Key>> = BTreeMap::new();
         for (id, org, _, url) in rows {
-            ids.entry(Destination::of(org.into(), &url)).or_default().push(id);
-        }
-        for (destination, ids) in ids {
-            diesel::update(deliveries::table.filter(deliveries::id.eq_any(ids)))
-                .set(deliveries::destination.eq(destination.as_i64()))
+            prepared::<(), _>("UPDATE deliveries SET destination = ? WHERE id = ?")
+                .bind::<BigInt, _>(Destination::of(org.into(), &url).as_i64())
+                .bind::<Id, _>(id)
                 .execute(conn)?;
         }
     }
-}
-
-/// Compares the migrations the database has seen with those in this program.
-pub(crate) fn schema_state(conn: &mut AnyConnection) -> Result<SchemaState, StoreError> {
-    let unreadable = |error: Box<dyn std::error::Error + Send + Sync>| {
-        // diesel boxes the database's own errors; an outage must stay recognisable.
-        match error.downcast::<diesel::result::Error>() {
-            Ok(error) => StoreError::Query(*error),
-            Err(error) => StoreError::Schema(error.to_string()),
-        }
-    };
-    let known: BTreeSet<String> = MigrationSource::<MultiBackend>::migrations(&MIGRATIONS)
-        .map_err(unreadable)?
-        .iter()
-        .map(|migration| migration.name().version().to_string())
-        .collect();
-    let seen: BTreeSet<String> =
-        conn.applied_migrations().map_err(unreadable)?.iter().map(ToString::to_string).collect();
-    Ok(if !seen.is_subset(&known) {
-        SchemaState::Newer
-    } else if seen == known {
-        SchemaState::Current
-    } else {
-        SchemaState::Older
-    })
 }

@@ -15,7 +15,7 @@ use tokio_util::sync::CancellationToken;
 use crate::clock::Clock;
 use crate::connect::{AnyConnection, DatabaseUrl};
 use crate::error::StoreError;
-use crate::migrate::{SchemaState, schema_state};
+use crate::migrate::schema_state;
 use crate::prepared::prepared;
 
 /// A database. Cheap to clone.
@@ -51,17 +51,7 @@ impl Store {
             DatabaseUrl::Sqlite(_) => Connections::open(url, 1)?,
         };
         let store = Store { writers, readers, clock, alive_at: watch::Sender::new(Instant::now()) };
-        match store.readers.run(schema_state).await? {
-            SchemaState::Current => {}
-            SchemaState::Older => {
-                let advice = "the database's schema is older than this program: run `redial migrate`";
-                return Err(StoreError::Schema(advice.into()));
-            }
-            SchemaState::Newer => {
-                let advice = "the database's schema is newer than this program: update redial";
-                return Err(StoreError::Schema(advice.into()));
-            }
-        }
+        store.require_schema().await?;
         store.align_clock().await?;
         Ok(store)
     }
@@ -167,14 +157,25 @@ impl Store {
         self.writers.run(checkpoint).await
     }
 
-    /// Keeps the clock aligned with the database's until `shutdown`.
-    pub async fn keep_clock_aligned(&self, shutdown: CancellationToken) {
+    /// Keeps the clock aligned with the database's until `shutdown`, or until the schema has become one on which this
+    /// program may not work: that is the error.
+    pub async fn keep_aligned(&self, shutdown: CancellationToken) -> Result<(), StoreError> {
         let mut ticks = tokio::time::interval(Duration::from_secs(10));
         while shutdown.run_until_cancelled(ticks.tick()).await.is_some() {
+            match self.require_schema().await {
+                Err(error @ StoreError::Schema(_)) => return Err(error),
+                Err(error) => tracing::debug!(%error, "the schema can't be looked at"),
+                Ok(()) => {}
+            }
             if let Err(error) = self.align_clock().await {
                 tracing::debug!(%error, "clock not aligned");
             }
         }
+        Ok(())
+    }
+
+    async fn require_schema(&self) -> Result<(), StoreError> {
+        self.readers.run(schema_state).await?.require()
     }
 
     async fn align_clock(&self) -> Result<(), StoreError> {

@@ -19,7 +19,8 @@ pub(crate) async fn run(settings: &Settings) -> anyhow::Result<()> {
     let (url, broker, keyring) = (settings.postgres_url()?, settings.broker()?, settings.keyring()?);
     let listener = TcpListener::bind(settings.api.listen)
         .with_context(|| format!("api.listen: cannot listen on {}", settings.api.listen))?;
-    let (store, shutdown) = service::start(&url, settings.database.pool_size.unwrap_or(CONNECTIONS)).await?;
+    let service = service::start(&url, settings.database.pool_size.unwrap_or(CONNECTIONS)).await?;
+    let (store, shutdown) = (service.store.clone(), service.shutdown.clone());
     keys::check(&store, &keyring).await?;
     let workers = std::thread::available_parallelism().map_or(1, NonZeroUsize::get);
     let (open_files, limits) = (open_files::raise_limit(), settings.limits());
@@ -52,5 +53,5 @@ pub(crate) async fn run(settings: &Settings) -> anyhow::Result<()> {
     // What the last requests rang is still published.
     publisher_shutdown.cancel();
     publisher.closed().await;
-    Ok(())
+    service.ended()
 }

@@ -26,7 +26,8 @@ pub(crate) async fn run(settings: &Settings, config_file: Option<PathBuf>) -> an
     });
     let health = health.transpose()?;
     open_files::raise_limit_for(settings.dispatcher.max_in_flight.into());
-    let (store, shutdown) = service::start(&url, settings.database.pool_size.unwrap_or(CONNECTIONS)).await?;
+    let service = service::start(&url, settings.database.pool_size.unwrap_or(CONNECTIONS)).await?;
+    let (store, shutdown) = (service.store.clone(), service.shutdown.clone());
     keys::check(&store, &keyring).await?;
     // Unacknowledged messages are those of one batch being claimed and the next one gathering.
     let consumer = broker.consumer(settings.dispatcher.max_in_flight, shutdown.clone());
@@ -55,7 +56,8 @@ pub(crate) async fn run(settings: &Settings, config_file: Option<PathBuf>) -> an
             }
         });
     }
-    Ok(dispatcher.run(consumer, shutdown).await?)
+    dispatcher.run(consumer, shutdown).await?;
+    service.ended()
 }
 
 /// Two signs of life of the consuming channel missed.

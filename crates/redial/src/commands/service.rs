@@ -1,8 +1,9 @@
 //! What `api` and `dispatcher` have in common: a database to wait for, its clock, and a signal to stop at.
 
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use anyhow::Context;
+use anyhow::{Context, bail};
 use store::{DatabaseUrl, Store, StoreError};
 use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
@@ -13,8 +14,26 @@ use crate::signals;
 const PATIENCE: Duration = Duration::from_secs(30);
 const PAUSE: Duration = Duration::from_millis(200);
 
-/// Opens a service's database and keeps its clock aligned; the token is cancelled at SIGTERM or SIGINT.
-pub(crate) async fn start(url: &DatabaseUrl, connections: u32) -> anyhow::Result<(Store, CancellationToken)> {
+/// What a service runs on.
+pub(crate) struct Service {
+    pub(crate) store: Store,
+    /// Cancelled at SIGTERM or SIGINT, or when the schema no longer admits this program.
+    pub(crate) shutdown: CancellationToken,
+    refusal: Arc<OnceLock<StoreError>>,
+}
+
+impl Service {
+    /// The end of a service: an error if it was not asked to stop.
+    pub(crate) fn ended(&self) -> anyhow::Result<()> {
+        match self.refusal.get() {
+            Some(refusal) => bail!("{refusal}"),
+            None => Ok(()),
+        }
+    }
+}
+
+/// Opens a service's database and keeps its clock aligned.
+pub(crate) async fn start(url: &DatabaseUrl, connections: u32) -> anyhow::Result<Service> {
     let shutdown = CancellationToken::new();
     let stopped = signals::stop();
     tokio::spawn({
@@ -29,11 +48,18 @@ pub(crate) async fn start(url: &DatabaseUrl, connections: u32) -> anyhow::Result
     let opened =
         shutdown.run_until_cancelled(opening).await.context("stopped while waiting for the database")?;
     let store = opened.with_context(|| format!("cannot use {url}"))?;
+    let refusal = Arc::new(OnceLock::new());
     tokio::spawn({
-        let (store, shutdown) = (store.clone(), shutdown.clone());
-        async move { store.keep_clock_aligned(shutdown).await }
+        let (store, shutdown, refusal) = (store.clone(), shutdown.clone(), refusal.clone());
+        async move {
+            if let Err(error) = store.keep_aligned(shutdown.clone()).await {
+                tracing::error!(%error, "stopping");
+                let _ = refusal.set(error);
+                shutdown.cancel();
+            }
+        }
     });
-    Ok((store, shutdown))
+    Ok(Service { store, shutdown, refusal })
 }
 
 /// For readiness: that nobody has asked the process to stop.

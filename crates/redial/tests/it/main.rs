@@ -14,3 +14,4 @@ mod rotation;
 mod signatures;
 mod starting;
 mod system;
+mod upgrades;

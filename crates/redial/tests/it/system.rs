@@ -114,6 +114,13 @@ impl System {
         String::from_utf8(output.stdout).unwrap().trim().to_owned()
     }
 
+    /// Starts a service that refuses to work, and answers what it says.
+    pub(crate) fn refused(&self, service: &str) -> String {
+        let output = self.redial(&[service]).output().unwrap();
+        assert_eq!(output.status.code(), Some(1), "{output:?}");
+        String::from_utf8(output.stderr).unwrap()
+    }
+
     pub(crate) fn add_dispatcher(&mut self) {
         let dispatcher = self.service("dispatcher");
         self.dispatchers.push(dispatcher);
@@ -278,6 +285,11 @@ impl Process {
         self.signal("-TERM");
         let status = self.child.wait().unwrap();
         assert!(status.success(), "ended with {status}");
+    }
+
+    /// Waits until it ends by itself, and answers its exit status.
+    pub(crate) fn ended(mut self) -> Option<i32> {
+        self.child.wait().unwrap().code()
     }
 
     /// SIGKILL.

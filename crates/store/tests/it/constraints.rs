@@ -3,9 +3,10 @@
 use std::collections::BTreeSet;
 
 use ::store::insert_delivery;
-use contracts::{Delivery, DeliveryId};
+use contracts::{Delivery, DeliveryId, FailureReason};
 use diesel::result::{DatabaseErrorKind, Error};
 use engine::{AttemptResult, HoldChange};
+use strum::VariantArray;
 use testkit::{Engine, keyring};
 
 use crate::stage::{Stage, failed, new_run, on_both_engines, retried};
@@ -16,11 +17,14 @@ on_both_engines!(
     an_organization_has_at_most_one_current_secret,
     an_attempts_number_is_taken_once,
     rows_need_what_they_refer_to,
+    every_reason_of_a_failure_is_taken,
+    a_part_is_erased_once,
 );
 
 const SCHEMA: &str = concat!(
     include_str!("../../../../migrations/00000000000001_initial/up.sql"),
     include_str!("../../../../migrations/00000000000006_destinations/up.sql"),
+    include_str!("../../../../migrations/00000000000010_explained_attempts/up.sql"),
 );
 
 /// Updates of one row that break one CHECK and no other.
@@ -66,6 +70,9 @@ const BREACHES: &[(&str, &str)] = &[
     ("attempts_count_from_1", "attempts SET attempt_number = 0"),
     ("failed_attempt_is_explained", "attempts SET failure_detail = NULL"),
     ("failed_attempt_is_explained", "attempts SET failure_reason_code = NULL"),
+    ("attempt_has_an_outcome", "attempts SET status_code = NULL, failure_reason_code = NULL, failure_detail = NULL"),
+    ("attempt_failure_reason_code", "attempts SET failure_reason_code = 'tired'"),
+    ("delivery_failure_reason_code", "deliveries SET failure_reason_code = 'tired'"),
     ("probe_has_a_claim", "destinations SET probing_until = held_until"),
     ("probe_has_a_claim", "destinations SET probe_claim_id = org_id"),
 ];
@@ -151,6 +158,7 @@ async fn rows_need_what_they_refer_to(engine: Engine) {
     let claimed = stage.claim_one(delivery.id, 1);
     stage.finish_one(failed(&claimed));
     refused_as(&foreign, stage.sql("DELETE FROM deliveries"));
+    ::store::create_token(&mut stage.conn, stage.now, stage.org, contracts::Scopes::All, None, None).unwrap();
     refused_as(&foreign, stage.sql("DELETE FROM organizations"));
     refused_as(
         &foreign,
@@ -159,4 +167,38 @@ async fn rows_need_what_they_refer_to(engine: Engine) {
              SELECT 1, id, created_at, created_at, created_at FROM runs",
         ),
     );
+}
+
+async fn every_reason_of_a_failure_is_taken(engine: Engine) {
+    let mut stage = Stage::new(engine);
+    let claimed = stage.claimed();
+    stage.finish_one(retried(&claimed, stage.now));
+    for reason in FailureReason::VARIANTS {
+        for table in ["attempts", "deliveries"] {
+            stage.sql(&format!("UPDATE {table} SET failure_reason_code = '{reason}'")).unwrap();
+        }
+    }
+}
+
+async fn a_part_is_erased_once(engine: Engine) {
+    let mut stage = Stage::new(engine);
+    ::store::create_token(&mut stage.conn, stage.now, stage.org, contracts::Scopes::All, None, None).unwrap();
+    stage.accept();
+    let mut insert = |delivery: &str, attempt: &str, part: &str| {
+        stage.sql(&format!(
+            "INSERT INTO erased_parts (org_id, run_id, delivery_id, attempt_number, part, sha256, size)
+             SELECT org_id, run_id, {delivery}, {attempt}, '{part}', token, 1 FROM deliveries,
+                 (SELECT token_sha256 AS token FROM api_tokens LIMIT 1) AS t"
+        ))
+    };
+    for (delivery, attempt, part) in [
+        ("NULL", "NULL", "output"),
+        ("id", "NULL", "payload"),
+        ("id", "1", "response_body"),
+        ("id", "2", "response_body"),
+    ] {
+        insert(delivery, attempt, part).unwrap();
+        refused_as(&DatabaseErrorKind::UniqueViolation, insert(delivery, attempt, part));
+    }
+    insert("NULL", "NULL", "metadata").unwrap();
 }

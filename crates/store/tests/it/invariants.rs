@@ -9,10 +9,7 @@
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::time::Duration;
 
-use ::store::{
-    RowsRefused, Store, StoreError, claim_due, claim_jobs, finish, forget_holds,
-    recover_leases,
-};
+use ::store::{RowsRefused, Store, StoreError, claim_due, claim_jobs, finish, forget_holds, recover_leases};
 use contracts::{
     Attempt, AttemptId, AttemptNumber, ClaimId, Delivery, DeliveryId, DeliveryStatus, Destination,
     FailureReason, RunId, Timestamp,

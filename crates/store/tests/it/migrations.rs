@@ -1,7 +1,10 @@
 //! Bringing the schema up to date, and refusing to work on another one.
 
-use ::store::{Store, StoreError, migrate};
+use std::time::Duration;
+
+use ::store::{MIGRATIONS, Migration, Store, StoreError, migrate, migrate_to};
 use contracts::Destination;
+use diesel::connection::SimpleConnection;
 use testkit::{Engine, TestDatabase};
 
 use crate::stage::{GRACE, Stage, URL, on_both_engines, succeeded};
@@ -9,7 +12,8 @@ use crate::stage::{GRACE, Stage, URL, on_both_engines, succeeded};
 on_both_engines!(
     a_fresh_database_is_migrated_and_a_second_time_changes_nothing,
     several_that_migrate_a_fresh_database_at_once_all_succeed,
-    a_newer_schema_is_refused,
+    a_newer_schema_that_says_nothing_is_refused,
+    a_newer_schema_that_admits_this_program_is_worked_on_and_one_that_does_not_is_refused,
     an_older_schema_is_refused_with_advice_and_can_then_be_migrated,
     deliveries_of_the_first_schema_get_their_hosts_and_open_ones_their_destinations,
 );
@@ -45,14 +49,145 @@ async fn several_that_migrate_a_fresh_database_at_once_all_succeed(engine: Engin
     assert_eq!(applied, migrations().len());
 }
 
-async fn a_newer_schema_is_refused(engine: Engine) {
+async fn a_newer_schema_that_says_nothing_is_refused(engine: Engine) {
     let mut stage = Stage::new(engine);
     stage.sql("INSERT INTO __diesel_schema_migrations (version) VALUES ('99990101000000')").unwrap();
+    refused(&mut stage).await;
+}
+
+async fn refused(stage: &mut Stage) {
     let refusals = [migrate(&mut stage.conn).map(drop), Store::open(stage.database.url(), 2).await.map(drop)];
     for refusal in refusals {
         let StoreError::Schema(advice) = refusal.unwrap_err() else { panic!("refused for its schema") };
         assert!(advice.contains("newer") && advice.contains("update redial"), "{advice}");
     }
+}
+
+/// What a later program brings.
+fn with(later: &[Migration]) -> Vec<Migration> {
+    MIGRATIONS.iter().chain(later).copied().collect()
+}
+
+const EXPANDING: Migration =
+    Migration::new(100, "-- Oldest program: 13\nALTER TABLE runs ADD COLUMN priority integer;\n");
+const CONTRACTING: Migration =
+    Migration::new(101, "-- Oldest program: 100\nALTER TABLE runs DROP COLUMN priority;\n");
+
+async fn a_newer_schema_that_admits_this_program_is_worked_on_and_one_that_does_not_is_refused(
+    engine: Engine,
+) {
+    let mut stage = Stage::new(engine);
+    let store = stage.store().await;
+    assert_eq!(migrate_to(&mut stage.conn, &with(&[EXPANDING])).unwrap(), 1);
+    assert_eq!(migrate(&mut stage.conn).unwrap(), 0);
+    Store::open(stage.database.url(), 2).await.unwrap().ping().await.unwrap();
+    stage.accept();
+
+    let looks =
+        tokio::spawn(async move { store.keep_aligned(tokio_util::sync::CancellationToken::new()).await });
+    assert_eq!(migrate_to(&mut stage.conn, &with(&[EXPANDING, CONTRACTING])).unwrap(), 1);
+    refused(&mut stage).await;
+    let ended = tokio::time::timeout(Duration::from_secs(60), looks).await.expect("it looks now and then");
+    let Err(StoreError::Schema(reason)) = ended.unwrap() else { panic!("refused for its schema") };
+    assert!(reason.contains("programs from schema 100 on"), "{reason}");
+}
+
+/// The numbers in the program are those of the folders, and each states the oldest program.
+#[test]
+fn every_migration_is_in_its_place() {
+    let mut folders = migrations();
+    folders.reverse();
+    let numbers: Vec<i64> = folders.iter().map(|name| name[..14].parse().unwrap()).collect();
+    assert_eq!(MIGRATIONS.iter().map(|migration| migration.number).collect::<Vec<_>>(), numbers);
+    for (migration, folder) in MIGRATIONS.iter().zip(&folders) {
+        assert_eq!(
+            migration.up,
+            std::fs::read_to_string(format!("../../migrations/{folder}/up.sql")).unwrap()
+        );
+        assert!(migration.number <= 8 || migration.up.starts_with("-- Oldest program: "), "{folder}");
+        assert!(migration.up.trim_end().ends_with(';'), "{folder}: its last statement has an end");
+    }
+}
+
+/// A table that somebody works on is not kept from others while a migration waits for it.
+#[tokio::test]
+async fn a_migration_lets_others_pass_while_a_table_is_busy() {
+    let mut stage = Stage::new(Engine::Postgres);
+    let mut busy = stage.database.url().connect().unwrap();
+    busy.batch_execute("BEGIN; LOCK TABLE runs IN ROW EXCLUSIVE MODE").unwrap();
+    let url = stage.database.url().clone();
+    let migrating =
+        std::thread::spawn(move || migrate_to(&mut url.connect().unwrap(), &with(&[EXPANDING])).unwrap());
+    // Others have their turns as long as the table is busy.
+    let mut waited = Duration::ZERO;
+    for _ in 0..30 {
+        let began = std::time::Instant::now();
+        stage.accept();
+        waited = waited.max(began.elapsed());
+        std::thread::park_timeout(Duration::from_millis(100));
+    }
+    assert!(waited < Duration::from_millis(1500), "{waited:?}");
+    busy.batch_execute("ROLLBACK").unwrap();
+    assert_eq!(migrating.join().unwrap(), 1);
+}
+
+/// As after a kill in the middle of it.
+#[tokio::test]
+async fn an_index_that_was_not_built_to_its_end_is_built_again() {
+    const INDEX: Migration = Migration::new(
+        100,
+        "-- Oldest program: 13\nCREATE INDEX CONCURRENTLY runs_by_duration ON runs (duration_ms);\n",
+    );
+    let mut stage = Stage::new(Engine::Postgres);
+    stage.accept_many(3);
+    stage.sql("CREATE INDEX runs_by_duration ON runs (duration_ms)").unwrap();
+    stage
+        .sql("UPDATE pg_index SET indisvalid = false WHERE indexrelid = 'runs_by_duration'::regclass")
+        .unwrap();
+    assert_eq!(migrate_to(&mut stage.conn, &with(&[INDEX])).unwrap(), 1);
+    assert_eq!(stage.count("pg_index WHERE indexrelid = 'runs_by_duration'::regclass AND indisvalid"), 1);
+    assert_eq!(migrate_to(&mut stage.conn, &with(&[INDEX])).unwrap(), 0);
+}
+
+/// Twelve of one organization at once: what they lock in common would make multixacts.
+#[tokio::test]
+async fn putting_runs_locks_no_row_that_others_of_the_organization_lock() {
+    let mut stage = Stage::new(Engine::Postgres);
+    ::store::create_secret(&mut stage.conn, stage.now, &testkit::keyring(), stage.org, None).unwrap();
+    let (org, now, url) = (stage.org, stage.now, stage.database.url().clone());
+    // Who has locked a row last stands in its xmax: one that came before, or several at once as a multixact.
+    let mut lockers = || {
+        let of = |table| format!("SELECT coalesce(sum(xmax::text::bigint), 0)::bigint FROM {table}");
+        ["organizations", "signing_secrets"].map(|table| stage.number(&of(table)))
+    };
+    let before = lockers();
+    let together = std::sync::Barrier::new(12);
+    std::thread::scope(|scope| {
+        for _ in 0..12 {
+            scope.spawn(|| {
+                let mut conn = url.connect().unwrap();
+                for _ in 0..20 {
+                    let run = crate::stage::new_run();
+                    conn.batch_execute("BEGIN").unwrap();
+                    let update = testkit::terminal_run(URL);
+                    let deliver = ::store::Deliver::Automatically;
+                    ::store::record_run(
+                        &mut conn,
+                        now,
+                        &crate::stage::POLICY,
+                        deliver,
+                        (org, run),
+                        &update,
+                        "r",
+                    )
+                    .unwrap();
+                    together.wait(); // all have their locks now
+                    conn.batch_execute("COMMIT").unwrap();
+                }
+            });
+        }
+    });
+    assert_eq!(lockers(), before);
 }
 
 async fn an_older_schema_is_refused_with_advice_and_can_then_be_migrated(engine: Engine) {

@@ -1,0 +1,3 @@
+DROP INDEX erased_parts_of_runs_once;
+DROP INDEX erased_parts_of_deliveries_once;
+DROP INDEX erased_parts_of_attempts_once;
