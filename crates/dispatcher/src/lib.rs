@@ -18,6 +18,7 @@ mod request_body;
 mod resolver;
 mod response;
 mod response_body;
+mod retention;
 mod sender;
 mod shortage;
 mod signer;
@@ -31,6 +32,7 @@ pub use engine::dispatch::Limits;
 pub use engine::{LocalFailure, RetryPolicy};
 pub use keys::{KeySource, KeySourceError};
 pub use progress::Progress;
+pub use retention::Retention;
 pub use tls::Certificates;
 
 use std::path::PathBuf;
@@ -61,6 +63,8 @@ pub struct Settings {
     pub certificates: Certificates,
     /// How long after a promotion requests are signed with the secret before, too.
     pub secret_overlap: Duration,
+    /// How long what has ended is kept.
+    pub retention: Retention,
     /// How long a shutdown may take, what is in flight included.
     pub drain: Duration,
 }
@@ -128,6 +132,7 @@ impl Dispatcher {
             signer: Signer::new(store.clone(), keyring, key_source, settings.secret_overlap),
         });
         tracing::info!(max_in_flight = settings.limits.max_in_flight, "dispatching");
+        tokio::spawn(retention::keep(store.clone(), settings.retention, shutdown.clone()));
         let driver = Driver {
             store,
             consumer,

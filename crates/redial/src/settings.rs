@@ -50,6 +50,8 @@ const LARGEST_BODY: Size = Size(64 << 20);
 const LARGEST_PAGE: Size = Size(16 << 20);
 /// A dispatcher claims, records, records again and recovers, each on a connection.
 const FEWEST_CONNECTIONS: u32 = 4;
+/// Far beyond any use, and far from where moments end.
+const LONGEST_RETENTION: Duration = Duration::from_secs(100 * 366 * 24 * 3600);
 /// Far longer than any load balancer needs to look.
 const LONGEST_DRAIN: Duration = Duration::from_secs(60);
 /// More than one process can answer, and far from where the sums of a bucket overflow.
@@ -67,6 +69,7 @@ pub(crate) struct Settings {
     pub(crate) delivery: DeliverySettings,
     pub(crate) egress: EgressSettings,
     pub(crate) secrets: SecretsSettings,
+    retention: RetentionSettings,
     pub(crate) log: LogSettings,
 }
 
@@ -152,6 +155,14 @@ pub(crate) struct SecretsSettings {
     keys: Vec<String>,
     #[serde(serialize_with = "shown::duration")]
     overlap: Duration,
+}
+
+#[derive(Clone, Serialize)]
+struct RetentionSettings {
+    #[serde(serialize_with = "shown::optional_duration")]
+    deliveries: Option<Duration>,
+    #[serde(serialize_with = "shown::optional_duration")]
+    runs: Option<Duration>,
 }
 
 #[derive(Clone, Serialize)]
@@ -274,12 +285,17 @@ impl Settings {
                 keys: source.list("secrets.keys")?,
                 overlap: source.duration("secrets.overlap", Duration::ZERO..=LONGEST)?,
             },
+            retention: RetentionSettings {
+                deliveries: source.optional_duration("retention.deliveries", MINUTE..=LONGEST_RETENTION)?,
+                runs: source.optional_duration("retention.runs", MINUTE..=LONGEST_RETENTION)?,
+            },
             log: LogSettings {
                 filter: source.optional("log.filter")?,
                 format: one_of(&source, "log.format", "text or json")?,
             },
         };
         settings.delivery.check()?;
+        settings.retention.check()?;
         if settings.egress.ports.is_empty() {
             return Err(SettingsError::value("egress.ports", "expected at least one port"));
         }
@@ -379,7 +395,26 @@ impl Settings {
                 client_cert: self.egress.client_cert.clone(),
             },
             secret_overlap: self.secrets.overlap,
+            retention: dispatcher::Retention {
+                deliveries: self.retention.deliveries,
+                runs: self.retention.runs,
+            },
             drain: DRAIN.max(delivery.timeout + MARGIN),
+        }
+    }
+}
+
+impl RetentionSettings {
+    /// A run stays while it has a delivery: those that stay for ever would be looked at for ever.
+    fn check(&self) -> Result<(), SettingsError> {
+        match (self.deliveries, self.runs) {
+            (None, Some(_)) => {
+                Err(SettingsError::value("retention.runs", "needs retention.deliveries to be set"))
+            }
+            (Some(deliveries), Some(runs)) if runs < deliveries => {
+                Err(SettingsError::value("retention.runs", "must not be shorter than retention.deliveries"))
+            }
+            _ => Ok(()),
         }
     }
 }

@@ -43,7 +43,7 @@ pub use keyring::{Keyring, KeyringError, OpenError};
 pub use migrate::{MIGRATIONS, Migration, SchemaState, migrate, migrate_to};
 pub use organizations::{Organization, create_organization, find_organization, organization_ids};
 pub use page::{PageRequest, Position, Rows, SortOrder};
-pub use prune::{PruneRange, Pruned, prune};
+pub use prune::{PruneKind, PruneRange, Pruned, prune, take_pruning_turn};
 pub use record::{Deliver, RecordedRun, record_run};
 pub use redeliver::{Redelivery, RedeliveryRequest, redeliver, redeliver_batch};
 pub use rewrap::{MissingKey, Rewrapped, Unopened, missing_keys, rewrap_secrets};

@@ -8,7 +8,7 @@ use crate::accept::{AcceptPolicy, Accepted, accept_automatic};
 use crate::columns::{Key, Time};
 use crate::connect::AnyConnection;
 use crate::error::StoreError;
-use crate::runs::{RunRow, find_run};
+use crate::runs::{RunRow, find_run, run_exists};
 use crate::schema::runs;
 
 /// What became of a `PUT` of a run.
@@ -71,7 +71,14 @@ pub fn record_run(
                     runs::updated_at.eq(Time::from(now)),
                 ))
                 .execute(tx)?;
-            return Ok(if updated == 1 { RecordedRun::Updated(run, None) } else { RecordedRun::Erased });
+            if updated == 1 {
+                return Ok(RecordedRun::Updated(run, None));
+            }
+            // Erased, or pruned in this moment.
+            if run_exists(tx, org, id)? {
+                return Ok(RecordedRun::Erased);
+            }
+            continue;
         }
         // A run keeps the moment it was first recorded at, unless told another.
         let created_at = update.created_at.unwrap_or(known.created_at);

@@ -21,6 +21,8 @@ pub enum Redelivery {
     Accepted(Accepted),
     /// The same request was accepted before under the same idempotency key: its delivery as it was then.
     Repeated(Delivery),
+    /// The same, and its delivery has been pruned since.
+    RepeatedButPruned,
     /// The idempotency key was used for another request.
     KeyReused,
     /// No such run in this organization.
@@ -163,8 +165,8 @@ fn repeat_known(
                 continue;
             }
             let delivery = find_delivery(tx, org, made.id.into(), AS_ACCEPTED)?;
-            let gone = || StoreError::corrupt("the idempotency key of a delivery", &"it does not exist");
-            Redelivery::Repeated(as_accepted(delivery.ok_or_else(gone)?))
+            delivery
+                .map_or(Redelivery::RepeatedButPruned, |delivery| Redelivery::Repeated(as_accepted(delivery)))
         } else {
             Redelivery::KeyReused
         });

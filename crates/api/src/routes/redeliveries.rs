@@ -6,6 +6,7 @@ use serde_json::{Value, json};
 use store::{Redelivery, RedeliveryRequest, StoreError};
 
 use crate::call::{self, Answer, Call};
+use crate::error::ApiError;
 use crate::idempotency::key_reused;
 use crate::operation::query;
 
@@ -34,6 +35,9 @@ pub(crate) async fn create(call: Call) -> Answer {
             return call::json(StatusCode::CREATED, &accepted.delivery);
         }
         Redelivery::Repeated(delivery) => return call::json(StatusCode::CREATED, &delivery),
+        Redelivery::RepeatedButPruned => ApiError::Conflict(
+            "the delivery that this idempotency key made was removed as it ended long ago".into(),
+        ),
         Redelivery::KeyReused => return Err(key_reused()),
         Redelivery::TooLarge(bytes) => StoreError::TooLarge(bytes).into(),
         Redelivery::RunNotFound => ErrorCode::RunNotFound.into(),

@@ -54,6 +54,7 @@ fn settings() -> Settings {
         body_timeout: Duration::from_secs(1),
         certificates: Certificates::default(),
         secret_overlap: Duration::ZERO,
+        retention: crate::Retention::default(),
         drain: Duration::ZERO,
     }
 }

@@ -48,6 +48,7 @@ fn settings() -> Settings {
         body_timeout: Duration::from_secs(1),
         secret_overlap: Duration::ZERO,
         certificates: Certificates::default(),
+        retention: dispatcher::Retention::default(),
         drain: Duration::from_secs(20),
     }
 }

@@ -55,6 +55,7 @@ pub(crate) fn settings() -> Settings {
         body_timeout: Duration::from_secs(1),
         certificates: Certificates::default(),
         secret_overlap: Duration::from_secs(24 * 3600),
+        retention: dispatcher::Retention::default(),
         drain: Duration::from_secs(20),
     }
 }

@@ -6,6 +6,7 @@ mod fairness;
 mod harness;
 mod recovery;
 mod refusals;
+mod retention;
 mod retries;
 mod sending;
 

@@ -1,4 +1,4 @@
-//! `redial prune`: removes deliveries that ended long ago.
+//! `redial prune`: removes deliveries and runs that ended long ago.
 
 use std::io::{self, Write};
 use std::pin::pin;
@@ -14,12 +14,16 @@ use crate::commands::open_store;
 use crate::settings::Settings;
 use crate::signals;
 
-/// Remove deliveries that ended long ago, with their attempts. Can be stopped at any time, and goes on where it was.
+/// Remove deliveries that ended long ago, with their attempts, and runs. Can be stopped at any time, and goes on where it
+/// was.
 #[derive(clap::Args)]
 pub(crate) struct Args {
     /// How long ago they must have ended, such as 90d; at least 1d, for which a repeated request is answered from them.
     #[arg(long, value_name = "AGE", value_parser = age)]
     older_than: Duration,
+    /// Remove runs, too, that ended that long ago and have no delivery left.
+    #[arg(long)]
+    runs: bool,
     /// How many are removed in one transaction.
     #[arg(long, default_value_t = 500, value_parser = clap::value_parser!(u16).range(1..=10_000))]
     batch: u16,
@@ -36,11 +40,15 @@ pub(crate) async fn run(settings: &Settings, args: Args) -> anyhow::Result<()> {
     let stopped = signals::stop();
     let store = open_store(settings).await?;
     let before = store.clock().now() - args.older_than;
+    let runs_before = args.runs.then_some(before);
     let progress = ProgressBar::new_spinner();
     let mut removed = Pruned::default();
-    let pruned = prune_all(&store, before, usize::from(args.batch), stopped, &mut removed, &progress).await;
+    let pruned =
+        prune_all(&store, before, runs_before, usize::from(args.batch), stopped, &mut removed, &progress)
+            .await;
     progress.finish_and_clear();
-    let figures = json!({"deliveries": removed.deliveries, "attempts": removed.attempts});
+    let Pruned { deliveries, attempts, runs, .. } = removed;
+    let figures = json!({"deliveries": deliveries, "attempts": attempts, "runs": runs});
     writeln!(io::stdout(), "{figures}")?;
     pruned.context("not everything was removed; run it again to go on")
 }
@@ -49,6 +57,7 @@ pub(crate) async fn run(settings: &Settings, args: Args) -> anyhow::Result<()> {
 async fn prune_all(
     store: &Store,
     before: Timestamp,
+    runs_before: Option<Timestamp>,
     limit: usize,
     stopped: impl Future<Output = &'static str>,
     removed: &mut Pruned,
@@ -56,14 +65,16 @@ async fn prune_all(
 ) -> anyhow::Result<()> {
     let mut stopped = pin!(stopped);
     for org in store.read(organization_ids).await? {
-        for range in PruneRange::all_of(org) {
+        for range in PruneRange::all_of(org, Some(before), runs_before) {
             let mut behind = None;
             loop {
                 let began = Instant::now();
-                let batch = store.write(move |tx, _| prune(tx, range, before, behind, limit)).await?;
-                removed.deliveries += batch.deliveries;
-                removed.attempts += batch.attempts;
-                progress.set_message(format!("{} deliveries removed", removed.deliveries));
+                let batch = store.write(move |tx, _| prune(tx, range, behind, limit)).await?;
+                removed.add(&batch);
+                progress.set_message(format!(
+                    "{} deliveries and {} runs removed",
+                    removed.deliveries, removed.runs
+                ));
                 progress.tick();
                 behind = batch.behind;
                 if behind.is_none() {

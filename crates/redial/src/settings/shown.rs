@@ -30,6 +30,13 @@ pub(super) fn duration<S: Serializer>(duration: &Duration, serializer: S) -> Res
     serializer.collect_str(&humantime::format_duration(*duration))
 }
 
+pub(super) fn optional_duration<S: Serializer>(
+    duration: &Option<Duration>,
+    serializer: S,
+) -> Result<S::Ok, S::Error> {
+    duration.map(|duration| humantime::format_duration(duration).to_string()).serialize(serializer)
+}
+
 pub(super) fn durations<S: Serializer>(durations: &[Duration], serializer: S) -> Result<S::Ok, S::Error> {
     serializer.collect_seq(durations.iter().map(|duration| humantime::format_duration(*duration).to_string()))
 }

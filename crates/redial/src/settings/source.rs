@@ -96,6 +96,14 @@ impl Source {
         duration(key, self.parse(key)?, &bounds)
     }
 
+    pub(super) fn optional_duration(
+        &self,
+        key: &str,
+        bounds: RangeInclusive<Duration>,
+    ) -> Result<Option<Duration>, SettingsError> {
+        self.parse_optional(key)?.map(|value| duration(key, value, &bounds)).transpose()
+    }
+
     pub(super) fn durations(
         &self,
         key: &str,

@@ -189,6 +189,8 @@ fn every_bad_value_is_refused_by_the_name_of_its_key() {
         ("api.listen", ""), // in a file; an empty variable is unset
         ("api.max_body", "2GB"),
         ("api.max_body", "1"),
+        ("retention.deliveries", "59s"),
+        ("retention.runs", "30d"),
         ("api.max_page_bytes", "1KiB"),
         ("api.max_page_bytes", "17MiB"),
         ("api.trusted_proxies", "load-balancer"),

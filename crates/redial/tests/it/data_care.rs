@@ -60,9 +60,11 @@ fn pruning_removes_what_ended_longer_ago_and_says_how_much() {
             delivered(&mut conn, org.parse().unwrap(), days);
         }
         let prune = |age| cli.ok(&["prune", "--older-than", age, "--batch", "2"]);
-        assert_eq!(prune("90d"), r#"{"attempts":3,"deliveries":3}"#);
-        assert_eq!(prune("90d"), r#"{"attempts":0,"deliveries":0}"#);
-        assert_eq!(prune("1d"), r#"{"attempts":2,"deliveries":2}"#);
+        assert_eq!(prune("90d"), r#"{"attempts":3,"deliveries":3,"runs":0}"#);
+        assert_eq!(prune("90d"), r#"{"attempts":0,"deliveries":0,"runs":0}"#);
+        let with_runs = cli.ok(&["prune", "--older-than", "90d", "--runs", "--batch", "2"]);
+        assert_eq!(with_runs, r#"{"attempts":0,"deliveries":0,"runs":3}"#);
+        assert_eq!(prune("1d"), r#"{"attempts":2,"deliveries":2,"runs":0}"#);
     }
 }
 

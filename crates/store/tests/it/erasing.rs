@@ -25,6 +25,7 @@ on_both_engines!(
     what_ended_before_the_moment_is_pruned_batch_by_batch_and_nothing_else,
     a_pruned_automatic_delivery_is_not_made_again,
     a_pruned_delivery_takes_its_erased_parts_along,
+    runs_without_a_delivery_are_pruned_and_others_stay,
 );
 
 fn erase(stage: &mut Stage, run: RunId) -> Erasure {
@@ -218,10 +219,10 @@ async fn a_result_that_comes_after_the_erasure_keeps_its_body_and_headers_to_its
 /// Prunes everything of an organization, and answers what each batch removed.
 fn prune_all(stage: &mut Stage, before: contracts::Timestamp, limit: usize) -> Vec<(usize, usize)> {
     let mut batches = Vec::new();
-    for range in PruneRange::all_of(stage.org) {
+    for range in PruneRange::all_of(stage.org, Some(before), None) {
         let mut behind: Option<Position> = None;
         loop {
-            let batch: Pruned = stage.write(|tx| prune(tx, range, before, behind, limit));
+            let batch: Pruned = stage.write(|tx| prune(tx, range, behind, limit));
             batches.push((batch.deliveries, batch.attempts));
             behind = batch.behind;
             if behind.is_none() {
@@ -278,6 +279,79 @@ async fn a_pruned_delivery_takes_its_erased_parts_along(engine: Engine) {
     assert_eq!(stage.count("erased_parts WHERE delivery_id IS NOT NULL"), 0);
     assert!(stage.count("erased_parts") > 0, "those of the run stay");
     stage.conn.batch_execute("SELECT 1").unwrap();
+}
+
+/// Prunes runs, and answers how many.
+fn prune_runs(stage: &mut Stage, limit: usize) -> usize {
+    let before = stage.now;
+    let mut count = 0;
+    for range in PruneRange::all_of(stage.org, None, Some(before)) {
+        let mut behind = None;
+        loop {
+            let batch = stage.write(|tx| prune(tx, range, behind, limit));
+            count += batch.runs;
+            behind = batch.behind;
+            if behind.is_none() {
+                break;
+            }
+        }
+    }
+    count
+}
+
+async fn runs_without_a_delivery_are_pruned_and_others_stay(engine: Engine) {
+    let mut stage = Stage::new(engine);
+    let erased = delivered(&mut stage).run_id;
+    erase(&mut stage, erased);
+    for _ in 0..4 {
+        delivered(&mut stage);
+    }
+    let waiting = stage.accept().run_id;
+    let running = new_run();
+    stage.record(running, &crate::stage::update(r#"{"status_code": "running"}"#));
+    stage.advance(Duration::from_secs(1));
+    assert_eq!(prune_runs(&mut stage, 2), 0, "all have deliveries");
+    let now = stage.now;
+    prune_all(&mut stage, now, 10);
+    // What was told of one of them is too young.
+    let updated = new_run();
+    stage.record(updated, &terminal_run(URL));
+    let deliveries = stage.count("deliveries");
+    assert_eq!(prune_runs(&mut stage, 2), 5);
+    assert_eq!(stage.count("erased_parts"), 0);
+    for run in [waiting, running, updated] {
+        assert!(::store::find_run(&mut stage.conn, stage.org, run).unwrap().is_some());
+    }
+    assert_eq!((prune_runs(&mut stage, 2), stage.count("deliveries")), (0, deliveries));
+}
+
+/// PostgreSQL only, where transactions are at work at the same time: a run is redelivered or is gone.
+#[tokio::test]
+async fn a_redelivery_and_the_pruning_of_its_run_at_the_same_time_agree() {
+    let mut stage = Stage::new(Engine::Postgres);
+    let store = stage.store().await;
+    let org = stage.org;
+    for _ in 0..50 {
+        let run = stage.run();
+        stage.advance(Duration::from_secs(1));
+        let before = stage.now;
+        let redelivering =
+            store.write(move |tx, now| ::store::redeliver(tx, now, &crate::stage::POLICY, org, run, "r"));
+        let pruning = store.write(move |tx, _| {
+            for range in PruneRange::all_of(org, None, Some(before)) {
+                prune(tx, range, None, 100)?;
+            }
+            Ok::<_, ::store::StoreError>(())
+        });
+        let (redelivered, pruned) = tokio::join!(redelivering, pruning);
+        pruned.unwrap();
+        let is_there = ::store::find_run(&mut stage.conn, org, run).unwrap().is_some();
+        match redelivered.unwrap() {
+            Redelivery::Accepted(_) => assert!(is_there),
+            Redelivery::RunNotFound => assert!(!is_there),
+            other => panic!("{other:?}"),
+        }
+    }
 }
 
 /// PostgreSQL only, where transactions are at work at the same time.

@@ -2,7 +2,10 @@
 
 use std::time::Duration;
 
-use ::store::{IdempotencyKey, Redelivery, RedeliveryRequest, forget_idempotency_keys, redeliver_batch};
+use ::store::{
+    IdempotencyKey, PruneRange, Redelivery, RedeliveryRequest, forget_idempotency_keys, prune,
+    redeliver_batch,
+};
 use contracts::{Delivery, DeliveryId, DeliveryStatus, FailureReason, InFlight, OrgId, RunId};
 use testkit::Engine;
 
@@ -12,6 +15,7 @@ use crate::stage::{
 
 on_both_engines!(
     a_repeated_request_is_answered_as_before_and_does_nothing,
+    a_repeated_request_does_nothing_when_its_delivery_was_pruned,
     the_same_key_with_another_request_is_told_apart,
     keys_belong_to_their_organization,
     a_refused_request_leaves_its_key_free,
@@ -57,6 +61,19 @@ async fn a_repeated_request_is_answered_as_before_and_does_nothing(engine: Engin
     finish(&mut stage, first.id);
     assert_eq!(keyed(&mut stage, run, key("k", 1)), Redelivery::Repeated(first));
     assert_eq!(stage.number("SELECT count(*) FROM deliveries"), 1);
+}
+
+async fn a_repeated_request_does_nothing_when_its_delivery_was_pruned(engine: Engine) {
+    let mut stage = Stage::new(engine);
+    let run = stage.run();
+    let first = accepted(keyed(&mut stage, run, key("k", 1)));
+    finish(&mut stage, first.id);
+    stage.advance(MICROSECOND);
+    for range in PruneRange::all_of(stage.org, Some(stage.now), None) {
+        stage.write(|tx| prune(tx, range, None, 10));
+    }
+    assert_eq!(keyed(&mut stage, run, key("k", 1)), Redelivery::RepeatedButPruned);
+    assert_eq!(stage.number("SELECT count(*) FROM deliveries"), 0);
 }
 
 async fn the_same_key_with_another_request_is_told_apart(engine: Engine) {

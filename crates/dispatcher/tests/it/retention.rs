@@ -1,0 +1,43 @@
+//! What ended long ago goes by itself.
+
+use std::time::Duration;
+
+use dispatcher::{Retention, Settings};
+use testkit::Engine;
+use tokio::time::Instant;
+
+use crate::harness::{Harness, limited};
+use crate::on_both_engines;
+
+/// Two dispatchers share the work; what waits stays.
+async fn deliveries_and_runs_go_when_their_retention_is_over(engine: Engine) {
+    let harness = Harness::new(engine).await;
+    let retention = Retention { deliveries: Some(Duration::ZERO), runs: Some(Duration::ZERO) };
+    let patient = limited(|limits| limits.retry.schedule = vec![Duration::from_secs(600)]);
+    let running = [(); 2].map(|()| harness.dispatch(Settings { retention, ..patient.clone() }));
+    let waiting = harness.after_first_attempt(&running[0], &harness.receiver.url("/status/500")).await;
+    for _ in 0..5 {
+        let delivery = harness.accept(&harness.receiver.url("/ok")).await;
+        running[1].publisher.ring(harness.job(&delivery, 1));
+    }
+    let org = harness.org;
+    let deadline = Instant::now() + Duration::from_secs(60);
+    loop {
+        let left = harness.store.read(move |tx| {
+            let deliveries: i64 = store::count_deliveries(tx, org)?.values().sum();
+            let runs = store::runs_page(tx, org, None, &testkit::ALL_ROWS)?.rows.len();
+            Ok::<_, store::StoreError>((deliveries, runs))
+        });
+        if left.await.unwrap() == (1, 1) && harness.receiver.posts() == 6 {
+            break;
+        }
+        assert!(Instant::now() < deadline, "it stays");
+        tokio::task::yield_now().await;
+    }
+    assert_eq!(harness.delivery(waiting.id).await.attempts.len(), 1);
+    for running in running {
+        running.stop().await;
+    }
+}
+
+on_both_engines!(deliveries_and_runs_go_when_their_retention_is_over);
