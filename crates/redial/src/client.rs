@@ -1,4 +1,4 @@
-//! A client of our own API, for `demo` and `bench`.
+//! A client of the API, for `demo`, `bench` and the commands that ask it.
 
 use std::time::Duration;
 
@@ -37,7 +37,13 @@ impl Client {
     }
 
     pub(crate) async fn post(&self, path: &str) -> Result<(u16, String)> {
-        self.send(self.http.post(format!("{}{path}", self.base_url))).await
+        self.post_once(path, None).await
+    }
+
+    /// The same under an idempotency key.
+    pub(crate) async fn post_once(&self, path: &str, key: Option<&str>) -> Result<(u16, String)> {
+        let request = self.http.post(format!("{}{path}", self.base_url));
+        self.send(key.into_iter().fold(request, |request, key| request.header("idempotency-key", key))).await
     }
 
     pub(crate) async fn get(&self, path: &str) -> Result<(u16, String)> {

@@ -15,10 +15,11 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use ::dispatcher::DispatcherError;
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, Parser, Subcommand};
 
 use crate::commands::{
-    api, bench, config, demo, dev, dispatcher, healthcheck, listen, migrate, org, prune, runs, secret, token,
+    api, bench, config, deliveries, demo, dev, dispatcher, healthcheck, listen, migrate, org, prune, runs,
+    secret, token,
 };
 use crate::settings::{Settings, SettingsError};
 
@@ -55,7 +56,13 @@ enum Command {
     Secret(secret::Command),
     #[command(subcommand)]
     Runs(runs::Command),
+    #[command(visible_alias = "delivery")]
+    Deliveries(deliveries::Args),
     Prune(prune::Args),
+    /// Print a script that completes commands in a shell.
+    Completions {
+        shell: clap_complete::Shell,
+    },
     /// Print the effective configuration, secrets masked.
     Config,
 }
@@ -112,7 +119,13 @@ async fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Token(command) => token::run(&settings, command).await,
         Command::Secret(command) => secret::run(&settings, command).await,
         Command::Runs(command) => runs::run(&settings, command).await,
+        Command::Deliveries(args) => deliveries::run(args).await,
         Command::Prune(args) => prune::run(&settings, args).await,
         Command::Config => config::run(&settings),
+        Command::Completions { shell } => {
+            let mut script = Vec::new();
+            clap_complete::generate(shell, &mut Cli::command(), "redial", &mut script);
+            Ok(std::io::Write::write_all(&mut std::io::stdout(), &script)?)
+        }
     }
 }

@@ -32,8 +32,18 @@ pub(crate) struct Args {
     #[arg(long, default_value = "127.0.0.1:9090")]
     receiver: SocketAddr,
     /// Where state is kept across restarts.
-    #[arg(long, default_value = ".redial")]
+    #[arg(long, default_value = DATA_DIR)]
     data_dir: PathBuf,
+}
+
+/// Where state is kept unless told otherwise.
+pub(crate) const DATA_DIR: &str = ".redial";
+
+/// The URL and token of a `dev` that was started on this data directory.
+pub(crate) fn running(data_dir: &Path) -> Option<(String, String)> {
+    let json = std::fs::read(data_dir.join("dev.json")).ok()?;
+    let dev: Dev = serde_json::from_slice(&json).ok()?;
+    Some((dev.base_url, dev.token))
 }
 
 /// What a program needs to use a running `dev`: the contents of `<data-dir>/dev.json`.
@@ -133,6 +143,9 @@ fn greet(dev: &Dev, data_dir: &Path) -> io::Result<()> {
         writeln!(out, "\nAsk for a redelivery:\n")?;
         writeln!(out, "  curl -X POST -H 'Authorization: Bearer {}' \\", dev.token)?;
         writeln!(out, "    {}/v1/runs/{run}/callback-redeliveries\n", dev.base_url)?;
+        writeln!(out, "or, in another terminal:\n")?;
+        writeln!(out, "  redial deliveries redeliver {run} --follow")?;
+        writeln!(out, "  redial deliveries list\n")?;
     }
     out.flush()
 }

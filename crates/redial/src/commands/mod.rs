@@ -3,6 +3,7 @@
 pub(crate) mod api;
 pub(crate) mod bench;
 pub(crate) mod config;
+pub(crate) mod deliveries;
 pub(crate) mod demo;
 pub(crate) mod dev;
 pub(crate) mod dispatcher;
@@ -11,6 +12,7 @@ pub(crate) mod listen;
 pub(crate) mod migrate;
 pub(crate) mod org;
 pub(crate) mod prune;
+pub(crate) mod remote;
 pub(crate) mod runs;
 pub(crate) mod secret;
 mod service;

@@ -1,4 +1,4 @@
-//! `redial runs …`: recording runs in bulk, and erasing one.
+//! `redial runs …`: recording runs in bulk and erasing one, on the database; listing and showing them, by the API.
 
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, Read, Write};
@@ -14,6 +14,8 @@ use store::{
 };
 use tokio::task::JoinSet;
 
+use crate::commands::deliveries::Range;
+use crate::commands::remote::{Remote, Target, print_table};
 use crate::commands::{open_store, require_organization};
 use crate::settings::Settings;
 
@@ -30,6 +32,22 @@ pub(crate) enum Command {
         /// Announce those that have ended by their automatic deliveries, as the API would.
         #[arg(long)]
         deliver: bool,
+    },
+    /// Show an organization's runs, newest first, asked of the API.
+    List {
+        #[command(flatten)]
+        target: Target,
+        /// Only of this status, such as succeeded.
+        #[arg(long)]
+        status: Option<String>,
+        #[command(flatten)]
+        range: Range,
+    },
+    /// Show a run and its deliveries, asked of the API.
+    Show {
+        #[command(flatten)]
+        target: Target,
+        run: RunId,
     },
     /// Erase what a run and its callbacks said: output, metadata, failure message and callback URL of the run, payloads
     /// and response bodies of its deliveries. Hashes, sizes, times, codes and the deliveries' URLs stay. A delivery that
@@ -74,6 +92,52 @@ pub(crate) async fn run(settings: &Settings, command: Command) -> anyhow::Result
     match command {
         Command::Import { file, org, deliver } => import(settings, file, org, deliver).await,
         Command::Erase { run, org } => erase(settings, org, run).await,
+        Command::List { target, status, range } => {
+            let filters: Vec<_> = [("status_code", status)].into_iter().chain(range.filters()).collect();
+            target.open()?.list("/v1/runs", &filters, range.limit, LISTED).await
+        }
+        Command::Show { target, run } => show(&target.open()?, run).await,
+    }
+}
+
+const LISTED: &[&str] = &["id", "status_code", "created_at", "completed_at", "callback_url"];
+const SHOWN: &[&str] = &[
+    "id",
+    "status_code",
+    "created_at",
+    "started_at",
+    "completed_at",
+    "duration_ms",
+    "callback_url",
+    "failure_code",
+    "failure_message",
+    "failure_stage_code",
+    "metadata",
+    "output",
+];
+const DELIVERY: &[&str] = &[
+    "id",
+    "status_code",
+    "attempt_count",
+    "failure_reason_code",
+    "is_automatic",
+    "created_at",
+    "completed_at",
+];
+
+async fn show(remote: &Remote, run: RunId) -> anyhow::Result<()> {
+    let found = remote.get(&format!("/v1/runs/{run}")).await?;
+    remote.show(&found, SHOWN)?;
+    let deliveries = remote.get(&format!("/v1/runs/{run}/callback?fields={}", DELIVERY.join(","))).await?;
+    match deliveries.as_array() {
+        Some(deliveries) if !remote.json && !deliveries.is_empty() => {
+            writeln!(io::stdout())?;
+            Ok(print_table(deliveries, DELIVERY)?)
+        }
+        Some(deliveries) if remote.json => {
+            Ok(deliveries.iter().try_for_each(|delivery| writeln!(io::stdout(), "{delivery}"))?)
+        }
+        _ => Ok(()),
     }
 }
 

@@ -1,6 +1,7 @@
 //! The real binary, run as a person or an orchestrator would run it.
 #![allow(clippy::unwrap_used)] // the configured exemption covers test functions only, not their helpers
 
+mod asking;
 mod cli;
 mod commands;
 mod concurrency;

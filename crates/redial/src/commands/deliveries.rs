@@ -1,0 +1,212 @@
+//! `redial deliveries …`: an organization's deliveries, asked of the API.
+
+use std::io::{self, Write};
+
+use anyhow::{Result, bail};
+use contracts::{DeliveryId, RunId};
+use serde_json::Value;
+use tokio::time::sleep;
+
+use crate::commands::remote::{LOOK, Remote, Target, print_table};
+
+/// Deliveries, asked of the API.
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    #[command(flatten)]
+    target: Target,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(clap::Subcommand)]
+enum Command {
+    /// Show deliveries, newest first.
+    List {
+        /// Only of this status: pending, delivering, succeeded or failed.
+        #[arg(long)]
+        status: Option<String>,
+        /// Only of this run.
+        #[arg(long)]
+        run: Option<RunId>,
+        /// Only to this host, without a port.
+        #[arg(long)]
+        host: Option<String>,
+        /// Only those that a run's end called for, or only the others.
+        #[arg(long, value_name = "true|false")]
+        automatic: Option<bool>,
+        /// Only those whose latest attempt failed so, such as timeout.
+        #[arg(long)]
+        reason: Option<String>,
+        #[command(flatten)]
+        range: Range,
+    },
+    /// Show a delivery and its attempts.
+    Show {
+        delivery: DeliveryId,
+        /// Go on showing attempts until the delivery has ended; fails if it does.
+        #[arg(long)]
+        follow: bool,
+    },
+    /// Ask for a run's callback to be sent again.
+    Redeliver {
+        run: RunId,
+        /// End a delivery of the run that waits for its retry.
+        #[arg(long)]
+        supersede: bool,
+        /// Makes asking again harmless: the same key makes one delivery.
+        #[arg(long, value_name = "KEY")]
+        idempotency_key: Option<String>,
+        /// Show its attempts until it has ended; fails if it does.
+        #[arg(long)]
+        follow: bool,
+    },
+    /// End a delivery that waits.
+    Withdraw { delivery: DeliveryId },
+}
+
+/// Which part of a list.
+#[derive(clap::Args)]
+pub(crate) struct Range {
+    /// Only those made at or after this moment, such as 2026-01-02T03:04:05Z.
+    #[arg(long, value_name = "MOMENT")]
+    created_after: Option<String>,
+    /// Only those made before this moment.
+    #[arg(long, value_name = "MOMENT")]
+    created_before: Option<String>,
+    /// Show the oldest first.
+    #[arg(long)]
+    oldest_first: bool,
+    /// The most to show.
+    #[arg(long, default_value_t = 50)]
+    pub(crate) limit: usize,
+}
+
+impl Range {
+    /// The API's parameters for it.
+    pub(crate) fn filters(&self) -> [(&'static str, Option<String>); 3] {
+        [
+            ("created_after", self.created_after.clone()),
+            ("created_before", self.created_before.clone()),
+            ("sort_by", self.oldest_first.then(|| "created_at:asc".to_owned())),
+        ]
+    }
+}
+
+const LISTED: &[&str] = &[
+    "id",
+    "status_code",
+    "attempt_count",
+    "failure_reason_code",
+    "run_id",
+    "created_at",
+    "next_attempt_at",
+    "callback_url",
+];
+const SHOWN: &[&str] = &[
+    "id",
+    "run_id",
+    "status_code",
+    "failure_reason_code",
+    "failure_detail",
+    "attempt_count",
+    "max_attempts",
+    "next_attempt_at",
+    "callback_url",
+    "is_automatic",
+    "created_at",
+    "completed_at",
+];
+const ATTEMPT: &[&str] = &[
+    "attempt_number",
+    "created_at",
+    "status_code",
+    "response_time_ms",
+    "timing.resolve_ms",
+    "timing.connect_ms",
+    "timing.tls_ms",
+    "timing.send_ms",
+    "timing.wait_ms",
+    "timing.remote_address",
+    "error_message",
+];
+/// All that is shown of a delivery; its payload, which may be long, is not.
+const FIELDS: &str = "id,run_id,callback_url,signing_secret_id,is_automatic,status_code,failure_reason_code,failure_detail,\
+    attempt_count,max_attempts,next_attempt_at,created_at,updated_at,completed_at,attempts,attempts.timing";
+
+pub(crate) async fn run(args: Args) -> Result<()> {
+    let remote = args.target.open()?;
+    match args.command {
+        Command::List { status, run, host, automatic, reason, range } => {
+            let mut filters = vec![
+                ("status_code", status),
+                ("run_id", run.map(|run| run.to_string())),
+                ("callback_host", host),
+                ("is_automatic", automatic.map(|is| is.to_string())),
+                ("failure_reason_code", reason),
+            ];
+            filters.extend(range.filters());
+            remote.list("/v1/callback-deliveries", &filters, range.limit, LISTED).await
+        }
+        Command::Show { delivery, follow: false } => {
+            let delivery = remote.get(&path(delivery)).await?;
+            remote.show(&delivery, SHOWN)?;
+            if remote.json { Ok(()) } else { print_attempts(&delivery, 0).map(drop) }
+        }
+        Command::Show { delivery, follow: true } => follow(&remote, delivery).await,
+        Command::Redeliver { run, supersede, idempotency_key, follow: is_followed } => {
+            let query = if supersede { "?supersede=true" } else { "" };
+            let asked = format!("/v1/runs/{run}/callback-redeliveries{query}");
+            let made = remote.post(&asked, idempotency_key.as_deref()).await?;
+            if is_followed {
+                let id = made["id"].as_str().unwrap_or_default().parse()?;
+                return follow(&remote, id).await;
+            }
+            remote.show(&made, SHOWN)
+        }
+        Command::Withdraw { delivery } => {
+            let ended = remote.post(&format!("/v1/callback-deliveries/{delivery}/withdraw"), None).await?;
+            remote.show(&ended, SHOWN)
+        }
+    }
+}
+
+fn path(delivery: DeliveryId) -> String {
+    format!("/v1/callback-deliveries/{delivery}?fields={FIELDS}")
+}
+
+/// Shows attempts as they come, until the delivery has ended.
+async fn follow(remote: &Remote, id: DeliveryId) -> Result<()> {
+    let mut shown = 0;
+    loop {
+        let delivery = remote.get_patiently(&path(id)).await?;
+        let has_ended = !delivery["completed_at"].is_null();
+        if remote.json {
+            let attempts = delivery["attempts"].as_array().map_or(0, Vec::len);
+            if attempts > shown || has_ended {
+                writeln!(io::stdout(), "{delivery}")?;
+            }
+            shown = attempts;
+        } else {
+            shown = print_attempts(&delivery, shown)?;
+        }
+        if has_ended {
+            if delivery["status_code"] == "succeeded" {
+                return Ok(());
+            }
+            bail!(
+                "delivery {id} has ended as failed: {}",
+                delivery["failure_reason_code"].as_str().unwrap_or("-")
+            );
+        }
+        sleep(LOOK).await;
+    }
+}
+
+/// Shows the attempts behind the first `shown`, and answers how many there are.
+fn print_attempts(delivery: &Value, shown: usize) -> Result<usize> {
+    let attempts = delivery["attempts"].as_array().map_or(&[][..], Vec::as_slice);
+    if attempts.len() > shown {
+        print_table(&attempts[shown..], ATTEMPT)?;
+    }
+    Ok(attempts.len())
+}

@@ -1,0 +1,195 @@
+//! What the commands have in common that ask an API over HTTP.
+
+use std::io::{self, IsTerminal, Write};
+use std::path::Path;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use comfy_table::{ContentArrangement, Table, presets};
+use serde_json::Value;
+use tokio::time::{Instant, sleep};
+use url::form_urlencoded::Serializer;
+
+use crate::client::Client;
+use crate::commands::dev;
+
+/// Which API, and how its answers are shown.
+#[derive(clap::Args)]
+pub(crate) struct Target {
+    /// The API's URL, such as http://127.0.0.1:8080. Without this: the variable REDIAL_API_URL, or a running `redial dev`
+    /// that was started in this directory.
+    #[arg(long, value_name = "URL", global = true)]
+    base_url: Option<String>,
+    /// A token of the organization. Without this: the variable REDIAL_API_TOKEN, or that of `redial dev`.
+    #[arg(long, value_name = "TOKEN", global = true)]
+    token: Option<String>,
+    /// Print what the API answers: an object, or one a line. So it is, too, when standard output is no terminal.
+    #[arg(long, global = true)]
+    json: bool,
+}
+
+/// How long an API that is being restarted is waited for while something is followed.
+const PATIENCE: Duration = Duration::from_secs(60);
+/// How often what is followed is looked at.
+pub(crate) const LOOK: Duration = Duration::from_millis(500);
+/// The most items of a page.
+const LARGEST_PAGE: usize = 500;
+
+/// An API that can be asked.
+pub(crate) struct Remote {
+    client: Client,
+    pub(crate) json: bool,
+}
+
+impl Target {
+    pub(crate) fn open(self) -> Result<Remote> {
+        let given = |flag: Option<String>, variable| {
+            flag.or_else(|| std::env::var(variable).ok()).filter(|text| !text.is_empty())
+        };
+        let base_url = given(self.base_url, "REDIAL_API_URL");
+        let token = given(self.token, "REDIAL_API_TOKEN");
+        let (base_url, token) = match (base_url, token) {
+            (Some(base_url), Some(token)) => (base_url, token),
+            (Some(_), None) => bail!("no token: give --token or set REDIAL_API_TOKEN; `redial token create` makes one"),
+            // A token alone must not be sent to whatever happens to run here.
+            (None, Some(_)) => bail!("a token, but no API: give --base-url or set REDIAL_API_URL"),
+            (None, None) => dev::running(Path::new(dev::DATA_DIR)).context(
+                "no API: give --base-url and --token, set REDIAL_API_URL and REDIAL_API_TOKEN, or start `redial dev` here",
+            )?,
+        };
+        let json = self.json || !io::stdout().is_terminal();
+        Ok(Remote { client: Client::new(base_url.trim_end_matches('/'), &token), json })
+    }
+}
+
+impl Remote {
+    /// An object, by its path.
+    pub(crate) async fn get(&self, path: &str) -> Result<Value> {
+        understood(self.client.get(path).await?)
+    }
+
+    /// What was made or changed.
+    pub(crate) async fn post(&self, path: &str, idempotency_key: Option<&str>) -> Result<Value> {
+        understood(self.client.post_once(path, idempotency_key).await?)
+    }
+
+    /// The same as [`Remote::get`], waiting for an API that does not answer, or not now.
+    pub(crate) async fn get_patiently(&self, path: &str) -> Result<Value> {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            match self.client.get(path).await {
+                Err(_) | Ok((429 | 503, _)) if Instant::now() < deadline => sleep(LOOK).await,
+                answered => return understood(answered?),
+            }
+        }
+    }
+
+    /// Shows up to `limit` items of a list: a table with these columns, or a line of JSON each.
+    pub(crate) async fn list(
+        &self,
+        path: &str,
+        filters: &[(&str, Option<String>)],
+        limit: usize,
+        columns: &[&str],
+    ) -> Result<()> {
+        let (mut left, mut next, mut rows) = (limit, None::<String>, Vec::new());
+        while left > 0 {
+            let mut query = Serializer::new(String::new());
+            for (name, value) in filters {
+                query.extend_pairs(value.iter().map(|value| (*name, value)));
+            }
+            query.append_pair("limit", &left.min(LARGEST_PAGE).to_string());
+            query.extend_pairs(next.iter().map(|next| ("pq", next)));
+            let mut page = self.get(&format!("{path}?{}", query.finish())).await?;
+            let Value::Array(items) = page["items"].take() else {
+                bail!("the API answered a page without items")
+            };
+            left = left.saturating_sub(items.len());
+            next = page["next"].as_str().map(str::to_owned);
+            if self.json {
+                let mut out = io::stdout().lock();
+                items.iter().try_for_each(|item| writeln!(out, "{item}"))?;
+            } else {
+                rows.extend(items);
+            }
+            if next.is_none() {
+                break;
+            }
+        }
+        if !self.json {
+            print_table(&rows, columns)?;
+            if next.is_some() {
+                writeln!(io::stderr(), "There are more: --limit shows them.")?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Shows an object: a key a line, or as JSON.
+    pub(crate) fn show(&self, object: &Value, keys: &[&str]) -> Result<()> {
+        let mut out = io::stdout().lock();
+        if self.json {
+            writeln!(out, "{object}")?;
+            return Ok(());
+        }
+        for key in keys {
+            writeln!(out, "{key:<22} {}", text(&object[*key]))?;
+        }
+        Ok(())
+    }
+}
+
+/// Rows under the names of their columns.
+pub(crate) fn print_table(rows: &[Value], columns: &[&str]) -> io::Result<()> {
+    let mut table = Table::new();
+    table.load_preset(presets::NOTHING).set_content_arrangement(ContentArrangement::Disabled);
+    table.set_header(columns.iter().map(|column| column.rsplit('.').next()).map(Option::unwrap_or_default));
+    for row in rows {
+        let value = |column: &&str| text(column.split('.').fold(row, |value: &Value, key| &value[key]));
+        table.add_row(columns.iter().map(value));
+    }
+    writeln!(io::stdout(), "{}", table.trim_fmt())
+}
+
+/// A value for people. What a receiver said can't control the terminal.
+fn text(value: &Value) -> String {
+    match value {
+        Value::Null => "-".to_owned(),
+        Value::String(text) => text
+            .chars()
+            .flat_map(|c| if c.is_control() { c.escape_default().collect() } else { vec![c] })
+            .collect(),
+        other => other.to_string(),
+    }
+}
+
+/// The answer, or what is wrong and what to do about it.
+fn understood((status, body): (u16, String)) -> Result<Value> {
+    let answer: Value = serde_json::from_str(&body)
+        .with_context(|| format!("status {status}, and no JSON: is this the API's URL?"))?;
+    if (200..300).contains(&status) {
+        return Ok(answer);
+    }
+    let said = text(&answer["message"]);
+    let code = text(&answer["code"]);
+    let wrong: Vec<String> = answer["errors"].as_array().into_iter().flatten().map(wrong).collect();
+    let advice = match status {
+        401 => "; is the token right, and has it not ended? `redial token list` tells",
+        403 => "; `redial token create --scope` makes a token that may",
+        404 => "; is it another organization's? The token decides whose",
+        429 | 503 => "; try again in a moment",
+        _ => "",
+    };
+    let wrong = if wrong.is_empty() { String::new() } else { format!(": {}", wrong.join("; ")) };
+    bail!("{code}: {said}{wrong}{advice}")
+}
+
+/// One thing that is wrong with a request.
+fn wrong(error: &Value) -> String {
+    let place: Vec<String> = error["loc"].as_array().into_iter().flatten().map(text).collect();
+    let in_flight = match error["in_flight"]["delivery_id"].as_str() {
+        Some(id) => format!(" ({id}; --supersede ends it if it waits)"),
+        None => String::new(),
+    };
+    format!("{}: {}{in_flight}", place.join("."), text(&error["msg"]))
+}
