@@ -12,9 +12,11 @@ use std::rc::Rc;
 use std::task::{Context, Poll, ready};
 
 use actix_web::Error;
-use actix_web::body::MessageBody;
+use actix_web::body::{BodySize, MessageBody};
 use actix_web::dev::{ServiceRequest, ServiceResponse};
 use actix_web::middleware::Next;
+use actix_web::web::Bytes;
+use socket2::SockRef;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::time::{Instant, Sleep, sleep_until};
@@ -27,9 +29,9 @@ use crate::unparsed::Refusal;
 enum Turn {
     /// The client's: it owes a head.
     Head(Head),
-    /// Ours, since a head was complete.
+    /// Ours, since a head was complete, until the answer has been made to its end.
     Request,
-    /// The client's again: it is being answered.
+    /// The client's again: the rest of the answer is on its way.
     Answer,
     /// The answer ends the connection. What still comes is read for a moment, by actix, and of no interest.
     Last,
@@ -45,27 +47,56 @@ struct Head {
     judged: bool,
 }
 
+/// How much of an answer the kernel holds that it has not sent, in bytes.
+const UNSENT: u32 = 64 * 1024;
 /// The longest head, give or take what comes in one piece. actix would take 128 KiB, of each connection.
 const LONGEST_HEAD: usize = 32 * 1024;
 
 /// What a connection and its requests know of each other.
 pub(crate) struct Progress(Cell<Turn>);
 
-/// Tells the connection of each request.
+/// Tells the connection of each request, and when its answer is made to its end.
 pub(crate) async fn layer(
     request: ServiceRequest,
-    next: Next<impl MessageBody>,
+    next: Next<impl MessageBody + Unpin>,
 ) -> Result<ServiceResponse<impl MessageBody>, Error> {
     let progress = request.conn_data::<Rc<Progress>>().cloned();
-    let tell = |turn| {
-        if let Some(progress) = &progress {
-            progress.0.set(turn);
+    if let Some(progress) = &progress {
+        progress.0.set(Turn::Request);
+    }
+    let made = Made(progress);
+    let response = next.call(request).await?;
+    Ok(response.map_body(|_, body| Answer { body, _made: made }))
+}
+
+/// Dropped when an answer has been made, or never will be.
+struct Made(Option<Rc<Progress>>);
+
+impl Drop for Made {
+    fn drop(&mut self) {
+        if let Some(progress) = &self.0
+            && let Turn::Request = progress.0.get()
+        {
+            progress.0.set(Turn::Answer);
         }
-    };
-    tell(Turn::Request);
-    let response = next.call(request).await;
-    tell(Turn::Answer);
-    response
+    }
+}
+
+struct Answer<B> {
+    body: B,
+    _made: Made,
+}
+
+impl<B: MessageBody + Unpin> MessageBody for Answer<B> {
+    type Error = B::Error;
+
+    fn size(&self) -> BodySize {
+        self.body.size()
+    }
+
+    fn poll_next(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Bytes, Self::Error>>> {
+        Pin::new(&mut self.get_mut().body).poll_next(cx)
+    }
 }
 
 /// A connection whose client may not take its time without end.
@@ -89,6 +120,11 @@ struct Stalled {
 impl Guarded {
     pub(crate) fn new(io: TcpStream, limits: Limits) -> Guarded {
         let progress = Rc::new(Progress(Cell::new(Turn::Head(Head::default()))));
+        // Else the kernel takes megabytes, of each connection, and says that it takes more only when a third of them is
+        // gone: a slow client would look like one that has stopped.
+        if let Err(error) = SockRef::from(&io).set_tcp_notsent_lowat(UNSENT) {
+            tracing::debug!(%error, "the kernel's buffer is not bounded");
+        }
         Guarded { io, limits, progress, head_timer: None, stalled: None, refusal: None }
     }
 
@@ -190,7 +226,7 @@ impl AsyncWrite for Guarded {
             // There is no request to answer: this comes from actix alone. (Behind the answer to an earlier request of
             // the same connection it could not be told apart, and stays as it is.)
             Turn::Head(_) if this.refusal.is_none() => this.refusal = Refusal::instead_of(buf),
-            Turn::Answer if ends_connection(buf) => this.progress.0.set(Turn::Last),
+            Turn::Request | Turn::Answer if ends_connection(buf) => this.progress.0.set(Turn::Last),
             _ => {}
         }
         let written = match this.refusal {
@@ -209,7 +245,7 @@ impl AsyncWrite for Guarded {
         written
     }
 
-    /// actix flushes whenever it has nothing left to write, and has written a whole answer by then: ours are in memory.
+    /// actix flushes whenever it has nothing left to write.
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
         ready!(Pin::new(&mut this.io).poll_flush(cx))?;

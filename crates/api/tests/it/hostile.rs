@@ -279,6 +279,42 @@ async fn a_client_that_sips_its_answers_is_cut_off() {
 }
 
 /// One that reads steadily gets all it asked for, however much that is, and in its order.
+/// Slower than any buffer is emptied in `answer_time`, but as fast as is asked of it.
+#[tokio::test]
+async fn a_client_that_reads_slowly_but_steadily_gets_its_whole_answer() {
+    const RUNS: usize = 80;
+    let api = start().await;
+    for _ in 0..RUNS {
+        let output = "x".repeat(60_000);
+        let body = format!(r#"{{"status_code": "succeeded", "output": ["{}"]}}"#, output);
+        let run = format!("/v1/runs/{}", uuid::Uuid::new_v4());
+        assert_eq!(crate::harness::send(api.put(&run, body)).await.status, 201);
+    }
+    let socket = TcpSocket::new_v4().unwrap();
+    socket.set_recv_buffer_size(128 * 1024).unwrap();
+    let mut stream = socket.connect(api.addr).await.unwrap();
+    let head =
+        format!("GET /v1/runs?limit=500 HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {}\r\n", api.token);
+    stream.write_all(format!("{head}Connection: close\r\n\r\n").as_bytes()).await.unwrap();
+    // 800 kB a second; 128 are asked for.
+    let (mut ticks, mut answer) = (tokio::time::interval(Duration::from_millis(20)), Vec::new());
+    loop {
+        ticks.tick().await;
+        let mut piece = [0; 16_000];
+        match timeout(PATIENCE, stream.read(&mut piece)).await.unwrap().expect("it is not cut off") {
+            0 => break,
+            len => answer.extend_from_slice(&piece[..len]),
+        }
+    }
+    let answer = String::from_utf8(answer).unwrap();
+    assert!(
+        answer.len() > RUNS * 60_000 && answer.trim_end().ends_with(['0', '}']),
+        "{} bytes",
+        answer.len()
+    );
+    assert_eq!(answer.matches(r#""status_code":"succeeded""#).count(), RUNS);
+}
+
 #[tokio::test]
 async fn many_requests_in_one_go_are_all_answered_to_a_client_that_reads() {
     const ASKED: usize = 200;

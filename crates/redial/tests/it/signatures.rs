@@ -31,7 +31,7 @@ async fn pythons_hmac_and_the_standardwebhooks_packages_of_pypi_and_npm_verify_t
     let new = text(&made["plain_secret"]);
     system.redeliver_all(later).await;
     lines.extend(system.gather(later.len()).await.iter().map(|received| line(&new, &[&old], received)));
-    let packages = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../target/test-packages");
+    let packages = Path::new(env!("CARGO_TARGET_TMPDIR")).join("../test-packages");
     let script = |name| Path::new(env!("CARGO_MANIFEST_DIR")).join("tests").join(name);
     let python = packages.join("bin/python3");
     assert_eq!(verified(&python, &script("verify.py"), &packages, &lines), lines.len());
