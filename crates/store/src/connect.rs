@@ -4,7 +4,7 @@ use std::fmt;
 use std::str::FromStr;
 use std::time::{Duration, Instant};
 
-use diesel::connection::{AnsiTransactionManager, SimpleConnection, TransactionManager};
+use diesel::connection::{AnsiTransactionManager, CacheSize, SimpleConnection, TransactionManager};
 use diesel::{Connection as _, PgConnection, SqliteConnection};
 use thiserror::Error;
 
@@ -105,6 +105,41 @@ impl fmt::Debug for DatabaseUrl {
     }
 }
 
+/// What says in a URL that PgBouncer or the like stands before the server, and may give each transaction another session.
+const POOLED: &str = "pgbouncer=true";
+
+/// The URL as libpq takes it.
+fn for_libpq(url: &str) -> String {
+    let is_pooled = url.split(['?', '&']).any(|part| part == POOLED);
+    let own = url.split_once('?').map_or(url.to_owned(), |(place, parameters)| {
+        let left: Vec<&str> = parameters.split('&').filter(|part| *part != POOLED).collect();
+        if left.is_empty() { place.to_owned() } else { format!("{place}?{}", left.join("&")) }
+    });
+    let mut url = with_time_limits(&own);
+    // PgBouncer takes no setting of a session that it would have to give to every session: so it is noticed at once.
+    if !is_pooled && !url.contains("options=") {
+        url.push_str("&options=-c%20redial.direct%3Don");
+    }
+    url
+}
+
+/// What the sessions of a server are set to, each for itself or, behind a pooler, for each transaction.
+pub(crate) fn session_settings(scope: &str) -> String {
+    format!(
+        "SET {scope} client_min_messages = warning;
+         -- A claim that is forgotten after a crash would be sent again under the same number.
+         SELECT set_config('synchronous_commit', 'on', {is_local})
+             WHERE current_setting('synchronous_commit') NOT IN ('on', 'remote_apply');
+         -- Compiling a statement takes longer than any of ours runs, whatever the planner expects.
+         SET {scope} jit = off;
+         -- Far longer than any statement of ours: one that nobody waits for any more gives its connection back.
+         SET {scope} statement_timeout = '30s';
+         -- A host that vanishes in mid-transaction must not hold its rows, nor one that waits for them.
+         SET {scope} idle_in_transaction_session_timeout = '10s'; SET {scope} lock_timeout = '5s'",
+        is_local = scope == "LOCAL"
+    )
+}
+
 /// A server that is gone without a word is noticed within seconds instead of hours, unless the URL says otherwise.
 fn with_time_limits(url: &str) -> String {
     let limits = [
@@ -120,24 +155,41 @@ fn with_time_limits(url: &str) -> String {
     })
 }
 
+/// PgBouncer's own words, in which it speaks to everybody.
+fn advised(error: diesel::ConnectionError) -> diesel::ConnectionError {
+    match error {
+        diesel::ConnectionError::BadConnection(why) if why.contains("unsupported startup parameter") => {
+            let advice = format!("through PgBouncer, add {POOLED} to the database's url: {}", why.trim());
+            diesel::ConnectionError::BadConnection(advice)
+        }
+        error => error,
+    }
+}
+
 impl DatabaseUrl {
+    /// Whether a pooler may give each transaction another session of the server.
+    pub fn is_pooled(&self) -> bool {
+        match self {
+            DatabaseUrl::Postgres(url) => url.split(['?', '&']).any(|part| part == POOLED),
+            DatabaseUrl::Sqlite(_) => false,
+        }
+    }
+
     /// Opens one connection, set up as every connection of this program is.
     pub fn connect(&self) -> diesel::ConnectionResult<AnyConnection> {
         let set_up = diesel::ConnectionError::CouldntSetupConfiguration;
         Ok(match self {
             DatabaseUrl::Postgres(url) => {
-                let mut conn = PgConnection::establish(&with_time_limits(url))?;
-                // A claim that is forgotten after a crash would be sent again under the same number.
-                conn.batch_execute(
-                    "SET application_name = 'redial'; SET client_min_messages = warning;
-                     DO $$ BEGIN IF current_setting('synchronous_commit') NOT IN ('on', 'remote_apply') THEN
-                        SET synchronous_commit = on; END IF; END $$;
-                     -- Compiling a statement takes longer than any of ours runs, whatever the planner expects.
-                     SET jit = off;
-                     -- A host that vanishes in mid-transaction must not hold its rows, nor one that waits for them.
-                     SET idle_in_transaction_session_timeout = '10s'; SET lock_timeout = '5s'",
-                )
-                .map_err(set_up)?;
+                let mut conn = PgConnection::establish(&for_libpq(url)).map_err(advised)?;
+                if self.is_pooled() {
+                    // A statement is prepared in the session, which may be another one the next time.
+                    conn.set_prepared_statement_cache_size(CacheSize::Disabled);
+                    conn.batch_execute("SET application_name = 'redial'").map_err(set_up)?;
+                } else {
+                    let settings =
+                        format!("SET application_name = 'redial'; {}", session_settings("SESSION"));
+                    conn.batch_execute(&settings).map_err(set_up)?;
+                }
                 AnyConnection::Postgres(conn)
             }
             DatabaseUrl::Sqlite(path) => {

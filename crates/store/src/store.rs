@@ -13,7 +13,7 @@ use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
 use crate::clock::Clock;
-use crate::connect::{AnyConnection, DatabaseUrl};
+use crate::connect::{AnyConnection, DatabaseUrl, session_settings};
 use crate::error::StoreError;
 use crate::migrate::schema_state;
 use crate::prepared::prepared;
@@ -244,7 +244,7 @@ impl Connections {
         tokio::task::spawn_blocking(work).await.map_err(|_| StoreError::Panicked)?
     }
 
-    /// Runs `work` on a connection without a transaction around it.
+    /// Runs `work` on a connection without a transaction around it, unless a pooler needs one.
     async fn run<T, F>(&self, work: F) -> Result<T, StoreError>
     where
         F: FnOnce(&mut AnyConnection) -> Result<T, StoreError> + Send + 'static,
@@ -254,7 +254,13 @@ impl Connections {
         let pool = self.pool.clone();
         let work = move || {
             let mut conn = pool.get().map_err(|error| StoreError::Unavailable(error.to_string()))?;
-            let result = work(&mut conn.inner);
+            let result = if conn.is_pooled {
+                let begun = conn.begin(AnyConnection::begin_write).map_err(StoreError::from);
+                let result = begun.and_then(|()| work(&mut conn.inner));
+                conn.inner.end(result)
+            } else {
+                work(&mut conn.inner)
+            };
             conn.lost |= result.is_err();
             drop(turn);
             result
@@ -278,7 +284,7 @@ fn begun(
     let mut tries = pool.max_size() + 1;
     loop {
         let mut conn = pool.get().map_err(|error| StoreError::Unavailable(error.to_string()))?;
-        let Err(error) = begin(&mut conn.inner) else { return Ok(conn) };
+        let Err(error) = conn.begin(begin) else { return Ok(conn) };
         conn.lost = true;
         tries -= 1;
         if tries == 0 || !is_dead(&error) {
@@ -302,6 +308,15 @@ struct Pooled {
     inner: AnyConnection,
     /// Something failed outside any transaction: don't use it again.
     lost: bool,
+    /// Whether each transaction may get another session of the server.
+    is_pooled: bool,
+}
+
+impl Pooled {
+    fn begin(&mut self, begin: fn(&mut AnyConnection) -> QueryResult<()>) -> QueryResult<()> {
+        begin(&mut self.inner)?;
+        if self.is_pooled { self.inner.batch_execute(&session_settings("LOCAL")) } else { Ok(()) }
+    }
 }
 
 impl r2d2::ManageConnection for Manager {
@@ -309,13 +324,7 @@ impl r2d2::ManageConnection for Manager {
     type Error = diesel::ConnectionError;
 
     fn connect(&self) -> Result<Pooled, Self::Error> {
-        let mut inner = self.0.connect()?;
-        if let AnyConnection::Postgres(conn) = &mut inner {
-            // Far longer than any statement of ours: one that nobody waits for any more gives its connection back.
-            conn.batch_execute("SET statement_timeout = '30s'")
-                .map_err(diesel::ConnectionError::CouldntSetupConfiguration)?;
-        }
-        Ok(Pooled { inner, lost: false })
+        Ok(Pooled { inner: self.0.connect()?, lost: false, is_pooled: self.0.is_pooled() })
     }
 
     fn is_valid(&self, _: &mut Pooled) -> Result<(), Self::Error> {

@@ -81,6 +81,14 @@ impl TestDatabase {
         resolved.expect("DATABASE_URL names a host")
     }
 
+    /// The user's name and password; empty if there is none.
+    pub fn credentials(&self) -> (String, String) {
+        let DatabaseUrl::Postgres(url) = &self.url else { panic!("a file has no user") };
+        let user = authority(url).rsplit_once('@').map_or("", |(user, _)| user);
+        let (name, password) = user.split_once(':').unwrap_or((user, ""));
+        (name.to_owned(), password.to_owned())
+    }
+
     /// The database's URL when its server is reached through something at `addr`.
     pub fn url_through(&self, addr: SocketAddr) -> DatabaseUrl {
         let DatabaseUrl::Postgres(url) = &self.url else { panic!("a file has no address") };

@@ -2,12 +2,15 @@
 
 use std::io::{self, Write};
 
-use anyhow::Context;
+use anyhow::{Context, bail};
 
 use crate::settings::Settings;
 
 pub(crate) async fn run(settings: &Settings) -> anyhow::Result<()> {
     let url = settings.database_url()?;
+    if url.is_pooled() {
+        bail!("migrations need sessions of their own: give the server's own url, without pgbouncer=true");
+    }
     let shown = url.to_string();
     let applied = tokio::task::spawn_blocking(move || {
         let mut conn = url.connect().context("cannot connect")?;

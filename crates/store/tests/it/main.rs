@@ -13,6 +13,7 @@ mod idempotency;
 mod invariants;
 mod migrations;
 mod pages;
+mod pooler;
 mod redeliveries;
 mod relay;
 mod rewrap;
