@@ -91,7 +91,7 @@ pub fn deliveries_page(
         found.extend(positions.into_iter().map(position));
     }
     let mut found = request.gather(found);
-    found.cut(request, &bytes_of(tx, found.ids(), parts)?);
+    found.cut(request, &bytes_of(tx, &found.ids(), parts)?);
     let rows = deliveries::table
         .filter(deliveries::id.eq_any(found.ids()))
         .select((DeliveryRow::as_select(), payload(parts.payload)))
@@ -109,23 +109,23 @@ pub fn delivery_bytes(
 ) -> Result<usize, StoreError> {
     let is_there = deliveries::table.find(Key::from(id)).filter(deliveries::org_id.eq(Key::from(org)));
     let found: Vec<Key> = is_there.select(deliveries::id).load(tx)?;
-    let bytes = bytes_of(tx, found, parts)?;
+    let bytes = bytes_of(tx, &found, parts)?;
     Ok(bytes.values().next().map_or(0, |bytes| usize::try_from(*bytes).unwrap_or(0)))
 }
 
 /// How many bytes those parts of the deliveries have: the payload, which is shown in two ways, and the responses.
-fn bytes_of(tx: &mut AnyConnection, ids: Vec<Key>, parts: DeliveryParts) -> QueryResult<HashMap<Key, i64>> {
+fn bytes_of(tx: &mut AnyConnection, ids: &[Key], parts: DeliveryParts) -> QueryResult<HashMap<Key, i64>> {
     let mut bytes: HashMap<Key, i64> = HashMap::new();
     if parts.payload {
         let payloads: Vec<(Key, i32)> = deliveries::table
-            .filter(deliveries::id.eq_any(&ids))
+            .filter(deliveries::id.eq_any(ids))
             .select((deliveries::id, blob_bytes(deliveries::payload)))
             .load(tx)?;
         bytes.extend(payloads.into_iter().map(|(id, payload)| (id, 2 * i64::from(payload))));
     }
     if parts.attempts {
         let responses: Vec<(Key, Option<i64>)> = attempts::table
-            .filter(attempts::delivery_id.eq_any(&ids))
+            .filter(attempts::delivery_id.eq_any(ids))
             .group_by(attempts::delivery_id)
             .select((attempts::delivery_id, diesel::dsl::sum(text_bytes(attempts::response_body))))
             .load(tx)?;

@@ -19,6 +19,8 @@ use crate::prepared::prepared;
 
 const POSTGRES_STORAGE: &str = include_str!("../../../migrations/postgres-storage.sql");
 
+type Fill = fn(&mut AnyConnection) -> Result<(), StoreError>;
+
 /// One step of the schema.
 #[derive(Clone, Copy)]
 pub struct Migration {
@@ -27,7 +29,7 @@ pub struct Migration {
     /// Its text; see `migrations/README.md`.
     pub up: &'static str,
     /// What is filled in after it, in its transaction. (A later one would be a migration of its own.)
-    fill: Option<fn(&mut AnyConnection) -> Result<(), StoreError>>,
+    fill: Option<Fill>,
 }
 
 macro_rules! migration {
@@ -59,7 +61,7 @@ impl Migration {
         Migration { number, up, fill: None }
     }
 
-    const fn filled_by(self, fill: fn(&mut AnyConnection) -> Result<(), StoreError>) -> Migration {
+    const fn filled_by(self, fill: Fill) -> Migration {
         Migration { fill: Some(fill), ..self }
     }
 
@@ -139,7 +141,7 @@ pub fn migrate_to(conn: &mut AnyConnection, migrations: &[Migration]) -> Result<
         // One transaction: BEGIN IMMEDIATE shuts others out.
         AnyConnection::Sqlite(_) => {
             conn.begin_write()?;
-            let applied = apply(conn, migrations, |conn, migration| run(conn, migration));
+            let applied = apply(conn, migrations, run);
             conn.end(applied)
         }
         AnyConnection::Postgres(_) => {
@@ -167,7 +169,7 @@ fn take_turn(conn: &mut AnyConnection) -> Result<(), StoreError> {
         if lock.get_result(conn)? {
             return Ok(());
         }
-        std::thread::sleep(PAUSE / 10);
+        std::thread::park_timeout(PAUSE / 10); // a command has this thread for itself
     }
 }
 
@@ -241,7 +243,7 @@ fn patiently(
                     )));
                 }
                 tracing::info!("a table is busy, trying again");
-                std::thread::sleep(PAUSE);
+                std::thread::park_timeout(PAUSE);
             }
             other => return other,
         }

@@ -139,7 +139,7 @@ async fn follow(engine: Engine) {
                     let id = RunId::new(now);
                     store::record_run(tx, now, &policy, Deliver::Never, (org, id), &update, "r")?;
                     // Some commit long after they began, as behind a lock.
-                    std::thread::sleep(Duration::from_millis(((writer * 7 + n * 13) % 40) as u64));
+                    std::thread::park_timeout(Duration::from_millis(((writer * 7 + n * 13) % 40) as u64));
                     Ok::<_, store::StoreError>(())
                 });
                 write.await.unwrap();
