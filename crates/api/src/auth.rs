@@ -66,8 +66,7 @@ impl Gate {
                 }
             }
         }
-        let look_up = async { Ok(api.store.read(move |tx| store::authenticate(tx, moment, token)).await?) };
-        let found = database.within(look_up).await;
+        let found = look_up(api, database, token).await;
         if is_stranger && !matches!(found, Ok(None)) {
             self.failures.give_back(client);
         }
@@ -88,12 +87,20 @@ impl Gate {
         let Ok(Ok(_turn)) = timeout(SUSPECTS_PATIENCE, self.suspects.acquire()).await else {
             return Err(ApiError::RateLimited(wait));
         };
-        let moment = api.store.clock().now();
-        let look_up = async { Ok(api.store.read(move |tx| store::authenticate(tx, moment, token)).await?) };
-        let found = database.within(look_up).await?.ok_or(ApiError::RateLimited(wait))?;
+        let found = look_up(api, database, token).await?.ok_or(ApiError::RateLimited(wait))?;
         self.tokens.put(token, Some(found.clone()), now);
         Ok(found)
     }
+}
+
+/// Whose the token is, of the database.
+async fn look_up(
+    api: &Api,
+    database: &mut DatabaseTime,
+    token: TokenText,
+) -> Result<Option<Principal>, ApiError> {
+    let now = api.store.clock().now();
+    database.within(async { Ok(api.store.read(move |tx| store::authenticate(tx, now, token)).await?) }).await
 }
 
 /// Lets a request pass that bears a known token with that scope, and answers whose it is.

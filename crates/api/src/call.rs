@@ -1,11 +1,9 @@
 //! A call that may be made, and what its handler reads from it.
 
 use std::convert::Infallible;
-use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll};
 
-use actix_web::body::{BodySize, BoxBody, MessageBody, SizedStream};
+use actix_web::body::SizedStream;
 use actix_web::http::StatusCode;
 use actix_web::http::header::ContentType;
 use actix_web::web::{Bytes, Data};
@@ -18,6 +16,7 @@ use uuid::Uuid;
 
 use crate::acceptor::Acceptor;
 use crate::error::ApiError;
+use crate::keeping::Keeping;
 use crate::params::{Query, parse_uuid};
 use crate::room::{LIGHT, Taken};
 use crate::{Api, body, idempotency, params};
@@ -116,22 +115,5 @@ const PIECE: usize = 64 * 1024;
 
 /// The answer, which keeps its room until the client has taken it.
 pub(crate) fn keep(answer: HttpResponse, room: Arc<Taken>) -> HttpResponse {
-    answer.map_body(|_, body| Roomy { body, _room: room }).map_into_boxed_body()
-}
-
-struct Roomy {
-    body: BoxBody,
-    _room: Arc<Taken>,
-}
-
-impl MessageBody for Roomy {
-    type Error = <BoxBody as MessageBody>::Error;
-
-    fn size(&self) -> BodySize {
-        self.body.size()
-    }
-
-    fn poll_next(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Bytes, Self::Error>>> {
-        Pin::new(&mut self.get_mut().body).poll_next(cx)
-    }
+    answer.map_body(|_, body| Keeping::new(body, room)).map_into_boxed_body()
 }

@@ -12,16 +12,16 @@ use std::rc::Rc;
 use std::task::{Context, Poll, ready};
 
 use actix_web::Error;
-use actix_web::body::{BodySize, MessageBody};
+use actix_web::body::MessageBody;
 use actix_web::dev::{ServiceRequest, ServiceResponse};
 use actix_web::middleware::Next;
-use actix_web::web::Bytes;
 use socket2::SockRef;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::time::{Instant, Sleep, sleep_until};
 
 use crate::Limits;
+use crate::keeping::Keeping;
 use crate::unparsed::Refusal;
 
 /// Whose turn it is.
@@ -66,7 +66,7 @@ pub(crate) async fn layer(
     }
     let made = Made(progress);
     let response = next.call(request).await?;
-    Ok(response.map_body(|_, body| Answer { body, _made: made }))
+    Ok(response.map_body(|_, body| Keeping::new(body, made)))
 }
 
 /// Dropped when an answer has been made, or never will be.
@@ -79,23 +79,6 @@ impl Drop for Made {
         {
             progress.0.set(Turn::Answer);
         }
-    }
-}
-
-struct Answer<B> {
-    body: B,
-    _made: Made,
-}
-
-impl<B: MessageBody + Unpin> MessageBody for Answer<B> {
-    type Error = B::Error;
-
-    fn size(&self) -> BodySize {
-        self.body.size()
-    }
-
-    fn poll_next(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Bytes, Self::Error>>> {
-        Pin::new(&mut self.get_mut().body).poll_next(cx)
     }
 }
 

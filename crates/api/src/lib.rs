@@ -15,6 +15,7 @@ mod connection;
 mod doorbell;
 mod error;
 mod idempotency;
+mod keeping;
 mod limits;
 mod openapi;
 mod operation;

@@ -21,7 +21,7 @@ use crate::operation::query;
 use crate::params::{Fault, Query};
 use crate::selection::{self, Item, Selected, Selection};
 
-const MAX_LIMIT: usize = 500;
+pub(crate) const MAX_LIMIT: usize = 500;
 const DEFAULT_LIMIT: usize = 50;
 
 /// Where a page begins.
@@ -75,21 +75,7 @@ pub(crate) fn page_of(query: &mut Query) -> PageRequest {
         Some(Cursor::At(position)) => Some(position),
         _ => None,
     };
-    PageRequest { limit, order, from, backwards, ..newest() }
-}
-
-/// The newest of a list, without any cursor.
-pub(crate) fn newest() -> PageRequest {
-    PageRequest {
-        limit: MAX_LIMIT,
-        order: SortOrder::Descending,
-        from: None,
-        backwards: false,
-        created_after: None,
-        created_before: None,
-        max_bytes: usize::MAX,
-        never_empty: true,
-    }
+    PageRequest { limit, order, from, backwards, ..PageRequest::NEWEST }
 }
 
 /// The request within its bounds: of bytes and, in ascending order, of what may still be overtaken.

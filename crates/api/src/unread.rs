@@ -8,13 +8,15 @@ use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll};
 
-use actix_web::body::{BodySize, MessageBody};
+use actix_web::body::MessageBody;
 use actix_web::dev::{Payload, ServiceRequest, ServiceResponse};
 use actix_web::error::PayloadError;
 use actix_web::middleware::Next;
 use actix_web::web::Bytes;
 use actix_web::{Error, HttpMessage};
 use futures_util::Stream;
+
+use crate::keeping::Keeping;
 
 pub(crate) async fn layer(
     mut request: ServiceRequest,
@@ -26,7 +28,7 @@ pub(crate) async fn layer(
         request.set_payload(Payload::Stream { payload: Box::pin(kept.clone()) });
     }
     let response = next.call(request).await?;
-    Ok(response.map_body(|_, body| Answer { body, _kept: kept }))
+    Ok(response.map_body(|_, body| Keeping::new(body, kept)))
 }
 
 #[derive(Clone)]
@@ -37,22 +39,5 @@ impl Stream for Shared {
 
     fn poll_next(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
         Pin::new(&mut *self.0.borrow_mut()).poll_next(cx)
-    }
-}
-
-struct Answer<B> {
-    body: B,
-    _kept: Option<Shared>,
-}
-
-impl<B: MessageBody + Unpin> MessageBody for Answer<B> {
-    type Error = B::Error;
-
-    fn size(&self) -> BodySize {
-        self.body.size()
-    }
-
-    fn poll_next(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Bytes, Self::Error>>> {
-        Pin::new(&mut self.get_mut().body).poll_next(cx)
     }
 }

@@ -234,16 +234,8 @@ impl Site {
         loop {
             let org = self.org;
             let page = self.store.read(move |tx| {
-                let request = PageRequest {
-                    limit: CHUNK,
-                    order: SortOrder::Ascending,
-                    from,
-                    backwards: false,
-                    created_after: None,
-                    created_before: None,
-                    max_bytes: usize::MAX,
-                    never_empty: true,
-                };
+                let request =
+                    PageRequest { limit: CHUNK, order: SortOrder::Ascending, from, ..PageRequest::NEWEST };
                 deliveries_page(tx, org, &DeliveryFilter::default(), &request, DeliveryParts::SHOWN)
             });
             let page = page.await?;

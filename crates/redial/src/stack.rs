@@ -81,8 +81,11 @@ impl Stack {
         };
         tokio::spawn({
             let (store, shutdown) = (dispatcher.store.clone(), shutdown.clone());
-            // Nobody else migrates its file meanwhile.
-            async move { store.keep_aligned(shutdown).await }
+            async move {
+                if let Err(error) = store.keep_aligned(shutdown).await {
+                    tracing::error!(%error, "another program has migrated the database");
+                }
+            }
         });
         Ok(Stack {
             addr,

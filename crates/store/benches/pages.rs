@@ -19,16 +19,7 @@ use uuid::Uuid;
 /// 2026-01-01, in microseconds since 1970.
 const START: i64 = 1_767_225_600_000_000;
 const PAGES: usize = 50;
-const FIRST: PageRequest = PageRequest {
-    limit: 50,
-    order: SortOrder::Descending,
-    from: None,
-    backwards: false,
-    created_after: None,
-    created_before: None,
-    max_bytes: usize::MAX,
-    never_empty: true,
-};
+const FIRST: PageRequest = PageRequest { limit: 50, ..PageRequest::NEWEST };
 
 fn main() {
     let count = std::env::args().filter_map(|arg| arg.parse().ok()).next().unwrap_or(1_000_000);

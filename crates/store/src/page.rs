@@ -69,6 +69,18 @@ pub struct Rows<T> {
 const ROW_BYTES: i64 = 512;
 
 impl PageRequest {
+    /// All that a list has, newest first.
+    pub const NEWEST: PageRequest = PageRequest {
+        limit: usize::MAX,
+        order: SortOrder::Descending,
+        from: None,
+        backwards: false,
+        created_after: None,
+        created_before: None,
+        max_bytes: usize::MAX,
+        never_empty: true,
+    };
+
     /// Whether rows are read in descending order.
     pub(crate) fn reads_descending(&self) -> bool {
         (self.order == SortOrder::Descending) != self.backwards

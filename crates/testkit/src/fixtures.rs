@@ -1,19 +1,7 @@
 //! Small things many tests need.
 
 use contracts::{Delivery, OrgId, RunId, RunUpdate};
-use store::{AnyConnection, DeliveryParts, Keyring, PageRequest, SortOrder, StoreError};
-
-/// Everything that a list has, newest first.
-pub const ALL_ROWS: PageRequest = PageRequest {
-    limit: usize::MAX,
-    order: SortOrder::Descending,
-    from: None,
-    backwards: false,
-    created_after: None,
-    created_before: None,
-    max_bytes: usize::MAX,
-    never_empty: true,
-};
+use store::{AnyConnection, DeliveryParts, Keyring, PageRequest, StoreError};
 
 /// All of a run's deliveries with all their parts, newest first; none when the organization has no such run.
 pub fn deliveries_of_run(
@@ -21,7 +9,7 @@ pub fn deliveries_of_run(
     org: OrgId,
     run: RunId,
 ) -> Result<Option<Vec<Delivery>>, StoreError> {
-    let found = store::deliveries_of_run(tx, org, run, &ALL_ROWS, DeliveryParts::ALL)?;
+    let found = store::deliveries_of_run(tx, org, run, &PageRequest::NEWEST, DeliveryParts::ALL)?;
     Ok(found.map(|found| found.rows.into_iter().map(|(_, delivery)| delivery).collect()))
 }
 

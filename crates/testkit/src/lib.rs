@@ -10,7 +10,7 @@ mod proxy;
 mod rabbit;
 
 pub use database::{Engine, RowLock, TestDatabase};
-pub use fixtures::{ALL_ROWS, deliveries_of_run, keyring, terminal_run};
+pub use fixtures::{deliveries_of_run, keyring, terminal_run};
 pub use memory::{Changes, HoldRow, MemoryDatabase, Refused};
 pub use proxy::Proxy;
 pub use rabbit::RabbitNode;

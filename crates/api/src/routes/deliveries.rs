@@ -6,8 +6,8 @@ use contracts::{Delivery, DeliveryId, DeliveryStatus, ErrorCode, FailureReason, 
 use egress::normalize_host;
 use serde_json::{Value, json};
 use store::{
-    DeliveryFilter, DeliveryParts, Withdrawal, deliveries_of_run, deliveries_page, delivery_bytes,
-    find_delivery,
+    DeliveryFilter, DeliveryParts, PageRequest, Withdrawal, deliveries_of_run, deliveries_page,
+    delivery_bytes, find_delivery,
 };
 use strum::VariantArray;
 
@@ -15,7 +15,7 @@ use crate::call::{self, Answer, Call};
 use crate::error::ApiError;
 use crate::idempotency::key_reused;
 use crate::operation::query;
-use crate::paging::{self, page_in_time};
+use crate::paging::{self, MAX_LIMIT, page_in_time};
 use crate::params::{Fault, Query};
 use crate::selection::Selection;
 
@@ -25,7 +25,7 @@ pub(crate) async fn of_run(call: Call) -> Answer {
     let run = RunId(call.path_id("run_id")?);
     let selection = selection_of(&call)?;
     let (org, parts) = (call.org, parts_of(&selection));
-    let request = paging::bounded(&call, paging::newest()).await?;
+    let request = paging::bounded(&call, PageRequest { limit: MAX_LIMIT, ..PageRequest::NEWEST }).await?;
     let found = call.api.store.read(move |tx| deliveries_of_run(tx, org, run, &request, parts)).await?;
     let found = paging::roomy(&call, found.ok_or(ErrorCode::RunNotFound)?)?;
     let older = paging::cursor_behind(&found).map(|cursor| {

@@ -121,11 +121,11 @@ const ATTEMPT: &[&str] = &[
     "created_at",
     "status_code",
     "response_time_ms",
-    "timing.resolve_ms",
-    "timing.connect_ms",
-    "timing.tls_ms",
-    "timing.send_ms",
-    "timing.wait_ms",
+    "timing.resolve",
+    "timing.connect",
+    "timing.tls",
+    "timing.send",
+    "timing.wait",
     "timing.remote_address",
     "error_message",
 ];
@@ -209,4 +209,17 @@ fn print_attempts(delivery: &Value, shown: usize) -> Result<usize> {
         print_table(&attempts[shown..], ATTEMPT)?;
     }
     Ok(attempts.len())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_phases_shown_are_those_of_an_attempt() {
+        let timing = serde_json::to_value(contracts::Timing::default()).unwrap();
+        for column in ATTEMPT.iter().filter_map(|column| column.strip_prefix("timing.")) {
+            assert!(timing.get(column).is_some(), "{column}");
+        }
+    }
 }

@@ -99,6 +99,9 @@ impl Remote {
                 query.extend_pairs(value.iter().map(|value| (*name, value)));
             }
             query.append_pair("limit", &left.min(LARGEST_PAGE).to_string());
+            if !self.json {
+                query.append_pair("fields", &columns.join(","));
+            }
             query.extend_pairs(next.iter().map(|next| ("pq", next)));
             let mut page = self.get(&format!("{path}?{}", query.finish())).await?;
             let Value::Array(items) = page["items"].take() else {
@@ -187,9 +190,28 @@ fn understood((status, body): (u16, String)) -> Result<Value> {
 /// One thing that is wrong with a request.
 fn wrong(error: &Value) -> String {
     let place: Vec<String> = error["loc"].as_array().into_iter().flatten().map(text).collect();
-    let in_flight = match error["in_flight"]["delivery_id"].as_str() {
+    let in_flight = match error["delivery_id"].as_str() {
         Some(id) => format!(" ({id}; --supersede ends it if it waits)"),
         None => String::new(),
     };
     format!("{}: {}{in_flight}", place.join("."), text(&error["msg"]))
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn a_conflict_names_the_delivery_in_flight_and_the_way_out() {
+        let errors =
+            json!([{"loc": ["path", "run_id"], "msg": "in flight", "type": "conflict", "delivery_id": "d1"}]);
+        let body = json!({"code": "VALIDATION_ERROR", "message": "invalid", "errors": errors}).to_string();
+        let told = understood((422, body)).unwrap_err().to_string();
+        assert_eq!(
+            told,
+            "VALIDATION_ERROR: invalid: path.run_id: in flight (d1; --supersede ends it if it waits)"
+        );
+    }
 }

@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use ::store::{
-    DeliveryFilter, DeliveryParts, PageRequest, Redelivery, SortOrder, claim_due, claimed_under,
-    deliveries_page, fill_unknown_destinations, forget_holds,
+    DeliveryFilter, DeliveryParts, PageRequest, Redelivery, claim_due, claimed_under, deliveries_page,
+    fill_unknown_destinations, forget_holds,
 };
 use contracts::{ClaimId, DeliveryId, DeliveryStatus, Destination, InFlight};
 use engine::{AttemptResult, ByteRoom, Claimed, Effect, HoldChange, RelayPlan, Settlement};
@@ -298,16 +298,7 @@ async fn next_attempt_at_is_the_later_of_the_deliverys_own_and_its_destinations(
 
     let of_run = testkit::deliveries_of_run(&mut stage.conn, stage.org, waiting.run_id).unwrap().unwrap();
     assert_eq!(of_run[0].next_attempt_at, Some(until));
-    let request = PageRequest {
-        limit: 10,
-        order: SortOrder::Descending,
-        from: None,
-        backwards: false,
-        created_after: None,
-        created_before: None,
-        max_bytes: usize::MAX,
-        never_empty: true,
-    };
+    let request = PageRequest { limit: 10, ..PageRequest::NEWEST };
     let page =
         deliveries_page(&mut stage.conn, stage.org, &DeliveryFilter::default(), &request, DeliveryParts::ALL)
             .unwrap();

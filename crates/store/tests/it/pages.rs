@@ -21,16 +21,7 @@ on_both_engines!(
     a_page_reads_an_index_from_its_position_on,
 );
 
-const FIRST: PageRequest = PageRequest {
-    limit: 7,
-    order: SortOrder::Descending,
-    from: None,
-    backwards: false,
-    created_after: None,
-    created_before: None,
-    max_bytes: usize::MAX,
-    never_empty: true,
-};
+const FIRST: PageRequest = PageRequest { limit: 7, ..PageRequest::NEWEST };
 
 fn positions<T>(rows: &Rows<T>) -> Vec<Position> {
     rows.rows.iter().map(|(at, _)| *at).collect()
