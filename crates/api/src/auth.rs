@@ -42,9 +42,9 @@ impl Gate {
         }
     }
 
-    /// Whose the token is. Those that were good the last time are not in question, whoever else is behind the same
-    /// address. Of a client that has shown too many unknown ones lately another one is looked up as well, as it may be
-    /// a good one of somebody else's, but only one at a time of all such clients, and not for long.
+    /// Returns the principal of a token. A cached token is never rate limited, whoever shares the client's address. A
+    /// client over its limit of unknown tokens may still present a valid one, so its token is looked up too: one look-up
+    /// at a time for all such clients, with a bounded wait.
     async fn principal(
         &self,
         api: &Api,

@@ -1,7 +1,7 @@
 //! Room in memory for what is large: a request's body and all that is made of it, an answer's rows.
 //!
-//! What is not large passes without asking. Large requests have a common budget of bytes, and each organization half of
-//! it, so that one that sends or reads much holds up neither the others' large requests nor anybody's light ones.
+//! Small requests never wait. Large ones share a budget of bytes, of which each organization may use half, so that one
+//! organization's traffic delays neither the large requests of others nor anybody's small ones.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
@@ -45,7 +45,7 @@ impl Room {
         Room { all, of_org: Mutex::default(), kib_of_org: kib / 2, patience: PATIENCE }
     }
 
-    /// Waits for room for so many bytes. Whoever needs more than an organization has waits for all of that.
+    /// Waits until that many bytes are free. A request for more than an organization's share waits for the whole share.
     pub(crate) async fn take(&self, org: OrgId, bytes: usize) -> Result<Taken, ApiError> {
         let kib = u32::try_from(bytes / 1024).unwrap_or(u32::MAX).clamp(1, self.kib_of_org);
         let of_org = self.of_org(org);

@@ -1,8 +1,8 @@
 //! Structured logs on standard error, which hold nobody up.
 //!
-//! A line is put into a queue that is bounded in bytes, and a thread of its own writes it. When whoever reads them stops,
-//! lines are dropped rather than waited for, and a line in their place tells how many. (`tracing-appender` counts lines,
-//! not bytes, and waits for its reader when the process ends.)
+//! Lines go into a queue bounded in bytes, and a dedicated thread writes them. When standard error is not read, lines are
+//! dropped instead of blocking, and a line in their place says how many. (`tracing-appender` bounds lines, not bytes, and
+//! blocks on a stalled reader at exit.)
 
 use std::collections::VecDeque;
 use std::io::{self, Write};
@@ -152,7 +152,7 @@ impl Queue {
     }
 }
 
-/// A line like the others that tells of those dropped here and in all.
+/// A log line that reports how many lines were dropped here, and in total.
 fn told(count: u64, in_all: u64, format: LogFormat) -> Vec<u8> {
     let mut at = String::new();
     // Without a clock it has no moment.

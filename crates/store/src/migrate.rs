@@ -196,7 +196,7 @@ fn apply(
     Ok(count)
 }
 
-/// The longest wait for a lock: whoever wants the same table waits behind it.
+/// The longest wait for one lock. Other sessions that want the table queue behind the wait.
 const LOCK_WAIT: Duration = Duration::from_millis(900);
 const PAUSE: Duration = Duration::from_secs(1);
 /// How long a migration tries to get its locks.

@@ -1,4 +1,4 @@
-//! Whoever reads the logs, or does not.
+//! Logs whose reader stalls or whose file is full.
 
 use std::io::{Read, Write};
 use std::net::TcpStream;

@@ -114,7 +114,7 @@ impl System {
         String::from_utf8(output.stdout).unwrap().trim().to_owned()
     }
 
-    /// Starts a service that refuses to work, and answers what it says.
+    /// Starts a service that must fail to start, and returns its standard error.
     pub(crate) fn refused(&self, service: &str) -> String {
         let output = self.redial(&[service]).output().unwrap();
         assert_eq!(output.status.code(), Some(1), "{output:?}");
