@@ -3,7 +3,7 @@
 use std::convert::Infallible;
 use std::sync::Arc;
 
-use actix_web::body::SizedStream;
+use actix_web::body::{BodySize, MessageBody, SizedStream};
 use actix_web::http::StatusCode;
 use actix_web::http::header::ContentType;
 use actix_web::web::{Bytes, Data};
@@ -113,7 +113,10 @@ pub(crate) fn json(status: StatusCode, body: &impl Serialize) -> Answer {
 
 const PIECE: usize = 64 * 1024;
 
-/// The answer, which keeps its room until the client has taken it.
+/// The answer, which keeps the room that it has itself until the client has taken it.
 pub(crate) fn keep(answer: HttpResponse, room: Arc<Taken>) -> HttpResponse {
+    if let BodySize::Sized(bytes) = answer.body().size() {
+        room.keep_only(usize::try_from(bytes).unwrap_or(usize::MAX));
+    }
     answer.map_body(|_, body| Keeping::new(body, room)).map_into_boxed_body()
 }

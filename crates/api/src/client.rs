@@ -20,9 +20,8 @@ pub(crate) fn client(request: &HttpRequest, trusted: &[IpNet]) -> IpAddr {
 }
 
 fn client_of(peer: IpAddr, headers: &HeaderMap, trusted: &[IpNet]) -> IpAddr {
-    let is_trusted = |address: IpAddr| trusted.iter().any(|range| range.contains(&address.to_canonical()));
     let mut client = peer.to_canonical();
-    if !is_trusted(client) {
+    if !is_trusted(client, trusted) {
         return client;
     }
     let hops = match (lines(headers, FORWARDED), lines(headers, X_FORWARDED_FOR)) {
@@ -34,11 +33,16 @@ fn client_of(peer: IpAddr, headers: &HeaderMap, trusted: &[IpNet]) -> IpAddr {
     for hop in hops.unwrap_or_default().into_iter().rev() {
         let Some(address) = hop else { break };
         client = address;
-        if !is_trusted(address) {
+        if !is_trusted(address, trusted) {
             break;
         }
     }
     client
+}
+
+/// Whether that is the address of a proxy that is believed.
+pub(crate) fn is_trusted(address: IpAddr, trusted: &[IpNet]) -> bool {
+    trusted.iter().any(|range| range.contains(&address.to_canonical()))
 }
 
 /// All lines of a header, which are one list.

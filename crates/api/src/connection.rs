@@ -22,6 +22,7 @@ use tokio::time::{Instant, Sleep, sleep_until};
 
 use crate::Limits;
 use crate::keeping::Keeping;
+use crate::shares::Share;
 use crate::unparsed::Refusal;
 
 /// Whose turn it is.
@@ -93,6 +94,9 @@ pub(crate) struct Guarded {
     stalled: Option<Stalled>,
     /// Takes the place of what actix would answer.
     refusal: Option<Refusal>,
+    /// Its client has too many.
+    is_too_many: bool,
+    _share: Option<Share>,
 }
 
 struct Stalled {
@@ -108,7 +112,13 @@ impl Guarded {
         if let Err(error) = SockRef::from(&io).set_tcp_notsent_lowat(UNSENT) {
             tracing::debug!(%error, "the kernel's buffer is not bounded");
         }
-        Guarded { io, limits, progress, head_timer: None, stalled: None, refusal: None }
+        let (head_timer, stalled, refusal) = (None, None, None);
+        Guarded { io, limits, progress, head_timer, stalled, refusal, is_too_many: false, _share: None }
+    }
+
+    /// The same as one of those that its client may have, if it may have one more.
+    pub(crate) fn counted(self, share: Option<Share>) -> Guarded {
+        Guarded { is_too_many: share.is_none(), _share: share, ..self }
     }
 
     pub(crate) fn progress(&self) -> Rc<Progress> {
@@ -175,6 +185,11 @@ impl AsyncRead for Guarded {
         let Turn::Head(mut head) = this.progress.0.get() else {
             return Pin::new(&mut this.io).poll_read(cx, buf);
         };
+        if this.is_too_many {
+            // The runtime does not know yet that a new connection can be written to.
+            this.refusal.get_or_insert_with(|| Refusal::new(429));
+            return this.poll_refuse(cx);
+        }
         // A steady stream of bytes without a request must not put the end off either.
         if head.since.is_some_and(|since| this.head_is_late(cx, since)) {
             return this.refuse(cx, 408);

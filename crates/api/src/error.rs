@@ -86,7 +86,7 @@ impl ApiError {
             ApiError::RateLimited(_) => ErrorCode::RateLimited,
             ApiError::Conflict(_) => ErrorCode::Conflict,
             ApiError::NotReady(_) | ApiError::NeedsRoom(_) => ErrorCode::ServiceUnavailable,
-            ApiError::Store(error) if error.is_outage() => ErrorCode::ServiceUnavailable,
+            ApiError::Store(error) if error.may_pass() => ErrorCode::ServiceUnavailable,
             ApiError::Store(_) | ApiError::Unwritable(_) | ApiError::Page(_) => ErrorCode::InternalError,
         }
     }

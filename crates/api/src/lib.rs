@@ -28,11 +28,13 @@ mod room;
 mod routes;
 mod selection;
 mod server;
+mod shares;
 mod unparsed;
 mod unread;
 
 use std::io;
 use std::net::TcpListener;
+use std::sync::Arc;
 
 use actix_web::App;
 use actix_web::middleware::from_fn;
@@ -47,7 +49,8 @@ use crate::acceptor::Acceptor;
 use crate::auth::Gate;
 use crate::openapi::Description;
 use crate::room::Room;
-use crate::server::serve;
+use crate::server::{Door, serve};
+use crate::shares::Shares;
 
 pub use limits::Limits;
 pub use rate_limit::Rate;
@@ -98,7 +101,9 @@ pub async fn run(
     let (limits, gate) = (api.limits, Data::new(Gate::new(&api.limits)));
     let large = Data::new(Large { arriving: Room::new(limits.arriving), working: Room::new(limits.working) });
     let readiness = Data::new(api.readiness.clone());
-    let api = Data::new(api);
+    let shares = Arc::new(Shares::new(limits.connections_of_client));
+    let door = Door { limits, shares: shares.clone(), trusted_proxies: api.trusted_proxies.clone() };
+    let (api, shares) = (Data::new(api), Data::from(shares));
     let description = Data::new(Description::of(&routes::table()));
     let app = move || {
         App::new()
@@ -106,15 +111,17 @@ pub async fn run(
             .app_data(acceptor.clone())
             .app_data(gate.clone())
             .app_data(large.clone())
+            .app_data(shares.clone())
             .app_data(description.clone())
             .app_data(readiness.clone())
             .configure(routes::configure)
+            .wrap(from_fn(shares::layer))
             .wrap(from_fn(access_log::layer))
             .wrap(from_fn(request_id::layer))
             .wrap(from_fn(unread::layer))
             .wrap(from_fn(connection::layer)) // the last one is the outermost
     };
-    serve(listener, workers, limits, shutdown, app).await
+    serve(listener, workers, door, shutdown, app).await
 }
 
 /// Serves only `GET /v1/health` and `GET /health/ready` on `listener` until `shutdown`: for a dispatcher, which has no
@@ -135,5 +142,6 @@ pub async fn run_health(
     };
     // It is asked now and then, and must not take the files that deliveries need.
     let limits = Limits { connections: 256, ..Limits::default() };
-    serve(listener, 1, limits, shutdown, app).await
+    let door = Door { limits, shares: Arc::new(Shares::new(None)), trusted_proxies: Vec::new() };
+    serve(listener, 1, door, shutdown, app).await
 }

@@ -18,6 +18,8 @@ pub struct Limits {
     /// A worker's connections. An idle one keeps two buffers of 8 KiB, so a full worker of the default holds about
     /// 128 MiB of them.
     pub connections: usize,
+    /// A client's connections, or its requests that wait for an answer behind a trusted proxy. Any number if none.
+    pub connections_of_client: Option<usize>,
     /// How long a connection may lie idle between requests. Longer than the 60 s after which common load balancers
     /// drop one, so that the side that reuses connections is the one that closes them.
     pub idle_time: Duration,
@@ -49,6 +51,7 @@ impl Default for Limits {
             requests: None,
             auth_failures: None,
             connections: 8_192,
+            connections_of_client: Some(1_024),
             idle_time: Duration::from_secs(75),
             head_time: Duration::from_secs(5),
             body_time: Duration::from_secs(30),

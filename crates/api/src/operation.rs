@@ -103,6 +103,14 @@ impl Operation {
         self
     }
 
+    /// A header that its answers without an error may have.
+    pub(crate) fn with_header(mut self, name: &str, description: &str) -> Operation {
+        for (_, answer) in &mut self.answers {
+            answer["headers"][name] = json!({"schema": {"type": "string"}, "description": description});
+        }
+        self
+    }
+
     /// Errors of its own.
     pub(crate) fn or(mut self, errors: &[ErrorCode]) -> Operation {
         self.errors.extend(errors);

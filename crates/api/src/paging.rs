@@ -107,9 +107,10 @@ pub(crate) fn answer<T: Serialize + 'static>(
     selection: Selection,
 ) -> Answer {
     let found = roomy(call, found)?;
-    if call.room.is_none() {
+    let Some(room) = &call.room else {
         return call::json(StatusCode::OK, &page(request, found, &selection));
-    }
+    };
+    room.keep_only(call.api.limits.page_bytes); // the rows; the driver's copy of them is gone
     // The page's own keys stand around its items.
     let frame = serde_json::to_string(&around(request, &found, Vec::<()>::new()))?;
     let (head, tail) = frame.split_once("[]").unwrap_or((&frame, ""));

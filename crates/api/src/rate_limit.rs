@@ -128,7 +128,7 @@ impl Failures {
 }
 
 /// What one client can be expected to have: an IPv4 address, or the /64 that an IPv6 client chooses its own from.
-fn network(peer: IpAddr) -> IpAddr {
+pub(crate) fn network(peer: IpAddr) -> IpAddr {
     match peer.to_canonical() {
         IpAddr::V4(address) => address.into(),
         IpAddr::V6(address) => Ipv6Addr::from_bits(address.to_bits() >> 64 << 64).into(),

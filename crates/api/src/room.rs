@@ -31,10 +31,17 @@ pub(crate) struct Room {
     patience: Duration,
 }
 
-/// Room that is taken until this is dropped.
-pub(crate) struct Taken {
-    _of_org: OwnedSemaphorePermit,
-    _of_all: OwnedSemaphorePermit,
+/// Room that is taken until this is dropped: of the organization's part and of all.
+pub(crate) struct Taken(Mutex<[OwnedSemaphorePermit; 2]>);
+
+impl Taken {
+    /// Gives back what is more than that many bytes.
+    pub(crate) fn keep_only(&self, bytes: usize) {
+        let kib = bytes.div_ceil(1024).max(1);
+        for permit in &mut *self.0.lock().unwrap_or_else(PoisonError::into_inner) {
+            drop(permit.split(permit.num_permits().saturating_sub(kib)));
+        }
+    }
 }
 
 impl Room {
@@ -53,7 +60,7 @@ impl Room {
         let taken = timeout(self.patience, async {
             let of_org = of_org.acquire_many_owned(kib).await.ok()?;
             let of_all = self.all.clone().acquire_many_owned(kib).await.ok()?;
-            Some(Taken { _of_org: of_org, _of_all: of_all })
+            Some(Taken(Mutex::new([of_org, of_all])))
         });
         let full = || ApiError::NotReady("too many large requests are under way".into());
         taken.await.ok().flatten().ok_or_else(full)
@@ -97,6 +104,17 @@ mod tests {
         drop((kept, other));
         assert!(taken(&room, ONE, 500).is_some(), "what is larger than all goes alone");
         assert_eq!(room.of_org.lock().unwrap().len(), 1, "who has nothing is forgotten");
+    }
+
+    #[tokio::test]
+    async fn what_is_no_longer_needed_is_given_back_to_both() {
+        let room = Room::new(100 * 1024);
+        let kept = taken(&room, ONE, 50).unwrap();
+        kept.keep_only(10 * 1024);
+        let more = taken(&room, ONE, 40).unwrap();
+        assert!(taken(&room, ONE, 1).is_none() && taken(&room, OTHER, 50).is_some());
+        drop((kept, more));
+        assert!(taken(&room, ONE, 50).is_some());
     }
 
     #[tokio::test]

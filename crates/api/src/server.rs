@@ -3,8 +3,10 @@
 //! Put together as `actix_web::HttpServer` does it, which takes plain TCP connections only.
 
 use std::fmt::Debug;
+use std::future::ready;
 use std::io;
-use std::net::TcpListener;
+use std::net::{SocketAddr, TcpListener};
+use std::sync::Arc;
 use std::time::Duration;
 
 use actix_http::{Extensions, HttpService, Protocol, Request, Response};
@@ -13,11 +15,14 @@ use actix_service::{IntoServiceFactory, Service, ServiceFactory, ServiceFactoryE
 use actix_web::Error;
 use actix_web::body::MessageBody;
 use actix_web::dev::AppConfig;
+use ipnet::IpNet;
 use tokio::net::TcpStream;
 use tokio_util::sync::CancellationToken;
 
 use crate::Limits;
+use crate::client::is_trusted;
 use crate::connection::Guarded;
+use crate::shares::Shares;
 
 /// After a stop, how long requests in flight may still take: within the 10 s that Docker leaves between SIGTERM
 /// and SIGKILL.
@@ -27,11 +32,32 @@ const LINGER: Duration = Duration::from_secs(1);
 /// Connections that wait to be taken: a wave of them must not push others out. The standard library asks for 128.
 const BACKLOG: i32 = 4096;
 
+/// Who is let in.
+#[derive(Clone)]
+pub(crate) struct Door {
+    pub(crate) limits: Limits,
+    /// The connections of each client.
+    pub(crate) shares: Arc<Shares>,
+    /// Their connections are not counted: they serve many clients.
+    pub(crate) trusted_proxies: Vec<IpNet>,
+}
+
+impl Door {
+    /// Takes a connection. One too many is told so, and then ended.
+    fn take(&self, io: TcpStream, peer: Option<SocketAddr>) -> Guarded {
+        let guarded = Guarded::new(io, self.limits);
+        match peer.map(|peer| peer.ip()) {
+            Some(peer) if !is_trusted(peer, &self.trusted_proxies) => guarded.counted(self.shares.take(peer)),
+            _ => guarded,
+        }
+    }
+}
+
 /// Serves on `listener` until `shutdown`, see [`crate::run`].
 pub(crate) async fn serve<F, A, S, B>(
     listener: TcpListener,
     workers: usize,
-    limits: Limits,
+    door: Door,
     shutdown: CancellationToken,
     app: F,
 ) -> io::Result<()>
@@ -47,6 +73,7 @@ where
     B: MessageBody + 'static,
 {
     rustix::net::listen(&listener, BACKLOG)?;
+    let limits = door.limits;
     let server = Server::build()
         .workers(workers)
         .max_concurrent_connections(limits.connections)
@@ -54,7 +81,7 @@ where
         .shutdown_signal(shutdown.cancelled_owned());
     let stopping = server.graceful_shutdown_signal();
     let service = move || {
-        let stopping = stopping.clone();
+        let (stopping, door) = (stopping.clone(), door.clone());
         let app = app().into_factory().map_err(|error| Response::from(error.into().error_response()));
         let http = HttpService::build()
             .client_request_timeout(limits.head_time)
@@ -68,9 +95,9 @@ where
                 data.insert(io.progress());
             })
             .finish(map_config(app, |()| AppConfig::default()));
-        fn_service(move |io: TcpStream| async move {
+        fn_service(move |io: TcpStream| {
             let peer = io.peer_addr().ok();
-            Ok((Guarded::new(io, limits), Protocol::Http1, peer))
+            ready(Ok((door.take(io, peer), Protocol::Http1, peer)))
         })
         .and_then(http)
     };

@@ -1,4 +1,4 @@
-//! Answers to what is no request: malformed, too long or too slow in its head. actix gives them by itself, empty and
+//! Answers to what is no request: malformed, too long or too slow in its head, or on one connection too many. actix gives them by itself, empty and
 //! without asking the application; clients get them with the envelope and a request id all the same.
 
 use contracts::{ErrorBody, ErrorCode};
@@ -30,6 +30,7 @@ impl Refusal {
                 ErrorCode::PayloadTooLarge,
                 "the request's head is too large",
             ),
+            429 => ("Too Many Requests", ErrorCode::RateLimited, "too many connections from this address"),
             500.. => ("Internal Server Error", ErrorCode::InternalError, ErrorCode::InternalError.message()),
             _ => ("Bad Request", ErrorCode::ValidationError, "this is not an HTTP request"),
         };

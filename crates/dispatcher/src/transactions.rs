@@ -33,8 +33,7 @@ pub(crate) async fn record(store: Store, Batch { id, results }: Batch) -> Event 
     let recording = move |tx: &mut AnyConnection, now| store::finish(tx, now, &results);
     match store.write_within::<_, StoreError, _>(TIMEOUT, recording).await {
         Ok(effects) => Event::Recorded { id, effects },
-        // Another session's lock is on one row: the others need not wait for it.
-        Err(error) if error.is_outage() && !error.is_lock_timeout() => {
+        Err(error) if error.is_outage() => {
             tracing::warn!(%error, rows, "results not recorded yet");
             Event::RecordUnknown { id }
         }

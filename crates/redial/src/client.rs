@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use contracts::RunId;
+use reqwest::redirect::Policy;
 use serde_json::Value;
 use tokio::time::{Instant, sleep};
 
@@ -23,7 +24,11 @@ impl Client {
     pub(crate) fn new(base_url: &str, token: &str) -> Client {
         // Fails only when a provider was chosen before, which serves as well.
         let _ = rustls::crypto::ring::default_provider().install_default();
-        let http = reqwest::Client::builder().no_proxy().build().expect("the client's set-up is constant");
+        let http = reqwest::Client::builder()
+            .no_proxy()
+            .redirect(Policy::none())
+            .build()
+            .expect("the client's set-up is constant");
         Client { http, base_url: base_url.to_owned(), authorization: format!("Bearer {token}") }
     }
 

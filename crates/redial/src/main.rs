@@ -10,6 +10,7 @@ mod settings;
 mod signals;
 mod stack;
 
+use std::io::{self, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
@@ -88,6 +89,11 @@ fn main() -> ExitCode {
             logging::finish(None);
             ExitCode::SUCCESS
         }
+        // Whoever reads what a command prints may have seen enough.
+        Err(error) if is_broken_pipe(&error) => {
+            logging::finish(None);
+            ExitCode::SUCCESS
+        }
         Err(error) => {
             logging::finish(Some(&format!("redial: {error:#}\n")));
             let is_usage = error.downcast_ref::<SettingsError>().is_some()
@@ -97,8 +103,17 @@ fn main() -> ExitCode {
     }
 }
 
+/// Whether that is standard output's. (A connection's has the words of what it was for around it.)
+fn is_broken_pipe(error: &anyhow::Error) -> bool {
+    error.downcast_ref::<io::Error>().is_some_and(|error| error.kind() == io::ErrorKind::BrokenPipe)
+}
+
 async fn run(cli: Cli) -> anyhow::Result<()> {
-    let settings = Settings::load(cli.config.as_deref())?;
+    let settings = match cli.command {
+        // Asked for by a shell, wherever it is started.
+        Command::Completions { .. } => Settings::defaults()?,
+        _ => Settings::load(cli.config.as_deref())?,
+    };
     let filter = settings.log.filter.as_deref().unwrap_or(match cli.command {
         // These tell their story on standard output.
         Command::Demo | Command::Bench(_) => "error",
@@ -125,7 +140,7 @@ async fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Completions { shell } => {
             let mut script = Vec::new();
             clap_complete::generate(shell, &mut Cli::command(), "redial", &mut script);
-            Ok(std::io::Write::write_all(&mut std::io::stdout(), &script)?)
+            Ok(io::stdout().write_all(&script)?)
         }
     }
 }

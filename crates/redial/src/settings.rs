@@ -9,7 +9,7 @@ mod source;
 mod tests;
 
 use std::net::SocketAddr;
-use std::num::NonZeroU32;
+use std::num::{NonZeroU32, NonZeroUsize};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::time::Duration;
@@ -98,8 +98,10 @@ pub(crate) struct ApiSettings {
     /// Requests a second of each organization, any number if 0.
     rate_limit: u32,
     rate_limit_burst: NonZeroU32,
-    /// A minute, of each peer; any number if 0.
+    /// A minute, of each client; any number if 0.
     auth_failure_limit: u32,
+    /// Any number if 0.
+    max_connections_per_client: u32,
     #[serde(serialize_with = "shown::texts")]
     pub(crate) trusted_proxies: Vec<IpNet>,
     #[serde(serialize_with = "shown::duration")]
@@ -247,6 +249,8 @@ impl Settings {
                     NonZeroU32::MIN..=NonZeroU32::new(HIGHEST_RATE).unwrap_or(NonZeroU32::MAX),
                 )?,
                 auth_failure_limit: source.within("api.auth_failure_limit", 0..=HIGHEST_RATE)?,
+                max_connections_per_client: source
+                    .within("api.max_connections_per_client", 0..=HIGHEST_RATE)?,
                 trusted_proxies: source.parse_list("api.trusted_proxies")?,
                 drain_delay: source.duration("api.drain_delay", Duration::ZERO..=LONGEST_DRAIN)?,
             },
@@ -357,11 +361,15 @@ impl Settings {
 
     /// The API's limits.
     pub(crate) fn limits(&self) -> api::Limits {
-        let ApiSettings { rate_limit, rate_limit_burst, auth_failure_limit, .. } = self.api;
+        let ApiSettings {
+            rate_limit, rate_limit_burst, auth_failure_limit, max_connections_per_client, ..
+        } = self.api;
         let (requests, failures) = (NonZeroU32::new(rate_limit), NonZeroU32::new(auth_failure_limit));
         api::Limits {
             requests: requests.map(|count| Rate::new(count, SECOND, rate_limit_burst)),
             auth_failures: failures.map(|count| Rate::new(count, MINUTE, count)),
+            connections_of_client: NonZeroUsize::new(max_connections_per_client as usize)
+                .map(NonZeroUsize::get),
             page_bytes: self.api.max_page_bytes,
             ..api::Limits::default()
         }

@@ -1,10 +1,10 @@
 //! What can go wrong between a use case and its database. A refusal is never an error: it is part of the answer.
 
 use contracts::{DeliveryId, JsonError};
-use thiserror::Error;
+use diesel::result::{DatabaseErrorKind, Error};
 
 /// Why a use case did not come to its end. Nothing of it was committed, unless the connection was lost during COMMIT.
-#[derive(Debug, Error)]
+#[derive(Debug, thiserror::Error)]
 pub enum StoreError {
     /// No connection to be had: the database is away.
     #[error("the database is not available: {0}")]
@@ -14,7 +14,7 @@ pub enum StoreError {
     Busy,
     /// The database refused a statement.
     #[error("the database refused a statement: {0}")]
-    Query(#[from] diesel::result::Error),
+    Query(#[from] Error),
     /// A stored value is not what this program writes.
     #[error("the database holds {what} that cannot be read: {value}")]
     Corrupt {
@@ -35,48 +35,39 @@ pub enum StoreError {
 }
 
 impl StoreError {
-    /// Whether waiting may help: the database is away or has ended this connection, or there is none to be had.
+    /// Whether the database is away or has ended this connection, or there is none to be had.
     pub fn is_outage(&self) -> bool {
-        use diesel::result::{DatabaseErrorKind, Error};
+        use DatabaseErrorKind::{
+            ClosedConnection, ReadOnlyTransaction, SerializationFailure, UnableToSendCommand,
+        };
         match self {
             StoreError::Unavailable(_) | StoreError::Busy => true,
-            StoreError::Query(Error::DatabaseError(kind, info)) => match kind {
-                DatabaseErrorKind::ClosedConnection
-                | DatabaseErrorKind::SerializationFailure
-                | DatabaseErrorKind::ReadOnlyTransaction
-                | DatabaseErrorKind::UnableToSendCommand => true,
-                // What the server says of its own state carries no kind. None of it is about our data.
-                DatabaseErrorKind::Unknown => [
-                    "terminating connection",
-                    "canceling statement due to",
-                    "No space left on device",
-                    "database or disk is full",
-                    "the database system is",
-                    "deadlock detected",
-                    "database is locked",
-                ]
-                .iter()
-                .any(|notice| info.message().contains(notice)),
-                _ => false,
-            },
             StoreError::Query(Error::BrokenTransactionManager) => true,
-            _ => false,
+            _ => matches!(
+                self.kind(),
+                Some(ClosedConnection | SerializationFailure | ReadOnlyTransaction | UnableToSendCommand)
+            ),
         }
     }
 
-    /// Whether somebody else's lock was in the way for too long, as far as the server says so in English.
-    pub fn is_lock_timeout(&self) -> bool {
-        let StoreError::Query(diesel::result::Error::DatabaseError(_, info)) = self else { return false };
-        info.message() == "canceling statement due to lock timeout"
+    /// Whether waiting may help: an outage, or a refusal that tells nothing of its kind, such as a full disk, a deadlock,
+    /// a statement that took too long, somebody else's lock, or a broken page. (diesel shows the kind of a few SQLSTATEs
+    /// only, and words are in the language of the server.)
+    pub fn may_pass(&self) -> bool {
+        self.is_outage() || matches!(self.kind(), Some(DatabaseErrorKind::Unknown))
     }
 
-    /// Whether the database refuses the data itself, which no waiting changes. Other refusals, such as a full disk, a
-    /// broken page or a lock in the way, may pass, and not all of them can be told from [`StoreError::is_outage`].
+    /// Whether the database refuses the data itself, which no waiting changes.
     pub fn is_violation(&self) -> bool {
-        use diesel::result::{DatabaseErrorKind as Kind, Error};
-        let StoreError::Query(Error::DatabaseError(kind, _)) = self else { return false };
-        use Kind::{CheckViolation, ForeignKeyViolation, NotNullViolation, UniqueViolation};
-        matches!(kind, UniqueViolation | ForeignKeyViolation | NotNullViolation | CheckViolation)
+        use DatabaseErrorKind::{CheckViolation, ForeignKeyViolation, NotNullViolation, UniqueViolation};
+        matches!(self.kind(), Some(UniqueViolation | ForeignKeyViolation | NotNullViolation | CheckViolation))
+    }
+
+    fn kind(&self) -> Option<&DatabaseErrorKind> {
+        match self {
+            StoreError::Query(Error::DatabaseError(kind, _)) => Some(kind),
+            _ => None,
+        }
     }
 
     pub(crate) fn corrupt(what: &'static str, value: &impl ToString) -> StoreError {
@@ -90,7 +81,7 @@ pub fn within(max_bytes: usize, bytes: usize) -> Result<(), StoreError> {
 }
 
 /// Why a batch was not claimed or recorded. Nothing of it was.
-#[derive(Debug, Error)]
+#[derive(Debug, thiserror::Error)]
 #[error("{error}")]
 pub struct RowsRefused {
     /// The deliveries whose rows were being written or read, any of which may be the cause. Empty when the batch did not
@@ -107,8 +98,8 @@ impl From<StoreError> for RowsRefused {
     }
 }
 
-impl From<diesel::result::Error> for RowsRefused {
-    fn from(error: diesel::result::Error) -> RowsRefused {
+impl From<Error> for RowsRefused {
+    fn from(error: Error) -> RowsRefused {
         StoreError::from(error).into()
     }
 }

@@ -196,8 +196,9 @@ fn apply(
     Ok(count)
 }
 
-/// The longest wait for one lock. Other sessions that want the table queue behind the wait.
-const LOCK_WAIT: Duration = Duration::from_millis(900);
+/// The longest wait for the locks of one transaction together. Other sessions that want a table queue behind the wait, and
+/// behind the locks that the transaction has meanwhile.
+const LOCK_WAIT: Duration = Duration::from_millis(450);
 const PAUSE: Duration = Duration::from_secs(1);
 /// How long a migration tries to get its locks.
 const PATIENCE: Duration = Duration::from_secs(120);
@@ -208,22 +209,34 @@ fn run_beside_others(conn: &mut AnyConnection, migration: &Migration) -> Result<
     if !statements.iter().any(|statement| statement.contains(" CONCURRENTLY ")) {
         return patiently(conn, |conn| {
             conn.begin_write()?;
-            let ran = run(conn, migration);
+            let ran = run_within(conn, migration, Instant::now() + LOCK_WAIT);
             conn.end(ran)
         });
     }
     for statement in &statements {
-        // What an earlier try has built is there already, or is of no use.
-        if let Some(index) = index_of(statement) {
-            match is_valid(conn, index)? {
-                Some(true) => continue,
-                Some(false) => conn.batch_execute(&format!("DROP INDEX CONCURRENTLY {index}"))?,
-                None => {}
+        patiently(conn, |conn| {
+            // What an earlier try has built is there already, or is of no use.
+            if let Some(index) = index_of(statement) {
+                match is_valid(conn, index)? {
+                    Some(true) => return Ok(()),
+                    Some(false) => conn.batch_execute(&format!("DROP INDEX CONCURRENTLY {index}"))?,
+                    None => {}
+                }
             }
-        }
-        patiently(conn, |conn| Ok(conn.batch_execute(statement)?))?;
+            Ok(conn.batch_execute(statement)?)
+        })?;
     }
     note(conn, migration)
+}
+
+/// Runs a migration in the transaction at hand, whose locks are waited for until `deadline` all in all.
+fn run_within(conn: &mut AnyConnection, migration: &Migration, deadline: Instant) -> Result<(), StoreError> {
+    for statement in migration.statements(conn) {
+        let left = deadline.saturating_duration_since(Instant::now()).as_millis() + 1;
+        conn.batch_execute(&format!("SET LOCAL lock_timeout = '{left}ms'"))?;
+        conn.batch_execute(&statement)?;
+    }
+    finish(conn, migration)
 }
 
 /// Tries again while a lock can't be had. (The server says so in its own language: that it took so long tells.)
@@ -235,7 +248,7 @@ fn patiently(
     loop {
         let tried = Instant::now();
         match work(conn) {
-            Err(StoreError::Query(error)) if tried.elapsed() >= LOCK_WAIT => {
+            Err(error) if error.may_pass() && !error.is_outage() && tried.elapsed() >= LOCK_WAIT => {
                 if began.elapsed() >= PATIENCE {
                     return Err(StoreError::Schema(format!(
                         "a table could not be locked within {} s, as transactions on it last too long; try again: {error}",
@@ -255,6 +268,11 @@ fn run(conn: &mut AnyConnection, migration: &Migration) -> Result<(), StoreError
     for statement in migration.statements(conn) {
         conn.batch_execute(&statement)?;
     }
+    finish(conn, migration)
+}
+
+/// What comes after a migration's statements.
+fn finish(conn: &mut AnyConnection, migration: &Migration) -> Result<(), StoreError> {
     if let Some(fill) = migration.fill {
         fill(conn)?;
     }

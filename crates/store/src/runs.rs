@@ -13,7 +13,6 @@ use crate::error::StoreError;
 use crate::page::{PageRequest, Rows, paged, position, text_bytes};
 use crate::prepared::{column, prepared};
 use crate::schema::runs;
-use crate::secrets::current_secret;
 
 #[derive(Queryable, Selectable, Insertable, AsChangeset)]
 #[diesel(table_name = runs, check_for_backend(MultiBackend), treat_none_as_default_value = false)]
@@ -118,20 +117,29 @@ pub(crate) fn run_exists(tx: &mut AnyConnection, org: OrgId, id: RunId) -> Query
     diesel::select(diesel::dsl::exists(runs::table.find((Key::from(org), Key::from(id))))).get_result(tx)
 }
 
-/// How many bytes the run's output and metadata have; 0 if there is no such run.
+/// How many bytes the run's output, metadata and failure's texts have; 0 if there is no such run.
 pub fn run_bytes(tx: &mut AnyConnection, org: OrgId, id: RunId) -> Result<usize, StoreError> {
     let bytes = bytes_of(tx, org, vec![Key::from(id)])?;
     Ok(bytes.values().next().map_or(0, |bytes| usize::try_from(*bytes).unwrap_or(0)))
 }
 
 fn bytes_of(tx: &mut AnyConnection, org: OrgId, ids: Vec<Key>) -> QueryResult<HashMap<Key, i64>> {
-    let rows: Vec<(Key, Option<i32>, Option<i32>)> = runs::table
+    type Texts = (Option<i32>, Option<i32>, Option<i32>, Option<i32>, Option<i32>);
+    let texts = (
+        text_bytes(runs::output),
+        text_bytes(runs::metadata),
+        text_bytes(runs::failure_code),
+        text_bytes(runs::failure_message),
+        text_bytes(runs::failure_stage_code),
+    );
+    let rows: Vec<(Key, Texts)> = runs::table
         .filter(runs::org_id.eq(Key::from(org)))
         .filter(runs::id.eq_any(ids))
-        .select((runs::id, text_bytes(runs::output), text_bytes(runs::metadata)))
+        .select((runs::id, texts))
         .load(tx)?;
-    let sum = |(id, output, metadata): (Key, Option<i32>, Option<i32>)| {
-        (id, i64::from(output.unwrap_or(0)) + i64::from(metadata.unwrap_or(0)))
+    let sum = |(id, (output, metadata, code, message, stage)): (Key, Texts)| {
+        let texts = [output, metadata, code, message, stage];
+        (id, texts.into_iter().flatten().map(i64::from).sum())
     };
     Ok(rows.into_iter().map(sum).collect())
 }
@@ -160,45 +168,74 @@ type RunSql = (
 
 /// A run, and the secret that a new delivery of it is to be frozen with.
 pub(crate) struct RunToDeliver {
-    /// Without its output and metadata if they are larger than was asked for.
+    /// Without its output, metadata and failure's texts if they are larger than was asked for.
     pub(crate) run: Run,
     pub(crate) secret: Option<SecretId>,
     /// How many bytes they have.
     pub(crate) bytes: usize,
 }
 
-/// The runs that exist of these. Of those larger than `max_bytes` output and metadata are not read. They are locked
+/// Of a run `r`: how many bytes its texts have.
+macro_rules! texts_bytes {
+    () => {
+        "coalesce(octet_length(r.output), 0) + coalesce(octet_length(r.metadata), 0)
+         + coalesce(octet_length(r.failure_code), 0) + coalesce(octet_length(r.failure_message), 0)
+         + coalesce(octet_length(r.failure_stage_code), 0)"
+    };
+}
+
+/// The columns of a [`RunRow`], the current secret and the bytes, of a run `r` with a secret `s`. `b` says whether its texts
+/// are read.
+macro_rules! run_to_deliver {
+    () => {
+        "r.org_id, r.id, r.status_code, CASE WHEN b.is_read THEN r.output END, r.duration_ms, r.created_at, r.started_at,
+         r.completed_at, r.callback_url, CASE WHEN b.is_read THEN r.metadata END,
+         CASE WHEN b.is_read THEN r.failure_code END, CASE WHEN b.is_read THEN r.failure_message END,
+         CASE WHEN b.is_read THEN r.failure_stage_code END, r.updated_at, s.id, b.bytes"
+    };
+}
+
+/// The runs that exist of these. Of those larger than `max_bytes` the texts are not read. They are locked
 /// against being erased until the deliveries made of them are there; inserting a delivery would lock them the same way.
 pub(crate) fn find_runs_to_deliver(
     tx: &mut AnyConnection,
     keys: &[(OrgId, RunId)],
     max_bytes: usize,
 ) -> Result<HashMap<(OrgId, RunId), RunToDeliver>, StoreError> {
+    type RunToDeliverSql = (RunSql, Nullable<Id>, BigInt);
+    let max_bytes = i64::try_from(max_bytes).unwrap_or(i64::MAX);
     let rows: Vec<(RunRow, Option<Key>, i64)> = match tx {
-        AnyConnection::Postgres(pg) => prepared::<(RunSql, Nullable<Id>, BigInt), _>(
-            "SELECT r.org_id, r.id, r.status_code, CASE WHEN b.bytes <= ? THEN r.output END, r.duration_ms, r.created_at,
-                 r.started_at, r.completed_at, r.callback_url, CASE WHEN b.bytes <= ? THEN r.metadata END, r.failure_code,
-                 r.failure_message, r.failure_stage_code, r.updated_at, s.id, b.bytes
-             FROM (SELECT DISTINCT org_id, id FROM unnest(?, ?) AS k (org_id, id)) AS k
+        AnyConnection::Postgres(pg) => prepared::<RunToDeliverSql, _>(concat!(
+            "SELECT ",
+            run_to_deliver!(),
+            " FROM (SELECT DISTINCT org_id, id FROM unnest(?, ?) AS k (org_id, id)) AS k
              JOIN runs r ON r.org_id = k.org_id AND r.id = k.id
-             CROSS JOIN LATERAL (SELECT coalesce(octet_length(r.output), 0)::bigint
-                 + coalesce(octet_length(r.metadata), 0) AS bytes) AS b
+             CROSS JOIN LATERAL (SELECT ",
+            texts_bytes!(),
+            " AS bytes) AS n
+             CROSS JOIN LATERAL (SELECT n.bytes::bigint, n.bytes <= ? AS is_read) AS b
              LEFT JOIN signing_secrets s ON s.org_id = r.org_id AND s.is_current
              FOR KEY SHARE OF r",
-        )
-        .bind::<BigInt, _>(i64::try_from(max_bytes).unwrap_or(i64::MAX))
-        .bind::<BigInt, _>(i64::try_from(max_bytes).unwrap_or(i64::MAX))
+        ))
         .bind::<Array<Id>, _>(column(keys, |(org, _)| Key::from(*org)))
         .bind::<Array<Id>, _>(column(keys, |(_, run)| Key::from(*run)))
+        .bind::<BigInt, _>(max_bytes)
         .load(pg)?,
         AnyConnection::Sqlite(_) => {
             let mut rows = Vec::with_capacity(keys.len());
             for (org, run) in keys {
-                if let Some(row) = find_row(tx, *org, *run)? {
-                    let bytes = [&row.output, &row.metadata].into_iter().flatten().map(String::len).sum::<usize>();
-                    let bytes = i64::try_from(bytes).unwrap_or(i64::MAX);
-                    rows.push((row, current_secret(tx, *org)?.map(Key::from), bytes));
-                }
+                let found = prepared::<RunToDeliverSql, _>(concat!(
+                    "SELECT ",
+                    run_to_deliver!(),
+                    " FROM runs r JOIN (SELECT org_id, id, bytes, bytes <= ? AS is_read FROM (SELECT r.org_id, r.id, ",
+                    texts_bytes!(),
+                    " AS bytes FROM runs r WHERE r.org_id = ? AND r.id = ?)) AS b ON b.org_id = r.org_id AND b.id = r.id
+                     LEFT JOIN signing_secrets s ON s.org_id = r.org_id AND s.is_current",
+                ))
+                .bind::<BigInt, _>(max_bytes)
+                .bind::<Id, _>(Key::from(*org))
+                .bind::<Id, _>(Key::from(*run));
+                rows.extend(found.get_result::<(RunRow, Option<Key>, i64)>(tx).optional()?);
             }
             rows
         }

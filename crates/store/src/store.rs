@@ -114,13 +114,16 @@ impl Store {
     /// transaction takes its moment at its beginning, and transactions don't end in the order in which they begin.
     /// `None`: they do, as on SQLite.
     ///
-    /// To be asked before the list is read. The clocks of processes differ by less than a second.
+    /// To be asked before the list is read. The clocks of processes differ by less than a second. A session whose
+    /// transaction this role may not see counts as if it were as old as they become.
     pub async fn complete_until(&self) -> Result<Option<Timestamp>, StoreError> {
         const CLOCKS_DIFFER: Duration = Duration::from_secs(1);
         let oldest = |conn: &mut AnyConnection| {
             let AnyConnection::Postgres(conn) = conn else { return Ok(None) };
             let statement = prepared::<BigInt, _>(
-                "SELECT (extract(epoch FROM least(clock_timestamp(), min(xact_start))) * 1000000)::bigint
+                "SELECT (extract(epoch FROM least(clock_timestamp(), min(
+                     CASE WHEN coalesce(state, 'disabled') = 'disabled' THEN clock_timestamp() - interval '1 minute'
+                     ELSE xact_start END))) * 1000000)::bigint
                  FROM pg_stat_activity
                  WHERE application_name = 'redial' AND datname = current_database() AND pid <> pg_backend_pid()",
             );

@@ -77,8 +77,11 @@ pub(crate) async fn withdraw(call: Call) -> Answer {
     call.no_query()?;
     let key = call.idempotency_key()?;
     call.no_body()?;
-    let org = call.org;
-    let withdrawn = call.api.store.write(move |tx, now| store::withdraw(tx, now, org, id, key.as_ref()));
+    let (org, max_bytes) = (call.org, call.max_bytes());
+    let withdrawn = call.api.store.write(move |tx, now| {
+        store::within(max_bytes, delivery_bytes(tx, org, id, DeliveryParts::SHOWN)?)?;
+        store::withdraw(tx, now, org, id, key.as_ref())
+    });
     let conflict = |state: &str| ApiError::Conflict(format!("the delivery does not wait: {state}"));
     Err(match withdrawn.await? {
         Withdrawal::Withdrawn(delivery) => return call::json(StatusCode::OK, &delivery),

@@ -55,6 +55,7 @@ pub(crate) fn table() -> Vec<Operation> {
             .named("list_deliveries_of_run", "A run's deliveries, newest first")
             .query(vec![selection::parameter::<Delivery>()])
             .answers_many::<Selected<'_, Delivery>>(200, "the deliveries", &delivery)
+            .with_header("Link", "`rel=\"next\"`: where the older ones are that the answer had no room for.")
             .or(&[RunNotFound]),
         call(Method::POST, "/v1/runs/{run_id}/callback-redeliveries", RunsExecute, redeliveries::create)
             .named(

@@ -61,9 +61,11 @@ pub(crate) async fn record(call: Call) -> Answer {
     call.json()?;
     let (body, egress) = (call.body.clone(), call.api.egress.clone());
     let update = call.work(move || parse_run(&body, &egress)).await??;
+    let max_bytes = call.max_bytes();
     let Call { api, org, request_id, .. } = call;
     let (policy, asked_by) = (api.accept, request_id.clone());
     let recorded = api.store.write(move |tx, now| {
+        store::within(max_bytes, run_bytes(tx, org, id)?)?;
         record_run(tx, now, &policy, Deliver::Automatically, (org, id), &update, &asked_by)
     });
     let (status, run, accepted) = match recorded.await? {

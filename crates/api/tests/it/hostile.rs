@@ -9,7 +9,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpSocket, TcpStream};
 use tokio::time::timeout;
 
-use crate::harness::{RUN, TestApi};
+use crate::harness::{RUN, TestApi, send};
 
 /// Longer than anything here takes; only a failing test waits for it.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -384,4 +384,78 @@ async fn good_clients_are_served_while_others_drip() {
             "{answer}"
         );
     }
+}
+
+/// A connection from another address of this host, which no trusted proxy has.
+async fn connected_as(api: &TestApi, client: &str) -> TcpStream {
+    let socket = TcpSocket::new_v4().unwrap();
+    socket.bind(format!("{client}:0").parse().unwrap()).unwrap();
+    socket.connect(api.addr).await.unwrap()
+}
+
+/// Sends and reads until what came ends with that.
+async fn exchange(stream: &mut TcpStream, request: &str, end: &str) -> String {
+    stream.write_all(request.as_bytes()).await.unwrap();
+    let mut answer = Vec::new();
+    while !answer.ends_with(end.as_bytes()) {
+        let read = timeout(PATIENCE, stream.read_buf(&mut answer)).await.expect("an answer");
+        assert_ne!(read.unwrap(), 0, "{}", String::from_utf8_lossy(&answer));
+    }
+    String::from_utf8(answer).unwrap()
+}
+
+fn two_each() -> Limits {
+    Limits { connections_of_client: Some(2), ..Limits::default() }
+}
+
+#[tokio::test]
+async fn a_clients_next_connection_is_refused_once_it_has_as_many_as_it_may() {
+    let api = TestApi::limited(Engine::Sqlite, two_each()).await;
+    let mut kept = [connected_as(&api, "127.0.0.8").await, connected_as(&api, "127.0.0.8").await];
+    for stream in &mut kept {
+        exchange(stream, HEALTH, r#"{"status":"ok"}"#).await;
+    }
+    let mut refused = connected_as(&api, "127.0.0.8").await;
+    let answer = rest(&mut refused).await;
+    assert!(answer.starts_with("HTTP/1.1 429 ") && answer.contains("connection: close"), "{answer}");
+    assert!(answer.ends_with(
+        r#"{"code":"RATE_LIMITED","message":"too many connections from this address","errors":null}"#
+    ));
+    let mut other = connected_as(&api, "127.0.0.9").await;
+    exchange(&mut other, HEALTH, r#"{"status":"ok"}"#).await;
+    drop(kept);
+    let began = Instant::now();
+    loop {
+        let mut next = connected_as(&api, "127.0.0.8").await;
+        next.write_all(HEALTH.as_bytes()).await.unwrap();
+        next.shutdown().await.unwrap();
+        if rest(&mut next).await.starts_with("HTTP/1.1 200 ") {
+            break;
+        }
+        assert!(began.elapsed() < PATIENCE, "they are not forgotten");
+    }
+}
+
+/// Behind a proxy connections say nothing of clients.
+#[tokio::test]
+async fn a_client_of_a_trusted_proxy_has_so_many_requests_that_wait_for_an_answer() {
+    let api = TestApi::limited(Engine::Sqlite, two_each()).await;
+    let waiting = put(&api, "Content-Length: 2\r\nExpect: 100-continue\r\nX-Forwarded-For: 203.0.113.7");
+    let mut kept = [connected(&api).await, connected(&api).await];
+    for stream in &mut kept {
+        exchange(stream, &waiting, "HTTP/1.1 100 Continue\r\n\r\n").await;
+    }
+    let get = async |client: &str| {
+        let path = format!("/v1/runs/{RUN}");
+        let request = api.request(reqwest::Method::GET, &path).header("x-forwarded-for", client);
+        send(request).await
+    };
+    let refused = get("203.0.113.7").await;
+    assert_eq!((refused.error(), refused.header("retry-after")), ((429, "RATE_LIMITED".into()), "1"));
+    assert_eq!(get("203.0.113.8").await.status, 404);
+    for stream in &mut kept {
+        let answer = exchange(stream, "{}", "}").await;
+        assert!(answer.starts_with("HTTP/1.1 422 "), "{answer}");
+    }
+    assert_eq!(get("203.0.113.7").await.status, 404);
 }

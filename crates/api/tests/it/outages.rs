@@ -48,6 +48,28 @@ async fn without_its_database_the_api_is_not_ready_and_says_why() {
     assert!(message.starts_with("the database has not answered for "), "{message}");
 }
 
+/// Whatever its language: a full disk and a deadlock are told by what they are not.
+#[tokio::test]
+async fn while_its_database_takes_nothing_the_api_asks_to_come_again() {
+    let mut api = TestApi::start(Engine::Postgres).await;
+    api.delivered_run().await;
+    let database = api.database.as_ref().expect("it is not lost");
+    for (state, words) in [("53100", "No queda espacio en el dispositivo"), ("40P01", "Verklemmung entdeckt")]
+    {
+        database.execute(&format!(
+            "CREATE OR REPLACE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS
+                 $$ BEGIN RAISE EXCEPTION '{words}' USING ERRCODE = '{state}'; END $$;
+             CREATE OR REPLACE TRIGGER refuse BEFORE INSERT ON deliveries FOR EACH ROW EXECUTE FUNCTION refuse()"
+        ));
+        for reply in join_all([api.redeliver(), api.redeliver()]).await {
+            assert_unavailable(&reply);
+        }
+    }
+    database.execute("DROP TRIGGER refuse ON deliveries");
+    assert_eq!(api.redeliver().await.status, 201);
+    api.doorbell().await;
+}
+
 async fn an_internal_error_says_nothing_of_its_cause(mut api: TestApi) {
     api.delivered_run().await;
     let delivery = api.record().await.1.remove(0);

@@ -88,14 +88,15 @@ async fn a_send_that_could_outlive_its_lease_is_handed_back_and_spends_no_attemp
     assert_eq!(harness.receiver.posts(), 0);
 }
 
-/// As with a lock, a broken page, or a message in a language that nobody here reads.
+/// As with a deadlock, a full disk, a broken page or a lock, on a server that says so in German.
 #[tokio::test]
 async fn a_result_that_the_database_refuses_for_a_while_is_kept_and_recorded() {
     let mut harness = Harness::new(Engine::Postgres).await;
     harness.database.execute(
         "CREATE SEQUENCE refusals;
          CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS
-             $$ BEGIN RAISE EXCEPTION 'refusal no. %', nextval('refusals'); END $$;
+             $$ BEGIN RAISE EXCEPTION 'Abbruch' USING ERRCODE =
+                 (ARRAY['55P03', '40P01', '53100', '57014', 'XX001'])[1 + nextval('refusals') % 5]; END $$;
          CREATE TRIGGER refuse BEFORE INSERT ON attempts FOR EACH ROW EXECUTE FUNCTION refuse()",
     );
     let running = harness.dispatch(settings());
@@ -103,7 +104,7 @@ async fn a_result_that_the_database_refuses_for_a_while_is_kept_and_recorded() {
     running.publisher.ring(harness.job(&delivery, 1));
     harness.arrival().await;
     let began = Instant::now();
-    while harness.database.number("SELECT last_value FROM refusals") < 3 {
+    while harness.database.number("SELECT last_value FROM refusals") < 5 {
         assert!(began.elapsed() < PATIENCE, "it is not tried again");
         tokio::task::yield_now().await;
     }

@@ -18,6 +18,9 @@ const POLL_INTERVAL: Duration = Duration::from_millis(250);
 const LONGEST_POLL_INTERVAL: Duration = Duration::from_secs(3);
 /// The most destinations that are remembered to have more than they may have at once. The circle finds the others.
 const MOST_LIMITED: usize = 1_000;
+/// So many deliveries refused one after the other may have rows of their own to blame. Beyond that it may be the database,
+/// which then is not asked more often than one that is away.
+const MOST_REFUSED: u32 = 4;
 
 /// A claim to make in one transaction.
 #[derive(Clone, Debug, PartialEq)]
@@ -63,6 +66,8 @@ pub(super) struct Claiming {
     limit: usize,
     /// When the last claim committed.
     ended_at: Duration,
+    /// Deliveries refused one after the other since then.
+    refused: u32,
     paused_until: Duration,
 }
 
@@ -107,6 +112,7 @@ impl Claiming {
             reserved: None,
             limit: BATCH,
             ended_at: Duration::ZERO,
+            refused: 0,
             paused_until: Duration::ZERO,
         }
     }
@@ -340,6 +346,7 @@ impl Dispatch {
         }
         self.claiming.limit = (self.claiming.limit * 2).min(BATCH);
         self.claiming.ended_at = now.monotonic;
+        self.claiming.refused = 0;
         self.looked(&claim, claimed.len(), look, now);
         let (mut bytes, mut bytes_in_flight) = (self.byte_room(), self.bytes_by_destination());
         for claimed in claimed {
@@ -458,6 +465,10 @@ impl Dispatch {
         match (rows, &claim.claim.source) {
             ([delivery_id], ClaimSource::Relay(_)) if !is_off(Protection::StepOver) => {
                 let wait = self.stepped_over.add(*delivery_id, now.monotonic);
+                claiming.refused += 1;
+                if claiming.refused > MOST_REFUSED {
+                    claiming.paused_until = now.monotonic + OUTAGE_PAUSE;
+                }
                 // Its destination may have more of the kind: others are next.
                 claiming.cursor = Some(Destination::from(self.rng.i64(..)));
                 actions.push(Action::StepOver { delivery_id: *delivery_id, wait });

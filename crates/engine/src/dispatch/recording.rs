@@ -25,7 +25,7 @@ pub(super) struct Recording {
     /// Parts of a batch that was refused, or whose commit had an unknown outcome.
     batches: Vec<Gathered>,
     in_progress: Option<InProgress>,
-    /// Nothing is written before that, as the database is away.
+    /// Nothing is written before that, as the database is away or takes nothing.
     paused_until: Duration,
     /// When the last batch committed.
     ended_at: Duration,
@@ -55,6 +55,7 @@ struct Gathered {
 struct Kept {
     result: AttemptResult,
     since: Duration,
+    tried_at: Duration,
     retry_at: Duration,
     pause: Duration,
 }
@@ -177,7 +178,7 @@ impl Recording {
         let mut done = Vec::new();
         for (result, effect) in results.into_iter().zip(effects) {
             if *effect == Effect::Locked {
-                self.kept.push(Kept { result, since, retry_at: now + pause, pause });
+                self.kept.push(Kept { result, since, tried_at: now, retry_at: now + pause, pause });
             } else {
                 done.push(Recorded { result, effect: Some(*effect) });
             }
@@ -186,9 +187,9 @@ impl Recording {
     }
 
     /// The database refuses a transaction. Returns what is given up: a result that violates a constraint, or has been
-    /// refused for too long.
+    /// refused for too long while others were recorded. A database that takes none may be full, and then none is lost.
     pub(super) fn refused(&mut self, id: u64, is_violation: bool, now: Duration) -> Vec<Recorded> {
-        let (result, since) = match self.take(id) {
+        let (result, since, others_recorded) = match self.take(id) {
             Some(Taken::Batch(Gathered { mut results, since })) => {
                 if results.len() > 1 {
                     let half = results.split_off(results.len() / 2);
@@ -196,15 +197,19 @@ impl Recording {
                     return Vec::new();
                 }
                 let Some(result) = results.pop() else { return Vec::new() };
-                (result, since)
+                (result, since, true)
             }
-            Some(Taken::Retried(kept)) => (kept.result, kept.since),
+            Some(Taken::Retried(kept)) => (kept.result, kept.since, self.ended_at > kept.tried_at),
             None => return Vec::new(),
         };
-        if is_violation || now >= since + KEPT_FOR {
+        if is_violation || (others_recorded && now >= since + KEPT_FOR) {
             return vec![Recorded { result, effect: None }];
         }
-        self.kept.push(Kept { result, since, retry_at: now + REJECTED_PAUSE, pause: REJECTED_PAUSE });
+        if !others_recorded {
+            self.paused_until = now + OUTAGE_PAUSE;
+        }
+        let (retry_at, pause) = (now + REJECTED_PAUSE, REJECTED_PAUSE);
+        self.kept.push(Kept { result, since, tried_at: now, retry_at, pause });
         Vec::new()
     }
 
@@ -261,6 +266,55 @@ mod tests {
             settlement: Settlement::Succeeded,
             hold: HoldChange::None,
         }
+    }
+
+    /// Lets a lone result be refused each second, and another be recorded in between or not. Returns when it is given up.
+    fn given_up_at(others_recorded: bool) -> Option<Duration> {
+        let (mut recording, second) = (Recording::default(), Duration::from_secs);
+        recording.push(result(1), second(1));
+        for at in 1..2_000 {
+            if others_recorded {
+                recording.push(result(2), second(at));
+            }
+            for batch in recording.next(second(at), false) {
+                if batch.results.len() > 1 {
+                    assert!(recording.refused(batch.id, false, second(at)).is_empty());
+                } else if batch.results[0].delivery_id == result(1).delivery_id {
+                    let given_up = recording.refused(batch.id, false, second(at));
+                    if !given_up.is_empty() {
+                        return Some(second(at));
+                    }
+                } else {
+                    recording.recorded(batch.id, &[Effect::Recorded], second(at));
+                }
+            }
+        }
+        None
+    }
+
+    #[test]
+    fn a_refused_result_is_given_up_only_while_the_database_takes_others() {
+        let given_up = given_up_at(true).expect("it is given up");
+        assert!(given_up >= KEPT_FOR && given_up < KEPT_FOR + Duration::from_secs(5), "{given_up:?}");
+        assert_eq!(given_up_at(false), None);
+    }
+
+    #[test]
+    fn a_database_that_takes_nothing_is_not_asked_more_often_than_one_that_is_away() {
+        let mut recording = Recording::default();
+        for number in 0..100 {
+            recording.push(result(number), Duration::ZERO);
+        }
+        let mut tries = 0;
+        // The batch is halved once; from then on there is a pause after each try.
+        for millisecond in 0..10_000 {
+            let now = Duration::from_millis(millisecond);
+            for batch in recording.next(now, false) {
+                tries += usize::from(batch.results.len() == 1 && millisecond > 1_000);
+                recording.refused(batch.id, false, now);
+            }
+        }
+        assert!(tries <= 40, "{tries} tries in nine seconds");
     }
 
     #[test]

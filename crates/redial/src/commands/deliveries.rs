@@ -150,7 +150,7 @@ pub(crate) async fn run(args: Args) -> Result<()> {
         Command::Show { delivery, follow: false } => {
             let delivery = remote.get(&path(delivery)).await?;
             remote.show(&delivery, SHOWN)?;
-            if remote.json { Ok(()) } else { print_attempts(&delivery, 0).map(drop) }
+            if remote.json { Ok(()) } else { print_attempts(&delivery.value, 0).map(drop) }
         }
         Command::Show { delivery, follow: true } => follow(&remote, delivery).await,
         Command::Redeliver { run, supersede, idempotency_key, follow: is_followed } => {
@@ -158,7 +158,7 @@ pub(crate) async fn run(args: Args) -> Result<()> {
             let asked = format!("/v1/runs/{run}/callback-redeliveries{query}");
             let made = remote.post(&asked, idempotency_key.as_deref()).await?;
             if is_followed {
-                let id = made["id"].as_str().unwrap_or_default().parse()?;
+                let id = made.value["id"].as_str().unwrap_or_default().parse()?;
                 return follow(&remote, id).await;
             }
             remote.show(&made, SHOWN)
@@ -178,16 +178,17 @@ fn path(delivery: DeliveryId) -> String {
 async fn follow(remote: &Remote, id: DeliveryId) -> Result<()> {
     let mut shown = 0;
     loop {
-        let delivery = remote.get_patiently(&path(id)).await?;
+        let answer = remote.get_patiently(&path(id)).await?;
+        let delivery = &answer.value;
         let has_ended = !delivery["completed_at"].is_null();
         if remote.json {
             let attempts = delivery["attempts"].as_array().map_or(0, Vec::len);
             if attempts > shown || has_ended {
-                writeln!(io::stdout(), "{delivery}")?;
+                writeln!(io::stdout(), "{}", answer.text)?;
             }
             shown = attempts;
         } else {
-            shown = print_attempts(&delivery, shown)?;
+            shown = print_attempts(delivery, shown)?;
         }
         if has_ended {
             if delivery["status_code"] == "succeeded" {

@@ -39,11 +39,16 @@ pub(crate) struct Args {
 /// Where state is kept unless told otherwise.
 pub(crate) const DATA_DIR: &str = ".redial";
 
-/// The URL and token of a `dev` that was started on this data directory.
-pub(crate) fn running(data_dir: &Path) -> Option<(String, String)> {
-    let json = std::fs::read(data_dir.join("dev.json")).ok()?;
-    let dev: Dev = serde_json::from_slice(&json).ok()?;
-    Some((dev.base_url, dev.token))
+/// The URL and token of a `dev` that was started on this data directory, if there was one.
+pub(crate) fn running(data_dir: &Path) -> Result<Option<(String, String)>> {
+    let path = data_dir.join("dev.json");
+    let json = match std::fs::read(&path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        read => read.with_context(|| format!("cannot read {}", path.display()))?,
+    };
+    let dev: Dev = serde_json::from_slice(&json)
+        .with_context(|| format!("{} is not what `redial dev` writes: start it anew", path.display()))?;
+    Ok(Some((dev.base_url, dev.token)))
 }
 
 /// What a program needs to use a running `dev`: the contents of `<data-dir>/dev.json`.

@@ -6,12 +6,15 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use comfy_table::{ContentArrangement, Table, presets};
+use serde::Deserialize;
 use serde_json::Value;
+use serde_json::value::RawValue;
 use tokio::time::{Instant, sleep};
 use url::form_urlencoded::Serializer;
 
 use crate::client::Client;
 use crate::commands::dev;
+use crate::settings::SettingsError;
 
 /// Which API, and how its answers are shown.
 #[derive(clap::Args)]
@@ -48,33 +51,55 @@ impl Target {
         };
         let base_url = given(self.base_url, "REDIAL_API_URL");
         let token = given(self.token, "REDIAL_API_TOKEN");
+        let missing = |what, advice| Err(SettingsError::value(what, advice));
         let (base_url, token) = match (base_url, token) {
             (Some(base_url), Some(token)) => (base_url, token),
-            (Some(_), None) => bail!("no token: give --token or set REDIAL_API_TOKEN; `redial token create` makes one"),
+            (Some(_), None) => {
+                missing("no token", "give --token or set REDIAL_API_TOKEN; `redial token create` makes one")?
+            }
             // A token alone must not be sent to whatever happens to run here.
-            (None, Some(_)) => bail!("a token, but no API: give --base-url or set REDIAL_API_URL"),
-            (None, None) => dev::running(Path::new(dev::DATA_DIR)).context(
-                "no API: give --base-url and --token, set REDIAL_API_URL and REDIAL_API_TOKEN, or start `redial dev` here",
-            )?,
+            (None, Some(_)) => missing("a token, but no API", "give --base-url or set REDIAL_API_URL")?,
+            (None, None) => match dev::running(Path::new(dev::DATA_DIR))? {
+                Some(running) => running,
+                None => missing(
+                    "no API",
+                    "give --base-url and --token, set REDIAL_API_URL and REDIAL_API_TOKEN, or start `redial dev` here",
+                )?,
+            },
         };
         let json = self.json || !io::stdout().is_terminal();
         Ok(Remote { client: Client::new(base_url.trim_end_matches('/'), &token), json })
     }
 }
 
+/// What the API answered.
+pub(crate) struct Answer {
+    /// As it came: numbers of any size, keys in the API's order.
+    pub(crate) text: String,
+    pub(crate) value: Value,
+}
+
+/// A page of a list, its items as they came.
+#[derive(Deserialize)]
+struct Page<'a> {
+    #[serde(borrow)]
+    items: Vec<&'a RawValue>,
+    next: Option<String>,
+}
+
 impl Remote {
     /// An object, by its path.
-    pub(crate) async fn get(&self, path: &str) -> Result<Value> {
+    pub(crate) async fn get(&self, path: &str) -> Result<Answer> {
         understood(self.client.get(path).await?)
     }
 
     /// What was made or changed.
-    pub(crate) async fn post(&self, path: &str, idempotency_key: Option<&str>) -> Result<Value> {
+    pub(crate) async fn post(&self, path: &str, idempotency_key: Option<&str>) -> Result<Answer> {
         understood(self.client.post_once(path, idempotency_key).await?)
     }
 
     /// The same as [`Remote::get`], waiting for an API that does not answer, or not now.
-    pub(crate) async fn get_patiently(&self, path: &str) -> Result<Value> {
+    pub(crate) async fn get_patiently(&self, path: &str) -> Result<Answer> {
         let deadline = Instant::now() + PATIENCE;
         loop {
             match self.client.get(path).await {
@@ -103,17 +128,20 @@ impl Remote {
                 query.append_pair("fields", &columns.join(","));
             }
             query.extend_pairs(next.iter().map(|next| ("pq", next)));
-            let mut page = self.get(&format!("{path}?{}", query.finish())).await?;
-            let Value::Array(items) = page["items"].take() else {
-                bail!("the API answered a page without items")
-            };
-            left = left.saturating_sub(items.len());
-            next = page["next"].as_str().map(str::to_owned);
+            let answer = self.get(&format!("{path}?{}", query.finish())).await?;
+            let page: Page = serde_json::from_str(&answer.text).context("the API answered no page")?;
+            left = left.saturating_sub(page.items.len());
+            next = page.next;
             if self.json {
                 let mut out = io::stdout().lock();
-                items.iter().try_for_each(|item| writeln!(out, "{item}"))?;
+                page.items.iter().try_for_each(|item| writeln!(out, "{item}"))?;
             } else {
-                rows.extend(items);
+                rows.extend(
+                    page.items
+                        .iter()
+                        .map(|item| serde_json::from_str(item.get()))
+                        .collect::<Result<Vec<_>, _>>()?,
+                );
             }
             if next.is_none() {
                 break;
@@ -129,14 +157,14 @@ impl Remote {
     }
 
     /// Shows an object: a key a line, or as JSON.
-    pub(crate) fn show(&self, object: &Value, keys: &[&str]) -> Result<()> {
+    pub(crate) fn show(&self, object: &Answer, keys: &[&str]) -> Result<()> {
         let mut out = io::stdout().lock();
         if self.json {
-            writeln!(out, "{object}")?;
+            writeln!(out, "{}", object.text)?;
             return Ok(());
         }
         for key in keys {
-            writeln!(out, "{key:<22} {}", text(&object[*key]))?;
+            writeln!(out, "{key:<22} {}", text(&object.value[*key]))?;
         }
         Ok(())
     }
@@ -167,11 +195,11 @@ fn text(value: &Value) -> String {
 }
 
 /// The answer, or what is wrong and what to do about it.
-fn understood((status, body): (u16, String)) -> Result<Value> {
+fn understood((status, body): (u16, String)) -> Result<Answer> {
     let answer: Value = serde_json::from_str(&body)
         .with_context(|| format!("status {status}, and no JSON: is this the API's URL?"))?;
     if (200..300).contains(&status) {
-        return Ok(answer);
+        return Ok(Answer { text: body, value: answer });
     }
     let said = text(&answer["message"]);
     let code = text(&answer["code"]);
@@ -204,11 +232,20 @@ mod tests {
     use super::*;
 
     #[test]
+    fn what_the_api_answers_is_printed_as_it_came() {
+        let body = r#"{"b":123456789012345678901234567890,"a":1.50}"#;
+        assert_eq!(understood((200, body.into())).unwrap().text, body);
+        let page = format!(r#"{{"items":[{body}],"next":null}}"#);
+        let page: Page = serde_json::from_str(&page).unwrap();
+        assert_eq!(page.items[0].to_string(), body);
+    }
+
+    #[test]
     fn a_conflict_names_the_delivery_in_flight_and_the_way_out() {
         let errors =
             json!([{"loc": ["path", "run_id"], "msg": "in flight", "type": "conflict", "delivery_id": "d1"}]);
         let body = json!({"code": "VALIDATION_ERROR", "message": "invalid", "errors": errors}).to_string();
-        let told = understood((422, body)).unwrap_err().to_string();
+        let told = understood((422, body)).map(drop).unwrap_err().to_string();
         assert_eq!(
             told,
             "VALIDATION_ERROR: invalid: path.run_id: in flight (d1; --supersede ends it if it waits)"

@@ -5,17 +5,19 @@ use std::io::{self, BufRead, BufReader, Read, Write};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail, ensure};
-use contracts::{BODY_DEPTH, FieldError, Json, Loc, OrgId, PayloadFormat, RunId, RunUpdate};
+use contracts::{BODY_DEPTH, FieldError, Json, Loc, OrgId, PayloadFormat, RunId, RunStatus, RunUpdate};
 use egress::Policy;
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::json;
+use serde_json::value::RawValue;
 use store::{
     AcceptPolicy, DatabaseUrl, Deliver, Erasure, RecordedRun, Store, StoreError, erase_run, record_run,
 };
 use tokio::task::JoinSet;
+use tokio::time::sleep;
 
 use crate::commands::deliveries::Range;
-use crate::commands::remote::{Remote, Target, print_table};
+use crate::commands::remote::{Answer, LOOK, Remote, Target, print_table};
 use crate::commands::{open_store, require_organization};
 use crate::settings::Settings;
 
@@ -48,6 +50,10 @@ pub(crate) enum Command {
         #[command(flatten)]
         target: Target,
         run: RunId,
+        /// Go on showing them as they change, until the run and its deliveries have ended; fails if the newest delivery
+        /// does.
+        #[arg(long)]
+        follow: bool,
     },
     /// Erase what a run and its callbacks said: output, metadata, failure message and callback URL of the run, payloads
     /// and response bodies of its deliveries. Hashes, sizes, times, codes and the deliveries' URLs stay. A delivery that
@@ -96,7 +102,8 @@ pub(crate) async fn run(settings: &Settings, command: Command) -> anyhow::Result
             let filters: Vec<_> = [("status_code", status)].into_iter().chain(range.filters()).collect();
             target.open()?.list("/v1/runs", &filters, range.limit, LISTED).await
         }
-        Command::Show { target, run } => show(&target.open()?, run).await,
+        Command::Show { target, run, follow: false } => show(&target.open()?, run).await,
+        Command::Show { target, run, follow: true } => follow(&target.open()?, run).await,
     }
 }
 
@@ -126,16 +133,58 @@ const DELIVERY: &[&str] = &[
 ];
 
 async fn show(remote: &Remote, run: RunId) -> anyhow::Result<()> {
-    let found = remote.get(&format!("/v1/runs/{run}")).await?;
-    remote.show(&found, SHOWN)?;
-    let deliveries = remote.get(&format!("/v1/runs/{run}/callback?fields={}", DELIVERY.join(","))).await?;
-    match deliveries.as_array() {
-        Some(deliveries) if !remote.json && !deliveries.is_empty() => {
+    let found = remote.get(&run_path(run)).await?;
+    let deliveries = remote.get(&deliveries_path(run)).await?;
+    print(remote, &found, &deliveries)
+}
+
+/// Shows the run and its deliveries whenever they have changed, until all have ended.
+async fn follow(remote: &Remote, run: RunId) -> anyhow::Result<()> {
+    let mut shown = None;
+    loop {
+        // In this order: a run's end and its automatic delivery are recorded together.
+        let found = remote.get_patiently(&run_path(run)).await?;
+        let deliveries = remote.get_patiently(&deliveries_path(run)).await?;
+        let state = (found.value["status_code"].clone(), deliveries.text.clone());
+        if shown.as_ref() != Some(&state) {
+            print(remote, &found, &deliveries)?;
+            shown = Some(state);
+        }
+        let status = found.value["status_code"].as_str().unwrap_or_default();
+        let has_ended = status.parse::<RunStatus>().is_ok_and(RunStatus::is_terminal);
+        let deliveries = deliveries.value.as_array().map_or(&[][..], Vec::as_slice);
+        if has_ended && deliveries.iter().all(|delivery| !delivery["completed_at"].is_null()) {
+            match deliveries.first() {
+                Some(newest) if newest["status_code"] != "succeeded" => bail!(
+                    "the newest delivery has ended as failed: {}",
+                    newest["failure_reason_code"].as_str().unwrap_or("-")
+                ),
+                _ => return Ok(()),
+            }
+        }
+        sleep(LOOK).await;
+    }
+}
+
+fn run_path(run: RunId) -> String {
+    format!("/v1/runs/{run}")
+}
+
+fn deliveries_path(run: RunId) -> String {
+    format!("/v1/runs/{run}/callback?fields={}", DELIVERY.join(","))
+}
+
+/// The run, then each delivery.
+fn print(remote: &Remote, run: &Answer, deliveries: &Answer) -> anyhow::Result<()> {
+    remote.show(run, SHOWN)?;
+    if remote.json {
+        let deliveries: Vec<&RawValue> = serde_json::from_str(&deliveries.text)?;
+        return Ok(deliveries.iter().try_for_each(|delivery| writeln!(io::stdout(), "{delivery}"))?);
+    }
+    match deliveries.value.as_array() {
+        Some(deliveries) if !deliveries.is_empty() => {
             writeln!(io::stdout())?;
             Ok(print_table(deliveries, DELIVERY)?)
-        }
-        Some(deliveries) if remote.json => {
-            Ok(deliveries.iter().try_for_each(|delivery| writeln!(io::stdout(), "{delivery}"))?)
         }
         _ => Ok(()),
     }
@@ -304,7 +353,7 @@ impl Recorder {
             let number = line.number;
             match self.write(vec![line]).await {
                 Ok(outcome) => outcomes.extend(outcome),
-                Err(error) if error.is_outage() => {
+                Err(error) if error.may_pass() => {
                     let advice =
                         format!("line {number} could not be recorded; importing all of it again is harmless");
                     return Err(anyhow::Error::new(error).context(advice));

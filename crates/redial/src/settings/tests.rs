@@ -173,7 +173,9 @@ fn rates_are_limited_as_set_and_not_at_all_if_zero() {
     let limited = limits("[api]\nrate_limit = 50\nrate_limit_burst = 20\nauth_failure_limit = 0");
     assert_eq!((limited.requests, limited.auth_failures), (Some(rate(50, 1, 20)), None));
     assert_eq!(limits("[api]\nrate_limit = 7").requests, Some(rate(7, 1, 100)));
-    for highest in ["rate_limit", "rate_limit_burst", "auth_failure_limit"] {
+    assert_eq!(limited.connections_of_client, Some(1024));
+    assert_eq!(limits("[api]\nmax_connections_per_client = 0").connections_of_client, None);
+    for highest in ["rate_limit", "rate_limit_burst", "auth_failure_limit", "max_connections_per_client"] {
         limits(&format!("[api]\n{highest} = 1000000"));
     }
 }
@@ -204,6 +206,7 @@ fn every_bad_value_is_refused_by_the_name_of_its_key() {
         ("api.rate_limit_burst", "1000001"),
         ("api.auth_failure_limit", "many"),
         ("api.auth_failure_limit", "1000001"),
+        ("api.max_connections_per_client", "-1"),
         ("dispatcher.listen", "8080"),
         ("dispatcher.max_in_flight", "0"),
         ("dispatcher.max_in_flight", "10001"),

@@ -43,7 +43,29 @@ fn runs_and_deliveries_are_listed_shown_redelivered_and_followed() {
     assert_eq!(listed.iter().map(|delivery| delivery["id"].as_str().unwrap()).collect::<Vec<_>>(), [id]);
     let with_deliveries = lines(&cli.ok(&["runs", "show", &run]));
     assert_eq!((&with_deliveries[0]["id"], &with_deliveries[1]["id"]), (&run.as_str().into(), &id.into()));
+    assert_eq!(lines(&cli.ok(&["runs", "show", &run, "--follow"])), with_deliveries, "all have ended");
     assert_eq!(running.stop(), 0);
+}
+
+#[test]
+fn a_reader_that_has_seen_enough_is_no_error() {
+    let cli = Cli::new();
+    let (running, _) = dev(&cli);
+    let mut command = cli.command(&["runs", "list"]);
+    let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    drop(child.stdout.take());
+    let ended = child.wait_with_output().unwrap();
+    assert_eq!((ended.status.code(), String::from_utf8_lossy(&ended.stderr).as_ref()), (Some(0), ""));
+    assert_eq!(running.stop(), 0);
+}
+
+#[test]
+fn a_file_of_dev_that_is_broken_is_named() {
+    let cli = Cli::new();
+    std::fs::create_dir(cli.directory().join(".redial")).unwrap();
+    std::fs::write(cli.directory().join(".redial/dev.json"), "{").unwrap();
+    let ended = cli.run(&["runs", "list"]);
+    assert!(ended.code == 1 && ended.stderr.contains(".redial/dev.json"), "{}", ended.stderr);
 }
 
 #[test]
@@ -51,7 +73,7 @@ fn what_is_wrong_is_told_with_what_to_do() {
     let cli = Cli::new();
     for arguments in [["runs", "list"].as_slice(), &["deliveries", "list"]] {
         let ended = cli.run(arguments);
-        assert_eq!((ended.code, ended.stdout.as_str()), (1, ""));
+        assert_eq!((ended.code, ended.stdout.as_str()), (2, ""));
         assert!(ended.stderr.contains("start `redial dev` here"), "{}", ended.stderr);
     }
     let (running, run) = dev(&cli);
@@ -65,8 +87,6 @@ fn what_is_wrong_is_told_with_what_to_do() {
         (&["deliveries", "redeliver", nobody], "RUN_NOT_FOUND"),
         (&["deliveries", "withdraw", nobody], "CALLBACK_DELIVERY_NOT_FOUND"),
         (&["deliveries", "list", "--status", "lost"], "query.status_code"),
-        (&["runs", "list", "--base-url", url], "give --token or set REDIAL_API_TOKEN"),
-        (&["runs", "list", "--token", &unknown], "but no API"),
         (&["runs", "list", "--base-url", url, "--token", &unknown], "UNAUTHORIZED"),
         (&["runs", "list", "--base-url", "http://127.0.0.1:1", "--token", &unknown], "does not answer"),
         (&["runs", "show", nobody, "--base-url", &format!("{url}/docs"), "--token", &unknown], "NOT_FOUND"),
@@ -75,6 +95,13 @@ fn what_is_wrong_is_told_with_what_to_do() {
         assert_eq!(ended.code, 1, "{arguments:?}");
         assert!(ended.stderr.contains(word), "{arguments:?}: {}", ended.stderr);
         assert!(!ended.stderr.contains(&unknown), "{}", ended.stderr);
+    }
+    for (arguments, word) in [
+        (["runs", "list", "--base-url", url], "give --token or set REDIAL_API_TOKEN"),
+        (["runs", "list", "--token", &unknown], "but no API"),
+    ] {
+        let ended = cli.run(&arguments);
+        assert!(ended.code == 2 && ended.stderr.contains(word), "{arguments:?}: {}", ended.stderr);
     }
     let by_variables =
         Cli::new().with("REDIAL_API_URL", url).with("REDIAL_API_TOKEN", dev["token"].as_str().unwrap());
@@ -85,7 +112,9 @@ fn what_is_wrong_is_told_with_what_to_do() {
 #[test]
 fn each_shell_gets_its_completions() {
     for shell in ["bash", "zsh", "fish"] {
-        let script = Cli::new().ok(&["completions", shell]);
+        let cli = Cli::new();
+        std::fs::write(cli.directory().join("redial.toml"), "broken").unwrap();
+        let script = cli.ok(&["completions", shell]);
         assert!(script.contains("redeliver") && script.contains("redial"), "{shell}");
     }
 }

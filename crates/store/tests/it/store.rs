@@ -299,3 +299,18 @@ async fn the_default_isolation_level_does_not_matter() {
     let accepted = answers.iter().filter(|answer| matches!(answer, Redelivery::Accepted(_)));
     assert_eq!(accepted.count(), 1);
 }
+
+/// A role sees the transactions of its own sessions only, unless it has `pg_read_all_stats`.
+#[tokio::test]
+async fn lists_are_not_followed_past_transactions_that_this_role_may_not_see() {
+    let stage = Stage::new(Engine::Postgres); // its connection is another role's
+    let minute = std::time::Duration::from_secs(60);
+    let DatabaseUrl::Postgres(url) = stage.database.url() else { panic!("a PostgreSQL URL") };
+    let joint = if url.contains('?') { '&' } else { '?' };
+    let blind = format!("{url}{joint}options=-c%20role%3Dpg_read_all_data").parse().unwrap();
+    for (url, is_blind) in [(stage.database.url(), false), (&blind, true)] {
+        let store = Store::open(url, 2).await.unwrap();
+        let until = store.complete_until().await.unwrap().expect("PostgreSQL has a bound");
+        assert_eq!(until < store.clock().now() - minute, is_blind, "{until:?}");
+    }
+}
