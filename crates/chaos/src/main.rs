@@ -40,7 +40,7 @@ struct Arguments {
     #[arg(long)]
     binary: PathBuf,
     /// Where the report and the processes' logs go.
-    #[arg(long, default_value = "target/chaos")]
+    #[arg(long, default_value = "target/chaos", overrides_with = "directory")]
     directory: PathBuf,
     /// How much of the full size: of deliveries, disturbances and waiting times.
     #[arg(long, default_value_t = 1.0)]

@@ -35,6 +35,7 @@ pub(crate) fn start(filter: &str, format: LogFormat) -> Result<(), ParseError> {
     std::panic::set_hook(Box::new(|panic| {
         let backtrace = std::backtrace::Backtrace::capture();
         tracing::error!(target: "redial", thread = std::thread::current().name(), %backtrace, "{panic}");
+        QUEUE.flush(LAST_WAIT); // the main thread's is the end of the process
     }));
     Ok(())
 }

@@ -105,6 +105,44 @@ async fn a_dispatcher_finds_a_key_that_was_added_to_its_file_while_it_runs() {
     assert!(system.stop().await.is_empty());
 }
 
+/// As README says: the new key comes last everywhere, then first everywhere, and the old one goes when all is rewrapped.
+/// Services are replaced one after the other, so that at each step some have the keys of the step before.
+#[tokio::test(flavor = "multi_thread")]
+async fn while_the_encryption_key_is_changed_every_service_opens_what_any_other_has_sealed() {
+    let mut system = System::start(&shared_broker(), 1, 1, &[]);
+    let (old, new) = (format!("test:{KEY}"), store::Keyring::generate("new").as_str().to_owned());
+    let mut runs = system.import_runs(6, "/ok").into_iter();
+    for keys in [format!("{old},{new}"), format!("{new},{old}"), new.clone()] {
+        if keys == new {
+            system.command(&["secrets", "rewrap"]);
+        }
+        system.set("REDIAL_SECRETS__KEYS", &keys);
+        system.add_api();
+        // Sealed by the api of the step before, then by that of this one; opened by either dispatcher.
+        for replaced in ["api", "dispatcher"] {
+            let made = call(&system, Method::POST, "/v1/callback-secrets", Some(json!({}))).await;
+            let path = format!("/v1/callback-secrets/{}", text(&made["id"]));
+            call(&system, Method::PATCH, &path, Some(json!({"is_current": true}))).await;
+            system.receiver.add_secret(SigningSecret::parse(&text(&made["plain_secret"])).unwrap());
+            let delivery = system.redeliver(0, runs.next().unwrap()).await;
+            let settled = system.settled(&text(&delivery["id"])).await;
+            assert_eq!(
+                (&settled["status_code"], &settled["attempt_count"]),
+                (&json!("succeeded"), &json!(1))
+            );
+            assert_eq!(system.gather(1).await[0].verdict, Verdict::Valid);
+            match replaced {
+                "api" => system.apis.remove(0).stop(),
+                _ => {
+                    system.add_dispatcher();
+                    system.dispatchers.remove(0).stop();
+                }
+            }
+        }
+    }
+    assert!(system.stop().await.is_empty());
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_delivery_that_waits_during_a_rotation_always_verifies_with_the_secrets_its_receiver_has() {
     let settings = [("REDIAL_DELIVERY__SCHEDULE", "200ms"), ("REDIAL_DELIVERY__MAX_ATTEMPTS", "100")];
