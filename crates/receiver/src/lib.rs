@@ -1,4 +1,4 @@
-//! A scripted callback receiver: the other end for `redial demo`, `dev`, `listen` and `bench`, for
+//! A scripted callback receiver: the other end for `redial demo`, `dev` and `listen`, for
 //! docker-compose and for tests. The called path says how it behaves ([`HELP`]); it verifies what it gets the
 //! way a customer's receiver should.
 

@@ -1,4 +1,4 @@
-//! A client of the API, for `demo`, `bench` and the commands that ask it.
+//! A client of the API, for `demo` and the commands that ask it.
 
 use std::time::Duration;
 

@@ -19,8 +19,8 @@ use ::dispatcher::DispatcherError;
 use clap::{CommandFactory, Parser, Subcommand};
 
 use crate::commands::{
-    api, bench, config, deliveries, demo, dev, dispatcher, healthcheck, listen, migrate, org, prune, runs,
-    secret, token,
+    api, config, deliveries, demo, dev, dispatcher, healthcheck, listen, migrate, org, prune, runs, secret,
+    token,
 };
 use crate::settings::{Settings, SettingsError};
 
@@ -45,7 +45,6 @@ enum Command {
     /// Deliver callbacks (PostgreSQL and RabbitMQ).
     Dispatcher,
     Listen(listen::Args),
-    Bench(bench::Args),
     Healthcheck(healthcheck::Args),
     /// Bring the database up to date.
     Migrate,
@@ -116,7 +115,7 @@ async fn run(cli: Cli) -> anyhow::Result<()> {
     };
     let filter = settings.log.filter.as_deref().unwrap_or(match cli.command {
         // These tell their story on standard output.
-        Command::Demo | Command::Bench(_) => "error",
+        Command::Demo => "error",
         Command::Dev(_) | Command::Listen(_) => "warn",
         _ => "info",
     });
@@ -127,7 +126,6 @@ async fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Api => api::run(&settings).await,
         Command::Dispatcher => dispatcher::run(&settings, cli.config).await,
         Command::Listen(args) => listen::run(args).await,
-        Command::Bench(args) => bench::run(&settings, args).await,
         Command::Healthcheck(args) => healthcheck::run(args).await,
         Command::Migrate => migrate::run(&settings).await,
         Command::Org(command) => org::run(&settings, command).await,

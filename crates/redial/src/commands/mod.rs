@@ -1,7 +1,6 @@
 //! One file per command.
 
 pub(crate) mod api;
-pub(crate) mod bench;
 pub(crate) mod config;
 pub(crate) mod deliveries;
 pub(crate) mod demo;

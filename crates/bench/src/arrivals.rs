@@ -1,0 +1,68 @@
+//! The other end: a receiver that verifies what arrives and notes when.
+
+use std::collections::HashMap;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::time::Instant;
+
+use anyhow::{Context, Result};
+use contracts::SigningSecret;
+use receiver::{Options, Received, Receiver};
+use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
+use tokio::time::timeout;
+
+use crate::PATIENCE;
+
+/// Callbacks as they come in.
+pub(crate) struct Arrivals {
+    receiver: Receiver,
+    coming: UnboundedReceiver<Received>,
+    /// When each delivery arrived first.
+    first: HashMap<String, Instant>,
+}
+
+impl Arrivals {
+    pub(crate) fn listen(secret: &str) -> Result<Arrivals> {
+        let (sink, coming) = unbounded_channel();
+        let secrets = vec![SigningSecret::parse(secret).context("the secret is none")?];
+        let options = Options { secrets, sink: Some(sink), ..Options::default() };
+        let receiver = Receiver::bind(SocketAddr::from((Ipv4Addr::UNSPECIFIED, 0)), options)?;
+        Ok(Arrivals { receiver, coming, first: HashMap::new() })
+    }
+
+    /// URLs of so many destinations: all of 127.0.0.0/8 is this host.
+    pub(crate) fn urls(&self, path: &str, destinations: u32) -> Vec<String> {
+        let port = self.receiver.addr().port();
+        let host = |n| Ipv4Addr::from_bits(Ipv4Addr::LOCALHOST.to_bits() + n);
+        (0..destinations).map(|n| format!("http://{}:{port}{path}", host(n))).collect()
+    }
+
+    pub(crate) fn invalid(&self) -> u64 {
+        self.receiver.invalid()
+    }
+
+    /// When that delivery arrived first, if it has.
+    pub(crate) fn first(&mut self, id: &str) -> Option<Instant> {
+        while let Ok(received) = self.coming.try_recv() {
+            self.note(&received);
+        }
+        self.first.get(id).copied()
+    }
+
+    /// The same, waiting for it.
+    pub(crate) async fn of(&mut self, id: &str) -> Result<Instant> {
+        loop {
+            if let Some(at) = self.first.get(id) {
+                return Ok(*at);
+            }
+            let received =
+                timeout(PATIENCE, self.coming.recv()).await.context("a callback does not arrive")?;
+            self.note(&received.context("the receiver is gone")?);
+        }
+    }
+
+    fn note(&mut self, received: &Received) {
+        if let Some(id) = received.header("webhook-id") {
+            self.first.entry(id.to_owned()).or_insert(received.received_at);
+        }
+    }
+}

@@ -1,0 +1,146 @@
+//! Where CPU time goes: each part's own, and the kernel's threads. From `/proc`, whose clock ticks a hundred times a second.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use anyhow::{Context, Result};
+use procfs::process::{Process, Stat, all_processes};
+use serde::Serialize;
+
+/// Parts of the installation, in the order of a delivery's way.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum Part {
+    /// This process: it asks, and receives.
+    Client,
+    Api,
+    /// All dispatchers; in embedded mode the one process.
+    Dispatcher,
+    RabbitMq,
+    /// All of its processes, those that have ended too.
+    PostgreSql,
+    /// Its own threads, such as those that write to disk.
+    Kernel,
+}
+
+/// CPU time since boot in seconds, of each part, with what of it was spent in the kernel; and the log's position.
+pub(crate) struct Usage {
+    parts: BTreeMap<Part, (f64, f64)>,
+    pub(crate) wal: Option<u64>,
+    pub(crate) transactions: Option<u64>,
+}
+
+/// What a delivery costs, or all of a time without any.
+#[derive(Clone, Debug, Serialize)]
+pub(crate) struct Cost {
+    /// In microseconds.
+    pub(crate) cpu: BTreeMap<Part, Cpu>,
+    /// In microseconds: all but the client.
+    pub(crate) total: f64,
+    /// Bytes of PostgreSQL's write-ahead log.
+    pub(crate) wal: Option<f64>,
+    /// Transactions of PostgreSQL's, of whatever origin.
+    pub(crate) transactions: Option<f64>,
+}
+
+#[derive(Clone, Copy, Debug, Serialize)]
+pub(crate) struct Cpu {
+    pub(crate) all: f64,
+    /// Of it, in the kernel.
+    pub(crate) kernel: f64,
+}
+
+/// The processes of an installation.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Processes {
+    pub(crate) api: BTreeSet<i32>,
+    pub(crate) dispatchers: BTreeSet<i32>,
+}
+
+impl Processes {
+    /// What all parts have used until now.
+    pub(crate) fn usage(&self, wal: Option<u64>, transactions: Option<u64>) -> Result<Usage> {
+        let ticks = procfs::ticks_per_second() as f64;
+        let mut parts = BTreeMap::from_iter(
+            [Part::Client, Part::Api, Part::Dispatcher, Part::RabbitMq, Part::PostgreSql, Part::Kernel]
+                .map(|part| (part, (0.0, 0.0))),
+        );
+        let own = std::process::id() as i32;
+        for process in all_processes().context("/proc can't be read")? {
+            // One that ends meanwhile has its time counted by its parent.
+            let Ok(stat) = process.and_then(|process: Process| process.stat()) else { continue };
+            let Some(part) = self.part_of(&stat, own) else { continue };
+            let (mut user, mut kernel) = (stat.utime, stat.stime);
+            if part == Part::PostgreSql {
+                user += u64::try_from(stat.cutime).unwrap_or(0);
+                kernel += u64::try_from(stat.cstime).unwrap_or(0);
+            }
+            let used = parts.entry(part).or_default();
+            used.0 += (user + kernel) as f64 / ticks;
+            used.1 += kernel as f64 / ticks;
+        }
+        Ok(Usage { parts, wal, transactions })
+    }
+
+    fn part_of(&self, stat: &Stat, own: i32) -> Option<Part> {
+        const KTHREADD: i32 = 2;
+        Some(match stat.comm.as_str() {
+            _ if stat.pid == own => Part::Client,
+            _ if self.api.contains(&stat.pid) => Part::Api,
+            _ if self.dispatchers.contains(&stat.pid) => Part::Dispatcher,
+            "postgres" => Part::PostgreSql,
+            "beam.smp" | "erl_child_setup" | "inet_gethost" | "epmd" => Part::RabbitMq,
+            _ if stat.ppid == KTHREADD => Part::Kernel,
+            _ => return None,
+        })
+    }
+}
+
+impl Cost {
+    pub(crate) fn between(before: &Usage, after: &Usage, deliveries: usize) -> Cost {
+        let each = |seconds: f64| seconds * 1_000_000.0 / deliveries as f64;
+        let cpu: BTreeMap<Part, Cpu> = after
+            .parts
+            .iter()
+            .map(|(part, (all, kernel))| {
+                let (all_before, kernel_before) = before.parts.get(part).copied().unwrap_or_default();
+                (*part, Cpu { all: each(all - all_before), kernel: each(kernel - kernel_before) })
+            })
+            .collect();
+        let total = cpu.iter().filter(|(part, _)| **part != Part::Client).map(|(_, cpu)| cpu.all).sum();
+        let counted = |after: Option<u64>, before: Option<u64>| {
+            Some(after?.saturating_sub(before?) as f64 / deliveries as f64)
+        };
+        Cost {
+            cpu,
+            total,
+            wal: counted(after.wal, before.wal),
+            transactions: counted(after.transactions, before.transactions),
+        }
+    }
+}
+
+/// The most memory a process has had resident, in bytes.
+pub(crate) fn peak_memory(process: i32) -> Result<u64> {
+    let status = Process::new(process)?.status()?;
+    Ok(status.vmhwm.context("no VmHWM")? * 1024)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_cost_of_a_delivery_is_the_difference_shared_out() {
+        let usage = |seconds: f64, wal| Usage {
+            parts: BTreeMap::from([
+                (Part::Client, (seconds, 0.0)),
+                (Part::PostgreSql, (2.0 * seconds, seconds)),
+            ]),
+            wal: Some(wal),
+            transactions: None,
+        };
+        let cost = Cost::between(&usage(1.0, 100), &usage(2.0, 2_100), 1_000);
+        assert_eq!((cost.cpu[&Part::Client].all, cost.cpu[&Part::PostgreSql].kernel), (1_000.0, 1_000.0));
+        assert_eq!((cost.total, cost.wal, cost.transactions), (2_000.0, Some(2.0), None));
+    }
+}

@@ -1,0 +1,61 @@
+//! A long history, made in the database: deliveries that were really made, many times over with other ids.
+
+use anyhow::{Result, ensure};
+
+use crate::Arguments;
+use crate::arrivals::Arrivals;
+use crate::load::{Load, Rate};
+use crate::site::Site;
+
+/// So many are really made.
+const MADE: usize = 1_000;
+
+/// Copies all rows of the tables that have ids of runs and deliveries, `:n` times, each copy a second older than the one
+/// before. It knows no table by name, so that it holds for other schemas than today's: ids are columns of type uuid but
+/// those of what the rows have in common, and each gets the same new id wherever it stands.
+const COPY: &str = r#"
+SET session_replication_role = replica;  -- keys between tables hold when all is copied
+DO $$
+DECLARE
+    copied record;
+    wanted text;
+BEGIN
+    FOR copied IN
+        SELECT table_name, string_agg(quote_ident(column_name), ', ' ORDER BY ordinal_position) AS names,
+            string_agg(CASE
+                WHEN udt_name = 'uuid' AND column_name NOT IN ('org_id', 'signing_secret_id')
+                    THEN format('overlay(md5(%1$I::text || n) placing left(%1$I::text, 14) from 1 for 13)::uuid', column_name)
+                WHEN udt_name = 'timestamptz' THEN format('%I - n * interval ''1 second''', column_name)
+                ELSE quote_ident(column_name) END, ', ' ORDER BY ordinal_position) AS changed
+        FROM information_schema.columns
+        WHERE table_schema = 'public' AND table_name IN (
+            SELECT table_name FROM information_schema.columns
+            WHERE table_schema = 'public' AND column_name IN ('run_id', 'delivery_id')
+            UNION SELECT 'runs')
+        GROUP BY table_name
+    LOOP
+        wanted := format('INSERT INTO %I (%s) SELECT %s FROM %I, generate_series(1, COPIES) AS n',
+            copied.table_name, copied.names, copied.changed, copied.table_name);
+        EXECUTE wanted;
+    END LOOP;
+END $$;
+RESET session_replication_role;
+VACUUM ANALYZE;
+"#;
+
+/// Makes about as many ended deliveries as wanted.
+pub(crate) async fn make(
+    site: &mut Site,
+    load: &Load,
+    arrivals: &mut Arrivals,
+    arguments: &Arguments,
+) -> Result<()> {
+    let urls = arrivals.urls("/ok", arguments.destinations);
+    let runs = site.import(MADE, arguments.payload, &urls)?;
+    load.redeliver_all(runs, Rate::Any).await?;
+    load.settled().await?;
+    site.query(&COPY.replace("COPIES", &(arguments.history / MADE).to_string()))?;
+    let made: usize = site.query("SELECT count(*) FROM deliveries")?.trim().parse()?;
+    ensure!(made >= arguments.history, "only {made} deliveries were made");
+    Ok(())
+}

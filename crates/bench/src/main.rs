@@ -1,0 +1,205 @@
+//! `bench`: what a delivery costs in CPU time and in bytes of log, and how long it takes, on a real installation on this
+//! machine. It asks and listens from outside, so that any build of `redial` can be measured.
+
+mod arrivals;
+mod cost;
+mod history;
+mod load;
+mod report;
+mod site;
+
+use std::io::{self, Write};
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+use clap::{Parser, ValueEnum};
+use tokio::time::sleep;
+
+use crate::arrivals::Arrivals;
+use crate::cost::Cost;
+use crate::load::{Load, Rate};
+use crate::report::{Latency, Measured, Report};
+use crate::site::Site;
+
+/// Measures redeliveries from request to record.
+#[derive(Parser, Clone)]
+pub(crate) struct Arguments {
+    /// The `redial` to measure: a release build.
+    #[arg(long, overrides_with = "binary")]
+    binary: PathBuf,
+    /// What is measured.
+    #[arg(long, value_enum, default_value_t = Mode::Burst)]
+    mode: Mode,
+    /// How many redeliveries.
+    #[arg(long, default_value_t = 20_000)]
+    deliveries: usize,
+    /// The size of each payload: 1KiB, 64KiB, 1MiB, or bytes.
+    #[arg(long, default_value = "1KiB", value_parser = bytes)]
+    payload: usize,
+    /// How many clients ask at once, each on a connection of its own.
+    #[arg(long, default_value_t = 64)]
+    clients: usize,
+    /// Requests a second, one after the other, of the mode steady.
+    #[arg(long, value_delimiter = ',', default_values_t = [100, 1_000, 2_000])]
+    rates: Vec<u32>,
+    /// How long each rate lasts, and the mode idle, in seconds.
+    #[arg(long, default_value_t = 20)]
+    seconds: u64,
+    /// How many dispatchers.
+    #[arg(long, default_value_t = 1)]
+    dispatchers: usize,
+    /// How many destinations the callbacks go to.
+    #[arg(long, default_value_t = 1)]
+    destinations: u32,
+    /// Receivers answer after 50 ms instead of at once.
+    #[arg(long)]
+    slow: bool,
+    /// How many ended deliveries the database has before, about.
+    #[arg(long, default_value_t = 0)]
+    history: usize,
+    /// How many single redeliveries measure the latency of an idle system.
+    #[arg(long, default_value_t = 200)]
+    samples: usize,
+    /// Measure `redial dev`, on SQLite in one process.
+    #[arg(long)]
+    embedded: bool,
+    /// Print the report as JSON.
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum, serde::Serialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum Mode {
+    /// As many as the clients can ask for.
+    Burst,
+    /// So many a second.
+    Steady,
+    /// As burst, to a receiver that answers each first attempt 503. The retry comes after a second.
+    Retries,
+    /// Nothing at all.
+    Idle,
+}
+
+/// Redeliveries for warming up, before anything is measured.
+const WARM_UP: usize = 500;
+/// How often it is looked whether all is recorded; part of what times can't resolve.
+const LOOK: Duration = Duration::from_millis(10);
+/// Nothing here takes longer unless something is broken.
+const PATIENCE: Duration = Duration::from_secs(600);
+
+#[tokio::main]
+async fn main() -> Result<()> {
+    let arguments = Arguments::parse();
+    // Fails only when a provider was chosen before, which serves as well.
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    ensure!(!(arguments.embedded && arguments.history > 0), "a history is made on PostgreSQL only");
+    let mut site = Site::start(&arguments)?;
+    let measured = tokio::select! {
+        measured = measure(&arguments, &mut site) => measured,
+        signal = tokio::signal::ctrl_c() => { signal?; bail!("interrupted") }
+    };
+    let ended = site.stop().await;
+    let report = measured?;
+    ended?;
+    let mut out = io::stdout().lock();
+    if arguments.json {
+        serde_json::to_writer_pretty(&mut out, &report)?;
+        return Ok(writeln!(out)?);
+    }
+    Ok(write!(out, "{report}")?)
+}
+
+async fn measure(arguments: &Arguments, site: &mut Site) -> Result<Report> {
+    let mut arrivals = Arrivals::listen(site.secret())?;
+    let path = match arguments {
+        Arguments { mode: Mode::Retries, .. } => "/fail-first/1",
+        Arguments { slow: true, .. } => "/at-once/1000000",
+        _ => "/ok",
+    };
+    let urls = arrivals.urls(path, arguments.destinations);
+    let mut load = Load::new(site, arguments.clients);
+    let mut phases = Vec::new();
+    if arguments.history > 0 {
+        history::make(site, &load, &mut arrivals, arguments).await?;
+    }
+    if arguments.mode == Mode::Idle {
+        let before = site.usage()?;
+        sleep(Duration::from_secs(arguments.seconds)).await;
+        let cost = Cost::between(&before, &site.usage()?, 1);
+        return Ok(Report::new(arguments, phases, None).idle(arguments.seconds, cost));
+    }
+    let runs = site.import(WARM_UP, arguments.payload, &urls)?;
+    phase(site, &mut load, &mut arrivals, runs, Rate::Any).await?;
+
+    let idle = match arguments.mode {
+        Mode::Burst => {
+            let runs = site.import(arguments.samples, arguments.payload, &urls)?;
+            Some(idle_latency(&mut load, &mut arrivals, runs).await?)
+        }
+        _ => None,
+    };
+    if let Mode::Steady = arguments.mode {
+        for rate in &arguments.rates {
+            let count = usize::try_from(u64::from(*rate) * arguments.seconds)?;
+            let runs = site.import(count, arguments.payload, &urls)?;
+            phases.push(phase(site, &mut load, &mut arrivals, runs, Rate::Steady(*rate)).await?);
+        }
+    } else {
+        let runs = site.import(arguments.deliveries, arguments.payload, &urls)?;
+        phases.push(phase(site, &mut load, &mut arrivals, runs, Rate::Any).await?);
+    }
+    ensure!(arrivals.invalid() == 0, "{} callbacks had invalid signatures", arrivals.invalid());
+    Ok(Report::new(arguments, phases, idle))
+}
+
+/// Single redeliveries, each once the one before is recorded.
+async fn idle_latency(load: &mut Load, arrivals: &mut Arrivals, runs: Vec<String>) -> Result<Latency> {
+    let mut took = Vec::with_capacity(runs.len());
+    for run in runs {
+        let asked = Instant::now();
+        let id = load.redeliver(&run).await?;
+        let arrived = arrivals.of(&id).await?;
+        took.push(arrived.duration_since(asked));
+        load.settled().await?;
+    }
+    Ok(Latency::of(took))
+}
+
+/// Asks for redeliveries of all runs, and waits until all have arrived and are recorded.
+async fn phase(
+    site: &Site,
+    load: &mut Load,
+    arrivals: &mut Arrivals,
+    runs: Vec<String>,
+    rate: Rate,
+) -> Result<Measured> {
+    let count = runs.len();
+    site.checkpoint()?;
+    let before = site.usage()?;
+    let began = Instant::now();
+    let asked = load.redeliver_all(runs, rate).await?;
+    let accepted = began.elapsed();
+    load.settled().await?;
+    let recorded = began.elapsed();
+    let cost = Cost::between(&before, &site.usage()?, count);
+    let to_arrival = asked.iter().map(|(id, redelivery)| {
+        let arrived = arrivals.first(id).with_context(|| format!("delivery {id} never arrived"))?;
+        Ok(arrived.saturating_duration_since(redelivery.asked))
+    });
+    let to_arrival = Latency::of(to_arrival.collect::<Result<_>>()?);
+    let to_answer = Latency::of(asked.values().map(|redelivery| redelivery.took).collect());
+    let memory = site.peak_memory()?;
+    Ok(Measured { rate, count, accepted, recorded, to_answer, to_arrival, cost, memory })
+}
+
+fn bytes(text: &str) -> Result<usize, String> {
+    let (number, factor) = match text {
+        text if text.ends_with("KiB") => (text.trim_end_matches("KiB"), 1 << 10),
+        text if text.ends_with("MiB") => (text.trim_end_matches("MiB"), 1 << 20),
+        text => (text, 1),
+    };
+    let number: usize = number.trim().parse().map_err(|_| "expected a size such as 1KiB".to_owned())?;
+    Ok(number * factor)
+}
