@@ -1,11 +1,13 @@
 //! Accepts redeliveries in batches: a commit waits for the disk, so whatever gathered while the last batch was being
-//! committed is the next one. A lone request never waits for company.
+//! committed is the next one, and is rung for at once. A lone request never waits for company.
 
 use std::time::Duration;
 
+use queue::Publisher;
 use store::{AcceptPolicy, Redelivery, RedeliveryRequest, Store, StoreError, redeliver_batch};
 use tokio::sync::{mpsc, oneshot};
 
+use crate::doorbell::ring;
 use crate::error::ApiError;
 use crate::room::LIGHT_RUN;
 
@@ -29,14 +31,19 @@ struct Waiting {
 impl Acceptor {
     /// Starts the task that accepts, which ends when the last clone is dropped. A transaction that takes longer than
     /// `patience` is left to itself, so that one connection gone silent does not hold up all batches to come.
-    pub(crate) fn start(store: Store, policy: AcceptPolicy, patience: Duration) -> Acceptor {
+    pub(crate) fn start(
+        store: Store,
+        publisher: Publisher,
+        policy: AcceptPolicy,
+        patience: Duration,
+    ) -> Acceptor {
         let (requests, waiting) = mpsc::channel(WAITING);
-        let acceptance = Acceptance { store, policy, patience };
+        let acceptance = Acceptance { store, publisher, policy, patience };
         tokio::spawn(run(acceptance.clone(), waiting));
         Acceptor { requests, acceptance }
     }
 
-    /// Answers once the request's transaction has been committed or has failed. A large run is not read in a batch with
+    /// Answers once the request's transaction has been committed, and rung for, or has failed. A large run is not read in a batch with
     /// others; one that has room for it comes alone.
     pub(crate) async fn redeliver(
         &self,
@@ -59,6 +66,7 @@ impl Acceptor {
 #[derive(Clone)]
 struct Acceptance {
     store: Store,
+    publisher: Publisher,
     policy: AcceptPolicy,
     patience: Duration,
 }
@@ -116,10 +124,14 @@ impl Acceptance {
         max_bytes: usize,
     ) -> Result<Vec<Redelivery>, StoreError> {
         let policy = self.policy;
-        self.store
-            .write_within(self.patience, move |tx, now| {
-                redeliver_batch(tx, now, &policy, &requests, max_bytes)
-            })
-            .await
+        let asked_by: Vec<String> = requests.iter().map(|request| request.request_id.clone()).collect();
+        let accept = move |tx: &mut _, now| redeliver_batch(tx, now, &policy, &requests, max_bytes);
+        let answers: Vec<Redelivery> = self.store.write_within(self.patience, accept).await?;
+        let accepted = answers.iter().zip(asked_by).filter_map(|(answer, asked_by)| match answer {
+            Redelivery::Accepted(accepted) => Some((accepted, asked_by)),
+            _ => None,
+        });
+        ring(&self.publisher, accepted);
+        Ok(answers)
     }
 }

@@ -96,7 +96,9 @@ pub async fn run(
     workers: usize,
     shutdown: CancellationToken,
 ) -> io::Result<()> {
-    let acceptor = Data::new(Acceptor::start(api.store.clone(), api.accept, api.limits.database_time));
+    let acceptor =
+        Acceptor::start(api.store.clone(), api.publisher.clone(), api.accept, api.limits.database_time);
+    let acceptor = Data::new(acceptor);
     tokio::spawn(idempotency::forget_old_keys(api.store.clone(), shutdown.clone()));
     let (limits, gate) = (api.limits, Data::new(Gate::new(&api.limits)));
     let large = Data::new(Large { arriving: Room::new(limits.arriving), working: Room::new(limits.working) });

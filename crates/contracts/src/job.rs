@@ -1,4 +1,4 @@
-//! The job message: a doorbell for dispatchers. It carries no payload and no secret, and stays under 1 KiB.
+//! The job message: a doorbell for dispatchers. It carries no payload and no secret. One of a single job stays under 1 KiB.
 
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
@@ -8,8 +8,6 @@ use crate::{AttemptNumber, DeliveryId, Destination, OrgId};
 /// Says that an attempt of a delivery is wanted. Losing or repeating one does no harm.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Job {
-    /// Version of this message's shape: [`Job::VERSION`].
-    pub version: u32,
     /// The delivery.
     pub delivery_id: DeliveryId,
     /// The attempt wanted, counted from 1.
@@ -25,7 +23,7 @@ pub struct Job {
     pub request_id: String,
 }
 
-/// Why a message is not a job this version knows.
+/// Why a message is none that this version knows.
 #[derive(Debug, Error)]
 pub enum JobError {
     /// Not JSON, or a field is missing or of the wrong type.
@@ -34,32 +32,66 @@ pub enum JobError {
     /// No attempt has that number.
     #[error("job message for attempt {0}, attempts count from 1")]
     Attempt(AttemptNumber),
+    /// None, or more than [`Job::MOST`].
+    #[error("job message with {0} jobs, expected 1 to {most}", most = Job::MOST)]
+    Count(usize),
     /// Made by a newer or older version.
-    #[error("job message of version {0}, this program knows version {known}", known = Job::VERSION)]
+    #[error("job message of version {0}, this program knows versions 1 and 2")]
     Version(u32),
 }
 
-impl Job {
-    /// The version this program writes and reads.
-    pub const VERSION: u32 = 1;
+/// A job by itself.
+#[derive(Serialize)]
+struct Version1<'a> {
+    version: u32,
+    #[serde(flatten)]
+    job: &'a Job,
+}
 
-    /// The message's bytes, JSON.
-    pub fn encode(&self) -> Vec<u8> {
-        serde_json::to_vec(self).expect("a job has nothing that JSON cannot carry")
+/// Several jobs.
+#[derive(Serialize)]
+struct Version2<'a> {
+    version: u32,
+    jobs: &'a [Job],
+}
+
+impl Job {
+    /// The most jobs of one message.
+    pub const MOST: usize = 64;
+
+    /// The bytes, JSON, of a message with these jobs, at most [`Job::MOST`]. A single one is a message of version 1, which
+    /// older programs know, too.
+    pub fn encode(jobs: &[Job]) -> Vec<u8> {
+        let message = match jobs {
+            [job] => serde_json::to_vec(&Version1 { version: 1, job }),
+            jobs => serde_json::to_vec(&Version2 { version: 2, jobs }),
+        };
+        message.expect("a job has nothing that JSON cannot carry")
     }
 
     /// Reads a message. The version is judged before the other fields.
-    pub fn decode(message: &[u8]) -> Result<Job, JobError> {
+    pub fn decode(message: &[u8]) -> Result<Vec<Job>, JobError> {
         #[derive(Deserialize)]
         struct Versioned {
             version: u32,
         }
-        let Versioned { version } = serde_json::from_slice(message)?;
-        if version != Job::VERSION {
-            return Err(JobError::Version(version));
+        #[derive(Deserialize)]
+        struct Several {
+            jobs: Vec<Job>,
         }
-        let job: Job = serde_json::from_slice(message)?;
-        if job.attempt < 1 { Err(JobError::Attempt(job.attempt)) } else { Ok(job) }
+        let Versioned { version } = serde_json::from_slice(message)?;
+        let jobs = match version {
+            1 => vec![serde_json::from_slice(message)?],
+            2 => serde_json::from_slice::<Several>(message)?.jobs,
+            other => return Err(JobError::Version(other)),
+        };
+        if jobs.is_empty() || jobs.len() > Job::MOST {
+            return Err(JobError::Count(jobs.len()));
+        }
+        match jobs.iter().find(|job| job.attempt < 1) {
+            Some(job) => Err(JobError::Attempt(job.attempt)),
+            None => Ok(jobs),
+        }
     }
 }
 
@@ -67,36 +99,65 @@ impl Job {
 mod tests {
     use super::*;
 
-    /// The frozen form: messages of version 1 must stay readable as long as a broker may hold one.
-    const FIXTURE: &str = include_str!("../tests/fixtures/job-v1.json");
+    /// The frozen forms: messages must stay readable as long as a broker may hold one.
+    const VERSION_1: &str = include_str!("../tests/fixtures/job-v1.json");
+    const VERSION_2: &str = include_str!("../tests/fixtures/job-v2.json");
 
-    #[test]
-    fn version_1_is_frozen() {
-        let job = Job {
-            version: 1,
+    fn job() -> Job {
+        Job {
             delivery_id: "018bab7f-2c60-7d3a-8f00-0123456789ab".parse().unwrap(),
             attempt: 1,
             destination: Destination::from(0x3276_d403_185d_4a1a),
             payload_size: None,
             org_id: "018bab7f-2c60-7d3a-8f00-ba9876543210".parse().unwrap(),
             request_id: "req-1".to_owned(),
-        };
-        assert_eq!(String::from_utf8(job.encode()).unwrap(), FIXTURE.trim_end());
-        assert_eq!(Job::decode(FIXTURE.as_bytes()).unwrap(), job);
+        }
+    }
+
+    fn jobs() -> [Job; 2] {
+        let second = "018bab7f-2c60-7d3a-8f00-0123456789ac".parse().unwrap();
+        [
+            job(),
+            Job { delivery_id: second, payload_size: Some(1024), request_id: "req-2".to_owned(), ..job() },
+        ]
+    }
+
+    #[test]
+    fn version_1_is_frozen() {
+        assert_eq!(String::from_utf8(Job::encode(&[job()])).unwrap(), VERSION_1.trim_end());
+        assert_eq!(Job::decode(VERSION_1.as_bytes()).unwrap(), [job()]);
+    }
+
+    #[test]
+    fn version_2_is_frozen() {
+        assert_eq!(String::from_utf8(Job::encode(&jobs())).unwrap(), VERSION_2.trim_end());
+        assert_eq!(Job::decode(VERSION_2.as_bytes()).unwrap(), jobs());
     }
 
     #[test]
     fn the_payloads_size_is_carried() {
-        let job = Job { payload_size: Some(1024), ..Job::decode(FIXTURE.as_bytes()).unwrap() };
-        assert_eq!(Job::decode(&job.encode()).unwrap(), job);
+        let job = Job { payload_size: Some(1024), ..job() };
+        assert_eq!(Job::decode(&Job::encode(std::slice::from_ref(&job))).unwrap(), [job]);
     }
 
     #[test]
     fn a_message_of_another_version_or_shape_is_named() {
-        assert!(matches!(Job::decode(br#"{"version": 2}"#), Err(JobError::Version(2))));
+        assert!(matches!(Job::decode(br#"{"version": 3}"#), Err(JobError::Version(3))));
         assert!(matches!(Job::decode(br#"{"version": 1}"#), Err(JobError::Malformed(_))));
+        assert!(matches!(Job::decode(br#"{"version": 2}"#), Err(JobError::Malformed(_))));
         assert!(matches!(Job::decode(b"\xff"), Err(JobError::Malformed(_))));
-        let zeroth = FIXTURE.replace(r#""attempt":1"#, r#""attempt":0"#);
-        assert!(matches!(Job::decode(zeroth.as_bytes()), Err(JobError::Attempt(0))));
+        for frozen in [VERSION_1, VERSION_2] {
+            let zeroth = frozen.replacen(r#""attempt":1"#, r#""attempt":0"#, 1);
+            assert!(matches!(Job::decode(zeroth.as_bytes()), Err(JobError::Attempt(0))));
+        }
+    }
+
+    #[test]
+    fn a_message_has_at_least_one_job_and_not_too_many() {
+        assert!(matches!(Job::decode(br#"{"version": 2, "jobs": []}"#), Err(JobError::Count(0))));
+        let most = vec![job(); Job::MOST];
+        assert_eq!(Job::decode(&Job::encode(&most)).unwrap(), most);
+        let more = vec![job(); Job::MOST + 1];
+        assert!(matches!(Job::decode(&Job::encode(&more)), Err(JobError::Count(65))));
     }
 }

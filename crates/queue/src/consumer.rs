@@ -1,5 +1,7 @@
 //! The hearing end, the same for both queues.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Instant;
 
 use contracts::Job;
@@ -41,14 +43,23 @@ pub struct ConsumerStats {
     pub undecodable: u64,
 }
 
-/// A doorbell heard. Dropped without [`Message::ack`], a broker gives it out again once the connection ends.
+/// A doorbell heard. Dropped without [`Message::ack`], a broker gives it out again once the connection ends, together with
+/// all that came in one message.
 #[derive(Debug)]
 pub struct Message {
     /// What is wanted.
     pub job: Job,
     /// When it was rung or heard in this process.
     pub(crate) since: Instant,
-    acker: Option<Acker>,
+    together: Option<Arc<Together>>,
+}
+
+/// Doorbells that came in one message of the broker's.
+#[derive(Debug)]
+struct Together {
+    acker: Acker,
+    /// How many are not acknowledged.
+    left: AtomicUsize,
 }
 
 impl Consumer {
@@ -61,7 +72,7 @@ impl Consumer {
     /// A consumer of what a broker's task forwards, and the ends that task needs.
     pub(crate) fn forwarded(prefetch: u16, shutdown: CancellationToken) -> (Consumer, Forwarding) {
         // The broker's prefetch is the bound; with room for all of it the task never waits here.
-        let (forward, messages) = mpsc::channel(usize::from(prefetch));
+        let (forward, messages) = mpsc::channel(usize::from(prefetch) * Job::MOST);
         let (stats, watched) = watch::channel(ConsumerStats::default());
         let (pause, paused) = watch::channel(false);
         let consumer = Consumer { messages, stats: watched, paused: pause, shutdown };
@@ -111,19 +122,24 @@ impl Consumer {
 
 impl Message {
     pub(crate) fn rung(job: Job) -> Message {
-        Message { job, since: Instant::now(), acker: None }
+        Message { job, since: Instant::now(), together: None }
     }
 
-    pub(crate) fn heard(job: Job, acker: Acker) -> Message {
-        Message { job, since: Instant::now(), acker: Some(acker) }
+    /// Those of one message.
+    pub(crate) fn heard(jobs: Vec<Job>, acker: Acker) -> impl Iterator<Item = Message> {
+        let together = Arc::new(Together { acker, left: AtomicUsize::new(jobs.len()) });
+        let since = Instant::now();
+        jobs.into_iter().map(move |job| Message { job, since, together: Some(together.clone()) })
     }
 
-    /// Says that the message needs no repeating: call it right after the claim commits. It hands the
-    /// acknowledgement to the connection and doesn't wait for it to be written. When the connection is gone
-    /// the message comes again, which is harmless.
+    /// Says that the doorbell needs no repeating: call it right after the claim commits. The last one of its message hands
+    /// the acknowledgement to the connection and doesn't wait for it to be written. When the connection is gone the
+    /// message comes again, which is harmless.
     pub fn ack(self) {
-        if let Some(acker) = self.acker {
-            ack(&acker);
+        if let Some(together) = self.together
+            && together.left.fetch_sub(1, Ordering::Relaxed) == 1
+        {
+            ack(&together.acker);
         }
     }
 }

@@ -137,8 +137,12 @@ async fn consume(
         };
         is_passed_over = false;
         match Job::decode(&delivery.data) {
-            // This fails only when the consumer is dropped, which ends the task.
-            Ok(job) => drop(messages.send(Message::heard(job, delivery.acker)).await),
+            Ok(jobs) => {
+                for message in Message::heard(jobs, delivery.acker) {
+                    // This fails only when the consumer is dropped, which ends the task.
+                    drop(messages.send(message).await);
+                }
+            }
             Err(error) => {
                 stats.send_modify(|stats| stats.undecodable += 1);
                 warn!(%broker, bytes = delivery.data.len(), reason = reason(&error), "message is no job, dropped");
@@ -161,6 +165,6 @@ fn alert_of_parked(broker: &Broker, stats: &watch::Sender<ConsumerStats>, parked
 fn reason(error: &JobError) -> String {
     match error {
         JobError::Malformed(error) => format!("{:?} error at column {}", error.classify(), error.column()),
-        JobError::Attempt(_) | JobError::Version(_) => error.to_string(),
+        JobError::Attempt(_) | JobError::Count(_) | JobError::Version(_) => error.to_string(),
     }
 }

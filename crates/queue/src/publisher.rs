@@ -47,11 +47,20 @@ impl Publisher {
 
     /// Rings for a job. The doorbell is dropped, and counted, when the buffer is full.
     pub fn ring(&self, job: Job) {
-        match self.doorbells.try_send(Message::rung(job)) {
-            Ok(()) if self.in_process => self.stats.send_modify(|stats| stats.published += 1),
-            Ok(()) => {}
-            Err(_) => self.stats.send_modify(|stats| stats.dropped += 1),
-        }
+        self.ring_all(vec![job]);
+    }
+
+    /// Rings for jobs that were accepted together.
+    pub fn ring_all(&self, jobs: Vec<Job>) {
+        let wanted = jobs.len();
+        let send = |job| self.doorbells.try_send(Message::rung(job));
+        let rung = jobs.into_iter().filter_map(|job| send(job).ok()).count();
+        self.stats.send_if_modified(|stats| {
+            let (published, dropped) = (if self.in_process { rung } else { 0 }, wanted - rung);
+            stats.published += published as u64;
+            stats.dropped += dropped as u64;
+            published + dropped > 0
+        });
     }
 
     /// The figures of all clones together.

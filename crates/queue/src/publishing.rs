@@ -3,6 +3,7 @@
 use std::pin::pin;
 use std::time::Duration;
 
+use contracts::Job;
 use futures_util::stream::FuturesUnordered;
 use futures_util::{Stream, StreamExt};
 use lapin::options::{BasicPublishOptions, ConfirmSelectOptions};
@@ -16,7 +17,7 @@ use crate::backoff::Backoff;
 use crate::session::{Lost, PATIENCE, Session};
 use crate::{Broker, Message, PublisherStats};
 
-/// How many doorbells may be unconfirmed. A quorum queue confirms in batches; this keeps them large.
+/// How many messages may be unconfirmed. A quorum queue confirms in batches; this keeps them large.
 const WINDOW: usize = 256;
 /// A doorbell older than this isn't sent: the relay looks for itself two seconds after a delivery's acceptance.
 const STALE: Duration = Duration::from_secs(5);
@@ -73,27 +74,42 @@ async fn publish(
     let Session { connection, channel, .. } = session;
     let mut events = pin!(events);
     let queue = broker.queue.as_str();
-    let send = async |doorbell: Message| -> Result<Confirmation, Lost> {
+    let confirmed = async |jobs: &[Job]| -> Result<Confirmation, Lost> {
         let options = BasicPublishOptions { mandatory: true, immediate: false };
         let persistent = BasicProperties::default().with_delivery_mode(2);
-        let body = doorbell.job.encode();
+        let body = Job::encode(jobs);
         let sent = channel.basic_publish("".into(), queue.into(), options, &body, persistent);
         Ok(timeout(PATIENCE, async { sent.await?.await }).await??)
     };
-    let worth_sending =
-        |doorbell: &Message| !connection.status().blocked() && doorbell.since.elapsed() < STALE;
-    let dropped = || stats.send_modify(|stats| stats.dropped += 1);
+    let send = async |jobs: Vec<Job>| (jobs.len(), confirmed(&jobs).await);
+    // What is rung for together, or has gathered, is one message.
+    let worth_sending = |rung: &mut Vec<Message>| -> Vec<Job> {
+        let count = rung.len();
+        let is_worth =
+            |doorbell: &Message| !connection.status().blocked() && doorbell.since.elapsed() < STALE;
+        let jobs: Vec<Job> = rung.drain(..).filter(is_worth).map(|doorbell| doorbell.job).collect();
+        if jobs.len() < count {
+            stats.send_modify(|stats| stats.dropped += (count - jobs.len()) as u64);
+        }
+        jobs
+    };
 
     let mut unconfirmed = FuturesUnordered::new();
+    let mut sent = 0; // jobs of them
+    let mut rung = Vec::with_capacity(Job::MOST);
     let mut last = false;
     let ended = loop {
         if last && unconfirmed.is_empty() {
             break Ok(());
         }
         tokio::select! {
-            Some(outcome) = unconfirmed.next() => {
+            Some((count, outcome)) = unconfirmed.next() => {
+                sent -= count;
                 let published = matches!(outcome, Ok(Confirmation::Ack(None)));
-                stats.send_modify(|stats| *if published { &mut stats.published } else { &mut stats.refused } += 1);
+                let counted = |stats: &mut PublisherStats| {
+                    *if published { &mut stats.published } else { &mut stats.refused } += count as u64;
+                };
+                stats.send_modify(counted);
                 match outcome {
                     Ok(Confirmation::Ack(Some(_))) => break Err(Lost::Returned),
                     // The broker told us to wait; a new connection would only be told so again.
@@ -109,23 +125,25 @@ async fn publish(
                 Some(Event::ConnectionUnblocked) => info!(%broker, "the broker takes messages again"),
                 _ => {}
             },
-            doorbell = doorbells.recv(), if !last && unconfirmed.len() < WINDOW => match doorbell {
-                Some(doorbell) if worth_sending(&doorbell) => unconfirmed.push(send(doorbell)),
-                Some(_) => dropped(),
-                None => last = true,
-            },
+            count = doorbells.recv_many(&mut rung, Job::MOST), if !last && unconfirmed.len() < WINDOW => {
+                last = count == 0;
+                let jobs = worth_sending(&mut rung);
+                if !jobs.is_empty() {
+                    sent += jobs.len();
+                    unconfirmed.push(send(jobs));
+                }
+            }
             () = shutdown.cancelled(), if !last => {
                 while let Ok(doorbell) = doorbells.try_recv() {
-                    if worth_sending(&doorbell) {
-                        unconfirmed.push(send(doorbell));
-                    } else {
-                        dropped();
-                    }
+                    rung.push(doorbell);
                 }
+                let jobs = worth_sending(&mut rung);
+                sent += jobs.len();
+                unconfirmed.extend(jobs.chunks(Job::MOST).map(|jobs| send(jobs.to_vec())));
                 last = true;
             }
         }
     };
-    stats.send_modify(|stats| stats.refused += unconfirmed.len() as u64);
+    stats.send_modify(|stats| stats.refused += sent as u64);
     ended
 }

@@ -148,7 +148,6 @@ impl World<'_> {
     fn job(&mut self, delivery: &Delivery) -> Job {
         let known = &self.facts.deliveries[self.facts.place(delivery.id)];
         Job {
-            version: Job::VERSION,
             delivery_id: delivery.id,
             attempt: 1,
             destination: known.destination,

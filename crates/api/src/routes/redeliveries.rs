@@ -24,16 +24,11 @@ pub(crate) async fn create(call: Call) -> Answer {
     query.finish()?;
     let idempotency_key = call.idempotency_key()?;
     call.no_body()?;
-    let Call { api, acceptor, org, request_id, room, .. } = call;
-    let asked_by = request_id.clone();
-    let request =
-        RedeliveryRequest { org_id: org, run_id: run, request_id: asked_by, supersede, idempotency_key };
+    let Call { acceptor, org, request_id, room, .. } = call;
+    let request = RedeliveryRequest { org_id: org, run_id: run, request_id, supersede, idempotency_key };
     let refused = |kind, msg: &str| FieldError::new(&["path", "run_id"], kind, msg);
     Err(match acceptor.redeliver(request, room.is_some()).await? {
-        Redelivery::Accepted(accepted) => {
-            api.ring(&accepted, request_id);
-            return call::json(StatusCode::CREATED, &accepted.delivery);
-        }
+        Redelivery::Accepted(accepted) => return call::json(StatusCode::CREATED, &accepted.delivery),
         Redelivery::Repeated(delivery) => return call::json(StatusCode::CREATED, &delivery),
         Redelivery::RepeatedButPruned => ApiError::Conflict(
             "the delivery that this idempotency key made was removed as it ended long ago".into(),

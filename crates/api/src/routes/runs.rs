@@ -8,6 +8,7 @@ use store::{Deliver, RecordedRun, find_run, record_run, run_bytes, runs_page};
 use strum::VariantArray;
 
 use crate::call::{self, Answer, Call};
+use crate::doorbell::ring;
 use crate::error::ApiError;
 use crate::operation::query;
 use crate::paging::{self, page_in_time};
@@ -77,7 +78,7 @@ pub(crate) async fn record(call: Call) -> Answer {
         RecordedRun::Erased => return Err(ApiError::Conflict("the run's data has been erased".into())),
     };
     if let Some(accepted) = accepted {
-        api.ring(&accepted, request_id);
+        ring(&api.publisher, [(&accepted, request_id)]);
     }
     call::json(status, &run)
 }

@@ -50,7 +50,6 @@ async fn a_run_that_ends_gets_one_automatic_delivery_rung_for_after_the_commit(m
     let delivery = committed.expect("what is rung for has been committed");
     assert!(delivery.is_automatic);
     let expected = Job {
-        version: 1,
         delivery_id: delivery.id,
         attempt: 1,
         destination: Destination::of(org, "https://example.com"),

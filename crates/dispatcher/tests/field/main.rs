@@ -101,7 +101,6 @@ impl Stack {
         });
         let delivery = accepted.await.unwrap();
         Job {
-            version: Job::VERSION,
             delivery_id: delivery.id,
             attempt: 1,
             destination: Destination::of(org, &delivery.callback_url),

@@ -134,7 +134,6 @@ impl Harness {
     /// The doorbell for an attempt.
     pub(crate) fn job(&self, delivery: &Delivery, attempt: i32) -> Job {
         Job {
-            version: Job::VERSION,
             delivery_id: delivery.id,
             attempt,
             destination: Destination::of(self.org, &delivery.callback_url),

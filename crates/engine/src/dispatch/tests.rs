@@ -65,7 +65,6 @@ impl Bench {
         let doorbells = (0..count).map(|_| {
             self.tokens += 1;
             let job = Job {
-                version: Job::VERSION,
                 delivery_id: DeliveryId(Uuid::from_u128(self.tokens.into())),
                 attempt: 1,
                 destination: Destination::from(destination),

@@ -50,6 +50,30 @@ async fn many_doorbells_arrive_once_each() {
     until(publisher.watch(), |stats| stats.published == 3000).await;
 }
 
+/// With a prefetch of one, a second message proves that the first was acknowledged.
+#[tokio::test]
+async fn jobs_that_were_rung_together_share_messages_which_are_acknowledged_with_the_last() {
+    let rabbit = Rabbit::new().await;
+    // Rung before there is a connection, so that all have gathered when the first is sent.
+    let publisher = rabbit.broker().publisher(rabbit.shutdown.clone());
+    let jobs: Vec<Job> = (0..Job::MOST + 1).map(|_| job()).collect();
+    publisher.ring_all(jobs.clone());
+    until(publisher.watch(), |stats| stats.published == jobs.len() as u64).await;
+    assert_eq!(rabbit.waiting().await, 2);
+    let mut consumer = rabbit.consumer(1).await;
+    let mut first = Vec::new();
+    for job in &jobs[..Job::MOST] {
+        let message = heard(&mut consumer).await;
+        assert_eq!(message.job, *job);
+        first.push(message);
+    }
+    let last = first.pop().expect("there are some");
+    first.into_iter().for_each(Message::ack);
+    assert!(consumer.try_next().is_none());
+    last.ack();
+    assert_eq!(heard(&mut consumer).await.job, jobs[Job::MOST]);
+}
+
 #[tokio::test]
 async fn the_queues_are_declared_as_documented() {
     let rabbit = Rabbit::new().await;
@@ -130,7 +154,7 @@ async fn a_paused_consumer_leaves_the_queue_to_others_until_it_is_resumed() {
     let publisher = rabbit.publisher().await;
     let mut paused = rabbit.consumer(1).await;
     let jobs = [job(), job(), job()];
-    jobs[..2].iter().for_each(|job| publisher.ring(job.clone()));
+    rabbit.put_each(&jobs[..2]).await;
     let forgotten = heard(&mut paused).await;
     assert_eq!(forgotten.job, jobs[0]);
     paused.pause();
@@ -149,10 +173,8 @@ async fn a_paused_consumer_leaves_the_queue_to_others_until_it_is_resumed() {
 #[tokio::test]
 async fn consumers_that_pause_with_a_message_park_none() {
     let rabbit = Rabbit::new().await;
-    let publisher = rabbit.publisher().await;
-    for _ in 0..25 {
-        publisher.ring(job());
-    }
+    rabbit.publisher().await; // it declares the queue
+    rabbit.put_each(&[(); 25].map(|()| job())).await;
     for left in (0..25).rev() {
         let mut consumer = rabbit.consumer(1).await;
         heard(&mut consumer).await;
@@ -175,9 +197,9 @@ async fn a_queue_with_other_arguments_is_used_as_it_is() {
 #[tokio::test]
 async fn acknowledged_messages_do_not_come_back() {
     let rabbit = Rabbit::new().await;
-    let (publisher, mut first) = (rabbit.publisher().await, rabbit.consumer(1).await);
+    let mut first = rabbit.consumer(1).await;
     let jobs = [job(), job(), job()];
-    jobs.iter().for_each(|job| publisher.ring(job.clone()));
+    rabbit.put_each(&jobs).await;
     // With a prefetch of one, each message proves that the one before it was acknowledged.
     heard(&mut first).await.ack();
     heard(&mut first).await.ack();
@@ -206,7 +228,7 @@ async fn parked_messages_are_told_of() {
 async fn what_is_no_job_is_counted_and_forgotten() {
     let rabbit = Rabbit::new().await;
     let (publisher, mut consumer) = (rabbit.publisher().await, rabbit.consumer(1).await);
-    for body in [&b"\xff garbage"[..], br#"{"version": 2}"#, br#"{"version": 1}"#, b""] {
+    for body in [&b"\xff garbage"[..], br#"{"version": 3}"#, br#"{"version": 2}"#, b""] {
         rabbit.put(body).await;
     }
     let rung = job();
@@ -281,11 +303,9 @@ async fn a_lost_connection_is_replaced_and_keeps_the_prefetch() {
     let broker = Broker::parse(&proxy.url(), &rabbit.queue).unwrap();
     let publisher = broker.publisher(rabbit.shutdown.clone());
     let mut consumer = broker.consumer(2, rabbit.shutdown.clone());
-    for _ in 0..5 {
-        publisher.ring(job());
-    }
+    until(consumer.watch(), |stats| stats.connected).await;
+    rabbit.put_each(&[(); 5].map(|()| job())).await;
     let held = [heard(&mut consumer).await, heard(&mut consumer).await];
-    until(publisher.watch(), |stats| stats.published == 5).await;
     assert_eq!(rabbit.waiting().await, 3);
 
     proxy.cut();

@@ -32,7 +32,6 @@ pub(crate) async fn heard(consumer: &mut Consumer) -> Message {
 pub(crate) fn job() -> Job {
     let id = |id: Uuid| id.to_string().parse().expect("an id");
     Job {
-        version: Job::VERSION,
         delivery_id: id(Uuid::new_v4()),
         attempt: 1,
         destination: Destination::from(1),
@@ -75,6 +74,13 @@ impl Rabbit {
         let consumer = self.broker().consumer(prefetch, self.shutdown.clone());
         until(consumer.watch(), |stats| stats.connected).await;
         consumer
+    }
+
+    /// Puts jobs into the queue, each as a message of its own.
+    pub(crate) async fn put_each(&self, jobs: &[Job]) {
+        for job in jobs {
+            self.put(&Job::encode(std::slice::from_ref(job))).await;
+        }
     }
 
     /// Hands a message to the broker; its confirm can be awaited.

@@ -30,7 +30,7 @@ pub(crate) async fn run(settings: &Settings, config_file: Option<PathBuf>) -> an
     let (store, shutdown) = (service.store.clone(), service.shutdown.clone());
     keys::check(&store, &keyring).await?;
     // Unacknowledged messages are those of one batch being claimed and the next one gathering.
-    let consumer = broker.consumer(settings.dispatcher.max_in_flight, shutdown.clone());
+    let consumer = broker.consumer(prefetch(settings.dispatcher.max_in_flight), shutdown.clone());
     let dispatcher = Dispatcher {
         store,
         keyring,
@@ -94,4 +94,10 @@ fn sending(dispatcher: &Dispatcher) -> impl Fn() -> Option<String> + Send + Sync
         let trouble = progress.troubles().into_iter().find(|trouble| trouble.concerns_all());
         trouble.map(|trouble| format!("attempts can't be sent: {}", trouble.detail()))
     }
+}
+
+/// How many messages a dispatcher holds for so many slots. Under load a message has up to [`contracts::Job::MOST`] jobs, and what one
+/// dispatcher holds no other can take; when there is little to do it has one, and is acknowledged within milliseconds.
+fn prefetch(max_in_flight: u16) -> u16 {
+    (max_in_flight / 16).max(4)
 }

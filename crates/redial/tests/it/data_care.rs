@@ -27,7 +27,6 @@ fn delivered(tx: &mut AnyConnection, org: OrgId, days: u32) -> RunId {
     let RecordedRun::Created(_, Some(Accepted { delivery, .. })) = recorded else { panic!("{recorded:?}") };
     let later = then + Duration::from_secs(5);
     let job = Job {
-        version: Job::VERSION,
         delivery_id: delivery.id,
         attempt: 1,
         destination: Destination::of(org, &delivery.callback_url),

@@ -330,7 +330,6 @@ pub(crate) fn accepted(redelivery: Redelivery) -> Delivery {
 /// A doorbell. Its organization is nobody's: what counts is the row's.
 pub(crate) fn job_to(destination: Destination, delivery_id: DeliveryId, attempt: AttemptNumber) -> Job {
     Job {
-        version: Job::VERSION,
         delivery_id,
         attempt,
         destination,
