@@ -1,5 +1,6 @@
 //! The hearing end, the same for both queues.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Instant;
@@ -15,7 +16,9 @@ use tracing::debug;
 /// Hears doorbells.
 #[derive(Debug)]
 pub struct Consumer {
-    messages: mpsc::Receiver<Message>,
+    messages: mpsc::Receiver<Vec<Message>>,
+    /// The rest of what came together.
+    here: VecDeque<Message>,
     stats: watch::Receiver<ConsumerStats>,
     paused: watch::Sender<bool>,
     shutdown: CancellationToken,
@@ -23,7 +26,7 @@ pub struct Consumer {
 
 /// What a broker's task needs of its consumer.
 pub(crate) struct Forwarding {
-    pub(crate) messages: mpsc::Sender<Message>,
+    pub(crate) messages: mpsc::Sender<Vec<Message>>,
     pub(crate) stats: watch::Sender<ConsumerStats>,
     pub(crate) paused: watch::Receiver<bool>,
 }
@@ -51,31 +54,32 @@ pub struct Message {
     pub job: Job,
     /// When it was rung or heard in this process.
     pub(crate) since: Instant,
-    together: Option<Arc<Together>>,
+    shared: Option<Arc<Shared>>,
 }
 
 /// Doorbells that came in one message of the broker's.
 #[derive(Debug)]
-struct Together {
+struct Shared {
     acker: Acker,
     /// How many are not acknowledged.
     left: AtomicUsize,
 }
 
 impl Consumer {
-    pub(crate) fn in_process(messages: mpsc::Receiver<Message>) -> Consumer {
+    pub(crate) fn in_process(messages: mpsc::Receiver<Vec<Message>>) -> Consumer {
         let stats = ConsumerStats { connected: true, ..ConsumerStats::default() };
         let (paused, _) = watch::channel(false);
-        Consumer { messages, stats: watch::channel(stats).1, paused, shutdown: CancellationToken::new() }
+        let (stats, shutdown) = (watch::channel(stats).1, CancellationToken::new());
+        Consumer { messages, here: VecDeque::new(), stats, paused, shutdown }
     }
 
     /// A consumer of what a broker's task forwards, and the ends that task needs.
     pub(crate) fn forwarded(prefetch: u16, shutdown: CancellationToken) -> (Consumer, Forwarding) {
         // The broker's prefetch is the bound; with room for all of it the task never waits here.
-        let (forward, messages) = mpsc::channel(usize::from(prefetch) * Job::MOST);
+        let (forward, messages) = mpsc::channel(usize::from(prefetch));
         let (stats, watched) = watch::channel(ConsumerStats::default());
         let (pause, paused) = watch::channel(false);
-        let consumer = Consumer { messages, stats: watched, paused: pause, shutdown };
+        let consumer = Consumer { messages, here: VecDeque::new(), stats: watched, paused: pause, shutdown };
         (consumer, Forwarding { messages: forward, stats, paused })
     }
 
@@ -84,6 +88,7 @@ impl Consumer {
     pub fn pause(&mut self) {
         if !self.paused.send_replace(true) {
             // The relay serves them.
+            self.here.clear();
             while self.messages.try_recv().is_ok() {}
         }
     }
@@ -96,17 +101,23 @@ impl Consumer {
     /// The next message; none once the queue is shut down and its connection closed. Cancel-safe.
     pub async fn next(&mut self) -> Option<Message> {
         loop {
-            let message = self.messages.recv().await?;
+            if self.here.is_empty() {
+                self.here.extend(self.messages.recv().await?);
+            }
             // What was prefetched before the shutdown goes back to the broker.
-            if !self.shutdown.is_cancelled() {
-                return Some(message);
+            match self.here.pop_front() {
+                message @ Some(_) if !self.shutdown.is_cancelled() => return message,
+                _ => self.here.clear(),
             }
         }
     }
 
     /// A message that is already here.
     pub fn try_next(&mut self) -> Option<Message> {
-        self.messages.try_recv().ok().filter(|_| !self.shutdown.is_cancelled())
+        if self.here.is_empty() {
+            self.here.extend(self.messages.try_recv().ok()?);
+        }
+        self.here.pop_front().filter(|_| !self.shutdown.is_cancelled())
     }
 
     /// How it fares now.
@@ -122,24 +133,24 @@ impl Consumer {
 
 impl Message {
     pub(crate) fn rung(job: Job) -> Message {
-        Message { job, since: Instant::now(), together: None }
+        Message { job, since: Instant::now(), shared: None }
     }
 
     /// Those of one message.
-    pub(crate) fn heard(jobs: Vec<Job>, acker: Acker) -> impl Iterator<Item = Message> {
-        let together = Arc::new(Together { acker, left: AtomicUsize::new(jobs.len()) });
+    pub(crate) fn heard(jobs: Vec<Job>, acker: Acker) -> Vec<Message> {
+        let shared = Arc::new(Shared { acker, left: AtomicUsize::new(jobs.len()) });
         let since = Instant::now();
-        jobs.into_iter().map(move |job| Message { job, since, together: Some(together.clone()) })
+        jobs.into_iter().map(|job| Message { job, since, shared: Some(shared.clone()) }).collect()
     }
 
     /// Says that the doorbell needs no repeating: call it right after the claim commits. The last one of its message hands
     /// the acknowledgement to the connection and doesn't wait for it to be written. When the connection is gone the
     /// message comes again, which is harmless.
     pub fn ack(self) {
-        if let Some(together) = self.together
-            && together.left.fetch_sub(1, Ordering::Relaxed) == 1
+        if let Some(shared) = self.shared
+            && shared.left.fetch_sub(1, Ordering::Relaxed) == 1
         {
-            ack(&together.acker);
+            ack(&shared.acker);
         }
     }
 }

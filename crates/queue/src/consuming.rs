@@ -49,7 +49,7 @@ pub(crate) async fn run(
 }
 
 /// Waits until nobody wants to hear any more.
-async fn stopped(shutdown: &CancellationToken, messages: &mpsc::Sender<Message>) {
+async fn stopped(shutdown: &CancellationToken, messages: &mpsc::Sender<Vec<Message>>) {
     tokio::select! {
         () = shutdown.cancelled() => {}
         () = messages.closed() => {}
@@ -102,7 +102,7 @@ async fn consume(
     broker: &Broker,
     session: &Session,
     prefetch: u16,
-    messages: &mpsc::Sender<Message>,
+    messages: &mpsc::Sender<Vec<Message>>,
     stats: &watch::Sender<ConsumerStats>,
 ) -> Result<Infallible, Lost> {
     let Session { channel, .. } = session;
@@ -137,12 +137,8 @@ async fn consume(
         };
         is_passed_over = false;
         match Job::decode(&delivery.data) {
-            Ok(jobs) => {
-                for message in Message::heard(jobs, delivery.acker) {
-                    // This fails only when the consumer is dropped, which ends the task.
-                    drop(messages.send(message).await);
-                }
-            }
+            // This fails only when the consumer is dropped, which ends the task.
+            Ok(jobs) => drop(messages.send(Message::heard(jobs, delivery.acker)).await),
             Err(error) => {
                 stats.send_modify(|stats| stats.undecodable += 1);
                 warn!(%broker, bytes = delivery.data.len(), reason = reason(&error), "message is no job, dropped");

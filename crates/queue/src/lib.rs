@@ -21,8 +21,8 @@ pub use session::{Depth, Lost};
 
 use tokio_util::sync::CancellationToken;
 
-/// A queue inside this process, for one process that does everything. It holds `capacity` doorbells and drops
-/// what exceeds that. It shuts down when its last publisher is dropped.
+/// A queue inside this process, for one process that does everything. It holds what was rung for `capacity` times, and
+/// drops what exceeds that. It shuts down when its last publisher is dropped.
 pub fn in_process(capacity: usize) -> (Publisher, Consumer) {
     let (doorbells, messages) = tokio::sync::mpsc::channel(capacity.max(1));
     (Publisher::in_process(doorbells), Consumer::in_process(messages))

@@ -5,14 +5,14 @@ use tokio::sync::{mpsc, watch};
 
 use crate::Message;
 
-/// How many doorbells wait for the broker, about 1 MiB of them. More would not help: a doorbell is worth
-/// something for seconds only.
-const BUFFER: usize = 4096;
+/// How often it may be rung while doorbells wait for the broker, each time for up to [`Job::MOST`] jobs: some MiB at worst.
+/// More would not help: a doorbell is worth something for seconds only.
+const BUFFER: usize = 1024;
 
 /// Rings doorbells. Cheap to clone; never waits, never fails.
 #[derive(Clone, Debug)]
 pub struct Publisher {
-    doorbells: mpsc::Sender<Message>,
+    doorbells: mpsc::Sender<Vec<Message>>,
     stats: watch::Sender<PublisherStats>,
     in_process: bool,
 }
@@ -33,13 +33,13 @@ pub struct PublisherStats {
 }
 
 impl Publisher {
-    pub(crate) fn in_process(doorbells: mpsc::Sender<Message>) -> Publisher {
+    pub(crate) fn in_process(doorbells: mpsc::Sender<Vec<Message>>) -> Publisher {
         let stats = PublisherStats { connected: true, ..PublisherStats::default() };
         Publisher { doorbells, stats: watch::Sender::new(stats), in_process: true }
     }
 
     /// A publisher whose doorbells wait in a small buffer, and the two ends a broker's task needs.
-    pub(crate) fn buffered() -> (Publisher, mpsc::Receiver<Message>, watch::Sender<PublisherStats>) {
+    pub(crate) fn buffered() -> (Publisher, mpsc::Receiver<Vec<Message>>, watch::Sender<PublisherStats>) {
         let (doorbells, waiting) = mpsc::channel(BUFFER);
         let stats = watch::Sender::default();
         (Publisher { doorbells, stats: stats.clone(), in_process: false }, waiting, stats)
@@ -50,17 +50,14 @@ impl Publisher {
         self.ring_all(vec![job]);
     }
 
-    /// Rings for jobs that were accepted together.
+    /// Rings once for jobs that were accepted together.
     pub fn ring_all(&self, jobs: Vec<Job>) {
-        let wanted = jobs.len();
-        let send = |job| self.doorbells.try_send(Message::rung(job));
-        let rung = jobs.into_iter().filter_map(|job| send(job).ok()).count();
-        self.stats.send_if_modified(|stats| {
-            let (published, dropped) = (if self.in_process { rung } else { 0 }, wanted - rung);
-            stats.published += published as u64;
-            stats.dropped += dropped as u64;
-            published + dropped > 0
-        });
+        let count = jobs.len() as u64;
+        match self.doorbells.try_send(jobs.into_iter().map(Message::rung).collect()) {
+            Ok(()) if self.in_process => self.stats.send_modify(|stats| stats.published += count),
+            Ok(()) => {}
+            Err(_) => self.stats.send_modify(|stats| stats.dropped += count),
+        }
     }
 
     /// The figures of all clones together.

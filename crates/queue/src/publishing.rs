@@ -25,7 +25,7 @@ const STALE: Duration = Duration::from_secs(5);
 /// Publishes until `shutdown`, or until the last publisher is dropped.
 pub(crate) async fn run(
     broker: Broker,
-    mut doorbells: mpsc::Receiver<Message>,
+    mut doorbells: mpsc::Receiver<Vec<Message>>,
     stats: watch::Sender<PublisherStats>,
     shutdown: CancellationToken,
 ) {
@@ -44,7 +44,7 @@ pub(crate) async fn run(
 
 async fn session(
     broker: &Broker,
-    doorbells: &mut mpsc::Receiver<Message>,
+    doorbells: &mut mpsc::Receiver<Vec<Message>>,
     stats: &watch::Sender<PublisherStats>,
     shutdown: &CancellationToken,
 ) -> Result<(), Lost> {
@@ -67,7 +67,7 @@ async fn publish(
     broker: &Broker,
     session: &Session,
     events: impl Stream<Item = Event>,
-    doorbells: &mut mpsc::Receiver<Message>,
+    doorbells: &mut mpsc::Receiver<Vec<Message>>,
     stats: &watch::Sender<PublisherStats>,
     shutdown: &CancellationToken,
 ) -> Result<(), Lost> {
@@ -82,12 +82,12 @@ async fn publish(
         Ok(timeout(PATIENCE, async { sent.await?.await }).await??)
     };
     let send = async |jobs: Vec<Job>| (jobs.len(), confirmed(&jobs).await);
-    // What is rung for together, or has gathered, is one message.
-    let worth_sending = |rung: &mut Vec<Message>| -> Vec<Job> {
-        let count = rung.len();
+    let worth_sending = |gathered: &mut Vec<Vec<Message>>| -> Vec<Job> {
+        let count = count(gathered);
         let is_worth =
             |doorbell: &Message| !connection.status().blocked() && doorbell.since.elapsed() < STALE;
-        let jobs: Vec<Job> = rung.drain(..).filter(is_worth).map(|doorbell| doorbell.job).collect();
+        let jobs: Vec<Job> =
+            gathered.drain(..).flatten().filter(is_worth).map(|doorbell| doorbell.job).collect();
         if jobs.len() < count {
             stats.send_modify(|stats| stats.dropped += (count - jobs.len()) as u64);
         }
@@ -96,9 +96,16 @@ async fn publish(
 
     let mut unconfirmed = FuturesUnordered::new();
     let mut sent = 0; // jobs of them
-    let mut rung = Vec::with_capacity(Job::MOST);
+    let mut gathered = Vec::new();
     let mut last = false;
     let ended = loop {
+        // A message goes at once when none is under way. What comes while one is gathers into the next, as a message costs
+        // the broker much and a job in it next to nothing.
+        if last || unconfirmed.is_empty() || count(&gathered) >= Job::MOST {
+            let jobs = worth_sending(&mut gathered);
+            sent += jobs.len();
+            unconfirmed.extend(jobs.chunks(Job::MOST).map(|jobs| send(jobs.to_vec())));
+        }
         if last && unconfirmed.is_empty() {
             break Ok(());
         }
@@ -125,25 +132,24 @@ async fn publish(
                 Some(Event::ConnectionUnblocked) => info!(%broker, "the broker takes messages again"),
                 _ => {}
             },
-            count = doorbells.recv_many(&mut rung, Job::MOST), if !last && unconfirmed.len() < WINDOW => {
-                last = count == 0;
-                let jobs = worth_sending(&mut rung);
-                if !jobs.is_empty() {
-                    sent += jobs.len();
-                    unconfirmed.push(send(jobs));
-                }
+            came = doorbells.recv_many(&mut gathered, Job::MOST), if !last && unconfirmed.len() < WINDOW => {
+                last = came == 0;
             }
             () = shutdown.cancelled(), if !last => {
-                while let Ok(doorbell) = doorbells.try_recv() {
-                    rung.push(doorbell);
+                while let Ok(together) = doorbells.try_recv() {
+                    gathered.push(together);
                 }
-                let jobs = worth_sending(&mut rung);
-                sent += jobs.len();
-                unconfirmed.extend(jobs.chunks(Job::MOST).map(|jobs| send(jobs.to_vec())));
                 last = true;
             }
         }
     };
-    stats.send_modify(|stats| stats.refused += sent as u64);
+    stats.send_modify(|stats| {
+        stats.refused += sent as u64;
+        stats.dropped += count(&gathered) as u64;
+    });
     ended
+}
+
+fn count(gathered: &[Vec<Message>]) -> usize {
+    gathered.iter().map(Vec::len).sum()
 }
