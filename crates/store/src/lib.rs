@@ -47,7 +47,7 @@ pub use prune::{PruneKind, PruneRange, Pruned, prune, take_pruning_turn};
 pub use record::{Deliver, RecordedRun, record_run};
 pub use redeliver::{Redelivery, RedeliveryRequest, redeliver, redeliver_batch};
 pub use rewrap::{MissingKey, Rewrapped, Unopened, missing_keys, rewrap_secrets};
-pub use runs::{find_run, run_bytes, runs_page};
+pub use runs::{RunParts, find_run, run_bytes, runs_page};
 pub use secrets::{
     CreatedSecret, SecretUpdate, UpdatedSecret, ValidSecret, create_secret, create_secret_once,
     disable_secret, find_secret, note_secret_used, open_secret, secrets_page, signing_secrets, update_secret,

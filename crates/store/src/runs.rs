@@ -3,8 +3,9 @@
 use std::collections::HashMap;
 
 use contracts::{JsonText, OrgId, Run, RunId, RunStatus, SecretId, Timestamp};
+use diesel::dsl::case_when;
 use diesel::prelude::*;
-use diesel::sql_types::{Array, BigInt, Nullable, Text};
+use diesel::sql_types::{Array, BigInt, Bool, Nullable, Text};
 use strum::VariantArray;
 
 use crate::columns::{Id, Key, Moment, Time};
@@ -84,12 +85,26 @@ pub fn find_run(tx: &mut AnyConnection, org: OrgId, id: RunId) -> Result<Option<
     find_row(tx, org, id)?.map(Run::try_from).transpose()
 }
 
+/// Which parts of runs are read that may be long. One that is not is as if there were none.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[allow(missing_docs)]
+pub struct RunParts {
+    pub output: bool,
+    pub metadata: bool,
+}
+
+impl RunParts {
+    /// Both.
+    pub const ALL: RunParts = RunParts { output: true, metadata: true };
+}
+
 /// A page of the organization's runs, of one status or of any.
 pub fn runs_page(
     tx: &mut AnyConnection,
     org: OrgId,
     status: Option<RunStatus>,
     request: &PageRequest,
+    parts: RunParts,
 ) -> Result<Rows<Run>, StoreError> {
     let mut found = Vec::new();
     let all = RunStatus::VARIANTS.iter();
@@ -103,11 +118,28 @@ pub fn runs_page(
         found.extend(positions.into_iter().map(position));
     }
     let mut found = request.gather(found);
-    found.cut(request, &bytes_of(tx, org, found.ids())?);
-    let rows = runs::table
+    found.cut(request, &bytes_of(tx, org, found.ids(), parts)?);
+    // Those of a `RunRow`.
+    let columns = (
+        runs::org_id,
+        runs::id,
+        runs::status_code,
+        case_when(parts.output.into_sql::<Bool>(), runs::output),
+        runs::duration_ms,
+        runs::created_at,
+        runs::started_at,
+        runs::completed_at,
+        runs::callback_url,
+        case_when(parts.metadata.into_sql::<Bool>(), runs::metadata),
+        runs::failure_code,
+        runs::failure_message,
+        runs::failure_stage_code,
+        runs::updated_at,
+    );
+    let rows: Vec<RunRow> = runs::table
         .filter(runs::org_id.eq(Key::from(org)))
         .filter(runs::id.eq_any(found.ids()))
-        .select(RunRow::as_select())
+        .select(columns)
         .load(tx)?;
     let runs = rows.into_iter().map(Run::try_from).collect::<Result<Vec<_>, _>>()?;
     Ok(found.page(request, runs, |run| run.id.0))
@@ -143,13 +175,21 @@ fn sum((output, metadata, code, message, stage): Texts) -> i64 {
     [output, metadata, code, message, stage].into_iter().flatten().map(i64::from).sum()
 }
 
-fn bytes_of(tx: &mut AnyConnection, org: OrgId, ids: Vec<Key>) -> QueryResult<HashMap<Key, i64>> {
+fn bytes_of(
+    tx: &mut AnyConnection,
+    org: OrgId,
+    ids: Vec<Key>,
+    parts: RunParts,
+) -> QueryResult<HashMap<Key, i64>> {
     let rows: Vec<(Key, Texts)> = runs::table
         .filter(runs::org_id.eq(Key::from(org)))
         .filter(runs::id.eq_any(ids))
         .select((runs::id, texts()))
         .load(tx)?;
-    Ok(rows.into_iter().map(|(id, texts)| (id, sum(texts))).collect())
+    let read = |(output, metadata, code, message, stage): Texts| {
+        (output.filter(|_| parts.output), metadata.filter(|_| parts.metadata), code, message, stage)
+    };
+    Ok(rows.into_iter().map(|(id, texts)| (id, sum(read(texts)))).collect())
 }
 
 fn find_row(tx: &mut AnyConnection, org: OrgId, id: RunId) -> QueryResult<Option<RunRow>> {

@@ -4,7 +4,7 @@ use actix_web::http::StatusCode;
 use contracts::{ErrorCode, FieldError, Run, RunId, RunStatus, RunUpdate};
 use egress::{Policy, TargetUrl};
 use serde_json::{Value, json};
-use store::{Deliver, RecordedRun, find_run, record_run, run_bytes, runs_page};
+use store::{Deliver, RecordedRun, RunParts, find_run, record_run, run_bytes, runs_page};
 use strum::VariantArray;
 
 use crate::call::{self, Answer, Call};
@@ -34,9 +34,10 @@ pub(crate) async fn list(call: Call) -> Answer {
     let status = query.word("status_code");
     let selection = Selection::of::<Run>(&mut query);
     query.finish()?;
+    let parts = RunParts { output: selection.shows("output"), metadata: selection.shows("metadata") };
     let org = call.org;
     let request = paging::bounded(&call, request).await?;
-    let found = call.api.store.read(move |tx| runs_page(tx, org, status, &request)).await?;
+    let found = call.api.store.read(move |tx| runs_page(tx, org, status, &request, parts)).await?;
     paging::answer(&call, &request, found, selection)
 }
 

@@ -25,7 +25,9 @@ async fn deliveries_and_runs_go_when_their_retention_is_over(engine: Engine) {
     loop {
         let left = harness.store.read(move |tx| {
             let deliveries: i64 = store::count_deliveries(tx, org)?.values().sum();
-            let runs = store::runs_page(tx, org, None, &store::PageRequest::NEWEST)?.rows.len();
+            let runs = store::runs_page(tx, org, None, &store::PageRequest::NEWEST, store::RunParts::ALL)?
+                .rows
+                .len();
             Ok::<_, store::StoreError>((deliveries, runs))
         });
         if left.await.unwrap() == (1, 1) && harness.receiver.posts() == 6 {

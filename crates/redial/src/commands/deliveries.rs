@@ -1,6 +1,7 @@
 //! `redial deliveries …`: an organization's deliveries, asked of the API.
 
 use std::io::{self, Write};
+use std::num::NonZeroUsize;
 
 use anyhow::{Result, bail};
 use contracts::{DeliveryId, RunId};
@@ -77,8 +78,8 @@ pub(crate) struct Range {
     #[arg(long)]
     oldest_first: bool,
     /// The most to show.
-    #[arg(long, default_value_t = 50)]
-    pub(crate) limit: usize,
+    #[arg(long, default_value = "50")]
+    pub(crate) limit: NonZeroUsize,
 }
 
 impl Range {
@@ -145,7 +146,7 @@ pub(crate) async fn run(args: Args) -> Result<()> {
                 ("failure_reason_code", reason),
             ];
             filters.extend(range.filters());
-            remote.list("/v1/callback-deliveries", &filters, range.limit, LISTED).await
+            remote.list("/v1/callback-deliveries", &filters, range.limit.get(), LISTED).await
         }
         Command::Show { delivery, follow: false } => {
             let delivery = remote.get(&path(delivery)).await?;

@@ -10,6 +10,7 @@ use serde::Deserialize;
 use serde_json::Value;
 use serde_json::value::RawValue;
 use tokio::time::{Instant, sleep};
+use url::Url;
 use url::form_urlencoded::Serializer;
 
 use crate::client::Client;
@@ -67,6 +68,15 @@ impl Target {
                 )?,
             },
         };
+        let is_url = |text: &str| Url::parse(text).is_ok_and(|url| matches!(url.scheme(), "http" | "https"));
+        if !is_url(&base_url) {
+            return Err(
+                SettingsError::value("--base-url", "expected a URL such as http://127.0.0.1:8080").into()
+            );
+        }
+        if !token.bytes().all(|byte| byte.is_ascii_graphic()) {
+            return Err(SettingsError::value("--token", "it has characters that no token has").into());
+        }
         let json = self.json || !io::stdout().is_terminal();
         Ok(Remote { client: Client::new(base_url.trim_end_matches('/'), &token), json })
     }
@@ -164,7 +174,7 @@ impl Remote {
             return Ok(());
         }
         for key in keys {
-            writeln!(out, "{key:<22} {}", text(&object.value[*key]))?;
+            writeln!(out, "{key:<22} {}", cut(&text(&object.value[*key])))?;
         }
         Ok(())
     }
@@ -180,6 +190,17 @@ pub(crate) fn print_table(rows: &[Value], columns: &[&str]) -> io::Result<()> {
         table.add_row(columns.iter().map(value));
     }
     writeln!(io::stdout(), "{}", table.trim_fmt())
+}
+
+/// The beginning of what may be a megabyte.
+fn cut(text: &str) -> String {
+    const SHOWN: usize = 500;
+    match text.char_indices().nth(SHOWN) {
+        Some((end, _)) => {
+            format!("{}… ({} characters; --json shows all)", &text[..end], text.chars().count())
+        }
+        None => text.to_owned(),
+    }
 }
 
 /// A value for people. What a receiver said can't control the terminal.
@@ -238,6 +259,13 @@ mod tests {
         let page = format!(r#"{{"items":[{body}],"next":null}}"#);
         let page: Page = serde_json::from_str(&page).unwrap();
         assert_eq!(page.items[0].to_string(), body);
+    }
+
+    #[test]
+    fn a_long_value_is_cut_for_people() {
+        assert_eq!(cut("short"), "short");
+        let long = "ü".repeat(1_000);
+        assert_eq!(cut(&long), format!("{}… (1000 characters; --json shows all)", "ü".repeat(500)));
     }
 
     #[test]

@@ -100,7 +100,7 @@ pub(crate) async fn run(settings: &Settings, command: Command) -> anyhow::Result
         Command::Erase { run, org } => erase(settings, org, run).await,
         Command::List { target, status, range } => {
             let filters: Vec<_> = [("status_code", status)].into_iter().chain(range.filters()).collect();
-            target.open()?.list("/v1/runs", &filters, range.limit, LISTED).await
+            target.open()?.list("/v1/runs", &filters, range.limit.get(), LISTED).await
         }
         Command::Show { target, run, follow: false } => show(&target.open()?, run).await,
         Command::Show { target, run, follow: true } => follow(&target.open()?, run).await,

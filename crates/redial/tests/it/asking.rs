@@ -99,9 +99,14 @@ fn what_is_wrong_is_told_with_what_to_do() {
     for (arguments, word) in [
         (["runs", "list", "--base-url", url], "give --token or set REDIAL_API_TOKEN"),
         (["runs", "list", "--token", &unknown], "but no API"),
+        (["deliveries", "list", "--limit", "0"], "--limit"),
     ] {
         let ended = cli.run(&arguments);
         assert!(ended.code == 2 && ended.stderr.contains(word), "{arguments:?}: {}", ended.stderr);
+    }
+    for (url, token, word) in [("ftp://x", &*unknown, "--base-url"), (url, "a\nb", "--token")] {
+        let ended = cli.run(&["runs", "list", "--base-url", url, "--token", token]);
+        assert!(ended.code == 2 && ended.stderr.contains(word), "{}", ended.stderr);
     }
     let by_variables =
         Cli::new().with("REDIAL_API_URL", url).with("REDIAL_API_TOKEN", dev["token"].as_str().unwrap());

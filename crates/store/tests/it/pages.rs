@@ -5,8 +5,8 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use ::store::{
-    AnyConnection, DeliveryFilter, DeliveryParts, PageRequest, Position, Rows, SortOrder, StoreError,
-    deliveries_page, runs_page, secrets_page,
+    AnyConnection, DeliveryFilter, DeliveryParts, PageRequest, Position, Rows, RunParts, SortOrder,
+    StoreError, deliveries_page, runs_page, secrets_page,
 };
 use contracts::{DeliveryStatus, FailureReason, OrgId};
 use diesel::connection::{Connection, InstrumentationEvent};
@@ -60,7 +60,7 @@ async fn rows_of_one_moment_are_on_one_page_each_in_the_order_of_their_ids(engin
             let parts = DeliveryParts::SHOWN;
             deliveries_page(conn, org, &DeliveryFilter::default(), request, parts).unwrap()
         });
-        let runs = walk(order, |request| runs_page(conn, org, None, request).unwrap());
+        let runs = walk(order, |request| runs_page(conn, org, None, request, RunParts::ALL).unwrap());
         for walked in deliveries.iter().chain(&runs) {
             let mut sorted: Vec<Position> =
                 walked.iter().copied().collect::<BTreeSet<_>>().into_iter().collect();
@@ -183,7 +183,7 @@ fn lists() -> Vec<(&'static str, Page)> {
         ("of a kind", deliveries(DeliveryFilter { is_automatic: Some(true), ..any() })),
         ("of a host", deliveries(DeliveryFilter { callback_host: host, ..any() })),
         ("of a failure", deliveries(DeliveryFilter { failure_reason_code: reason, ..any() })),
-        ("runs", Box::new(|conn, org, request| runs_page(conn, org, None, request).map(drop))),
+        ("runs", Box::new(|conn, org, request| runs_page(conn, org, None, request, RunParts::ALL).map(drop))),
         ("secrets", Box::new(|conn, org, request| secrets_page(conn, org, request).map(drop))),
     ]
 }
