@@ -121,17 +121,17 @@ impl Signer {
             let (keyring, reading) = self.keys.current().await;
             let secrets = match self.read(&batch).await {
                 Ok(secrets) => secrets,
-                // A row that can't be read fails its own organization only.
-                Err(error) if batch.len() > 1 && !error.is_outage() => {
-                    batch = vec![wanted];
-                    continue;
-                }
-                Err(error) if error.may_pass() => {
+                Err(error) if error.is_outage() => {
                     if self.store.clock().monotonic() >= deadline {
                         tracing::warn!(%error, %org, "signing secrets not read in time");
                         return Err(Outcome::NotSent(LocalFailure::LeaseTooShort));
                     }
                     tokio::time::sleep(OUTAGE_PAUSE).await;
+                    continue;
+                }
+                // A row that can't be read fails its own organization only.
+                Err(_) if batch.len() > 1 => {
+                    batch = vec![wanted];
                     continue;
                 }
                 Err(error) => {
