@@ -37,7 +37,7 @@ pub(crate) async fn queue_lost(ground: &mut Ground, scale: &Scale) -> Result<Out
         let recipes = site.dismiss_dispatchers().await?;
         accept(&site, count, "/ok", &mut all).await?;
         let waiting = site.depth().await?.waiting;
-        ensure!(waiting as usize >= count.min(9000), "only {waiting} doorbells are in the queue");
+        ensure!(waiting as usize >= fewest_messages(count), "only {waiting} messages are in the queue");
         ground.node.command(&[command, &site.queue]);
         site.hire(recipes)?;
         let took = site.all_ended((number + 1) * count).await?;
@@ -146,6 +146,11 @@ pub(crate) async fn away(ground: &mut Ground, scale: &Scale) -> Result<Outcome> 
     conclude(site, rows, &all, &[]).await
 }
 
+/// In how few messages so many doorbells can be.
+fn fewest_messages(doorbells: usize) -> usize {
+    doorbells.div_ceil(Job::MOST).min(9_000)
+}
+
 /// Restarts the broker beside a long queue, with receivers so slow that it stays long.
 pub(crate) async fn restarts(ground: &mut Ground, scale: &Scale) -> Result<Outcome> {
     let mut site = Site::open(ground, Plan::of("broker-restarts", 1, 1)).await?;
@@ -188,9 +193,9 @@ pub(crate) async fn restarts(ground: &mut Ground, scale: &Scale) -> Result<Outco
     let rows = vec![
         Row::new(
             "messages in the queue, each of up to 64 doorbells",
-            format!("{} to {MAX_LENGTH}", waiting.min(9_900).div_ceil(Job::MOST)),
+            format!("{} to {MAX_LENGTH}", fewest_messages(waiting)),
             full.to_string(),
-            full as usize >= waiting.min(9_900).div_ceil(Job::MOST),
+            full as usize >= fewest_messages(waiting),
         ),
         Row::new(
             "prefetch right after a restart",
@@ -219,7 +224,7 @@ pub(crate) async fn backlog(ground: &mut Ground, scale: &Scale) -> Result<Outcom
     while !load.is_finished() {
         let waiting = site.depth().await?.waiting;
         deepest = deepest.max(waiting);
-        scale.say(format!("{waiting} doorbells in the queue"));
+        scale.say(format!("{waiting} messages in the queue"));
         sleep(Duration::from_secs(2)).await;
     }
     let mut all = load.await??;
