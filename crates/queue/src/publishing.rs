@@ -62,7 +62,7 @@ async fn session(
     Ok(())
 }
 
-/// Publishes without waiting for one confirm before the next message.
+/// Publishes a full message without waiting for confirms, and what has gathered when none is under way.
 async fn publish(
     broker: &Broker,
     session: &Session,
