@@ -24,7 +24,7 @@ BEGIN
         SELECT table_name, string_agg(quote_ident(column_name), ', ' ORDER BY ordinal_position) AS names,
             string_agg(CASE
                 WHEN udt_name = 'uuid' AND column_name NOT IN ('org_id', 'signing_secret_id')
-                    THEN format('overlay(md5(%1$I::text || n) placing left(%1$I::text, 14) from 1 for 13)::uuid', column_name)
+                    THEN format('overlay(md5(%1$I::text || n) placing left(%1$I::text, 14) from 1 for 12)::uuid', column_name)
                 WHEN udt_name = 'timestamptz' THEN format('%I - n * interval ''1 second''', column_name)
                 ELSE quote_ident(column_name) END, ', ' ORDER BY ordinal_position) AS changed
         FROM information_schema.columns
@@ -40,7 +40,6 @@ BEGIN
     END LOOP;
 END $$;
 RESET session_replication_role;
-VACUUM ANALYZE;
 "#;
 
 /// Makes about as many ended deliveries as wanted.
@@ -55,6 +54,7 @@ pub(crate) async fn make(
     load.redeliver_all(runs, Rate::Any).await?;
     load.settled().await?;
     site.query(&COPY.replace("COPIES", &(arguments.history / MADE).to_string()))?;
+    site.query("VACUUM ANALYZE")?;
     let made: usize = site.query("SELECT count(*) FROM deliveries")?.trim().parse()?;
     ensure!(made >= arguments.history, "only {made} deliveries were made");
     Ok(())
