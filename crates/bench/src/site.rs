@@ -267,6 +267,7 @@ fn in_database(server: &str, name: &str) -> Result<String> {
 fn psql(url: &str, statements: &str) -> Result<String> {
     let output = Command::new("psql")
         .args(["-qAtXw", "-v", "ON_ERROR_STOP=1", url, "-c", statements])
+        .env("PGOPTIONS", "-c client_min_messages=error") // VACUUM warns of what is not ours
         .stderr(Stdio::inherit())
         .output()
         .context("psql can't be started")?;

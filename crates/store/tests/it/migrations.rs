@@ -148,10 +148,9 @@ async fn an_index_that_was_not_built_to_its_end_is_built_again() {
     );
     let mut stage = Stage::new(Engine::Postgres);
     stage.accept_many(3);
-    stage.sql("CREATE INDEX runs_by_duration ON runs (duration_ms)").unwrap();
-    stage
-        .sql("UPDATE pg_index SET indisvalid = false WHERE indexrelid = 'runs_by_duration'::regclass")
-        .unwrap();
+    // One that fails on the way stays there, and is of no use.
+    stage.sql("CREATE UNIQUE INDEX CONCURRENTLY runs_by_duration ON runs ((1))").unwrap_err();
+    assert_eq!(stage.count("pg_index WHERE indexrelid = 'runs_by_duration'::regclass AND NOT indisvalid"), 1);
     assert_eq!(migrate_to(&mut stage.conn, &with(&[INDEX])).unwrap(), 1);
     assert_eq!(stage.count("pg_index WHERE indexrelid = 'runs_by_duration'::regclass AND indisvalid"), 1);
     assert_eq!(migrate_to(&mut stage.conn, &with(&[INDEX])).unwrap(), 0);
