@@ -43,8 +43,8 @@ impl Acceptor {
         Acceptor { requests, acceptance }
     }
 
-    /// Answers once the request's transaction has been committed, and rung for, or has failed. A large run is not read in a batch with
-    /// others; one that has room for it comes alone.
+    /// Answers once the request's transaction has been committed, and rung for, or has failed. A large run is not read in
+    /// a batch with others; one that has room for it comes alone.
     pub(crate) async fn redeliver(
         &self,
         request: RedeliveryRequest,

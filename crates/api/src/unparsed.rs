@@ -1,5 +1,6 @@
-//! Answers to what is no request: malformed, too long or too slow in its head, or on one connection too many. actix gives them by itself, empty and
-//! without asking the application; clients get them with the envelope and a request id all the same.
+//! Answers to what is no request: malformed, too long or too slow in its head, or on one connection too many. actix gives
+//! them by itself, empty and without asking the application; clients get them with the envelope and a request id all the
+//! same.
 
 use contracts::{ErrorBody, ErrorCode};
 use tracing::info;

@@ -10,7 +10,7 @@ use crate::site::Site;
 /// So many are really made.
 const MADE: usize = 1_000;
 
-/// Copies all rows of the tables that have ids of runs and deliveries, `:n` times, each copy a second older than the one
+/// Copies all rows of the tables that have ids of runs and deliveries, `COPIES` times, each copy a second older than the one
 /// before. It knows no table by name, so that it holds for other schemas than today's: ids are columns of type uuid but
 /// those of what the rows have in common, and each gets the same new id wherever it stands.
 const COPY: &str = r#"

@@ -23,7 +23,7 @@ use crate::report::{Latency, Measured, Report};
 use crate::site::Site;
 
 /// Measures redeliveries from request to record.
-#[derive(Parser, Clone)]
+#[derive(Parser)]
 pub(crate) struct Arguments {
     /// The `redial` to measure: a release build.
     #[arg(long, overrides_with = "binary")]

@@ -38,7 +38,7 @@ pub(crate) struct Site {
     directory: TempDir,
 }
 
-/// What `redial dev` tells of itself.
+/// The part of `dev.json`, which `redial dev` writes, that is used here.
 #[derive(Deserialize)]
 struct Dev {
     base_url: String,

@@ -5,8 +5,8 @@ use tokio::sync::{mpsc, watch};
 
 use crate::Message;
 
-/// How often it may be rung while doorbells wait for the broker, each time for up to [`Job::MOST`] jobs: some MiB at worst.
-/// More would not help: a doorbell is worth something for seconds only.
+/// How often it may be rung while doorbells wait for the broker, each time for up to [`Job::MOST`] jobs: 16 MiB at
+/// worst. More would not help: a doorbell is worth something for seconds only.
 const BUFFER: usize = 1024;
 
 /// Rings doorbells. Cheap to clone; never waits, never fails.

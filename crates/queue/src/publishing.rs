@@ -74,14 +74,16 @@ async fn publish(
     let Session { connection, channel, .. } = session;
     let mut events = pin!(events);
     let queue = broker.queue.as_str();
-    let confirmed = async |jobs: &[Job]| -> Result<Confirmation, Lost> {
+    let confirmed = async |body: Vec<u8>| -> Result<Confirmation, Lost> {
         let options = BasicPublishOptions { mandatory: true, immediate: false };
         let persistent = BasicProperties::default().with_delivery_mode(2);
-        let body = Job::encode(jobs);
         let sent = channel.basic_publish("".into(), queue.into(), options, &body, persistent);
         Ok(timeout(PATIENCE, async { sent.await?.await }).await??)
     };
-    let send = async |jobs: Vec<Job>| (jobs.len(), confirmed(&jobs).await);
+    let send = |jobs: &[Job]| {
+        let (count, confirmed) = (jobs.len(), confirmed(Job::encode(jobs)));
+        async move { (count, confirmed.await) }
+    };
     let worth_sending = |gathered: &mut Vec<Vec<Message>>| -> Vec<Job> {
         let count = count(gathered);
         let is_worth =
@@ -104,7 +106,7 @@ async fn publish(
         if last || unconfirmed.is_empty() || count(&gathered) >= Job::MOST {
             let jobs = worth_sending(&mut gathered);
             sent += jobs.len();
-            unconfirmed.extend(jobs.chunks(Job::MOST).map(|jobs| send(jobs.to_vec())));
+            unconfirmed.extend(jobs.chunks(Job::MOST).map(send));
         }
         if last && unconfirmed.is_empty() {
             break Ok(());

@@ -88,7 +88,7 @@ fn main() -> ExitCode {
             logging::finish(None);
             ExitCode::SUCCESS
         }
-        // Whoever reads what a command prints may have seen enough.
+        // As `head` does when it has its lines.
         Err(error) if is_broken_pipe(&error) => {
             logging::finish(None);
             ExitCode::SUCCESS
@@ -102,9 +102,11 @@ fn main() -> ExitCode {
     }
 }
 
-/// Whether that is standard output's. (A connection's has the words of what it was for around it.)
+/// Whether the reader of standard output has closed it. Writing there adds no context; what uses connections does.
 fn is_broken_pipe(error: &anyhow::Error) -> bool {
-    error.downcast_ref::<io::Error>().is_some_and(|error| error.kind() == io::ErrorKind::BrokenPipe)
+    let is_bare = error.chain().len() == 1;
+    is_bare
+        && error.downcast_ref::<io::Error>().is_some_and(|error| error.kind() == io::ErrorKind::BrokenPipe)
 }
 
 async fn run(cli: Cli) -> anyhow::Result<()> {

@@ -141,7 +141,7 @@ pub fn migrate_to(conn: &mut AnyConnection, migrations: &[Migration]) -> Result<
         // One transaction: BEGIN IMMEDIATE shuts others out.
         AnyConnection::Sqlite(_) => {
             conn.begin_write()?;
-            let applied = apply(conn, migrations, run);
+            let applied = apply(conn, migrations, |conn, migration| run(conn, migration, None));
             conn.end(applied)
         }
         AnyConnection::Postgres(_) => {
@@ -209,7 +209,7 @@ fn run_beside_others(conn: &mut AnyConnection, migration: &Migration) -> Result<
     if !statements.iter().any(|statement| statement.contains(" CONCURRENTLY ")) {
         return patiently(conn, |conn| {
             conn.begin_write()?;
-            let ran = run_within(conn, migration, Instant::now() + LOCK_WAIT);
+            let ran = run(conn, migration, Some(Instant::now() + LOCK_WAIT));
             conn.end(ran)
         });
     }
@@ -227,16 +227,6 @@ fn run_beside_others(conn: &mut AnyConnection, migration: &Migration) -> Result<
         })?;
     }
     note(conn, migration)
-}
-
-/// Runs a migration in the transaction at hand, whose locks are waited for until `deadline` all in all.
-fn run_within(conn: &mut AnyConnection, migration: &Migration, deadline: Instant) -> Result<(), StoreError> {
-    for statement in migration.statements(conn) {
-        let left = deadline.saturating_duration_since(Instant::now()).as_millis() + 1;
-        conn.batch_execute(&format!("SET LOCAL lock_timeout = '{left}ms'"))?;
-        conn.batch_execute(&statement)?;
-    }
-    finish(conn, migration)
 }
 
 /// Tries again while a lock can't be had. (The server says so in its own language: that it took so long tells.)
@@ -263,16 +253,19 @@ fn patiently(
     }
 }
 
-/// Runs a migration in the transaction at hand.
-fn run(conn: &mut AnyConnection, migration: &Migration) -> Result<(), StoreError> {
+/// Runs a migration in the transaction at hand. On PostgreSQL all its locks together are waited for until `locked_by`.
+fn run(
+    conn: &mut AnyConnection,
+    migration: &Migration,
+    locked_by: Option<Instant>,
+) -> Result<(), StoreError> {
     for statement in migration.statements(conn) {
+        if let Some(locked_by) = locked_by {
+            let left = locked_by.saturating_duration_since(Instant::now()).as_millis() + 1;
+            conn.batch_execute(&format!("SET LOCAL lock_timeout = '{left}ms'"))?;
+        }
         conn.batch_execute(&statement)?;
     }
-    finish(conn, migration)
-}
-
-/// What comes after a migration's statements.
-fn finish(conn: &mut AnyConnection, migration: &Migration) -> Result<(), StoreError> {
     if let Some(fill) = migration.fill {
         fill(conn)?;
     }

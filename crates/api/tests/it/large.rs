@@ -64,7 +64,7 @@ async fn a_page_ends_early_by_bytes_and_nothing_is_left_out(api: TestApi) {
         let back = format!("{first}&from_prev=true&pq={}", last["previous"].as_str().unwrap());
         let back = ids(&api.get(&back).await.json()["items"]);
         assert_eq!(back, ids(&pages[pages.len() - 2].json()["items"]));
-        // What is not wanted is not read.
+        // Fields that are not asked for are not read.
         let slim = api.get(&format!("{first}&fields=id,status_code")).await.json();
         assert_eq!(ids(&slim["items"]), expected);
     }

@@ -48,7 +48,7 @@ async fn without_its_database_the_api_is_not_ready_and_says_why() {
     assert!(message.starts_with("the database has not answered for "), "{message}");
 }
 
-/// Whatever its language: a full disk and a deadlock are told by what they are not.
+/// A full disk and a deadlock, in whatever language the server says so.
 #[tokio::test]
 async fn while_its_database_takes_nothing_the_api_asks_to_come_again() {
     let mut api = TestApi::start(Engine::Postgres).await;

@@ -96,8 +96,9 @@ fn sending(dispatcher: &Dispatcher) -> impl Fn() -> Option<String> + Send + Sync
     }
 }
 
-/// How many messages a dispatcher holds for so many slots. Under load a message has up to [`contracts::Job::MOST`] jobs, and what one
-/// dispatcher holds no other can take; when there is little to do it has one, and is acknowledged within milliseconds.
+/// How many messages a dispatcher holds for so many slots. Under load a message has up to [`contracts::Job::MOST`] jobs, and
+/// what one dispatcher holds no other can take; when there is little to do it has one, and is acknowledged within
+/// milliseconds.
 fn prefetch(max_in_flight: u16) -> u16 {
     (max_in_flight / 16).max(4)
 }
