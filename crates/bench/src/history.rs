@@ -10,8 +10,8 @@ use crate::site::Site;
 /// So many are really made.
 const MADE: usize = 1_000;
 
-/// Copies all rows of the tables that have ids of runs and deliveries, `COPIES` times, each copy a second older than the one
-/// before. It knows no table by name, so that it holds for other schemas than today's: ids are columns of type uuid but
+/// Copies all rows of runs, deliveries and attempts, `COPIES` times, each copy a second older than the one before. It knows no
+/// columns by name, so that it holds for other schemas than today's: ids are columns of type uuid but
 /// those of what the rows have in common, and each gets the same new id wherever it stands.
 const COPY: &str = r#"
 SET session_replication_role = replica;  -- keys between tables hold when all is copied
@@ -28,10 +28,7 @@ BEGIN
                 WHEN udt_name = 'timestamptz' THEN format('%I - n * interval ''1 second''', column_name)
                 ELSE quote_ident(column_name) END, ', ' ORDER BY ordinal_position) AS changed
         FROM information_schema.columns
-        WHERE table_schema = 'public' AND table_name IN (
-            SELECT table_name FROM information_schema.columns
-            WHERE table_schema = 'public' AND column_name IN ('run_id', 'delivery_id')
-            UNION SELECT 'runs')
+        WHERE table_schema = 'public' AND table_name IN ('runs', 'deliveries', 'ended_deliveries', 'attempts')
         GROUP BY table_name
     LOOP
         wanted := format('INSERT INTO %I (%s) SELECT %s FROM %I, generate_series(1, COPIES) AS n',

@@ -3,6 +3,7 @@
 
 mod arrivals;
 mod cost;
+mod draw;
 mod history;
 mod load;
 mod report;
@@ -13,20 +14,35 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
-use clap::{Parser, ValueEnum};
+use clap::{Args, Parser, Subcommand, ValueEnum};
 use tokio::time::sleep;
 
 use crate::arrivals::Arrivals;
 use crate::cost::Cost;
+use crate::draw::{Draw, draw};
 use crate::load::{Load, Rate};
 use crate::report::{Latency, Measured, Report};
 use crate::site::Site;
 
 /// Measures redeliveries from request to record.
 #[derive(Parser)]
+#[command(args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]
+struct Cli {
+    #[command(flatten)]
+    arguments: Option<Arguments>,
+    #[command(subcommand)]
+    command: Option<Command>,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    Draw(Draw),
+}
+
+#[derive(Args)]
 pub(crate) struct Arguments {
     /// The `redial` to measure: a release build.
-    #[arg(long, overrides_with = "binary")]
+    #[arg(long, overrides_with = "binary", required = true)]
     binary: PathBuf,
     /// What is measured.
     #[arg(long, value_enum, default_value_t = Mode::Burst)]
@@ -91,7 +107,10 @@ const PATIENCE: Duration = Duration::from_secs(600);
 
 #[tokio::main]
 async fn main() -> Result<()> {
-    let arguments = Arguments::parse();
+    let arguments = match Cli::parse() {
+        Cli { command: Some(Command::Draw(plot)), .. } => return draw(&plot),
+        Cli { arguments, .. } => arguments.context("what is measured is told by --binary")?,
+    };
     // Fails only when a provider was chosen before, which serves as well.
     let _ = rustls::crypto::ring::default_provider().install_default();
     ensure!(!(arguments.embedded && arguments.history > 0), "a history is made on PostgreSQL only");

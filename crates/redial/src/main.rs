@@ -24,6 +24,9 @@ use crate::commands::{
 };
 use crate::settings::{Settings, SettingsError};
 
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 /// Delivers signed HTTP callbacks: retried, kept on record, and sent again on request.
 #[derive(Parser)]
 #[command(version, max_term_width = 100)]
