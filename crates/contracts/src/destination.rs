@@ -14,9 +14,6 @@ use crate::OrgId;
 pub struct Destination(i64);
 
 impl Destination {
-    /// That of deliveries which a version without destinations has inserted, until theirs is filled in. It is never held.
-    pub const UNKNOWN: Destination = Destination(0);
-
     /// The destination of an organization's URL. All texts that are no URL share one.
     pub fn of(org: OrgId, callback_url: &str) -> Destination {
         let origin = Url::parse(callback_url).map(|url| url.origin().ascii_serialization());

@@ -68,14 +68,9 @@ pub(crate) async fn recover_leases(store: Store, recovery: Recovery) -> (Event, 
     }
 }
 
-/// Deletes holds that nobody needs, and fills in destinations that an older api has left open. It is tried again a minute
-/// later.
+/// Deletes holds that nobody needs. It is tried again a minute later.
 pub(crate) async fn tidy(store: Store) {
-    let tidying = |tx: &mut AnyConnection, now| {
-        store::forget_holds(tx, now)?;
-        store::fill_unknown_destinations(tx)
-    };
-    if let Err(error) = store.write_within::<_, StoreError, _>(TIMEOUT, tidying).await {
-        tracing::debug!(%error, "holds and destinations not tidied up");
+    if let Err(error) = store.write_within(TIMEOUT, store::forget_holds).await {
+        tracing::debug!(%error, "holds not tidied up");
     }
 }

@@ -126,6 +126,17 @@ impl Transition {
         Transition::given_up(delivery_id, Departure::waiting(0), FailureReason::Withdrawn, detail, now)
     }
 
+    /// Whether a delivery in that state, under that claim and with so many attempts, is moved by it.
+    pub fn departs_from(
+        &self,
+        status: DeliveryStatus,
+        claim_id: Option<ClaimId>,
+        attempts: AttemptNumber,
+    ) -> bool {
+        let Departure { status: from, claim_id: claim, least_attempts } = self.from;
+        status == from && claim.is_none_or(|claim| claim_id == Some(claim)) && attempts >= least_attempts
+    }
+
     fn given_up(
         delivery_id: DeliveryId,
         from: Departure,

@@ -19,7 +19,7 @@ const SEEDS: u64 = 20_000;
 pub(crate) fn without(protection: Protection, database: &mut MemoryDatabase) {
     switch_off(Some(protection));
     if protection == Protection::OneOpenDelivery {
-        database.execute("DROP INDEX one_open_delivery_per_run");
+        database.execute("DROP INDEX one_open_delivery");
     }
 }
 

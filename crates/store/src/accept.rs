@@ -7,7 +7,8 @@ use contracts::{
     RunId, SecretId, Timestamp,
 };
 use diesel::prelude::*;
-use diesel::sql_types::{Array, BigInt, Binary, Integer, Nullable, Text};
+use diesel::result::{DatabaseErrorKind, Error};
+use diesel::sql_types::{Array, BigInt, Binary, Bool, Integer, Nullable, Text};
 use engine::protection::{Protection, is_off};
 use engine::transition;
 
@@ -15,8 +16,7 @@ use crate::columns::{Id, Key, Moment, Time};
 use crate::connect::AnyConnection;
 use crate::error::StoreError;
 use crate::prepared::{column, prepared};
-use crate::redeliver::RedeliveryRequest;
-use crate::schema::deliveries;
+use crate::schema::open_deliveries;
 use crate::secrets::current_secret;
 use crate::steps::holds::wait_for_holds;
 
@@ -88,143 +88,163 @@ pub(crate) fn build(
     }))
 }
 
-macro_rules! insert_on_sqlite {
+/// A delivery to be inserted.
+#[derive(Clone, Copy)]
+pub(crate) struct NewDelivery<'a> {
+    pub(crate) org_id: OrgId,
+    /// The API request that asked for it.
+    pub(crate) request_id: &'a str,
+    pub(crate) delivery: &'a Delivery,
+}
+
+/// Inserts the new deliveries but those whose run has an open one, and answers which were inserted.
+pub(crate) fn insert_unless_in_flight(
+    tx: &mut AnyConnection,
+    new: &[NewDelivery<'_>],
+) -> QueryResult<HashSet<DeliveryId>> {
+    let opened = open(tx, new)?;
+    let new: Vec<NewDelivery<'_>> =
+        new.iter().filter(|new| opened.contains(&new.delivery.id)).copied().collect();
+    insert_facts(tx, &new)?;
+    Ok(opened)
+}
+
+/// Inserts a new delivery; a unique violation when another one of its run is open.
+pub fn insert_delivery(
+    tx: &mut AnyConnection,
+    org_id: OrgId,
+    delivery: &Delivery,
+    request_id: &str,
+) -> QueryResult<()> {
+    let inserted = insert_unless_in_flight(tx, &[NewDelivery { org_id, request_id, delivery }])?;
+    if inserted.is_empty() {
+        let why = Box::new("another delivery of the run is open".to_owned());
+        return Err(Error::DatabaseError(DatabaseErrorKind::UniqueViolation, why));
+    }
+    Ok(())
+}
+
+macro_rules! open_on_sqlite {
     ($unless:literal) => {
         concat!(
-            "INSERT INTO deliveries (id, org_id, run_id, callback_url, callback_host, destination, payload,
-                 signing_secret_id, request_id, is_automatic, attempt_count, status_code, max_attempts,
-                 next_attempt_at, wake_at, created_at, updated_at)
-             VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, FALSE, 0, ?, ?, ?, ?, ?, ?) ",
+            "INSERT INTO open_deliveries (id, org_id, run_id, destination, callback_host, is_automatic, payload_bytes,
+                 max_attempts, attempt_count, next_attempt_at, wake_at, created_at, updated_at)
+             VALUES (?, ?, ?, ?, ?, ?, ?, ?, 0, ?, ?, ?, ?) ",
             $unless,
             " RETURNING id"
         )
     };
 }
 
-/// Inserts the new deliveries but those whose run has an open one, and answers which were inserted.
-pub(crate) fn insert_unless_in_flight(
-    tx: &mut AnyConnection,
-    rows: &[(&RedeliveryRequest, &Delivery)],
-) -> QueryResult<HashSet<DeliveryId>> {
-    let Some((_, Delivery { max_attempts, created_at, .. })) = rows.first() else {
-        return Ok(HashSet::new());
-    };
-    let (now, new) = (Time::from(*created_at), transition::accepted(*created_at));
-    let (status, next_attempt_at, wake_at) =
-        (<&str>::from(new.status), Time::from(new.next_attempt_at), Time::from(new.wake_at));
-    let inserted: Vec<Key> = match tx {
+/// Opens those of the deliveries whose run has no open one.
+fn open(tx: &mut AnyConnection, new: &[NewDelivery<'_>]) -> QueryResult<HashSet<DeliveryId>> {
+    let state = |new: &NewDelivery<'_>| transition::accepted(new.delivery.created_at);
+    let created_at = |new: &NewDelivery<'_>| Time::from(new.delivery.created_at);
+    let next_attempt_at = |new: &NewDelivery<'_>| Time::from(state(new).next_attempt_at);
+    let wake_at = |new: &NewDelivery<'_>| Time::from(state(new).wake_at);
+    let opened: Vec<Key> = match tx {
         AnyConnection::Postgres(pg) => prepared::<Id, _>(
-            "INSERT INTO deliveries (id, org_id, run_id, callback_url, callback_host, destination, payload,
-                 signing_secret_id, request_id, is_automatic, attempt_count, status_code, max_attempts,
-                 next_attempt_at, wake_at, created_at, updated_at)
-             SELECT r.*, FALSE, 0, ?, ?, ?, ?, ?, ? FROM unnest(?, ?, ?, ?, ?, ?, ?, ?, ?) AS r
-             ON CONFLICT (org_id, run_id) WHERE completed_at IS NULL DO NOTHING
+            "INSERT INTO open_deliveries (id, org_id, run_id, destination, callback_host, is_automatic, payload_bytes,
+                 max_attempts, next_attempt_at, wake_at, created_at, updated_at, attempt_count)
+             SELECT *, 0 FROM unnest(?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
+             ON CONFLICT (org_id, run_id) DO NOTHING
              RETURNING id",
         )
-        .bind::<Text, _>(status)
-        .bind::<Integer, _>(*max_attempts)
-        .bind::<Moment, _>(next_attempt_at)
-        .bind::<Moment, _>(wake_at)
-        .bind::<Moment, _>(now)
-        .bind::<Moment, _>(now)
-        .bind::<Array<Id>, _>(column(rows, |(_, delivery)| Key::from(delivery.id)))
-        .bind::<Array<Id>, _>(column(rows, |(request, _)| Key::from(request.org_id)))
-        .bind::<Array<Id>, _>(column(rows, |(_, delivery)| Key::from(delivery.run_id)))
-        .bind::<Array<Text>, _>(column(rows, |(_, delivery)| delivery.callback_url.as_str()))
-        .bind::<Array<Text>, _>(column(rows, |(_, delivery)| host(&delivery.callback_url)))
-        .bind::<Array<BigInt>, _>(column(rows, |(request, delivery)| destination(request.org_id, delivery)))
-        .bind::<Array<Binary>, _>(column(rows, |(_, delivery)| delivery.payload_bytes.as_bytes()))
-        .bind::<Array<Nullable<Id>>, _>(column(rows, |(_, delivery)| {
-            delivery.signing_secret_id.map(Key::from)
-        }))
-        .bind::<Array<Text>, _>(column(rows, |(request, _)| request.request_id.as_str()))
+        .bind::<Array<Id>, _>(column(new, |new| Key::from(new.delivery.id)))
+        .bind::<Array<Id>, _>(column(new, |new| Key::from(new.org_id)))
+        .bind::<Array<Id>, _>(column(new, |new| Key::from(new.delivery.run_id)))
+        .bind::<Array<BigInt>, _>(column(new, destination))
+        .bind::<Array<Text>, _>(column(new, |new| host(&new.delivery.callback_url)))
+        .bind::<Array<Bool>, _>(column(new, |new| new.delivery.is_automatic))
+        .bind::<Array<Integer>, _>(column(new, payload_bytes))
+        .bind::<Array<Integer>, _>(column(new, |new| new.delivery.max_attempts))
+        .bind::<Array<Moment>, _>(column(new, next_attempt_at))
+        .bind::<Array<Moment>, _>(column(new, wake_at))
+        .bind::<Array<Moment>, _>(column(new, created_at))
+        .bind::<Array<Moment>, _>(column(new, created_at))
         .load(pg)?,
         AnyConnection::Sqlite(sqlite) => {
-            let mut inserted = Vec::with_capacity(rows.len());
+            let mut opened = Vec::with_capacity(new.len());
             let text = match is_off(Protection::OneOpenDelivery) {
-                false => {
-                    insert_on_sqlite!("ON CONFLICT (org_id, run_id) WHERE completed_at IS NULL DO NOTHING")
-                }
-                true => insert_on_sqlite!(""),
+                false => open_on_sqlite!("ON CONFLICT (org_id, run_id) DO NOTHING"),
+                true => open_on_sqlite!(""),
             };
-            for (request, delivery) in rows {
+            for new in new {
                 let id: Option<Key> = prepared::<Id, _>(text)
-                    .bind::<Id, _>(Key::from(delivery.id))
-                    .bind::<Id, _>(Key::from(request.org_id))
-                    .bind::<Id, _>(Key::from(delivery.run_id))
-                    .bind::<Text, _>(delivery.callback_url.as_str())
-                    .bind::<Text, _>(host(&delivery.callback_url))
-                    .bind::<BigInt, _>(destination(request.org_id, delivery))
-                    .bind::<Binary, _>(delivery.payload_bytes.as_bytes())
-                    .bind::<Nullable<Id>, _>(delivery.signing_secret_id.map(Key::from))
-                    .bind::<Text, _>(request.request_id.as_str())
-                    .bind::<Text, _>(status)
-                    .bind::<Integer, _>(*max_attempts)
-                    .bind::<Moment, _>(next_attempt_at)
-                    .bind::<Moment, _>(wake_at)
-                    .bind::<Moment, _>(now)
-                    .bind::<Moment, _>(now)
+                    .bind::<Id, _>(Key::from(new.delivery.id))
+                    .bind::<Id, _>(Key::from(new.org_id))
+                    .bind::<Id, _>(Key::from(new.delivery.run_id))
+                    .bind::<BigInt, _>(destination(new))
+                    .bind::<Text, _>(host(&new.delivery.callback_url))
+                    .bind::<Bool, _>(new.delivery.is_automatic)
+                    .bind::<Integer, _>(payload_bytes(new))
+                    .bind::<Integer, _>(new.delivery.max_attempts)
+                    .bind::<Moment, _>(next_attempt_at(new))
+                    .bind::<Moment, _>(wake_at(new))
+                    .bind::<Moment, _>(created_at(new))
+                    .bind::<Moment, _>(created_at(new))
                     .get_result(sqlite)
                     .optional()?;
-                inserted.extend(id);
+                opened.extend(id);
             }
-            inserted
+            opened
         }
     };
-    Ok(inserted.into_iter().map(DeliveryId::from).collect())
+    Ok(opened.into_iter().map(DeliveryId::from).collect())
 }
 
-/// Inserts a new delivery; a unique violation when another one of its run is open.
-pub fn insert_delivery(
-    tx: &mut AnyConnection,
-    org: OrgId,
-    delivery: &Delivery,
-    request_id: &str,
-) -> QueryResult<()> {
-    diesel::insert_into(deliveries::table)
-        .values(NewDeliveryRow {
-            id: delivery.id.into(),
-            org_id: org.into(),
-            run_id: delivery.run_id.into(),
-            callback_url: &delivery.callback_url,
-            callback_host: host(&delivery.callback_url),
-            destination: destination(org, delivery),
-            payload: delivery.payload_bytes.as_bytes(),
-            signing_secret_id: delivery.signing_secret_id.map(Key::from),
-            is_automatic: delivery.is_automatic,
-            status_code: delivery.status_code.into(),
-            attempt_count: 0,
-            max_attempts: delivery.max_attempts,
-            next_attempt_at: delivery.next_attempt_at.map(Time::from),
-            wake_at: transition::accepted(delivery.created_at).wake_at.into(),
-            request_id,
-            created_at: delivery.created_at.into(),
-            updated_at: delivery.updated_at.into(),
-        })
-        .execute(tx)
-        .map(drop)
+/// Writes down what never changes about deliveries.
+fn insert_facts(tx: &mut AnyConnection, new: &[NewDelivery<'_>]) -> QueryResult<()> {
+    match tx {
+        AnyConnection::Postgres(_) if new.is_empty() => {}
+        AnyConnection::Postgres(pg) => {
+            prepared::<(), _>(
+                "INSERT INTO deliveries (id, org_id, run_id, callback_url, payload, signing_secret_id, is_automatic,
+                     max_attempts, request_id, created_at)
+                 SELECT * FROM unnest(?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            )
+            .bind::<Array<Id>, _>(column(new, |new| Key::from(new.delivery.id)))
+            .bind::<Array<Id>, _>(column(new, |new| Key::from(new.org_id)))
+            .bind::<Array<Id>, _>(column(new, |new| Key::from(new.delivery.run_id)))
+            .bind::<Array<Text>, _>(column(new, |new| new.delivery.callback_url.as_str()))
+            .bind::<Array<Binary>, _>(column(new, |new| new.delivery.payload_bytes.as_bytes()))
+            .bind::<Array<Nullable<Id>>, _>(column(new, |new| new.delivery.signing_secret_id.map(Key::from)))
+            .bind::<Array<Bool>, _>(column(new, |new| new.delivery.is_automatic))
+            .bind::<Array<Integer>, _>(column(new, |new| new.delivery.max_attempts))
+            .bind::<Array<Text>, _>(column(new, |new| new.request_id))
+            .bind::<Array<Moment>, _>(column(new, |new| Time::from(new.delivery.created_at)))
+            .execute(pg)?;
+        }
+        AnyConnection::Sqlite(sqlite) => {
+            for new in new {
+                prepared::<(), _>(
+                    "INSERT INTO deliveries (id, org_id, run_id, callback_url, payload, signing_secret_id, is_automatic,
+                         max_attempts, request_id, created_at)
+                     VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                )
+                .bind::<Id, _>(Key::from(new.delivery.id))
+                .bind::<Id, _>(Key::from(new.org_id))
+                .bind::<Id, _>(Key::from(new.delivery.run_id))
+                .bind::<Text, _>(new.delivery.callback_url.as_str())
+                .bind::<Binary, _>(new.delivery.payload_bytes.as_bytes())
+                .bind::<Nullable<Id>, _>(new.delivery.signing_secret_id.map(Key::from))
+                .bind::<Bool, _>(new.delivery.is_automatic)
+                .bind::<Integer, _>(new.delivery.max_attempts)
+                .bind::<Text, _>(new.request_id)
+                .bind::<Moment, _>(Time::from(new.delivery.created_at))
+                .execute(sqlite)?;
+            }
+        }
+    }
+    Ok(())
 }
 
-#[derive(Insertable)]
-#[diesel(table_name = deliveries, treat_none_as_default_value = false)]
-struct NewDeliveryRow<'a> {
-    id: Key,
-    org_id: Key,
-    run_id: Key,
-    callback_url: &'a str,
-    callback_host: String,
-    destination: i64,
-    payload: &'a [u8],
-    signing_secret_id: Option<Key>,
-    is_automatic: bool,
-    status_code: &'static str,
-    attempt_count: i32,
-    max_attempts: i32,
-    next_attempt_at: Option<Time>,
-    wake_at: Time,
-    request_id: &'a str,
-    created_at: Time,
-    updated_at: Time,
+fn payload_bytes(new: &NewDelivery<'_>) -> i32 {
+    i32::try_from(new.delivery.payload_bytes.len()).unwrap_or(i32::MAX)
+}
+
+fn destination(new: &NewDelivery<'_>) -> i64 {
+    Destination::of(new.org_id, &new.delivery.callback_url).as_i64()
 }
 
 /// The host of a URL, lower-case and without its port; empty when it has none, or one longer than any name, as older
@@ -234,16 +254,11 @@ pub(crate) fn host(url: &str) -> String {
     host.filter(|host| host.len() <= LONGEST_HOST).unwrap_or_default()
 }
 
-fn destination(org: OrgId, delivery: &Delivery) -> i64 {
-    Destination::of(org, &delivery.callback_url).as_i64()
-}
-
 pub(crate) fn in_flight(tx: &mut AnyConnection, org: OrgId, run: RunId) -> QueryResult<Option<InFlight>> {
-    let mut row: Option<(Key, i64, Option<Time>)> = deliveries::table
-        .filter(deliveries::org_id.eq(Key::from(org)))
-        .filter(deliveries::run_id.eq(Key::from(run)))
-        .filter(deliveries::completed_at.is_null())
-        .select((deliveries::id, deliveries::destination, deliveries::next_attempt_at))
+    let mut row: Option<(Key, i64, Option<Time>)> = open_deliveries::table
+        .filter(open_deliveries::org_id.eq(Key::from(org)))
+        .filter(open_deliveries::run_id.eq(Key::from(run)))
+        .select((open_deliveries::id, open_deliveries::destination, open_deliveries::next_attempt_at))
         .first(tx)
         .optional()?;
     wait_for_holds(tx, row.iter_mut().map(|(_, destination, next)| (*destination, next)).collect())?;

@@ -132,6 +132,9 @@ pub(crate) fn session_settings(scope: &str) -> String {
              WHERE current_setting('synchronous_commit') NOT IN ('on', 'remote_apply');
          -- Compiling a statement takes longer than any of ours runs, whatever the planner expects.
          SET {scope} jit = off;
+         -- Every hot statement finds its rows by their keys or walks one index, whatever its values and however long the
+         -- tables: it is planned once. A plan made while a table was small must do when it has grown.
+         SET {scope} plan_cache_mode = force_generic_plan; SET {scope} enable_seqscan = off;
          -- Far longer than any statement of ours: one that nobody waits for any more gives its connection back.
          SET {scope} statement_timeout = '30s';
          -- A host that vanishes in mid-transaction must not hold its rows, nor one that waits for them.

@@ -9,12 +9,12 @@ use diesel::prelude::*;
 use diesel::sql_types::{Binary, Bool};
 use strum::VariantArray;
 
-use crate::columns::{Id, Key, Moment, Time};
+use crate::columns::{Key, Time};
 use crate::connect::{AnyConnection, MultiBackend};
 use crate::error::StoreError;
 use crate::page::{PageRequest, Rows, blob_bytes, paged, position, text_bytes};
 use crate::runs::run_exists;
-use crate::schema::{attempts, deliveries};
+use crate::schema::{attempts, deliveries, delivery_states, ended_deliveries, open_deliveries};
 use crate::steps::holds::wait_for_holds;
 
 /// Which costly parts of deliveries are read. One that is not is empty.
@@ -57,9 +57,9 @@ pub fn find_delivery(
     id: DeliveryId,
     parts: DeliveryParts,
 ) -> Result<Option<Delivery>, StoreError> {
-    let rows = deliveries::table
+    let rows = delivery_states::table
         .find(Key::from(id))
-        .filter(deliveries::org_id.eq(Key::from(org)))
+        .filter(delivery_states::org_id.eq(Key::from(org)))
         .select((DeliveryRow::as_select(), payload(parts.payload)))
         .load(tx)?;
     Ok(with_attempts(tx, rows, parts)?.pop())
@@ -85,15 +85,11 @@ pub fn deliveries_page(
     request: &PageRequest,
     parts: DeliveryParts,
 ) -> Result<Rows<Delivery>, StoreError> {
-    let mut found = Vec::new();
-    for query in filter.queries(org) {
-        let positions: Vec<(Time, Key)> = paged!(query, deliveries, request).load(tx)?;
-        found.extend(positions.into_iter().map(position));
-    }
-    let mut found = request.gather(found);
+    let positions = filter.positions(tx, org, request)?;
+    let mut found = request.gather(positions.into_iter().map(position).collect());
     found.cut(request, &bytes_of(tx, &found.ids(), parts)?);
-    let rows = deliveries::table
-        .filter(deliveries::id.eq_any(found.ids()))
+    let rows = delivery_states::table
+        .filter(delivery_states::id.eq_any(found.ids()))
         .select((DeliveryRow::as_select(), payload(parts.payload)))
         .load(tx)?;
     let deliveries = with_attempts(tx, rows, parts)?;
@@ -137,74 +133,138 @@ fn bytes_of(tx: &mut AnyConnection, ids: &[Key], parts: DeliveryParts) -> QueryR
 }
 
 impl DeliveryFilter {
-    /// Queries for all that fits, each of which reads one range of one index. A run's deliveries are few, and lie
-    /// together; else there is one for each status and kind.
-    fn queries(&self, org: OrgId) -> Vec<Positions<'_>> {
-        let all = || {
-            let of_org = deliveries::table.filter(deliveries::org_id.eq(Key::from(org)));
-            of_org.select((deliveries::created_at, deliveries::id)).into_boxed()
-        };
+    /// Where the first deliveries of a page stand, of all that fits: at most a page for each range of an index that is read.
+    /// A run's deliveries are few, and lie together; else there is a range for each status and kind.
+    fn positions(
+        &self,
+        tx: &mut AnyConnection,
+        org: OrgId,
+        request: &PageRequest,
+    ) -> QueryResult<Vec<(Time, Key)>> {
         if let Some(run) = self.run_id {
-            return vec![self.narrow_run(all().filter(deliveries::run_id.eq(Key::from(run))))];
+            return self.of_run(tx, org, run, request);
         }
-        let kinds = [false, true].into_iter().filter(|kind| self.is_automatic.is_none_or(|is| is == *kind));
-        // A CHECK says that success has no failure.
-        let statuses = DeliveryStatus::VARIANTS.iter().filter(|status| {
-            self.status_code.is_none_or(|wanted| wanted == **status)
-                && (self.failure_reason_code.is_none() || **status != DeliveryStatus::Succeeded)
-        });
-        let ranges = statuses.flat_map(|status| kinds.clone().map(move |kind| (*status, kind)));
-        let query = |(status, is_automatic)| {
-            let mut query = all()
-                .filter(deliveries::status_code.eq(<&str>::from(status)))
-                .filter(deliveries::is_automatic.eq(is_automatic));
-            if let Some(host) = &self.callback_host {
-                query = query.filter(deliveries::callback_host.eq(host));
+        let mut found = Vec::new();
+        for status in DeliveryStatus::VARIANTS {
+            if self.status_code.is_some_and(|wanted| wanted != *status) {
+                continue;
             }
-            if let Some(reason) = self.failure_reason_code {
-                query = query.filter(deliveries::failure_reason_code.eq(<&str>::from(reason)));
+            for is_automatic in [false, true] {
+                if self.is_automatic.is_some_and(|wanted| wanted != is_automatic) {
+                    continue;
+                }
+                found.extend(match status {
+                    DeliveryStatus::Pending | DeliveryStatus::Delivering => {
+                        self.open(tx, org, *status, is_automatic, request)?
+                    }
+                    DeliveryStatus::Succeeded | DeliveryStatus::Failed => {
+                        self.ended(tx, org, *status, is_automatic, request)?
+                    }
+                });
             }
-            query
-        };
-        ranges.map(query).collect()
+        }
+        Ok(found)
     }
 
-    /// The other filters, as expressions that no index is over: SQLite would take one with more columns for better.
-    fn narrow_run<'a>(&'a self, mut query: Positions<'a>) -> Positions<'a> {
+    fn of_run(
+        &self,
+        tx: &mut AnyConnection,
+        org: OrgId,
+        run: RunId,
+        request: &PageRequest,
+    ) -> QueryResult<Vec<(Time, Key)>> {
+        let mut query = delivery_states::table
+            .filter(delivery_states::org_id.eq(Key::from(org)))
+            .filter(delivery_states::run_id.eq(Key::from(run)))
+            .select((delivery_states::created_at, delivery_states::id))
+            .into_boxed();
         if let Some(status) = self.status_code {
-            query = query.filter(deliveries::status_code.concat("").eq(<&str>::from(status)));
+            query = query.filter(delivery_states::status_code.eq(<&str>::from(status)));
         }
         if let Some(is_automatic) = self.is_automatic {
-            query = query.filter(deliveries::is_automatic.eq(is_automatic));
+            query = query.filter(delivery_states::is_automatic.eq(is_automatic));
         }
         if let Some(host) = &self.callback_host {
-            query = query.filter(deliveries::callback_host.concat("").eq(host));
+            query = query.filter(delivery_states::callback_host.eq(host));
         }
         if let Some(reason) = self.failure_reason_code {
-            query = query.filter(deliveries::failure_reason_code.concat("").eq(<&str>::from(reason)));
+            query = query.filter(delivery_states::failure_reason_code.eq(<&str>::from(reason)));
         }
-        query
+        paged!(query, delivery_states, request).load(tx)
+    }
+
+    fn open(
+        &self,
+        tx: &mut AnyConnection,
+        org: OrgId,
+        status: DeliveryStatus,
+        is_automatic: bool,
+        request: &PageRequest,
+    ) -> QueryResult<Vec<(Time, Key)>> {
+        let mut query = open_deliveries::table
+            .filter(open_deliveries::org_id.eq(Key::from(org)))
+            .filter(open_deliveries::is_automatic.eq(is_automatic))
+            .select((open_deliveries::created_at, open_deliveries::id))
+            .into_boxed();
+        query = match status {
+            DeliveryStatus::Pending => query.filter(open_deliveries::claim_id.is_null()),
+            _ => query.filter(open_deliveries::claim_id.is_not_null()),
+        };
+        if let Some(host) = &self.callback_host {
+            query = query.filter(open_deliveries::callback_host.eq(host));
+        }
+        if let Some(reason) = self.failure_reason_code {
+            query = query.filter(open_deliveries::failure_reason_code.eq(<&str>::from(reason)));
+        }
+        paged!(query, open_deliveries, request).load(tx)
+    }
+
+    fn ended(
+        &self,
+        tx: &mut AnyConnection,
+        org: OrgId,
+        status: DeliveryStatus,
+        is_automatic: bool,
+        request: &PageRequest,
+    ) -> QueryResult<Vec<(Time, Key)>> {
+        let mut query = ended_deliveries::table
+            .filter(ended_deliveries::org_id.eq(Key::from(org)))
+            .filter(ended_deliveries::status_code.eq(<&str>::from(status)))
+            .filter(ended_deliveries::is_automatic.eq(is_automatic))
+            .select((ended_deliveries::created_at, ended_deliveries::id))
+            .into_boxed();
+        if let Some(host) = &self.callback_host {
+            query = query.filter(ended_deliveries::callback_host.eq(host));
+        }
+        if let Some(reason) = self.failure_reason_code {
+            query = query.filter(ended_deliveries::failure_reason_code.eq(<&str>::from(reason)));
+        }
+        paged!(query, ended_deliveries, request).load(tx)
     }
 }
-
-/// A query for where deliveries stand in a list.
-type Positions<'a> = deliveries::BoxedQuery<'a, MultiBackend, (Moment, Id)>;
 
 /// How many deliveries the organization has of each status.
 pub fn count_deliveries(
     tx: &mut AnyConnection,
     org: OrgId,
 ) -> Result<HashMap<DeliveryStatus, i64>, StoreError> {
-    let rows: Vec<(String, i64)> = deliveries::table
-        .filter(deliveries::org_id.eq(Key::from(org)))
-        .group_by(deliveries::status_code)
-        .select((deliveries::status_code, diesel::dsl::count_star()))
+    let open = open_deliveries::table.filter(open_deliveries::org_id.eq(Key::from(org)));
+    let waiting: i64 = open.filter(open_deliveries::claim_id.is_null()).count().get_result(tx)?;
+    let claimed: i64 = open.filter(open_deliveries::claim_id.is_not_null()).count().get_result(tx)?;
+    let ended: Vec<(String, i64)> = ended_deliveries::table
+        .filter(ended_deliveries::org_id.eq(Key::from(org)))
+        .group_by(ended_deliveries::status_code)
+        .select((ended_deliveries::status_code, diesel::dsl::count_star()))
         .load(tx)?;
-    let counted = |(status, count): (String, i64)| match status.parse() {
-        Ok(status) => Ok((status, count)),
-        Err(_) => Err(StoreError::corrupt("a delivery's status_code", &status)),
-    };
-    rows.into_iter().map(counted).collect()
+    let status =
+        |status: &str| status.parse().map_err(|_| StoreError::corrupt("a delivery's status_code", &status));
+    let mut counts =
+        HashMap::from([(DeliveryStatus::Pending, waiting), (DeliveryStatus::Delivering, claimed)]);
+    for (code, count) in ended {
+        counts.insert(status(&code)?, count);
+    }
+    counts.retain(|_, count| *count > 0);
+    Ok(counts)
 }
 
 /// The payload's column, or nothing in its place: the database does not even read it then.
@@ -212,7 +272,7 @@ pub fn count_deliveries(
 fn payload(is_wanted: bool) -> _ {
     let is_wanted = is_wanted.into_sql::<Bool>();
     let nothing: diesel::dsl::AsExprOf<Vec<u8>, Binary> = Vec::new().into_sql::<Binary>();
-    diesel::dsl::case_when(is_wanted, deliveries::payload).otherwise(nothing)
+    diesel::dsl::case_when(is_wanted, delivery_states::payload).otherwise(nothing)
 }
 
 /// The deliveries of those rows and payloads. What waits for a held destination waits until its hold ends.
@@ -221,7 +281,7 @@ fn with_attempts(
     mut rows: Vec<(DeliveryRow, Vec<u8>)>,
     parts: DeliveryParts,
 ) -> Result<Vec<Delivery>, StoreError> {
-    let waiting = rows.iter_mut().map(|(row, _)| (row.destination, &mut row.next_attempt_at));
+    let waiting = rows.iter_mut().filter_map(|(row, _)| Some((row.destination?, &mut row.next_attempt_at)));
     wait_for_holds(tx, waiting.collect())?;
     let ids: Vec<Key> = rows.iter().map(|(row, _)| row.id).collect();
     let mut delivered: Vec<Delivery> =
@@ -248,12 +308,12 @@ fn with_attempts(
 }
 
 #[derive(Queryable, Selectable)]
-#[diesel(table_name = deliveries, check_for_backend(MultiBackend))]
+#[diesel(table_name = delivery_states, check_for_backend(MultiBackend))]
 struct DeliveryRow {
     id: Key,
     run_id: Key,
     callback_url: String,
-    destination: i64,
+    destination: Option<i64>,
     signing_secret_id: Option<Key>,
     is_automatic: bool,
     status_code: String,

@@ -2,16 +2,17 @@
 
 use contracts::{DeliveryId, DeliveryStatus, FailureReason, OrgId, RunId, RunStatus, Timestamp};
 use diesel::prelude::*;
-use diesel::sql_types::Integer;
+use diesel::sql_types::{Array, Integer};
 use engine::{AttemptRecord, Transition};
 use sha2::{Digest, Sha256};
 
 use crate::columns::{Id, Key, Time};
 use crate::connect::AnyConnection;
 use crate::error::StoreError;
-use crate::prepared::prepared;
-use crate::runs::find_run;
-use crate::schema::{attempts, deliveries, erased_parts, runs};
+use crate::prepared::{column, prepared};
+use crate::runs::{find_run, wait_for_keepers};
+use crate::schema::{attempts, deliveries, ended_deliveries, erased_parts, runs};
+use crate::steps::open::{WhenLocked, lock_open};
 use crate::steps::transitions::write_transitions;
 
 /// The answer to a request to erase a run. Only `Erased` changes anything.
@@ -50,12 +51,13 @@ pub fn erase_run(
     run: RunId,
 ) -> Result<Erasure, StoreError> {
     if let AnyConnection::Postgres(pg) = tx {
-        // Against whoever builds a delivery of the run, who holds it FOR KEY SHARE.
+        // Against whoever builds a delivery of the run once this transaction has begun to wait, and who records it.
         prepared::<Integer, _>("SELECT 1 FROM runs WHERE org_id = ? AND id = ? FOR UPDATE")
             .bind::<Id, _>(Key::from(org))
             .bind::<Id, _>(Key::from(run))
             .load::<i32>(pg)?;
     }
+    wait_for_keepers(tx)?;
     let Some(known) = find_run(tx, org, run)? else { return Ok(Erasure::RunNotFound) };
     let row = runs::table.find((Key::from(org), Key::from(run)));
     let erased_at: Option<Time> = row.select(runs::erased_at).first(tx)?;
@@ -94,31 +96,30 @@ pub fn erase_run(
     Ok(Erasure::Erased { deliveries: ids.len(), response_bodies })
 }
 
-/// Locks the run's deliveries, in id order as every batch does, and answers them, or the one that is being sent.
+/// Locks the run's deliveries, open ones first and in id order as every batch does, and answers all, or the one that is being
+/// sent.
 fn lock_deliveries(
     tx: &mut AnyConnection,
     org: OrgId,
     run: RunId,
 ) -> Result<Result<Vec<DeliveryId>, DeliveryId>, StoreError> {
-    if let AnyConnection::Postgres(pg) = tx {
-        prepared::<Integer, _>(
-            "SELECT 1 FROM deliveries WHERE org_id = ? AND run_id = ? ORDER BY id FOR UPDATE",
-        )
-        .bind::<Id, _>(Key::from(org))
-        .bind::<Id, _>(Key::from(run))
-        .load::<i32>(pg)?;
-    }
-    let rows: Vec<(Key, String)> = deliveries::table
+    let ids: Vec<Key> = deliveries::table
         .filter(deliveries::org_id.eq(Key::from(org)))
         .filter(deliveries::run_id.eq(Key::from(run)))
         .order_by(deliveries::id)
-        .select((deliveries::id, deliveries::status_code))
+        .select(deliveries::id)
         .load(tx)?;
-    let delivering = <&str>::from(DeliveryStatus::Delivering);
-    Ok(match rows.iter().find(|(_, status)| status == delivering) {
-        Some((id, _)) => Err((*id).into()),
-        None => Ok(rows.into_iter().map(|(id, _)| id.into()).collect()),
-    })
+    let ids: Vec<DeliveryId> = ids.into_iter().map(DeliveryId::from).collect();
+    let open = lock_open(tx, ids.iter().copied(), WhenLocked::Wait)?;
+    if let Some((id, _)) = open.iter().find(|(_, row)| row.status() == DeliveryStatus::Delivering) {
+        return Ok(Err(*id));
+    }
+    if let AnyConnection::Postgres(pg) = tx {
+        prepared::<Integer, _>("SELECT 1 FROM ended_deliveries WHERE id = ANY (?) ORDER BY id FOR UPDATE")
+            .bind::<Array<Id>, _>(column(&ids, |id| Key::from(*id)))
+            .load::<i32>(pg)?;
+    }
+    Ok(Ok(ids))
 }
 
 struct Parts<'a> {
@@ -168,9 +169,9 @@ impl Parts<'_> {
                 .execute(self.tx)?;
         }
         let Some((_, status)) = refused.last() else { return Ok(()) };
-        diesel::update(deliveries::table.find(delivery))
-            .filter(deliveries::failure_reason_code.eq(http_error))
-            .set(deliveries::failure_detail.eq(engine::http_error(*status, None).detail))
+        diesel::update(ended_deliveries::table.find(delivery))
+            .filter(ended_deliveries::failure_reason_code.eq(http_error))
+            .set(ended_deliveries::failure_detail.eq(engine::http_error(*status, None).detail))
             .execute(self.tx)
             .map(drop)
     }

@@ -54,7 +54,7 @@ pub use secrets::{
 };
 pub use steps::claim::{ClaimResult, claim, claim_jobs, claimed_under};
 pub use steps::finish::finish;
-pub use steps::holds::{fill_unknown_destinations, forget_holds};
+pub use steps::holds::forget_holds;
 pub use steps::recover::recover_leases;
 pub use steps::relay::{DueClaim, claim_due};
 pub use store::Store;

@@ -17,9 +17,10 @@ use crate::connect::AnyConnection;
 use crate::error::StoreError;
 use crate::prepared::prepared;
 
-const POSTGRES_STORAGE: &str = include_str!("../../../migrations/postgres-storage.sql");
-
 type Fill = fn(&mut AnyConnection) -> Result<(), StoreError>;
+
+/// Fills in a batch of rows behind that one, in order of their ids, and answers its last; none when nothing is left.
+type FillBatch = fn(&mut AnyConnection, Key) -> Result<Option<Key>, StoreError>;
 
 /// One step of the schema.
 #[derive(Clone, Copy)]
@@ -30,6 +31,8 @@ pub struct Migration {
     pub up: &'static str,
     /// What is filled in after it, in its transaction. (A later one would be a migration of its own.)
     fill: Option<Fill>,
+    /// What is filled in before its text runs, each batch in a transaction of its own.
+    batches: Option<FillBatch>,
 }
 
 macro_rules! migration {
@@ -53,16 +56,23 @@ pub const MIGRATIONS: &[Migration] = &[
     migration!(11, "00000000000011_explained_attempts_checked"),
     migration!(12, "00000000000012_erased_once"),
     migration!(13, "00000000000013_no_shared_locks"),
+    migration!(14, "00000000000014_open_and_ended"),
+    migration!(15, "00000000000015_ended_filled").filled_in_batches(fill_ended),
+    migration!(16, "00000000000016_narrow_deliveries"),
 ];
 
 impl Migration {
     /// One that is a text alone.
     pub const fn new(number: i64, up: &'static str) -> Migration {
-        Migration { number, up, fill: None }
+        Migration { number, up, fill: None, batches: None }
     }
 
     const fn filled_by(self, fill: Fill) -> Migration {
         Migration { fill: Some(fill), ..self }
+    }
+
+    const fn filled_in_batches(self, batches: FillBatch) -> Migration {
+        Migration { batches: Some(batches), ..self }
     }
 
     /// The oldest program that may run on its schema; one that says nothing admits none before it.
@@ -141,20 +151,22 @@ pub fn migrate_to(conn: &mut AnyConnection, migrations: &[Migration]) -> Result<
         // One transaction: BEGIN IMMEDIATE shuts others out.
         AnyConnection::Sqlite(_) => {
             conn.begin_write()?;
-            let applied = apply(conn, migrations, |conn, migration| run(conn, migration, None));
+            let applied = apply(conn, migrations, |conn, migration| {
+                each_batch(migration, |fill, behind| fill(conn, behind))?;
+                run(conn, migration, None)
+            });
             conn.end(applied)
         }
         AnyConnection::Postgres(_) => {
-            let settings =
-                format!("SET lock_timeout = '{}ms'; SET statement_timeout = 0", LOCK_WAIT.as_millis());
+            let settings = format!(
+                "SET lock_timeout = '{}ms'; SET statement_timeout = 0; SET enable_seqscan = on",
+                LOCK_WAIT.as_millis()
+            );
             conn.batch_execute(&settings)?;
             take_turn(conn)?;
-            let applied = apply(conn, migrations, run_beside_others).and_then(|applied| {
-                patiently(conn, |conn| Ok(conn.batch_execute(POSTGRES_STORAGE)?))?;
-                Ok(applied)
-            });
+            let applied = apply(conn, migrations, run_beside_others);
             let unlocked = conn.batch_execute(
-                "SET lock_timeout = '5s'; RESET statement_timeout; SELECT pg_advisory_unlock(7351246807413)",
+                "SET lock_timeout = '5s'; RESET statement_timeout; SET enable_seqscan = off; SELECT pg_advisory_unlock(7351246807413)",
             );
             applied.and_then(|applied| unlocked.map(|()| applied).map_err(Into::into))
         }
@@ -205,6 +217,11 @@ const PATIENCE: Duration = Duration::from_secs(120);
 
 /// Runs a migration on PostgreSQL while others use the tables.
 fn run_beside_others(conn: &mut AnyConnection, migration: &Migration) -> Result<(), StoreError> {
+    each_batch(migration, |fill, behind| {
+        conn.begin_write()?;
+        let filled = fill(conn, behind);
+        conn.end(filled)
+    })?;
     let statements = migration.statements(conn);
     if !statements.iter().any(|statement| statement.contains(" CONCURRENTLY ")) {
         return patiently(conn, |conn| {
@@ -227,6 +244,19 @@ fn run_beside_others(conn: &mut AnyConnection, migration: &Migration) -> Result<
         })?;
     }
     note(conn, migration)
+}
+
+/// Fills a migration's batches in, if it has any.
+fn each_batch(
+    migration: &Migration,
+    mut fill_one: impl FnMut(FillBatch, Key) -> Result<Option<Key>, StoreError>,
+) -> Result<(), StoreError> {
+    let Some(batches) = migration.batches else { return Ok(()) };
+    let mut behind = Some(Key(uuid::Uuid::nil()));
+    while let Some(key) = behind {
+        behind = fill_one(batches, key)?;
+    }
+    Ok(())
 }
 
 /// Tries again while a lock can't be had. (The server says so in its own language: that it took so long tells.)
@@ -388,4 +418,26 @@ fn fill_destinations(conn: &mut AnyConnection) -> Result<(), StoreError> {
                 .execute(conn)?;
         }
     }
+}
+
+/// Notes what deliveries came to that have ended. What is noted already stays, so that an interrupted filling goes on.
+fn fill_ended(conn: &mut AnyConnection, behind: Key) -> Result<Option<Key>, StoreError> {
+    const BATCH: usize = 5_000;
+    let ids: Vec<Key> = prepared::<Id, _>("SELECT id FROM deliveries WHERE id > ? ORDER BY id LIMIT ?")
+        .bind::<Id, _>(behind)
+        .bind::<BigInt, _>(BATCH as i64)
+        .load(conn)?;
+    let Some(last) = ids.last() else { return Ok(None) };
+    prepared::<(), _>(
+        "INSERT INTO ended_deliveries (id, org_id, callback_host, is_automatic, status_code, failure_reason_code,
+             failure_detail, attempt_count, created_at, completed_at)
+         SELECT id, org_id, callback_host, is_automatic, status_code, failure_reason_code, failure_detail, attempt_count,
+             created_at, completed_at
+         FROM deliveries WHERE id > ? AND id <= ? AND completed_at IS NOT NULL
+         ON CONFLICT DO NOTHING",
+    )
+    .bind::<Id, _>(behind)
+    .bind::<Id, _>(*last)
+    .execute(conn)?;
+    Ok((ids.len() == BATCH).then_some(*last))
 }

@@ -10,7 +10,8 @@ use crate::connect::AnyConnection;
 use crate::error::StoreError;
 use crate::page::Position;
 use crate::prepared::prepared;
-use crate::schema::{attempts, deliveries, erased_parts, runs};
+use crate::runs::wait_for_keepers;
+use crate::schema::{attempts, deliveries, ended_deliveries, erased_parts, runs};
 
 /// What is next to each other in one index, oldest first, and ended before a moment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -120,13 +121,13 @@ fn prune_deliveries(
     // A delivery ends after it was made, so `before` bounds both, and the index is over the making.
     let text = match tx {
         AnyConnection::Postgres(_) => {
-            "SELECT id, created_at FROM deliveries
+            "SELECT id, created_at FROM ended_deliveries
              WHERE org_id = ? AND status_code = ? AND is_automatic = ? AND (created_at, id) > (?, ?)
                AND created_at < ? AND completed_at < ?
              ORDER BY created_at, id LIMIT ? FOR UPDATE SKIP LOCKED"
         }
         AnyConnection::Sqlite(_) => {
-            "SELECT id, created_at FROM deliveries
+            "SELECT id, created_at FROM ended_deliveries
              WHERE org_id = ? AND status_code = ? AND is_automatic = ? AND (created_at, id) > (?, ?)
                AND created_at < ? AND completed_at < ?
              ORDER BY created_at, id LIMIT ?"
@@ -145,6 +146,7 @@ fn prune_deliveries(
     let ids: Vec<Key> = rows.iter().map(|(id, _)| *id).collect();
     diesel::delete(erased_parts::table.filter(erased_parts::delivery_id.eq_any(&ids))).execute(tx)?;
     let attempts = diesel::delete(attempts::table.filter(attempts::delivery_id.eq_any(&ids))).execute(tx)?;
+    diesel::delete(ended_deliveries::table.filter(ended_deliveries::id.eq_any(&ids))).execute(tx)?;
     let removed = diesel::delete(deliveries::table.filter(deliveries::id.eq_any(&ids))).execute(tx)?;
     Ok(Pruned { deliveries: removed, attempts, runs: 0, behind: last_of(&rows, limit) })
 }
@@ -180,6 +182,7 @@ fn prune_runs(
         .bind::<Array<Id>, _>(ids)
         .load(pg)?;
     }
+    wait_for_keepers(tx)?;
     // Moments that the producer gave say nothing: a run is as old as what was last told of it.
     let is_old =
         runs::completed_at.lt(Time::from(range.before)).and(runs::updated_at.lt(Time::from(range.before)));

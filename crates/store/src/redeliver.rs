@@ -5,7 +5,9 @@ use std::collections::{HashMap, HashSet};
 use contracts::{Delivery, DeliveryStatus, InFlight, OrgId, RunId, RunStatus, Timestamp};
 use engine::Transition;
 
-use crate::accept::{AcceptPolicy, Accepted, IsAutomatic, build, in_flight, insert_unless_in_flight};
+use crate::accept::{
+    AcceptPolicy, Accepted, IsAutomatic, NewDelivery, build, in_flight, insert_unless_in_flight,
+};
 use crate::columns::Key;
 use crate::connect::AnyConnection;
 use crate::deliveries::{DeliveryParts, delivery_bytes, find_delivery};
@@ -219,8 +221,11 @@ fn insert_or_refuse(
     // In one order everywhere, so that two batches can't wait for each other.
     new.sort_unstable_by_key(|(place, _)| (requests[*place].org_id, requests[*place].run_id));
     while !new.is_empty() {
-        let rows: Vec<_> = new.iter().map(|(place, delivery)| (requests[*place], delivery)).collect();
-        let inserted = insert_unless_in_flight(tx, &rows)?;
+        let rows = new.iter().map(|(place, delivery)| {
+            let RedeliveryRequest { org_id, request_id, .. } = requests[*place];
+            NewDelivery { org_id: *org_id, request_id, delivery }
+        });
+        let inserted = insert_unless_in_flight(tx, &rows.collect::<Vec<_>>())?;
         let mut left = Vec::new();
         for (place, delivery) in new {
             let RedeliveryRequest { org_id, supersede, .. } = *requests[place];

@@ -243,8 +243,46 @@ macro_rules! run_to_deliver {
     };
 }
 
-/// The runs that exist of these. Of those larger than `max_bytes` the texts are not read. They are locked
-/// against being erased until the deliveries made of them are there; inserting a delivery would lock them the same way.
+/// Who removes what runs said, or runs, has this lock alone; who makes deliveries of them shares it.
+const RUNS_STAY: i64 = 7351246807415;
+
+/// Keeps all runs as they are until this transaction ends, without writing anything, unless somebody is removing some:
+/// `false`.
+fn keep_runs(pg: &mut PgConnection) -> QueryResult<bool> {
+    prepared::<Bool, _>("SELECT pg_try_advisory_xact_lock_shared(?)")
+        .bind::<BigInt, _>(RUNS_STAY)
+        .get_result(pg)
+}
+
+/// Before runs are removed, or what they said, whose rows this transaction has locked: waits for those that share the lock,
+/// and sees all that they wrote. Those to come lock the rows of their runs instead.
+pub(crate) fn wait_for_keepers(tx: &mut AnyConnection) -> QueryResult<()> {
+    let AnyConnection::Postgres(pg) = tx else { return Ok(()) };
+    let lock = prepared::<(), _>("SELECT pg_advisory_xact_lock(?)").bind::<BigInt, _>(RUNS_STAY);
+    lock.execute(pg).map(drop)
+}
+
+/// Runs by their keys, in one way only, whatever the planner knows of the table.
+macro_rules! find_runs_on_postgres {
+    ($lock:literal) => {
+        concat!(
+            "SELECT ",
+            run_to_deliver!(),
+            " FROM unnest(?, ?) AS k (org_id, id)
+             CROSS JOIN LATERAL (SELECT * FROM runs WHERE org_id = k.org_id AND id = k.id",
+            $lock,
+            ") AS r
+             CROSS JOIN LATERAL (SELECT ",
+            texts_bytes!(),
+            " AS bytes) AS n
+             CROSS JOIN LATERAL (SELECT n.bytes::bigint, n.bytes <= ? AS is_read) AS b
+             LEFT JOIN LATERAL (SELECT id FROM signing_secrets WHERE org_id = r.org_id AND is_current) AS s ON TRUE"
+        )
+    };
+}
+
+/// The runs that exist of these. Of those larger than `max_bytes` the texts are not read. They are kept
+/// from being erased until the deliveries made of them are there.
 pub(crate) fn find_runs_to_deliver(
     tx: &mut AnyConnection,
     keys: &[(OrgId, RunId)],
@@ -253,22 +291,20 @@ pub(crate) fn find_runs_to_deliver(
     type RunToDeliverSql = (RunSql, Nullable<Id>, BigInt);
     let max_bytes = i64::try_from(max_bytes).unwrap_or(i64::MAX);
     let rows: Vec<(RunRow, Option<Key>, i64)> = match tx {
-        AnyConnection::Postgres(pg) => prepared::<RunToDeliverSql, _>(concat!(
-            "SELECT ",
-            run_to_deliver!(),
-            " FROM (SELECT DISTINCT org_id, id FROM unnest(?, ?) AS k (org_id, id)) AS k
-             JOIN runs r ON r.org_id = k.org_id AND r.id = k.id
-             CROSS JOIN LATERAL (SELECT ",
-            texts_bytes!(),
-            " AS bytes) AS n
-             CROSS JOIN LATERAL (SELECT n.bytes::bigint, n.bytes <= ? AS is_read) AS b
-             LEFT JOIN signing_secrets s ON s.org_id = r.org_id AND s.is_current
-             FOR KEY SHARE OF r",
-        ))
-        .bind::<Array<Id>, _>(column(keys, |(org, _)| Key::from(*org)))
-        .bind::<Array<Id>, _>(column(keys, |(_, run)| Key::from(*run)))
-        .bind::<BigInt, _>(max_bytes)
-        .load(pg)?,
+        AnyConnection::Postgres(pg) => {
+            let text = match keep_runs(pg)? {
+                true => find_runs_on_postgres!(""),
+                false => find_runs_on_postgres!(" FOR KEY SHARE"),
+            };
+            let mut keys = keys.to_vec();
+            keys.sort_unstable(); // in one order everywhere, and each once
+            keys.dedup();
+            prepared::<RunToDeliverSql, _>(text)
+                .bind::<Array<Id>, _>(column(&keys, |(org, _)| Key::from(*org)))
+                .bind::<Array<Id>, _>(column(&keys, |(_, run)| Key::from(*run)))
+                .bind::<BigInt, _>(max_bytes)
+                .load(pg)?
+        }
         AnyConnection::Sqlite(_) => {
             let mut rows = Vec::with_capacity(keys.len());
             for (org, run) in keys {

@@ -97,8 +97,70 @@ table! {
         org_id -> Id,
         run_id -> Id,
         callback_url -> Text,
-        callback_host -> Text,
+        payload -> Binary,
+        signing_secret_id -> Nullable<Id>,
+        is_automatic -> Bool,
+        max_attempts -> Integer,
+        request_id -> Text,
+        created_at -> Moment,
+    }
+}
+
+table! {
+    use diesel::sql_types::{BigInt, Bool, Integer, Nullable, Text};
+    use crate::columns::{Id, Moment};
+
+    open_deliveries (id) {
+        id -> Id,
+        org_id -> Id,
+        run_id -> Id,
         destination -> BigInt,
+        callback_host -> Text,
+        is_automatic -> Bool,
+        payload_bytes -> Integer,
+        max_attempts -> Integer,
+        attempt_count -> Integer,
+        failure_reason_code -> Nullable<Text>,
+        failure_detail -> Nullable<Text>,
+        next_attempt_at -> Nullable<Moment>,
+        wake_at -> Moment,
+        claim_id -> Nullable<Id>,
+        claimed_at -> Nullable<Moment>,
+        created_at -> Moment,
+        updated_at -> Moment,
+    }
+}
+
+table! {
+    use diesel::sql_types::{Bool, Integer, Nullable, Text};
+    use crate::columns::{Id, Moment};
+
+    ended_deliveries (id) {
+        id -> Id,
+        org_id -> Id,
+        callback_host -> Text,
+        is_automatic -> Bool,
+        status_code -> Text,
+        failure_reason_code -> Nullable<Text>,
+        failure_detail -> Nullable<Text>,
+        attempt_count -> Integer,
+        created_at -> Moment,
+        completed_at -> Moment,
+    }
+}
+
+table! {
+    use diesel::sql_types::{BigInt, Binary, Bool, Integer, Nullable, Text};
+    use crate::columns::{Id, Moment};
+
+    // A view: the three above, as whoever reads a delivery wants them.
+    delivery_states (id) {
+        id -> Id,
+        org_id -> Id,
+        run_id -> Id,
+        callback_url -> Text,
+        callback_host -> Text,
+        destination -> Nullable<BigInt>,
         payload -> Binary,
         signing_secret_id -> Nullable<Id>,
         is_automatic -> Bool,
@@ -108,10 +170,6 @@ table! {
         attempt_count -> Integer,
         max_attempts -> Integer,
         next_attempt_at -> Nullable<Moment>,
-        wake_at -> Nullable<Moment>,
-        claim_id -> Nullable<Id>,
-        claimed_at -> Nullable<Moment>,
-        request_id -> Text,
         created_at -> Moment,
         updated_at -> Moment,
         completed_at -> Nullable<Moment>,
@@ -179,6 +237,9 @@ allow_tables_to_appear_in_same_query!(
     signing_secrets,
     runs,
     deliveries,
+    open_deliveries,
+    ended_deliveries,
+    delivery_states,
     destinations,
     attempts,
     erased_parts

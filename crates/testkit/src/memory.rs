@@ -38,6 +38,18 @@ const TRIGGERS: &str = "
         BEGIN INSERT INTO changed_deliveries VALUES (NEW.id); END;
     CREATE TEMP TRIGGER delivery_deleted AFTER DELETE ON main.deliveries
         BEGIN INSERT INTO changed_deliveries VALUES (OLD.id); END;
+    CREATE TEMP TRIGGER open_inserted AFTER INSERT ON main.open_deliveries
+        BEGIN INSERT INTO changed_deliveries VALUES (NEW.id); END;
+    CREATE TEMP TRIGGER open_updated AFTER UPDATE ON main.open_deliveries
+        BEGIN INSERT INTO changed_deliveries VALUES (NEW.id); END;
+    CREATE TEMP TRIGGER open_deleted AFTER DELETE ON main.open_deliveries
+        BEGIN INSERT INTO changed_deliveries VALUES (OLD.id); END;
+    CREATE TEMP TRIGGER ended_inserted AFTER INSERT ON main.ended_deliveries
+        BEGIN INSERT INTO changed_deliveries VALUES (NEW.id); END;
+    CREATE TEMP TRIGGER ended_updated AFTER UPDATE ON main.ended_deliveries
+        BEGIN INSERT INTO changed_deliveries VALUES (NEW.id); END;
+    CREATE TEMP TRIGGER ended_deleted AFTER DELETE ON main.ended_deliveries
+        BEGIN INSERT INTO changed_deliveries VALUES (OLD.id); END;
     CREATE TEMP TRIGGER attempt_inserted AFTER INSERT ON main.attempts
         BEGIN INSERT INTO changed_deliveries VALUES (NEW.delivery_id); END;
     CREATE TEMP TRIGGER attempt_updated AFTER UPDATE ON main.attempts
@@ -54,7 +66,7 @@ const TRIGGERS: &str = "
         BEGIN INSERT INTO changed_destinations VALUES (OLD.destination); END;
 
     CREATE TEMP TABLE refused_claims (id PRIMARY KEY);
-    CREATE TEMP TRIGGER claim_refused BEFORE UPDATE OF claim_id ON main.deliveries
+    CREATE TEMP TRIGGER claim_refused BEFORE UPDATE OF claim_id ON main.open_deliveries
         WHEN NEW.claim_id IS NOT NULL AND NEW.id IN (SELECT id FROM refused_claims)
         BEGIN SELECT RAISE(ABORT, 'the row is broken'); END;
     CREATE TEMP TABLE refused_records (id PRIMARY KEY);
@@ -64,7 +76,8 @@ const TRIGGERS: &str = "
 
 /// Deletes everything but organizations.
 const CLEAR: &str = "
-    DELETE FROM erased_parts; DELETE FROM attempts; DELETE FROM deliveries; DELETE FROM runs; DELETE FROM destinations;
+    DELETE FROM erased_parts; DELETE FROM attempts; DELETE FROM open_deliveries; DELETE FROM ended_deliveries; DELETE FROM deliveries;
+    DELETE FROM runs; DELETE FROM destinations;
     DELETE FROM changed_deliveries; DELETE FROM changed_destinations;
     DELETE FROM refused_claims; DELETE FROM refused_records";
 

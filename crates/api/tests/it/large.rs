@@ -135,7 +135,7 @@ async fn follow(engine: Engine) {
         tokio::spawn(async move {
             for n in 0..RUNS {
                 let update = RunUpdate::parse(br#"{"status_code": "running"}"#).unwrap();
-                let write = store.write(move |tx, now| {
+                let write = store.write_within(Duration::from_secs(60), move |tx, now| {
                     let id = RunId::new(now);
                     store::record_run(tx, now, &policy, Deliver::Never, (org, id), &update, "r")?;
                     // Some commit long after they began, as behind a lock.

@@ -17,9 +17,11 @@ const PACE: Pace = Pace { clients: 16, rate: Some(300.0) };
 
 /// Ends every delivery there is as one that succeeded a hundred days ago.
 const AGE: &str = "
-    UPDATE deliveries SET status_code = 'succeeded', attempt_count = 1, next_attempt_at = NULL, wake_at = NULL,
-        created_at = created_at - interval '100 days', updated_at = created_at - interval '100 days',
-        completed_at = created_at - interval '100 days';
+    UPDATE deliveries SET created_at = created_at - interval '100 days';
+    INSERT INTO ended_deliveries (id, org_id, callback_host, is_automatic, status_code, attempt_count, created_at, completed_at)
+        SELECT id, d.org_id, callback_host, d.is_automatic, 'succeeded', 1, d.created_at, d.created_at
+        FROM open_deliveries JOIN deliveries d USING (id);
+    DELETE FROM open_deliveries;
     INSERT INTO attempts (id, delivery_id, attempt_number, status_code, response_time_ms, created_at)
         SELECT gen_random_uuid(), id, 1, 200, 5, created_at FROM deliveries;
     VACUUM ANALYZE";

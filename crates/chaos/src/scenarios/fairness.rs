@@ -111,13 +111,15 @@ async fn prepare_copies(site: &Site, ground: &Ground, count: usize) -> Result<()
     let template = site.runs_with(1, &site.ledger.url_of(HANGING, HANG), OUTPUT).await?;
     ask(site, template, FLAT_OUT).await?;
     let statements = format!(
-        "CREATE TABLE copies AS SELECT copy.*
-             FROM deliveries template,
-                 (SELECT gen_random_uuid() AS id, gen_random_uuid() AS run_id FROM generate_series(1, {count})) ids,
-                 jsonb_populate_record(template, to_jsonb(ids)) copy;
-         INSERT INTO runs SELECT copy.* FROM runs template, copies,
-             jsonb_populate_record(template, jsonb_build_object('id', copies.run_id)) copy;
-         DELETE FROM deliveries"
+        "CREATE TABLE ids AS
+             SELECT gen_random_uuid() AS id, gen_random_uuid() AS run_id FROM generate_series(1, {count});
+         CREATE TABLE copies AS SELECT copy.*
+             FROM deliveries template, ids, jsonb_populate_record(template, to_jsonb(ids)) copy;
+         CREATE TABLE open_copies AS SELECT copy.*
+             FROM open_deliveries template, ids, jsonb_populate_record(template, to_jsonb(ids)) copy;
+         INSERT INTO runs SELECT copy.* FROM runs template, ids,
+             jsonb_populate_record(template, jsonb_build_object('id', ids.run_id)) copy;
+         DELETE FROM deliveries; DELETE FROM open_deliveries"
     );
     ground.cluster.sql(&site.database, &statements).map(drop).context("copies")
 }
@@ -125,13 +127,15 @@ async fn prepare_copies(site: &Site, ground: &Ground, count: usize) -> Result<()
 /// Makes them wait, and notes the version of each row.
 const INSERT_COPIES: &str = "
     INSERT INTO deliveries SELECT * FROM copies;
+    INSERT INTO open_deliveries SELECT * FROM open_copies;
     CREATE TABLE versions AS
-        SELECT id, d.xmin::text AS made_by, d.ctid AS place FROM deliveries d JOIN copies USING (id)";
-const ATTEMPTED: &str = "SELECT count(*) FROM deliveries JOIN versions USING (id) WHERE attempt_count > 0";
+        SELECT id, o.xmin::text AS made_by, o.ctid AS place FROM open_deliveries o JOIN ids USING (id)";
+const ATTEMPTED: &str =
+    "SELECT count(*) FROM delivery_states JOIN versions USING (id) WHERE attempt_count > 0";
 /// A row that is rewritten has another transaction in `xmin` and another place.
 const REWRITTEN: &str = "
-    SELECT count(*) FROM deliveries d JOIN versions USING (id)
-    WHERE attempt_count = 0 AND (d.xmin::text <> made_by OR d.ctid <> place)";
+    SELECT count(*) FROM open_deliveries o JOIN versions USING (id)
+    WHERE attempt_count = 0 AND (o.xmin::text <> made_by OR o.ctid <> place)";
 
 /// A receiver that takes 20 requests at once and asks the others to come a second later, with deliveries waiting for it.
 pub(crate) async fn holds(ground: &mut Ground, scale: &Scale) -> Result<Outcome> {

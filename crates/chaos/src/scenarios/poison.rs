@@ -79,7 +79,7 @@ impl Trial<'_> {
     }
 
     fn lock(&self, id: DeliveryId) -> Result<Lock> {
-        let statement = format!("SELECT id FROM deliveries WHERE id = '{id}' FOR UPDATE");
+        let statement = format!("SELECT id FROM open_deliveries WHERE id = '{id}' FOR UPDATE");
         self.ground.cluster.lock(&self.site.database, &statement)
     }
 
@@ -138,7 +138,7 @@ impl Trial<'_> {
         let at_first = refusals()?;
         sleep(window).await;
         let later = refusals()? - at_first;
-        sql("DROP TRIGGER refuse ON deliveries")?;
+        sql("DROP TRIGGER refuse ON open_deliveries")?;
         let recovered = site.all_ended(all.accepted.len()).await?;
         rows.extend([
             Row::new(
@@ -164,4 +164,4 @@ const REFUSE: &str = "
     CREATE SEQUENCE refusals;
     CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS
         'BEGIN PERFORM nextval(''refusals''); RAISE EXCEPTION ''refused on purpose''; END';
-    CREATE TRIGGER refuse BEFORE UPDATE ON deliveries";
+    CREATE TRIGGER refuse BEFORE UPDATE ON open_deliveries";

@@ -131,7 +131,8 @@ async fn a_lock_on_one_delivery_holds_up_neither_results_nor_expired_leases_of_o
     let claim =
         move |tx: &mut AnyConnection, now| claim_jobs(tx, now, Duration::ZERO, ClaimId::new(now), &jobs);
     harness.store.write(claim).await.unwrap();
-    let lock = harness.database.lock(&format!("deliveries WHERE id IN ('{}', '{}')", locked.id, expired.id));
+    let lock =
+        harness.database.lock(&format!("open_deliveries WHERE id IN ('{}', '{}')", locked.id, expired.id));
 
     let running = harness.dispatch(settings());
     // Its claim passes over the lock, and finds it when it is gone.
@@ -140,7 +141,7 @@ async fn a_lock_on_one_delivery_holds_up_neither_results_nor_expired_leases_of_o
     let other = harness.accept(&harness.receiver.url("/hang/1")).await;
     running.publisher.ring(harness.job(&other, 1));
     while harness.arrival().await.header("webhook-id") != Some(other.id.to_string().as_str()) {}
-    let second = harness.database.lock(&format!("deliveries WHERE id = '{}'", other.id));
+    let second = harness.database.lock(&format!("open_deliveries WHERE id = '{}'", other.id));
     let began = Instant::now();
     while running.progress.unrecorded_since().is_none() {
         assert!(began.elapsed() < PATIENCE);
@@ -172,9 +173,9 @@ async fn a_delivery_that_the_database_refuses_to_claim_is_stepped_over_and_the_o
         "CREATE SEQUENCE refusals;
          CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS
              $$ BEGIN RAISE EXCEPTION 'refusal no. %', nextval('refusals'); END $$;
-         CREATE TRIGGER refuse BEFORE UPDATE ON deliveries FOR EACH ROW WHEN (OLD.id = '{}')
+         CREATE TRIGGER refuse BEFORE UPDATE ON open_deliveries FOR EACH ROW WHEN (OLD.id = '{}')
              EXECUTE FUNCTION refuse();
-         UPDATE deliveries SET wake_at = created_at WHERE id <> '{}'",
+         UPDATE open_deliveries SET wake_at = created_at WHERE id <> '{}'",
         refused.id, refused.id
     ));
     let running = harness.dispatch(settings());
@@ -186,7 +187,7 @@ async fn a_delivery_that_the_database_refuses_to_claim_is_stepped_over_and_the_o
         assert!(began.elapsed() < PATIENCE, "it is not tried again");
         tokio::task::yield_now().await;
     }
-    harness.database.execute("DROP TRIGGER refuse ON deliveries");
+    harness.database.execute("DROP TRIGGER refuse ON open_deliveries");
     assert_eq!(harness.settled(refused.id).await.status_code, DeliveryStatus::Succeeded);
     running.stop().await;
 }

@@ -157,7 +157,7 @@ async fn a_secret_sealed_with_a_missing_key_spends_no_attempt(engine: Engine) {
     assert_eq!(harness.receiver.posts(), 0);
 
     harness.keyring = complete;
-    harness.database.execute("UPDATE deliveries SET next_attempt_at = created_at, wake_at = created_at");
+    harness.database.execute("UPDATE open_deliveries SET next_attempt_at = created_at, wake_at = created_at");
     let running = harness.dispatch(settings());
     let settled = harness.settled(delivery.id).await;
     assert_eq!((settled.status_code, settled.attempt_count), (DeliveryStatus::Succeeded, 1));

@@ -181,7 +181,7 @@ async fn a_dispatcher_that_stops_says_so_until_what_is_in_flight_is_finished() {
     assert!(why.contains("503") && why.contains("stopping"), "{why}");
     cli.ok(&["healthcheck", &health]);
     assert_eq!(dispatcher.ended(), 0);
-    assert_eq!(database.number("SELECT count(*) FROM deliveries WHERE status_code = 'succeeded'"), 1);
+    assert_eq!(database.number("SELECT count(*) FROM ended_deliveries WHERE status_code = 'succeeded'"), 1);
 }
 
 #[tokio::test]

@@ -1,12 +1,12 @@
 //! Claiming: from here an attempt belongs to one dispatcher, until its lease ends. By doorbell; `relay` claims what is due.
 
+use std::collections::HashMap;
 use std::time::Duration;
 
 use bytes::Bytes;
-use contracts::{AttemptNumber, ClaimId, DeliveryId, Job, SecretId, Timestamp};
-use diesel::PgConnection;
+use contracts::{ClaimId, Job, SecretId, Timestamp};
 use diesel::backend::Backend;
-use diesel::pg::{Pg, PgRowByRowLoadingMode};
+use diesel::pg::PgRowByRowLoadingMode;
 use diesel::prelude::*;
 use diesel::serialize::ToSql;
 use diesel::sql_types::{Array, BigInt, Binary, Bool, HasSqlType, Integer, Nullable, Text};
@@ -61,38 +61,82 @@ pub fn claim(
 /// the attempt's number depends on the row.
 macro_rules! claim_set {
     () => {
-        "status_code = ?, attempt_count = attempt_count + 1, next_attempt_at = NULL, claim_id = ?, claimed_at = ?,
-             wake_at = ?, updated_at = ?"
+        "attempt_count = attempt_count + 1, next_attempt_at = NULL, claim_id = ?, claimed_at = ?, wake_at = ?, updated_at = ?"
     };
 }
 pub(super) use claim_set;
 
-/// The columns of [`ClaimedSql`], of an attempt that is no probe.
+/// The columns of [`HeldSql`] that an open delivery has, of an attempt that is no probe.
 macro_rules! claimed_columns {
     () => {
-        "id, org_id, run_id, destination, attempt_count, max_attempts, request_id, claim_id, claimed_at, FALSE,
-             callback_url, payload, signing_secret_id"
+        "id, org_id, run_id, destination, attempt_count, max_attempts, claim_id, claimed_at, FALSE"
     };
 }
 pub(super) use claimed_columns;
 
-/// The columns of [`HeldSql`], of `deliveries d` beside its destination's row `h` for the probe made under the same claim.
+/// The same of `open_deliveries o` beside its destination's row `h` for the probe made under the same claim.
 macro_rules! held_columns {
     () => {
-        "d.id, d.org_id, d.run_id, d.destination, d.attempt_count, d.max_attempts, d.request_id, d.claim_id,
-             d.claimed_at, h.destination IS NOT NULL"
+        "o.id, o.org_id, o.run_id, o.destination, o.attempt_count, o.max_attempts, o.claim_id, o.claimed_at,
+             h.destination IS NOT NULL"
     };
 }
 pub(super) use held_columns;
 
-/// What a claim statement returns.
-pub(super) type ClaimedSql = (HeldSql, Text, Binary, Nullable<Id>);
-pub(super) type ClaimedRow = (HeldRow, String, Vec<u8>, Option<Key>);
-pub(super) type HeldSql = (Id, Id, Id, BigInt, Integer, Integer, Text, Id, Moment, Bool);
-pub(super) type HeldRow = (Key, Key, Key, i64, i32, i32, String, Key, Time, bool);
+/// An attempt under way, as a statement returns it.
+pub(super) type HeldSql = (Id, Id, Id, BigInt, Integer, Integer, Id, Moment, Bool);
+pub(super) type HeldRow = (Key, Key, Key, i64, i32, i32, Key, Time, bool);
 
-pub(super) fn held(row: HeldRow) -> HeldAttempt {
-    let (delivery, org, run, destination, number, max_attempts, request_id, claim, at, is_probe) = row;
+/// What is sent of a delivery, and by what right: its id, the request that asked for it, its URL, payload and secret.
+type FactsSql = (Id, Text, Text, Binary, Nullable<Id>);
+type FactsRow = (Key, String, String, Vec<u8>, Option<Key>);
+
+/// Attempts under way with what is sent. The facts are there as long as the delivery is open.
+pub(super) fn with_facts(tx: &mut AnyConnection, rows: Vec<HeldRow>) -> Result<Vec<Claimed>, StoreError> {
+    let ids = column(&rows, |(id, ..)| *id);
+    let mut facts: HashMap<Key, FactsRow> = HashMap::with_capacity(rows.len());
+    match tx {
+        AnyConnection::Postgres(_) if ids.is_empty() => {}
+        AnyConnection::Postgres(pg) => {
+            let statement = prepared::<FactsSql, _>(
+                "SELECT id, request_id, callback_url, payload, signing_secret_id FROM deliveries WHERE id = ANY (?)",
+            )
+            .bind::<Array<Id>, _>(ids);
+            // libpq would keep all rows in memory until the last is converted; so it hands them over one by one.
+            for row in statement.load_iter::<FactsRow, PgRowByRowLoadingMode>(pg)? {
+                let row = row?;
+                facts.insert(row.0, row);
+            }
+        }
+        AnyConnection::Sqlite(sqlite) => {
+            for id in ids {
+                let row: Option<FactsRow> = prepared::<FactsSql, _>(
+                    "SELECT id, request_id, callback_url, payload, signing_secret_id FROM deliveries WHERE id = ?",
+                )
+                .bind::<Id, _>(id)
+                .get_result(sqlite)
+                .optional()?;
+                facts.extend(row.map(|row| (id, row)));
+            }
+        }
+    }
+    let claimed = |row: HeldRow| {
+        let (_, request_id, callback_url, payload, secret) = facts
+            .remove(&row.0)
+            .ok_or_else(|| StoreError::corrupt("an open delivery without a payload", &row.0.0))?;
+        Ok(Claimed {
+            held: held(row, request_id),
+            callback_url,
+            payload: Bytes::from(payload),
+            signing_secret_id: secret.map(SecretId::from),
+        })
+    };
+    rows.into_iter().map(claimed).collect()
+}
+
+/// An attempt under way, asked for by that request.
+pub(super) fn held(row: HeldRow, request_id: String) -> HeldAttempt {
+    let (delivery, org, run, destination, number, max_attempts, claim, at, is_probe) = row;
     HeldAttempt {
         delivery_id: delivery.into(),
         org_id: org.into(),
@@ -107,59 +151,40 @@ pub(super) fn held(row: HeldRow) -> HeldAttempt {
     }
 }
 
-pub(super) fn claimed((attempt, callback_url, payload, secret): ClaimedRow) -> Claimed {
-    Claimed {
-        held: held(attempt),
-        callback_url,
-        payload: Bytes::from(payload),
-        signing_secret_id: secret.map(SecretId::from),
-    }
-}
-
-/// Loads what a claim statement returns. libpq would keep all rows in memory until the last is converted; so it hands
-/// them over one by one.
-pub(super) fn load_claimed(
-    statement: Prepared<'_, Pg, ClaimedSql>,
-    pg: &mut PgConnection,
-) -> QueryResult<Vec<Claimed>> {
-    let rows = statement.load_iter::<ClaimedRow, PgRowByRowLoadingMode>(pg)?;
-    rows.map(|row| row.map(claimed)).collect()
-}
-
 /// Binds what [`claim_set`] sets.
 pub(super) fn bind_claiming<'a, Row, DB>(
     statement: Prepared<'a, DB, Row>,
     claiming: &Claiming,
 ) -> Prepared<'a, DB, Row>
 where
-    DB: Backend + HasSqlType<Id> + HasSqlType<Moment> + HasSqlType<Text>,
+    DB: Backend + HasSqlType<Id> + HasSqlType<Moment>,
     Key: ToSql<Id, DB>,
     Time: ToSql<Moment, DB>,
-    &'a str: ToSql<Text, DB>,
 {
     statement
-        .bind::<Text, _>(<&'static str>::from(claiming.status))
         .bind::<Id, _>(Key::from(claiming.claim_id))
         .bind::<Moment, _>(Time::from(claiming.claimed_at))
         .bind::<Moment, _>(Time::from(claiming.wake_at))
         .bind::<Moment, _>(Time::from(claiming.claimed_at))
 }
 
-/// A statement that claims the attempts of jobs, with the condition on the attempt's number.
+/// A statement that claims the attempts of jobs, with the condition on the attempt's number. It is given the ids twice, so that
+/// the rows are found by them and nothing else. What waits has `next_attempt_at`.
 macro_rules! claim_jobs_on_postgres {
     ($number:literal) => {
         concat!(
-            "UPDATE deliveries SET ",
+            "UPDATE open_deliveries SET ",
             claim_set!(),
             " WHERE id = ANY (ARRAY (
-                 SELECT d.id FROM unnest(?, ?, ?) AS job (id, attempt, destination)
-                 JOIN deliveries d ON d.id = job.id AND d.destination = job.destination AND ",
+                 SELECT o.id FROM open_deliveries o
+                 JOIN unnest(?, ?, ?) AS job (id, attempt, destination)
+                     ON job.id = o.id AND job.destination = o.destination AND ",
             $number,
-            " WHERE d.status_code = 'pending' AND d.attempt_count < d.max_attempts
-                   AND (d.next_attempt_at = d.created_at OR d.next_attempt_at <= ?)
+            " WHERE o.id = ANY (?) AND o.attempt_count < o.max_attempts
+                   AND (o.next_attempt_at = o.created_at OR o.next_attempt_at <= ?)
                    AND NOT EXISTS (
-                       SELECT 1 FROM destinations h WHERE h.destination = d.destination AND h.held_until > ?)
-                 ORDER BY d.id FOR UPDATE OF d SKIP LOCKED))
+                       SELECT 1 FROM destinations h WHERE h.destination = o.destination AND h.held_until > ?)
+                 ORDER BY o.id FOR UPDATE OF o SKIP LOCKED))
              RETURNING ",
             claimed_columns!()
         )
@@ -169,15 +194,14 @@ macro_rules! claim_jobs_on_postgres {
 macro_rules! claim_job_on_sqlite {
     ($number:literal) => {
         concat!(
-            "UPDATE deliveries SET ",
+            "UPDATE open_deliveries SET ",
             claim_set!(),
             " WHERE id = ? AND destination = ? AND ",
             $number,
-            " AND status_code = 'pending' AND attempt_count < max_attempts
-                  AND (next_attempt_at = created_at OR next_attempt_at <= ?)
+            " AND attempt_count < max_attempts AND (next_attempt_at = created_at OR next_attempt_at <= ?)
                   AND NOT EXISTS (
                       SELECT 1 FROM destinations h
-                      WHERE h.destination = deliveries.destination AND h.held_until > ?)
+                      WHERE h.destination = open_deliveries.destination AND h.held_until > ?)
               RETURNING ",
             claimed_columns!()
         )
@@ -198,23 +222,21 @@ pub fn claim_jobs(
     let claiming = transition::claimed(claim_id, now, lease);
     let due_by = if is_off(Protection::DueTime) { Time::MAX } else { now.into() };
     let held_beyond = held_beyond(now);
-    Ok(match tx {
+    let rows: Vec<HeldRow> = match tx {
         AnyConnection::Postgres(pg) => {
-            // In id order, as every batch locks its rows, so that two of them can't wait for each other.
-            let mut jobs: Vec<(DeliveryId, AttemptNumber, i64)> =
-                jobs.iter().map(|job| (job.delivery_id, job.attempt, job.destination.as_i64())).collect();
-            jobs.sort_unstable();
             let text = match is_off(Protection::AttemptNumber) {
-                false => claim_jobs_on_postgres!("d.attempt_count = job.attempt - 1"),
+                false => claim_jobs_on_postgres!("o.attempt_count = job.attempt - 1"),
                 true => claim_jobs_on_postgres!("job.attempt IS NOT NULL"),
             };
-            let statement = bind_claiming(prepared(text), &claiming)
-                .bind::<Array<Id>, _>(column(&jobs, |(id, ..)| Key::from(*id)))
-                .bind::<Array<Integer>, _>(column(&jobs, |(_, attempt, _)| *attempt))
-                .bind::<Array<BigInt>, _>(column(&jobs, |(.., destination)| *destination))
+            let ids = column(jobs, |job| Key::from(job.delivery_id));
+            bind_claiming(prepared::<HeldSql, _>(text), &claiming)
+                .bind::<Array<Id>, _>(ids.clone())
+                .bind::<Array<Integer>, _>(column(jobs, |job| job.attempt))
+                .bind::<Array<BigInt>, _>(column(jobs, |job| job.destination.as_i64()))
+                .bind::<Array<Id>, _>(ids)
                 .bind::<Moment, _>(due_by)
-                .bind::<Moment, _>(held_beyond);
-            load_claimed(statement, pg)?
+                .bind::<Moment, _>(held_beyond)
+                .load(pg)?
         }
         AnyConnection::Sqlite(sqlite) => {
             let text = match is_off(Protection::AttemptNumber) {
@@ -223,7 +245,7 @@ pub fn claim_jobs(
             };
             let mut rows = Vec::with_capacity(jobs.len());
             for job in jobs {
-                let row: Option<ClaimedRow> = bind_claiming(prepared::<ClaimedSql, _>(text), &claiming)
+                let row: Option<HeldRow> = bind_claiming(prepared::<HeldSql, _>(text), &claiming)
                     .bind::<Id, _>(Key::from(job.delivery_id))
                     .bind::<BigInt, _>(job.destination.as_i64())
                     .bind::<Integer, _>(job.attempt - 1)
@@ -231,29 +253,24 @@ pub fn claim_jobs(
                     .bind::<Moment, _>(held_beyond)
                     .get_result(sqlite)
                     .optional()?;
-                rows.extend(row.map(claimed));
+                rows.extend(row);
             }
             rows
         }
-    })
+    };
+    with_facts(tx, rows)
 }
 
 /// The attempts held under a claim id: after a claim whose commit had an unknown outcome, these are ours.
 pub fn claimed_under(tx: &mut AnyConnection, claim_id: ClaimId) -> Result<Vec<Claimed>, StoreError> {
     // claim_id has no index of its own; that of the leases keeps this to what is under way.
-    let text = concat!(
+    let statement = prepared::<HeldSql, _>(concat!(
         "SELECT ",
         held_columns!(),
-        ", d.callback_url, d.payload, d.signing_secret_id FROM deliveries d
-         LEFT JOIN destinations h ON h.destination = d.destination AND h.probe_claim_id = d.claim_id
-         WHERE d.claim_id IS NOT NULL AND d.claim_id = ?"
-    );
-    let claim_id = Key::from(claim_id);
-    Ok(match tx {
-        AnyConnection::Postgres(pg) => load_claimed(prepared(text).bind::<Id, _>(claim_id), pg)?,
-        AnyConnection::Sqlite(sqlite) => {
-            let rows = prepared::<ClaimedSql, _>(text).bind::<Id, _>(claim_id).load(sqlite)?;
-            rows.into_iter().map(claimed).collect()
-        }
-    })
+        " FROM open_deliveries o
+         LEFT JOIN destinations h ON h.destination = o.destination AND h.probe_claim_id = o.claim_id
+         WHERE o.claim_id IS NOT NULL AND o.claim_id = ?"
+    ));
+    let rows: Vec<HeldRow> = statement.bind::<Id, _>(Key::from(claim_id)).load(tx)?;
+    with_facts(tx, rows)
 }

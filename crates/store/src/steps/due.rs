@@ -52,7 +52,7 @@ fn by_time(tx: &mut AnyConnection, now: Timestamp) -> QueryResult<(Vec<DueDestin
         "SELECT w.destination, w.number, h.held_until, h.probing_until
          FROM (
              SELECT destination, count(*) AS number FROM (
-                 SELECT destination FROM deliveries
+                 SELECT destination FROM open_deliveries
                  WHERE claim_id IS NULL AND wake_at <= ? ORDER BY wake_at LIMIT ?
              ) AS due GROUP BY destination
          ) AS w
@@ -83,15 +83,15 @@ fn walk(
     let steps: Vec<(i64, Time, HoldRow)> = match tx {
         AnyConnection::Postgres(pg) => prepared::<(BigInt, Moment, HoldSql), _>(
             "WITH RECURSIVE walk AS (
-                 (SELECT destination, wake_at, 1 AS step FROM deliveries
-                  WHERE destination >= ? AND wake_at IS NOT NULL AND claim_id IS NULL
+                 (SELECT destination, wake_at, 1 AS step FROM open_deliveries
+                  WHERE destination >= ? AND claim_id IS NULL
                   ORDER BY destination, wake_at LIMIT 1)
                  UNION ALL
-                 SELECT d.destination, d.wake_at, walk.step + 1 FROM walk CROSS JOIN LATERAL (
-                     SELECT destination, wake_at FROM deliveries
-                     WHERE destination > walk.destination AND wake_at IS NOT NULL AND claim_id IS NULL
+                 SELECT o.destination, o.wake_at, walk.step + 1 FROM walk CROSS JOIN LATERAL (
+                     SELECT destination, wake_at FROM open_deliveries
+                     WHERE destination > walk.destination AND claim_id IS NULL
                      ORDER BY destination, wake_at LIMIT 1
-                 ) AS d WHERE walk.step < ?
+                 ) AS o WHERE walk.step < ?
              )
              SELECT walk.destination, walk.wake_at, h.held_until, h.probing_until
              FROM walk LEFT JOIN destinations h ON h.destination = walk.destination
@@ -104,10 +104,10 @@ fn walk(
             let (mut steps, mut from) = (Vec::new(), Some(from));
             while let Some(next) = from.filter(|_| steps.len() < at_most) {
                 let step: Option<(i64, Time, HoldRow)> = prepared::<(BigInt, Moment, HoldSql), _>(
-                    "SELECT d.destination, d.wake_at, h.held_until, h.probing_until
-                     FROM deliveries d LEFT JOIN destinations h ON h.destination = d.destination
-                     WHERE d.destination >= ? AND d.wake_at IS NOT NULL AND d.claim_id IS NULL
-                     ORDER BY d.destination, d.wake_at LIMIT 1",
+                    "SELECT o.destination, o.wake_at, h.held_until, h.probing_until
+                     FROM open_deliveries o LEFT JOIN destinations h ON h.destination = o.destination
+                     WHERE o.destination >= ? AND o.claim_id IS NULL
+                     ORDER BY o.destination, o.wake_at LIMIT 1",
                 )
                 .bind::<BigInt, _>(next)
                 .get_result(sqlite)

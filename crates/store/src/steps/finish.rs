@@ -2,7 +2,7 @@
 
 use std::collections::{HashMap, HashSet};
 
-use contracts::{ClaimId, DeliveryId, Timestamp, Timing};
+use contracts::{DeliveryId, Timestamp, Timing};
 use diesel::prelude::*;
 use diesel::sql_types::{Array, BigInt, Integer, Nullable, Text};
 use engine::protection::{Protection, is_off};
@@ -15,7 +15,8 @@ use crate::prepared::{column, prepared};
 use crate::schema::{attempts, deliveries};
 use crate::steps::holds::{holds_locked_elsewhere, write_holds};
 use crate::steps::late::finish_late;
-use crate::steps::transitions::write_transitions;
+use crate::steps::open::{OpenDelivery, WhenLocked, lock_open};
+use crate::steps::transitions::move_locked;
 
 /// Writes a batch of results and returns what became of each, in the batch's order. Each delivery is guarded by its state
 /// and claim id; a batch has at most one result of a delivery. Waits for no other session: results whose row is locked are
@@ -25,29 +26,48 @@ pub fn finish(
     now: Timestamp,
     batch: &[AttemptResult],
 ) -> Result<Vec<Effect>, StoreError> {
-    let mut rows = lock(tx, batch)?;
+    let mut open = lock_open(tx, batch.iter().map(|result| result.delivery_id), WhenLocked::PassOver)?;
     // A hold is written to its destination's row, which another session may have as well.
     let elsewhere = holds_locked_elsewhere(tx, batch)?;
-    for result in batch.iter().filter(|result| result.hold != HoldChange::None) {
-        if elsewhere.contains(&result.destination)
-            && let Some(row) = rows.get_mut(&result.delivery_id)
-        {
-            *row = Row::Locked;
-        }
-    }
-    let is_ours =
-        |result: &&AttemptResult| rows.get(&result.delivery_id).is_some_and(|row| row.is_held_by(result));
+    let is_blocked =
+        |result: &AttemptResult| result.hold != HoldChange::None && elsewhere.contains(&result.destination);
+    let is_ours = |result: &&AttemptResult| {
+        !is_blocked(result) && open.get(&result.delivery_id).is_some_and(|row| is_held_by(row, result))
+    };
     let ours: Vec<&AttemptResult> = batch.iter().filter(is_ours).collect();
-    record(tx, now, &ours)?;
-    batch
-        .iter()
-        .map(|result| match rows.get(&result.delivery_id) {
-            None => Ok(Effect::Dropped),
-            Some(Row::Locked) => Ok(Effect::Locked),
-            Some(row) if row.is_held_by(result) => Ok(Effect::Recorded),
-            Some(_) => finish_late(tx, now, result),
-        })
-        .collect()
+    let others = batch.iter().filter(|result| !open.contains_key(&result.delivery_id));
+    let others = lock_ended(tx, &others.map(|result| result.delivery_id).collect::<Vec<_>>())?;
+    let place = |result: &AttemptResult| match open.get(&result.delivery_id) {
+        Some(_) if is_blocked(result) => Place::Locked,
+        Some(row) if is_held_by(row, result) => Place::Ours,
+        Some(_) => Place::Elsewhere,
+        None => others.get(&result.delivery_id).copied().unwrap_or(Place::Gone),
+    };
+    let places: Vec<Place> = batch.iter().map(place).collect();
+    record(tx, now, &ours, &mut open)?;
+    let effect = |(result, place): (&AttemptResult, Place)| match place {
+        Place::Ours => Ok(Effect::Recorded),
+        Place::Elsewhere => finish_late(tx, now, result),
+        Place::Locked => Ok(Effect::Locked),
+        Place::Gone => Ok(Effect::Dropped),
+    };
+    batch.iter().zip(places).map(effect).collect()
+}
+
+/// Where a result's delivery is found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Place {
+    /// Locked by this transaction, and held under the result's claim.
+    Ours,
+    /// Locked by this transaction, but no longer under that claim, or ended.
+    Elsewhere,
+    /// Locked by another session.
+    Locked,
+    Gone,
+}
+
+fn is_held_by(row: &OpenDelivery, result: &AttemptResult) -> bool {
+    row.claim_id.is_some_and(|claim| claim == result.claim_id || is_off(Protection::Fencing))
 }
 
 /// Records the results of attempts that are still held, whose rows are locked.
@@ -55,6 +75,7 @@ pub(super) fn record(
     tx: &mut AnyConnection,
     now: Timestamp,
     results: &[&AttemptResult],
+    locked: &mut HashMap<DeliveryId, OpenDelivery>,
 ) -> Result<(), StoreError> {
     if results.is_empty() {
         return Ok(());
@@ -67,62 +88,35 @@ pub(super) fn record(
     let ended = |result: &&AttemptResult| {
         Transition::attempt_ended(result, succeeded.contains(&result.delivery_id), now)
     };
-    write_transitions(tx, &results.iter().map(ended).collect::<Vec<_>>())?;
+    move_locked(tx, locked, &results.iter().map(ended).collect::<Vec<_>>())?;
     Ok(write_holds(tx, now, results)?)
 }
 
-/// A result's delivery, as its row is found.
-enum Row {
-    /// Locked by this transaction, and being delivered under that claim, if any.
-    Ours(Option<ClaimId>),
-    /// Locked by another session.
-    Locked,
-}
-
-impl Row {
-    fn is_held_by(&self, result: &AttemptResult) -> bool {
-        match self {
-            Row::Ours(Some(claim)) => *claim == result.claim_id || is_off(Protection::Fencing),
-            Row::Ours(None) | Row::Locked => false,
-        }
+/// Locks those of the deliveries that have ended, and tells what has become of the others: another session has it, or
+/// has just moved it. One that is gone is left out.
+fn lock_ended(tx: &mut AnyConnection, ids: &[DeliveryId]) -> QueryResult<HashMap<DeliveryId, Place>> {
+    if ids.is_empty() {
+        return Ok(HashMap::new());
     }
-}
-
-/// Locks the batch's deliveries, in id order as every batch does.
-fn lock(tx: &mut AnyConnection, batch: &[AttemptResult]) -> QueryResult<HashMap<DeliveryId, Row>> {
-    type Locked = (Key, Option<Key>);
-    let locked: Vec<Locked> = match tx {
-        AnyConnection::Postgres(pg) => prepared::<(Id, Nullable<Id>), _>(
-            "SELECT id, claim_id FROM deliveries WHERE id = ANY (?) ORDER BY id FOR UPDATE SKIP LOCKED",
+    let ids = column(ids, |id| Key::from(*id));
+    let ended: Vec<Key> = match tx {
+        AnyConnection::Postgres(pg) => prepared::<Id, _>(
+            "SELECT id FROM ended_deliveries WHERE id = ANY (?) ORDER BY id FOR UPDATE SKIP LOCKED",
         )
-        .bind::<Array<Id>, _>(column(batch, |result| Key::from(result.delivery_id)))
+        .bind::<Array<Id>, _>(&ids)
         .load(pg)?,
-        AnyConnection::Sqlite(sqlite) => {
-            let mut rows = Vec::with_capacity(batch.len());
-            for result in batch {
-                let row: Option<Locked> =
-                    prepared::<(Id, Nullable<Id>), _>("SELECT id, claim_id FROM deliveries WHERE id = ?")
-                        .bind::<Id, _>(Key::from(result.delivery_id))
-                        .get_result(sqlite)
-                        .optional()?;
-                rows.extend(row);
-            }
-            rows
-        }
+        // Its one writer has all that there is.
+        AnyConnection::Sqlite(_) => ids.clone(),
     };
-    let mut rows: HashMap<DeliveryId, Row> =
-        locked.into_iter().map(|(id, claim)| (id.into(), Row::Ours(claim.map(ClaimId::from)))).collect();
-    let missing = batch.iter().map(|result| result.delivery_id).filter(|id| !rows.contains_key(id));
-    let missing: Vec<Key> = missing.map(Key::from).collect();
-    if !missing.is_empty() {
-        let query = deliveries::table.filter(deliveries::id.eq_any(missing)).select(deliveries::id);
-        rows.extend(query.load::<Key>(tx)?.into_iter().map(|id| (id.into(), Row::Locked)));
-    }
-    Ok(rows)
+    let known: Vec<Key> =
+        deliveries::table.filter(deliveries::id.eq_any(&ids)).select(deliveries::id).load(tx)?;
+    let place = |id: Key| if ended.contains(&id) { Place::Elsewhere } else { Place::Locked };
+    Ok(known.into_iter().map(|id| (id.into(), place(id))).collect())
 }
 
 fn insert_attempts(tx: &mut AnyConnection, ours: &[&AttemptResult]) -> QueryResult<()> {
     match tx {
+        AnyConnection::Postgres(_) if ours.is_empty() => {}
         AnyConnection::Postgres(pg) => {
             prepared::<(), _>(
                 "INSERT INTO attempts (id, delivery_id, attempt_number, status_code, response_body,

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use contracts::{Destination, Timestamp};
 use diesel::prelude::*;
-use diesel::sql_types::{Array, BigInt, Text};
+use diesel::sql_types::{Array, BigInt};
 use engine::protection::{Protection, is_off};
 use engine::transition::Claiming;
 use engine::{AttemptResult, HoldChange};
@@ -14,11 +14,11 @@ use crate::columns::{Id, Key, Moment, Time};
 use crate::connect::AnyConnection;
 use crate::error::StoreError;
 use crate::prepared::prepared;
-use crate::schema::{deliveries, destinations};
+use crate::schema::destinations;
 
 /// How long a row stays after its hold has ended, when nothing comes that could be its probe.
 const FORGOTTEN_AFTER: Duration = Duration::from_secs(3600);
-/// How many rows are forgotten, or filled in, at once.
+/// How many rows are forgotten at once.
 const FORGOTTEN_AT_ONCE: i64 = 500;
 
 /// A destination's row keeps back what is not its probe if its hold ends after this moment: any row does, unless the
@@ -130,10 +130,7 @@ pub(super) fn write_holds(
         return Ok(());
     }
     let mut changes: BTreeMap<Destination, Change> = BTreeMap::new();
-    let changing = |result: &&&AttemptResult| {
-        result.hold != HoldChange::None && result.destination != Destination::UNKNOWN
-    };
-    for result in results.iter().filter(changing) {
+    for result in results.iter().filter(|result| result.hold != HoldChange::None) {
         let change = changes.entry(result.destination).or_insert_with(|| Change {
             org: result.org_id.into(),
             held_until: None,
@@ -203,9 +200,9 @@ pub fn forget_holds(tx: &mut AnyConnection, now: Timestamp) -> Result<usize, Sto
                 "SELECT h.destination FROM destinations h
                      WHERE h.held_until <= ? AND (h.probing_until IS NULL OR h.probing_until <= ?)
                        AND h.destination IS DISTINCT FROM (
-                           SELECT d.destination FROM deliveries d
-                           WHERE d.destination >= h.destination AND d.wake_at IS NOT NULL AND d.claim_id IS NULL
-                           ORDER BY d.destination, d.wake_at LIMIT 1)
+                           SELECT o.destination FROM open_deliveries o
+                           WHERE o.destination >= h.destination AND o.claim_id IS NULL
+                           ORDER BY o.destination, o.wake_at LIMIT 1)
                      LIMIT ?",
                 $end
             )
@@ -221,32 +218,6 @@ pub fn forget_holds(tx: &mut AnyConnection, now: Timestamp) -> Result<usize, Sto
         .bind::<BigInt, _>(FORGOTTEN_AT_ONCE)
         .execute(tx)?;
     Ok(forgotten)
-}
-
-/// Fills in the destinations of waiting deliveries that a version without destinations has inserted since the migration;
-/// returns how many. At most 500 at once.
-pub fn fill_unknown_destinations(tx: &mut AnyConnection) -> Result<usize, StoreError> {
-    let text = match tx {
-        AnyConnection::Postgres(_) => {
-            "SELECT id, org_id, callback_url FROM deliveries
-             WHERE destination = ? AND wake_at IS NOT NULL AND claim_id IS NULL LIMIT ? FOR UPDATE SKIP LOCKED"
-        }
-        AnyConnection::Sqlite(_) => {
-            "SELECT id, org_id, callback_url FROM deliveries
-             WHERE destination = ? AND wake_at IS NOT NULL AND claim_id IS NULL LIMIT ?"
-        }
-    };
-    let rows: Vec<(Key, Key, String)> = prepared::<(Id, Id, Text), _>(text)
-        .bind::<BigInt, _>(Destination::UNKNOWN.as_i64())
-        .bind::<BigInt, _>(FORGOTTEN_AT_ONCE)
-        .load(tx)?;
-    for (id, org, url) in &rows {
-        let destination = Destination::of((*org).into(), url).as_i64();
-        diesel::update(deliveries::table.find(id))
-            .set(deliveries::destination.eq(destination))
-            .execute(tx)?;
-    }
-    Ok(rows.len())
 }
 
 /// Puts off the times at which deliveries say they are attempted next, each beside its destination, to the end of a hold.

@@ -6,6 +6,7 @@ mod due;
 pub(crate) mod finish;
 pub(crate) mod holds;
 mod late;
+pub(crate) mod open;
 pub(crate) mod recover;
 pub(crate) mod relay;
 pub(crate) mod transitions;

@@ -2,7 +2,7 @@
 
 use contracts::{DeliveryId, Timestamp};
 use diesel::prelude::*;
-use diesel::sql_types::{Array, BigInt};
+use diesel::sql_types::{Array, BigInt, Text};
 use engine::protection::{Protection, is_off};
 use engine::{AttemptResult, Effect, HeldAttempt};
 
@@ -12,6 +12,7 @@ use crate::error::RowsRefused;
 use crate::prepared::{column, prepared};
 use crate::steps::claim::{HeldRow, HeldSql, held, held_columns};
 use crate::steps::finish::record;
+use crate::steps::open::{WhenLocked, lock_open};
 
 /// Records up to `limit` attempts whose lease has ended, oldest first, as `settle` says, and returns what was recorded.
 /// Rows that another session has locked are passed over: somebody else recovers them, or their result has come after all.
@@ -26,10 +27,12 @@ pub fn recover_leases(
 ) -> Result<Vec<(HeldAttempt, AttemptResult, Effect)>, RowsRefused> {
     let expired = lock_expired(tx, now, limit, stepped_over, is_reversed)?;
     let results: Vec<AttemptResult> = expired.iter().map(&mut settle).collect();
-    record(tx, now, &results.iter().collect::<Vec<_>>()).map_err(|error| RowsRefused {
-        rows: expired.iter().map(|held| held.delivery_id).collect(),
-        error,
-    })?;
+    let ids = || expired.iter().map(|held| held.delivery_id);
+    let recorded = |tx: &mut AnyConnection| {
+        let mut locked = lock_open(tx, ids(), WhenLocked::Wait)?; // they are this transaction's already
+        record(tx, now, &results.iter().collect::<Vec<_>>(), &mut locked)
+    };
+    recorded(tx).map_err(|error| RowsRefused { rows: ids().collect(), error })?;
     let recorded = |(held, result)| (held, result, Effect::Recorded);
     Ok(expired.into_iter().zip(results).map(recorded).collect())
 }
@@ -40,9 +43,9 @@ macro_rules! expired {
         concat!(
             "SELECT ",
             held_columns!(),
-            " FROM deliveries d
-              LEFT JOIN destinations h ON h.destination = d.destination AND h.probe_claim_id = d.claim_id
-              WHERE d.claim_id IS NOT NULL AND d.wake_at <= ? AND d.id <> ALL (?) ",
+            ", d.request_id FROM open_deliveries o JOIN deliveries d ON d.id = o.id
+              LEFT JOIN destinations h ON h.destination = o.destination AND h.probe_claim_id = o.claim_id
+              WHERE o.claim_id IS NOT NULL AND o.wake_at <= ? AND o.id <> ALL (?) ",
             $order
         )
     };
@@ -56,26 +59,31 @@ fn lock_expired(
     is_reversed: bool,
 ) -> QueryResult<Vec<HeldAttempt>> {
     let ended_by = if is_off(Protection::Lease) { Time::MAX } else { now.into() };
-    let rows: Vec<HeldRow> = match tx {
-        AnyConnection::Postgres(pg) => prepared::<HeldSql, _>(match is_reversed {
-            false => expired!("ORDER BY d.wake_at LIMIT ? FOR UPDATE OF d SKIP LOCKED"),
-            true => expired!("ORDER BY d.wake_at DESC LIMIT ? FOR UPDATE OF d SKIP LOCKED"),
+    let rows: Vec<(HeldRow, String)> = match tx {
+        AnyConnection::Postgres(pg) => prepared::<(HeldSql, Text), _>(match is_reversed {
+            false => expired!("ORDER BY o.wake_at LIMIT ? FOR UPDATE OF o SKIP LOCKED"),
+            true => expired!("ORDER BY o.wake_at DESC LIMIT ? FOR UPDATE OF o SKIP LOCKED"),
         })
         .bind::<Moment, _>(ended_by)
         .bind::<Array<Id>, _>(column(stepped_over, |id| Key::from(*id)))
         .bind::<BigInt, _>(i64::try_from(limit).unwrap_or(i64::MAX))
         .load(pg)?,
-        AnyConnection::Sqlite(sqlite) => prepared::<HeldSql, _>(concat!(
+        AnyConnection::Sqlite(sqlite) => prepared::<(HeldSql, Text), _>(concat!(
             "SELECT ",
             held_columns!(),
-            " FROM deliveries d
-              LEFT JOIN destinations h ON h.destination = d.destination AND h.probe_claim_id = d.claim_id
-              WHERE d.claim_id IS NOT NULL AND d.wake_at <= ? ORDER BY d.wake_at LIMIT ?"
+            ", d.request_id FROM open_deliveries o JOIN deliveries d ON d.id = o.id
+              LEFT JOIN destinations h ON h.destination = o.destination AND h.probe_claim_id = o.claim_id
+              WHERE o.claim_id IS NOT NULL AND o.wake_at <= ? ORDER BY o.wake_at LIMIT ?"
         ))
         .bind::<Moment, _>(ended_by)
         .bind::<BigInt, _>(i64::try_from(limit.saturating_add(stepped_over.len())).unwrap_or(i64::MAX))
         .load(sqlite)?,
     };
     let is_wanted = |held: &HeldAttempt| !stepped_over.contains(&held.delivery_id);
-    Ok(rows.into_iter().map(held).filter(is_wanted).take(limit).collect())
+    Ok(rows
+        .into_iter()
+        .map(|(row, request_id)| held(row, request_id))
+        .filter(is_wanted)
+        .take(limit)
+        .collect())
 }

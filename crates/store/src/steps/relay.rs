@@ -12,11 +12,9 @@ use engine::{Candidate, Claimed, HeldAttempt, Look, RelayPlan, Share};
 
 use crate::columns::{Id, Key, Moment, Time};
 use crate::connect::AnyConnection;
-use crate::error::RowsRefused;
+use crate::error::{RowsRefused, StoreError};
 use crate::prepared::{column, prepared};
-use crate::steps::claim::{
-    ClaimedRow, ClaimedSql, bind_claiming, claim_set, claimed, claimed_columns, load_claimed,
-};
+use crate::steps::claim::{HeldRow, HeldSql, bind_claiming, claim_set, claimed_columns, with_facts};
 use crate::steps::due::look;
 use crate::steps::holds::{begin_probe, held_beyond, lock_half_open};
 
@@ -87,9 +85,9 @@ fn lock_candidates(
             "SELECT d.id, w.destination, d.bytes
              FROM unnest(?, ?, ?) WITH ORDINALITY AS w (destination, attempts, is_probe, place)
              CROSS JOIN LATERAL (
-                 SELECT id, length(payload) AS bytes, wake_at FROM deliveries
+                 SELECT id, payload_bytes AS bytes, wake_at FROM open_deliveries
                  WHERE destination >= w.destination AND (destination, wake_at) <= (w.destination, ?)
-                   AND wake_at IS NOT NULL AND claim_id IS NULL
+                   AND claim_id IS NULL
                    AND (next_attempt_at = created_at OR next_attempt_at <= ?) AND attempt_count < max_attempts
                    AND id <> ALL (?)
                  ORDER BY destination, wake_at LIMIT w.attempts FOR UPDATE SKIP LOCKED
@@ -113,12 +111,12 @@ fn lock_candidates(
             for share in shares {
                 let beside = i64::try_from(stepped_over.len()).unwrap_or(i64::MAX);
                 let found: Vec<(Key, i64, i32)> = prepared::<CandidateSql, _>(
-                    "SELECT id, destination, length(payload) FROM deliveries
+                    "SELECT id, destination, payload_bytes FROM open_deliveries
                      WHERE destination = ? AND claim_id IS NULL AND wake_at <= ?
                        AND (next_attempt_at = created_at OR next_attempt_at <= ?) AND attempt_count < max_attempts
                        AND (? OR NOT EXISTS (
                            SELECT 1 FROM destinations h
-                           WHERE h.destination = deliveries.destination AND h.held_until > ?))
+                           WHERE h.destination = open_deliveries.destination AND h.held_until > ?))
                      ORDER BY wake_at LIMIT ?",
                 )
                 .bind::<BigInt, _>(share.destination.as_i64())
@@ -161,9 +159,9 @@ fn claim_chosen(
         }
         write_claim(tx, claiming, chosen)
     };
-    let refused = |error: diesel::result::Error| RowsRefused {
+    let refused = |error: StoreError| RowsRefused {
         rows: chosen.iter().map(|candidate| candidate.delivery_id).collect(),
-        error: error.into(),
+        error,
     };
     let claimed = claim(tx).map_err(refused)?;
     let with_probe = |claimed: Claimed| {
@@ -177,36 +175,35 @@ fn write_claim(
     tx: &mut AnyConnection,
     claiming: &Claiming,
     chosen: &[Candidate],
-) -> QueryResult<Vec<Claimed>> {
+) -> Result<Vec<Claimed>, StoreError> {
     if chosen.is_empty() {
         return Ok(Vec::new());
     }
-    match tx {
+    let rows: Vec<HeldRow> = match tx {
         AnyConnection::Postgres(pg) => {
             let text = concat!(
-                "UPDATE deliveries SET ",
+                "UPDATE open_deliveries SET ",
                 claim_set!(),
                 " WHERE id = ANY (?) RETURNING ",
                 claimed_columns!()
             );
             let ids = column(chosen, |candidate| Key::from(candidate.delivery_id));
-            load_claimed(bind_claiming(prepared(text), claiming).bind::<Array<Id>, _>(ids), pg)
+            bind_claiming(prepared::<HeldSql, _>(text), claiming).bind::<Array<Id>, _>(ids).load(pg)?
         }
         AnyConnection::Sqlite(sqlite) => {
             let text = concat!(
-                "UPDATE deliveries SET ",
+                "UPDATE open_deliveries SET ",
                 claim_set!(),
                 " WHERE id = ? RETURNING ",
                 claimed_columns!()
             );
             let mut rows = Vec::with_capacity(chosen.len());
             for candidate in chosen {
-                let row: ClaimedRow = bind_claiming(prepared::<ClaimedSql, _>(text), claiming)
-                    .bind::<Id, _>(Key::from(candidate.delivery_id))
-                    .get_result(sqlite)?;
-                rows.push(claimed(row));
+                let statement = bind_claiming(prepared::<HeldSql, _>(text), claiming);
+                rows.push(statement.bind::<Id, _>(Key::from(candidate.delivery_id)).get_result(sqlite)?);
             }
-            Ok(rows)
+            rows
         }
-    }
+    };
+    with_facts(tx, rows)
 }

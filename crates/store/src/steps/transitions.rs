@@ -1,103 +1,169 @@
-//! Writing transitions: the only statement that moves a delivery out of a state, beside the claim's.
+//! Writing transitions: the only statements that move a delivery out of a state, beside the claim's.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 
 use contracts::DeliveryId;
 use diesel::prelude::*;
 use diesel::sql_types::{Array, Bool, Integer, Nullable, Text};
+use engine::Transition;
 use engine::transition::FailureChange;
-use engine::{Failure, Transition};
 
-use crate::columns::{Id, Key, Moment, Time};
+use crate::columns::{Id, Moment, Time};
 use crate::connect::AnyConnection;
 use crate::prepared::{column, prepared};
+use crate::steps::open::{OpenDelivery, WhenLocked, lock_open};
 
-/// Moves each delivery that is in the state its transition departs from, and returns which were. Several of them must be
-/// locked already, so that two batches can't wait for each other.
+/// Moves each delivery that is in the state its transition departs from, and returns which were. Waits for those that
+/// another session has locked.
 pub(crate) fn write_transitions(
     tx: &mut AnyConnection,
     transitions: &[Transition],
 ) -> QueryResult<HashSet<DeliveryId>> {
-    let moved: Vec<Key> = match tx {
-        AnyConnection::Postgres(pg) => prepared::<Id, _>(
-            "UPDATE deliveries d SET status_code = t.status, attempt_count = d.attempt_count - t.attempts_returned,
-                 next_attempt_at = t.next_attempt_at, wake_at = t.next_attempt_at, completed_at = t.completed_at,
-                 failure_reason_code = CASE WHEN t.keeps_failure THEN d.failure_reason_code ELSE t.reason END,
-                 failure_detail = CASE WHEN t.keeps_failure THEN d.failure_detail ELSE t.detail END,
-                 claim_id = NULL, claimed_at = NULL, updated_at = t.updated_at
-             FROM unnest(?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) AS t (id, from_status, from_claim, least_attempts, status,
-                 attempts_returned, next_attempt_at, completed_at, keeps_failure, reason, detail, updated_at)
-             WHERE d.id = t.id AND d.status_code = t.from_status
-               AND (t.from_claim IS NULL OR d.claim_id = t.from_claim) AND d.attempt_count >= t.least_attempts
-             RETURNING d.id",
-        )
-        .bind::<Array<Id>, _>(column(transitions, |t| Key::from(t.delivery_id)))
-        .bind::<Array<Text>, _>(column(transitions, |t| <&str>::from(t.from.status)))
-        .bind::<Array<Nullable<Id>>, _>(column(transitions, |t| t.from.claim_id.map(Key::from)))
-        .bind::<Array<Integer>, _>(column(transitions, |t| t.from.least_attempts))
-        .bind::<Array<Text>, _>(column(transitions, |t| <&str>::from(t.status)))
-        .bind::<Array<Integer>, _>(column(transitions, |t| t.attempts_returned))
-        .bind::<Array<Nullable<Moment>>, _>(column(transitions, |t| t.next_attempt_at.map(Time::from)))
-        .bind::<Array<Nullable<Moment>>, _>(column(transitions, |t| t.completed_at.map(Time::from)))
-        .bind::<Array<Bool>, _>(column(transitions, keeps_failure))
-        .bind::<Array<Nullable<Text>>, _>(column(transitions, reason))
-        .bind::<Array<Nullable<Text>>, _>(column(transitions, detail))
-        .bind::<Array<Moment>, _>(column(transitions, |t| Time::from(t.updated_at)))
-        .load(pg)?,
-        AnyConnection::Sqlite(sqlite) => {
-            let mut moved = Vec::with_capacity(transitions.len());
-            for t in transitions {
-                let claim_id = t.from.claim_id.map(Key::from);
-                let next_attempt_at = t.next_attempt_at.map(Time::from);
-                let id: Option<Key> = prepared::<Id, _>(
-                    "UPDATE deliveries SET status_code = ?, attempt_count = attempt_count - ?, next_attempt_at = ?,
-                         wake_at = ?, completed_at = ?,
-                         failure_reason_code = iif(?, failure_reason_code, ?),
-                         failure_detail = iif(?, failure_detail, ?),
-                         claim_id = NULL, claimed_at = NULL, updated_at = ?
-                     WHERE id = ? AND status_code = ? AND (? IS NULL OR claim_id = ?) AND attempt_count >= ?
-                     RETURNING id",
-                )
-                .bind::<Text, _>(<&str>::from(t.status))
-                .bind::<Integer, _>(t.attempts_returned)
-                .bind::<Nullable<Moment>, _>(next_attempt_at)
-                .bind::<Nullable<Moment>, _>(next_attempt_at)
-                .bind::<Nullable<Moment>, _>(t.completed_at.map(Time::from))
-                .bind::<Bool, _>(keeps_failure(t))
-                .bind::<Nullable<Text>, _>(reason(t))
-                .bind::<Bool, _>(keeps_failure(t))
-                .bind::<Nullable<Text>, _>(detail(t))
-                .bind::<Moment, _>(Time::from(t.updated_at))
-                .bind::<Id, _>(Key::from(t.delivery_id))
-                .bind::<Text, _>(<&str>::from(t.from.status))
-                .bind::<Nullable<Id>, _>(claim_id)
-                .bind::<Nullable<Id>, _>(claim_id)
-                .bind::<Integer, _>(t.from.least_attempts)
-                .get_result(sqlite)
-                .optional()?;
-                moved.extend(id);
+    let ids = transitions.iter().map(|transition| transition.delivery_id);
+    let mut locked = lock_open(tx, ids, WhenLocked::Wait)?;
+    move_locked(tx, &mut locked, transitions)
+}
+
+/// The same for deliveries that are locked already, each of which is taken out of `locked`.
+pub(super) fn move_locked(
+    tx: &mut AnyConnection,
+    locked: &mut HashMap<DeliveryId, OpenDelivery>,
+    transitions: &[Transition],
+) -> QueryResult<HashSet<DeliveryId>> {
+    let departing = transitions.iter().filter_map(|transition| {
+        let row = locked.remove(&transition.delivery_id)?;
+        transition
+            .departs_from(row.status(), row.claim_id, row.attempt_count)
+            .then(|| Move::of(row, transition))
+    });
+    let (ending, waiting): (Vec<Move>, Vec<Move>) = departing.partition(|row| row.completed_at.is_some());
+    end(tx, &ending)?;
+    wait(tx, &waiting)?;
+    Ok(ending.iter().chain(&waiting).map(|row| row.open.id.into()).collect())
+}
+
+/// A delivery as it stands after a transition.
+struct Move {
+    open: OpenDelivery,
+    status: &'static str,
+    next_attempt_at: Option<Time>,
+    completed_at: Option<Time>,
+    updated_at: Time,
+}
+
+impl Move {
+    fn of(open: OpenDelivery, transition: &Transition) -> Move {
+        let (failure_reason_code, failure_detail) = match &transition.failure {
+            FailureChange::Keep => (open.failure_reason_code, open.failure_detail),
+            FailureChange::Set(None) => (None, None),
+            FailureChange::Set(Some(failure)) => {
+                (Some(<&str>::from(failure.reason).to_owned()), Some(failure.detail.clone()))
             }
-            moved
+        };
+        let attempt_count = open.attempt_count - transition.attempts_returned;
+        Move {
+            open: OpenDelivery { attempt_count, failure_reason_code, failure_detail, ..open },
+            status: transition.status.into(),
+            next_attempt_at: transition.next_attempt_at.map(Time::from),
+            completed_at: transition.completed_at.map(Time::from),
+            updated_at: transition.updated_at.into(),
         }
-    };
-    Ok(moved.into_iter().map(DeliveryId::from).collect())
-}
-
-fn keeps_failure(transition: &Transition) -> bool {
-    transition.failure == FailureChange::Keep
-}
-
-fn reason(transition: &Transition) -> Option<&'static str> {
-    failure(transition).map(|failure| failure.reason.into())
-}
-
-fn detail(transition: &Transition) -> Option<&str> {
-    failure(transition).map(|failure| failure.detail.as_str())
-}
-
-fn failure(transition: &Transition) -> Option<&Failure> {
-    match &transition.failure {
-        FailureChange::Keep => None,
-        FailureChange::Set(failure) => failure.as_ref(),
     }
+}
+
+/// Deliveries end: from here nothing about them changes.
+fn end(tx: &mut AnyConnection, rows: &[Move]) -> QueryResult<()> {
+    match tx {
+        AnyConnection::Postgres(_) if rows.is_empty() => {}
+        AnyConnection::Postgres(pg) => {
+            let ids = column(rows, |row| row.open.id);
+            prepared::<(), _>("DELETE FROM open_deliveries WHERE id = ANY (?)")
+                .bind::<Array<Id>, _>(&ids)
+                .execute(pg)?;
+            prepared::<(), _>(
+                "INSERT INTO ended_deliveries (id, org_id, callback_host, is_automatic, status_code, failure_reason_code,
+                     failure_detail, attempt_count, created_at, completed_at)
+                 SELECT * FROM unnest(?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            )
+            .bind::<Array<Id>, _>(&ids)
+            .bind::<Array<Id>, _>(column(rows, |row| row.open.org))
+            .bind::<Array<Text>, _>(column(rows, |row| row.open.callback_host.as_str()))
+            .bind::<Array<Bool>, _>(column(rows, |row| row.open.is_automatic))
+            .bind::<Array<Text>, _>(column(rows, |row| row.status))
+            .bind::<Array<Nullable<Text>>, _>(column(rows, |row| row.open.failure_reason_code.as_deref()))
+            .bind::<Array<Nullable<Text>>, _>(column(rows, |row| row.open.failure_detail.as_deref()))
+            .bind::<Array<Integer>, _>(column(rows, |row| row.open.attempt_count))
+            .bind::<Array<Moment>, _>(column(rows, |row| row.open.created_at))
+            .bind::<Array<Nullable<Moment>>, _>(column(rows, |row| row.completed_at))
+            .execute(pg)?;
+        }
+        AnyConnection::Sqlite(sqlite) => {
+            for row in rows {
+                prepared::<(), _>("DELETE FROM open_deliveries WHERE id = ?")
+                    .bind::<Id, _>(row.open.id)
+                    .execute(sqlite)?;
+                prepared::<(), _>(
+                    "INSERT INTO ended_deliveries (id, org_id, callback_host, is_automatic, status_code,
+                         failure_reason_code, failure_detail, attempt_count, created_at, completed_at)
+                     VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                )
+                .bind::<Id, _>(row.open.id)
+                .bind::<Id, _>(row.open.org)
+                .bind::<Text, _>(row.open.callback_host.as_str())
+                .bind::<Bool, _>(row.open.is_automatic)
+                .bind::<Text, _>(row.status)
+                .bind::<Nullable<Text>, _>(row.open.failure_reason_code.as_deref())
+                .bind::<Nullable<Text>, _>(row.open.failure_detail.as_deref())
+                .bind::<Integer, _>(row.open.attempt_count)
+                .bind::<Moment, _>(row.open.created_at)
+                .bind::<Nullable<Moment>, _>(row.completed_at)
+                .execute(sqlite)?;
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Deliveries wait for their next attempt.
+fn wait(tx: &mut AnyConnection, rows: &[Move]) -> QueryResult<()> {
+    match tx {
+        AnyConnection::Postgres(_) if rows.is_empty() => {}
+        AnyConnection::Postgres(pg) => {
+            let ids = column(rows, |row| row.open.id);
+            // It is given the ids twice, so that the rows are found by them and nothing else.
+            prepared::<(), _>(
+                "UPDATE open_deliveries o SET attempt_count = t.attempt_count, next_attempt_at = t.next_attempt_at,
+                     wake_at = t.next_attempt_at, failure_reason_code = t.reason, failure_detail = t.detail,
+                     claim_id = NULL, claimed_at = NULL, updated_at = t.updated_at
+                 FROM unnest(?, ?, ?, ?, ?, ?) AS t (id, attempt_count, next_attempt_at, reason, detail, updated_at)
+                 WHERE o.id = t.id AND o.id = ANY (?)",
+            )
+            .bind::<Array<Id>, _>(&ids)
+            .bind::<Array<Integer>, _>(column(rows, |row| row.open.attempt_count))
+            .bind::<Array<Nullable<Moment>>, _>(column(rows, |row| row.next_attempt_at))
+            .bind::<Array<Nullable<Text>>, _>(column(rows, |row| row.open.failure_reason_code.as_deref()))
+            .bind::<Array<Nullable<Text>>, _>(column(rows, |row| row.open.failure_detail.as_deref()))
+            .bind::<Array<Moment>, _>(column(rows, |row| row.updated_at))
+            .bind::<Array<Id>, _>(&ids)
+            .execute(pg)?;
+        }
+        AnyConnection::Sqlite(sqlite) => {
+            for row in rows {
+                prepared::<(), _>(
+                    "UPDATE open_deliveries SET attempt_count = ?, next_attempt_at = ?, wake_at = ?,
+                         failure_reason_code = ?, failure_detail = ?, claim_id = NULL, claimed_at = NULL, updated_at = ?
+                     WHERE id = ?",
+                )
+                .bind::<Integer, _>(row.open.attempt_count)
+                .bind::<Nullable<Moment>, _>(row.next_attempt_at)
+                .bind::<Nullable<Moment>, _>(row.next_attempt_at)
+                .bind::<Nullable<Text>, _>(row.open.failure_reason_code.as_deref())
+                .bind::<Nullable<Text>, _>(row.open.failure_detail.as_deref())
+                .bind::<Moment, _>(row.updated_at)
+                .bind::<Id, _>(row.open.id)
+                .execute(sqlite)?;
+            }
+        }
+    }
+    Ok(())
 }

@@ -2,14 +2,18 @@
 
 use std::time::Duration;
 
-use ::store::{Erasure, Position, PruneRange, Pruned, RecordedRun, Redelivery, erase_run, prune};
+use ::store::{
+    AnyConnection, Erasure, Position, PruneRange, Pruned, RecordedRun, Redelivery, StoreError, erase_run,
+    prune, redeliver,
+};
 use contracts::{DeliveryStatus, FailureReason, RunId, Timing};
+use diesel::Connection;
 use diesel::connection::SimpleConnection;
 use engine::{AttemptResult, Effect, Settlement};
 use testkit::{Engine, terminal_run};
 
 use crate::stage::{
-    GRACE, LEASE, Stage, URL, finished, new_run, on_both_engines, retried, succeeded, update,
+    GRACE, LEASE, POLICY, Stage, URL, finished, new_run, on_both_engines, retried, succeeded, update,
 };
 
 on_both_engines!(
@@ -369,5 +373,48 @@ async fn a_redelivery_and_an_erasure_at_the_same_time_leave_nothing() {
         redelivered.unwrap();
         assert!(matches!(erased.unwrap(), Erasure::Erased { .. }));
     }
-    assert_eq!(stage.count("deliveries WHERE payload <> '{}' OR completed_at IS NULL"), 0);
+    assert_eq!(stage.count("delivery_states WHERE payload <> '{}' OR completed_at IS NULL"), 0);
+}
+
+/// Those that come meanwhile lock the rows of their runs instead of waiting, too.
+#[test]
+fn on_postgresql_erasing_and_pruning_wait_for_the_deliveries_that_are_being_made_and_hold_up_no_others() {
+    let mut stage = Stage::new(Engine::Postgres);
+    let (org, now, url) = (stage.org, stage.now, stage.database.url().clone());
+    let other_run = stage.run();
+    let erasing = move |tx: &mut AnyConnection, run| {
+        let erasure = erase_run(tx, now, org, run)?;
+        Ok(matches!(erasure, Erasure::Erased { deliveries: 1, .. }))
+    };
+    let pruning = move |tx: &mut AnyConnection, _| {
+        let ended = Some(now + LEASE);
+        let ranges = PruneRange::all_of(org, None, ended);
+        let mut pruned = Vec::new();
+        for range in ranges {
+            pruned.push(prune(tx, range, None, 100)?.runs);
+        }
+        Ok(pruned.iter().sum::<usize>() == 1) // the other one, which nobody is making a delivery of
+    };
+    type Removing = Box<dyn Fn(&mut AnyConnection, RunId) -> Result<bool, StoreError> + Send>;
+    let removals: [Removing; 2] = [Box::new(erasing), Box::new(pruning)];
+    for (n, removing) in removals.into_iter().enumerate() {
+        let run = stage.run();
+        let mut making = url.connect().unwrap();
+        making.batch_execute("BEGIN").unwrap();
+        let made = redeliver(&mut making, now, &POLICY, org, run, "r").unwrap();
+        let mut conn = url.connect().unwrap();
+        let removal = std::thread::spawn(move || conn.transaction(|tx| removing(tx, run)).unwrap());
+        while stage.count("pg_locks WHERE locktype = 'advisory' AND NOT granted") == 0 {
+            assert!(!removal.is_finished(), "removal {n} waits");
+            std::thread::yield_now();
+        }
+        let third = stage.run();
+        let meanwhile = stage.redeliver(third);
+        assert!(matches!(meanwhile, Redelivery::Accepted(_)), "removal {n} holds up nobody");
+        making.batch_execute("COMMIT").unwrap();
+        assert!(removal.join().unwrap(), "removal {n} sees the delivery");
+        let delivery = stage.delivery(crate::stage::accepted(made).id);
+        assert_eq!(delivery.payload_bytes == "{}", n == 0);
+    }
+    assert_eq!(stage.redeliver(other_run), Redelivery::RunNotFound, "it was pruned");
 }

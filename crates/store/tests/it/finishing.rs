@@ -173,9 +173,10 @@ async fn a_batch_is_answered_in_its_order(engine: Engine) {
     stage.claim_one(overtaken.held.delivery_id, 2);
     let [good, bad, last, known, vanished] = std::array::from_fn(|_| stage.claimed());
     stage.finish_one(succeeded(&known));
-    stage
-        .sql(&format!("DELETE FROM deliveries WHERE claim_id = {}", stage.literal(vanished.held.claim_id.0)))
-        .unwrap();
+    let id = stage.literal(vanished.held.delivery_id.0);
+    for table in ["deliveries", "open_deliveries"] {
+        stage.sql(&format!("DELETE FROM {table} WHERE id = {id}")).unwrap();
+    }
     let retry_at = stage.now + LEASE;
 
     let results = [
@@ -366,7 +367,7 @@ async fn outcome_unknown_itself_replaces_nothing(engine: Engine) {
 async fn a_result_of_a_vanished_delivery_is_dropped(engine: Engine) {
     let mut stage = Stage::new(engine);
     let claimed = stage.claimed();
-    stage.sql("DELETE FROM deliveries").unwrap();
+    stage.clear();
     for result in [succeeded, failed] {
         assert_eq!(stage.finish_one(result(&claimed)), Effect::Dropped);
     }
@@ -507,7 +508,7 @@ fn on_postgresql_a_result_whose_row_is_locked_is_left_out_and_the_others_are_not
     let [locked, free, late] = [0, 1, 2].map(|_| stage.claimed());
     stage.lose(&late);
     let of = |claimed: &Claimed| format!("'{}'", claimed.held.delivery_id);
-    let lock = stage.database.lock(&format!("deliveries WHERE id IN ({}, {})", of(&locked), of(&late)));
+    let lock = stage.database.lock(&format!("open_deliveries WHERE id IN ({}, {})", of(&locked), of(&late)));
     let batch = [&locked, &free, &late].map(succeeded);
     assert_eq!(stage.finish(&batch), [Effect::Locked, Effect::Recorded, Effect::Locked]);
     assert_eq!(stage.delivery(locked.held.delivery_id).status_code, DeliveryStatus::Delivering);

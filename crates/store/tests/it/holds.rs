@@ -4,9 +4,9 @@ use std::time::Duration;
 
 use ::store::{
     DeliveryFilter, DeliveryParts, PageRequest, Redelivery, claim_due, claimed_under, deliveries_page,
-    fill_unknown_destinations, forget_holds,
+    forget_holds,
 };
-use contracts::{ClaimId, DeliveryId, DeliveryStatus, Destination, InFlight};
+use contracts::{ClaimId, DeliveryId, DeliveryStatus, InFlight};
 use engine::{AttemptResult, ByteRoom, Claimed, Effect, HoldChange, RelayPlan, Settlement};
 use testkit::Engine;
 
@@ -34,7 +34,6 @@ on_both_engines!(
     a_hold_is_forgotten_an_hour_after_its_end_unless_something_waits,
     next_attempt_at_is_the_later_of_the_deliverys_own_and_its_destinations,
     a_delivery_of_a_held_destination_can_be_superseded_and_erased,
-    deliveries_of_a_version_without_destinations_hold_nothing_and_get_theirs,
 );
 
 const OTHER_URL: &str = "https://other.example.com/";
@@ -338,22 +337,4 @@ async fn a_delivery_of_a_held_destination_can_be_superseded_and_erased(engine: E
     let erased = stage.write(|tx| ::store::erase_run(tx, now, org, run));
     assert!(matches!(erased, ::store::Erasure::Erased { deliveries: 2, .. }));
     assert_eq!(stage.delivery(new.id).status_code, DeliveryStatus::Failed);
-}
-
-/// As an api of an older version inserts them beside dispatchers of this one.
-async fn deliveries_of_a_version_without_destinations_hold_nothing_and_get_theirs(engine: Engine) {
-    let mut stage = Stage::new(engine);
-    let claimed = stage.claimed();
-    let waiting = stage.accept();
-    stage.sql("UPDATE deliveries SET destination = 0").unwrap();
-    let mut result = retried(&claimed, stage.now);
-    result.destination = Destination::UNKNOWN;
-    result.hold = HoldChange::HoldUntil(stage.now + MINUTE);
-    assert_eq!(stage.finish_one(result), Effect::Recorded);
-    assert_eq!(stage.count("destinations"), 0);
-    let filled = stage.write(fill_unknown_destinations);
-    assert_eq!(filled, 2);
-    let of = Destination::of(stage.org, &waiting.callback_url).as_i64();
-    assert_eq!(stage.count(&format!("deliveries WHERE destination = {of}")), 2);
-    assert_eq!(stage.write(fill_unknown_destinations), 0);
 }

@@ -119,9 +119,7 @@ struct History<'a> {
 
 impl<'a> History<'a> {
     fn new(stage: &'a mut Stage, seen: &'a mut HashMap<&'static str, usize>, seed: u64) -> History<'a> {
-        stage.sql("DELETE FROM attempts").unwrap();
-        stage.sql("DELETE FROM deliveries").unwrap();
-        stage.sql("DELETE FROM destinations").unwrap();
+        stage.clear();
         let runs = vec![stage.run(), stage.run_to(OTHER_URL), stage.run()];
         History {
             stage,
@@ -543,9 +541,7 @@ async fn dispatcher(
             batch.retain(|_| effects.next() == Some(&Effect::Locked));
         }
         store.clock().advance(LEASE / 8);
-        let open = |tx: &mut _| {
-            Ok::<_, StoreError>(number(tx, "SELECT count(*) FROM deliveries WHERE completed_at IS NULL"))
-        };
+        let open = |tx: &mut _| Ok::<_, StoreError>(number(tx, "SELECT count(*) FROM open_deliveries"));
         if store.read(open).await.unwrap() == 0 {
             return claimed_by_me;
         }

@@ -1,13 +1,15 @@
 //! Bringing the schema up to date, and refusing to work on another one.
 
+use std::fmt::Write as _;
 use std::time::Duration;
 
 use ::store::{MIGRATIONS, Migration, Store, StoreError, migrate, migrate_to};
-use contracts::Destination;
+use contracts::{DeliveryId, DeliveryStatus, Destination, FailureReason};
 use diesel::connection::SimpleConnection;
 use testkit::{Engine, TestDatabase};
+use uuid::Uuid;
 
-use crate::stage::{GRACE, Stage, URL, on_both_engines, succeeded};
+use crate::stage::{Stage, URL, on_both_engines};
 
 on_both_engines!(
     a_fresh_database_is_migrated_and_a_second_time_changes_nothing,
@@ -69,7 +71,7 @@ fn with(later: &[Migration]) -> Vec<Migration> {
 }
 
 const EXPANDING: Migration =
-    Migration::new(100, "-- Oldest program: 13\nALTER TABLE runs ADD COLUMN priority integer;\n");
+    Migration::new(100, "-- Oldest program: 16\nALTER TABLE runs ADD COLUMN priority integer;\n");
 const CONTRACTING: Migration =
     Migration::new(101, "-- Oldest program: 100\nALTER TABLE runs DROP COLUMN priority;\n");
 
@@ -114,7 +116,7 @@ fn every_migration_is_in_its_place() {
 async fn a_migration_lets_others_pass_while_a_table_is_busy() {
     const MANY_TABLES: Migration = Migration::new(
         100,
-        "-- Oldest program: 13
+        "-- Oldest program: 16
          ALTER TABLE organizations ADD COLUMN priority integer;
          ALTER TABLE attempts ADD COLUMN priority integer;
          ALTER TABLE deliveries ADD COLUMN priority integer;
@@ -246,29 +248,68 @@ async fn an_older_schema_is_refused_with_advice_and_can_then_be_migrated(engine:
 }
 
 async fn deliveries_of_the_first_schema_get_their_hosts_and_open_ones_their_destinations(engine: Engine) {
-    let mut stage = Stage::new(engine);
+    const OTHER_URL: &str = "https://other.example.com/";
+    let database = TestDatabase::empty(engine);
+    let mut conn = database.url().connect().unwrap();
+    migrate_to(&mut conn, &MIGRATIONS[..1]).unwrap();
+    let mut stage = Stage::on(database, conn);
     let count = 1_001; // more than are filled in at once
-    stage.accept_many(count);
-    let ended = stage.claimed();
-    stage.finish_one(succeeded(&ended));
-    let other = stage.accept_to("https://other.example.com/").id;
-    let mut later = migrations();
-    later.pop(); // the first
-    for later in &later {
-        let down = std::fs::read_to_string(format!("../../migrations/{later}/down.sql")).unwrap();
-        for statement in down.split_inclusive(';').filter(|statement| !statement.trim().is_empty()) {
-            stage.sql(statement).unwrap();
-        }
+    let ids: Vec<Uuid> = (0..=count).map(|_| Uuid::new_v4()).collect();
+    let (org, now) = (stage.literal(stage.org.0), stage.moment(stage.now));
+    let mut rows = format!(
+        "INSERT INTO organizations VALUES ({org}, 'first', {now});
+         BEGIN;"
+    );
+    for (n, id) in ids.iter().enumerate() {
+        let (id, url) = (stage.literal(*id), if n == count { OTHER_URL } else { URL });
+        let payload = match engine {
+            Engine::Postgres => "'{}'",
+            Engine::Sqlite => "X'7b7d'",
+        };
+        let state = match n {
+            0 | 3 => {
+                format!("'failed', 'gone', 'as told', 3, 8, NULL, NULL, NULL, NULL, 'r', {now}, {now}, {now}")
+            }
+            1 => format!("'delivering', NULL, NULL, 1, 8, NULL, {now}, {id}, {now}, 'r', {now}, {now}, NULL"),
+            _ => format!("'pending', NULL, NULL, 0, 8, {now}, {now}, NULL, NULL, 'r', {now}, {now}, NULL"),
+        };
+        write!(
+            rows,
+            "INSERT INTO runs (org_id, id, status_code, created_at, completed_at, updated_at)
+                 VALUES ({org}, {id}, 'succeeded', {now}, {now}, {now});
+             INSERT INTO deliveries (id, org_id, run_id, callback_url, payload, is_automatic, status_code,
+                     failure_reason_code, failure_detail, attempt_count, max_attempts, next_attempt_at, wake_at, claim_id,
+                     claimed_at, request_id, created_at, updated_at, completed_at)
+                 VALUES ({id}, {org}, {id}, '{url}', {payload}, FALSE, {state});"
+        )
+        .unwrap();
     }
-    stage.sql("DELETE FROM __diesel_schema_migrations WHERE version > '00000000000001'").unwrap();
-    assert_eq!(migrate(&mut stage.conn).unwrap(), later.len());
-    let filled = "SELECT count(*) FROM deliveries WHERE callback_host = 'hooks.example.com'";
-    assert_eq!(stage.number(filled), i64::try_from(count).unwrap() + 1);
-    let to = |destination: Destination| format!("deliveries WHERE destination = {}", destination.as_i64());
-    let (first, second) = (stage.destination(URL), stage.destination("https://other.example.com/"));
-    assert_eq!(stage.count(&to(first)), i64::try_from(count).unwrap());
-    assert_eq!(stage.count(&format!("{} AND id = {}", to(second), stage.literal(other.0))), 1);
-    assert_eq!(stage.count("deliveries WHERE destination = 0 AND completed_at IS NOT NULL"), 1);
-    stage.advance(GRACE);
-    assert!(stage.claim_due(2000).len() > 1000, "the relay finds them");
+    stage.conn.batch_execute(&(rows + "COMMIT")).unwrap();
+
+    // Programs of the version before work on until the last step: one delivery ends meanwhile, one is pruned.
+    let filled = MIGRATIONS.iter().position(|migration| migration.number == 16).unwrap();
+    assert_eq!(migrate_to(&mut stage.conn, &MIGRATIONS[..filled]).unwrap(), filled - 1);
+    let [pruned, ends] = [3, 4].map(|n| stage.literal(ids[n]));
+    let end = format!(
+        "UPDATE deliveries SET status_code = 'succeeded', attempt_count = 1, next_attempt_at = NULL, wake_at = NULL,
+             completed_at = {now} WHERE id = {ends}"
+    );
+    stage.sql(&end).unwrap();
+    stage.sql(&format!("DELETE FROM deliveries WHERE id = {pruned}")).unwrap();
+    assert_eq!(migrate(&mut stage.conn).unwrap(), migrations().len() - filled);
+    assert_eq!(stage.delivery(DeliveryId(ids[4])).status_code, DeliveryStatus::Succeeded);
+    assert_eq!(stage.count("ended_deliveries"), 2);
+    let count = i64::try_from(count).unwrap() - 1;
+    let of_host = "delivery_states WHERE callback_host = 'hooks.example.com'";
+    assert_eq!(stage.count(of_host), count);
+    let to =
+        |destination: Destination| format!("open_deliveries WHERE destination = {}", destination.as_i64());
+    let (first, second) = (stage.destination(URL), stage.destination(OTHER_URL));
+    assert_eq!(stage.count(&to(first)), count - 2);
+    assert_eq!(stage.count(&to(second)), 1);
+    let ended = stage.delivery(DeliveryId(ids[0]));
+    assert_eq!((ended.status_code, ended.attempt_count), (DeliveryStatus::Failed, 3));
+    assert_eq!(ended.failure_reason_code, Some(FailureReason::Gone));
+    assert_eq!(stage.delivery(DeliveryId(ids[1])).status_code, DeliveryStatus::Delivering);
+    assert_eq!(stage.claim_due(2000).len(), 998, "the relay finds those that wait");
 }

@@ -127,7 +127,7 @@ async fn destinations_with_nothing_due_yet_are_walked_past(engine: Engine) {
     };
     stage
         .sql(&format!(
-            "UPDATE deliveries SET wake_at = {put_off} WHERE destination < 490 AND destination >= 0"
+            "UPDATE open_deliveries SET wake_at = {put_off} WHERE destination < 490 AND destination >= 0"
         ))
         .unwrap();
     stage.advance(GRACE + LEASE - MICROSECOND * 10_000);
@@ -226,18 +226,20 @@ fn two_relays_in_the_same_moment_take_different_rows() {
     assert_eq!((claimed.len(), distinct.len()), (5, 5));
 }
 
-/// Makes every update of that delivery fail.
-fn refuse_updates(stage: &mut Stage, delivery: DeliveryId) {
+/// Makes every change of that open delivery fail.
+fn refuse_changes(stage: &mut Stage, delivery: DeliveryId) {
     let id = stage.literal(delivery.0);
     let statements = match stage.database.url() {
         ::store::DatabaseUrl::Postgres(_) => format!(
             "CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS
                  $$ BEGIN RAISE EXCEPTION 'a broken row'; END $$;
-             CREATE TRIGGER refuse BEFORE UPDATE ON deliveries FOR EACH ROW WHEN (OLD.id = {id})
+             CREATE TRIGGER refuse BEFORE UPDATE OR DELETE ON open_deliveries FOR EACH ROW WHEN (OLD.id = {id})
                  EXECUTE FUNCTION refuse()"
         ),
         ::store::DatabaseUrl::Sqlite(_) => format!(
-            "CREATE TRIGGER refuse BEFORE UPDATE ON deliveries WHEN OLD.id = {id}
+            "CREATE TRIGGER refuse BEFORE UPDATE ON open_deliveries WHEN OLD.id = {id}
+             BEGIN SELECT RAISE(ABORT, 'a broken row'); END;
+             CREATE TRIGGER refuse_to_end BEFORE DELETE ON open_deliveries WHEN OLD.id = {id}
              BEGIN SELECT RAISE(ABORT, 'a broken row'); END"
         ),
     };
@@ -257,7 +259,7 @@ async fn a_refused_claim_names_what_it_had_chosen(engine: Engine) {
         stage.accept().id
     };
     stage.advance(GRACE);
-    refuse_updates(&mut stage, due[2]);
+    refuse_changes(&mut stage, due[2]);
     let now = stage.now;
     let claim = |stage: &mut Stage, plan: &RelayPlan| {
         stage.conn.transaction(|tx| claim_due(tx, now, LEASE, ClaimId::new(now), plan))
@@ -265,7 +267,7 @@ async fn a_refused_claim_names_what_it_had_chosen(engine: Engine) {
     let RowsRefused { rows, error } = claim(&mut stage, &plan(4)).unwrap_err();
     assert_eq!(sorted(rows), sorted(due.clone()));
     assert!(error.to_string().contains("a broken row") && !error.is_outage());
-    assert_eq!(stage.count("deliveries WHERE status_code = 'pending'"), 5, "nothing of it was claimed");
+    assert_eq!(stage.count("open_deliveries WHERE claim_id IS NULL"), 5, "nothing of it was claimed");
     // Stepping over one half of them tells which half it is in.
     let half = RelayPlan { stepped_over: due[2..].to_vec(), ..plan(10) };
     assert_eq!(ids(&claim(&mut stage, &half).unwrap().claimed), sorted(vec![due[0], due[1], later]));
@@ -279,7 +281,7 @@ async fn a_refused_recovery_names_what_it_had_found(engine: Engine) {
     let mut stage = Stage::new(engine);
     let held: Vec<_> = (0..3).map(|_| stage.claimed().held.delivery_id).collect();
     stage.advance(LEASE);
-    refuse_updates(&mut stage, held[0]);
+    refuse_changes(&mut stage, held[0]);
     let now = stage.now;
     let mut recover = |stepped_over: &[DeliveryId]| {
         let settle = |held: &HeldAttempt| lost(held, Settlement::Failed);
@@ -320,7 +322,7 @@ fn on_postgresql_recovery_passes_over_rows_that_another_transaction_has_locked()
     let mut stage = Stage::new(Engine::Postgres);
     let [locked, free] = [0, 1].map(|_| stage.claimed());
     stage.advance(LEASE);
-    let lock = stage.database.lock(&format!("deliveries WHERE id = '{}'", locked.held.delivery_id));
+    let lock = stage.database.lock(&format!("open_deliveries WHERE id = '{}'", locked.held.delivery_id));
     assert_eq!(stage.recover(Settlement::Failed), [free.held]);
     drop(lock);
     assert_eq!(stage.recover(Settlement::Failed), std::slice::from_ref(&locked.held));

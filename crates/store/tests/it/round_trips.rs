@@ -57,13 +57,13 @@ async fn every_moment_of_a_delivery_keeps_its_microseconds(engine: Engine) {
         (delivery.created_at, delivery.updated_at, delivery.next_attempt_at, delivery.completed_at),
         (accepted_at, accepted_at, Some(accepted_at), None)
     );
-    assert_eq!(stage.micros("deliveries", "wake_at"), (accepted_at + GRACE).as_micros());
+    assert_eq!(stage.micros("open_deliveries", "wake_at"), (accepted_at + GRACE).as_micros());
 
     stage.advance(std::time::Duration::from_micros(1_000_001));
     let (claimed_at, claimed) = (stage.now, stage.claim_one(delivery.id, 1));
     assert_eq!(claimed.held.claimed_at, claimed_at);
-    assert_eq!(stage.micros("deliveries", "claimed_at"), claimed_at.as_micros());
-    assert_eq!(stage.micros("deliveries", "wake_at"), (claimed_at + LEASE).as_micros());
+    assert_eq!(stage.micros("open_deliveries", "claimed_at"), claimed_at.as_micros());
+    assert_eq!(stage.micros("open_deliveries", "wake_at"), (claimed_at + LEASE).as_micros());
     assert_eq!(stage.delivery(delivery.id).updated_at, claimed_at);
 
     let retry_at = stage.now + std::time::Duration::from_micros(10_000_003);
@@ -72,7 +72,7 @@ async fn every_moment_of_a_delivery_keeps_its_microseconds(engine: Engine) {
     let waiting = stage.delivery(delivery.id);
     assert_eq!((waiting.next_attempt_at, waiting.updated_at), (Some(retry_at), stage.now));
     assert_eq!(waiting.attempts[0].created_at, claimed_at);
-    assert_eq!(stage.micros("deliveries", "wake_at"), retry_at.as_micros());
+    assert_eq!(stage.micros("open_deliveries", "wake_at"), retry_at.as_micros());
 
     stage.now = retry_at;
     let claimed = stage.claim_one(delivery.id, 2);

@@ -65,6 +65,11 @@ impl Stage {
         Stage { conn, now: start(), org, database }
     }
 
+    /// On a database of any schema, with an organization that is still to be made.
+    pub(crate) fn on(database: TestDatabase, conn: AnyConnection) -> Stage {
+        Stage { conn, now: start(), org: OrgId(Uuid::new_v4()), database }
+    }
+
     pub(crate) fn advance(&mut self, by: Duration) {
         self.now = self.now + by;
     }
@@ -195,16 +200,27 @@ impl Stage {
                  FROM deliveries d CROSS JOIN n WHERE d.id = {delivery}"
             ),
             format!(
-                "INSERT INTO deliveries (id, org_id, run_id, callback_url, destination, payload, is_automatic,
-                     status_code, attempt_count, max_attempts, next_attempt_at, wake_at, request_id, created_at,
-                     updated_at) {numbers}
-                 SELECT {id}, d.org_id, {id}, d.callback_url, i % {destinations}, d.payload, d.is_automatic,
-                     d.status_code, 0, d.max_attempts, d.next_attempt_at, d.wake_at + {later}, 'r', d.created_at,
-                     d.updated_at
+                "INSERT INTO deliveries (id, org_id, run_id, callback_url, payload, is_automatic, max_attempts, request_id,
+                     created_at) {numbers}
+                 SELECT {id}, d.org_id, {id}, d.callback_url, d.payload, d.is_automatic, d.max_attempts, 'r', d.created_at
                  FROM deliveries d CROSS JOIN n WHERE d.id = {delivery}"
+            ),
+            format!(
+                "INSERT INTO open_deliveries (id, org_id, run_id, destination, callback_host, is_automatic, payload_bytes,
+                     max_attempts, attempt_count, next_attempt_at, wake_at, created_at, updated_at) {numbers}
+                 SELECT {id}, o.org_id, {id}, i % {destinations}, o.callback_host, o.is_automatic, o.payload_bytes,
+                     o.max_attempts, 0, o.next_attempt_at, o.wake_at + {later}, o.created_at, o.updated_at
+                 FROM open_deliveries o CROSS JOIN n WHERE o.id = {delivery}"
             ),
         ] {
             self.sql(&copies).unwrap();
+        }
+    }
+
+    /// Deletes all deliveries, and all that is known of destinations.
+    pub(crate) fn clear(&mut self) {
+        for table in ["attempts", "open_deliveries", "ended_deliveries", "deliveries", "destinations"] {
+            self.sql(&format!("DELETE FROM {table}")).unwrap();
         }
     }
 
@@ -246,6 +262,19 @@ impl Stage {
         number(&mut self.conn, query)
     }
 
+    /// The first column of a query's rows.
+    pub(crate) fn texts(&mut self, query: &str) -> Vec<String> {
+        #[derive(QueryableByName)]
+        struct Row {
+            #[diesel(sql_type = diesel::sql_types::Text)]
+            value: String,
+        }
+        let rows: Vec<Row> = diesel::sql_query(format!("WITH t (value) AS ({query}) SELECT value FROM t"))
+            .load(&mut self.conn)
+            .unwrap();
+        rows.into_iter().map(|row| row.value).collect()
+    }
+
     /// A column of the only row of a table, in microseconds since 1970, as the database holds it.
     pub(crate) fn micros(&mut self, table: &str, column: &str) -> i64 {
         match self.conn {
@@ -282,6 +311,14 @@ impl Stage {
         }
     }
 
+    /// A moment in the engine's own SQL.
+    pub(crate) fn moment(&self, moment: Timestamp) -> String {
+        match self.conn {
+            AnyConnection::Postgres(_) => format!("to_timestamp({} / 1000000.0)", moment.as_micros()),
+            AnyConnection::Sqlite(_) => moment.as_micros().to_string(),
+        }
+    }
+
     /// Undoes what was done since `begin_test_transaction`.
     pub(crate) fn roll_back(&mut self) {
         type Transactions = <AnyConnection as Connection>::TransactionManager;
@@ -305,8 +342,17 @@ impl Stage {
     }
 }
 
-const TABLES: [&str; 7] =
-    ["organizations", "api_tokens", "signing_secrets", "runs", "deliveries", "attempts", "destinations"];
+const TABLES: [&str; 9] = [
+    "organizations",
+    "api_tokens",
+    "signing_secrets",
+    "runs",
+    "deliveries",
+    "open_deliveries",
+    "ended_deliveries",
+    "attempts",
+    "destinations",
+];
 
 pub(crate) fn number(conn: &mut AnyConnection, query: &str) -> i64 {
     diesel::dsl::sql::<BigInt>(query).get_result(conn).unwrap()

@@ -1,2 +1,0 @@
-DROP TABLE erased_parts;
-ALTER TABLE runs DROP COLUMN erased_at;

@@ -1,9 +1,0 @@
-ALTER TABLE attempts DROP COLUMN response_headers;
-ALTER TABLE attempts DROP COLUMN content_type;
-ALTER TABLE attempts DROP COLUMN remote_address;
-ALTER TABLE attempts DROP COLUMN body_ms;
-ALTER TABLE attempts DROP COLUMN wait_ms;
-ALTER TABLE attempts DROP COLUMN send_ms;
-ALTER TABLE attempts DROP COLUMN tls_ms;
-ALTER TABLE attempts DROP COLUMN connect_ms;
-ALTER TABLE attempts DROP COLUMN resolve_ms;

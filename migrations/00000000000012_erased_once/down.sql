@@ -1,3 +1,0 @@
-DROP INDEX erased_parts_of_runs_once;
-DROP INDEX erased_parts_of_deliveries_once;
-DROP INDEX erased_parts_of_attempts_once;
