@@ -80,20 +80,23 @@ struct Bench {
 impl Bench {
     /// Replaces all deliveries.
     fn fill(&mut self, parts: &[Part<'_>]) {
-        self.conn.batch_execute("TRUNCATE deliveries, attempts, destinations").unwrap();
+        self.conn.batch_execute("TRUNCATE deliveries, open_deliveries, attempts, destinations").unwrap();
         let mut from = 1;
         for Part { count, destination, due } in parts {
             let due = format!("to_timestamp({START} / 1000000 + {due}) + i * interval '1 microsecond'");
             self.conn
                 .batch_execute(&format!(
-                    "INSERT INTO deliveries (id, org_id, run_id, callback_url, callback_host, destination, payload,
-                         is_automatic, status_code, attempt_count, max_attempts, next_attempt_at, wake_at, request_id,
-                         created_at, updated_at)
-                     SELECT lpad(to_hex(i), 32, '0')::uuid, '{}', lpad(to_hex(i), 32, '0')::uuid,
-                         'https://hooks.example.com/', 'hooks.example.com', {destination},
-                         convert_to(repeat('x', 1000), 'UTF8'), FALSE, 'pending', 0, 8, {due}, {due}, 'bench', {due}, {due}
+                    "INSERT INTO deliveries (id, org_id, run_id, callback_url, payload, is_automatic, max_attempts, request_id,
+                         created_at)
+                     SELECT lpad(to_hex(i), 32, '0')::uuid, '{org}', lpad(to_hex(i), 32, '0')::uuid,
+                         'https://hooks.example.com/', convert_to(repeat('x', 1000), 'UTF8'), FALSE, 8, 'bench', {due}
+                     FROM generate_series({from}, {from} + {count} - 1) AS i;
+                     INSERT INTO open_deliveries (id, org_id, run_id, destination, callback_host, is_automatic, payload_bytes,
+                         max_attempts, attempt_count, next_attempt_at, wake_at, created_at, updated_at)
+                     SELECT lpad(to_hex(i), 32, '0')::uuid, '{org}', lpad(to_hex(i), 32, '0')::uuid, {destination},
+                         'hooks.example.com', FALSE, 1000, 8, 0, {due}, {due}, {due}, {due}
                      FROM generate_series({from}, {from} + {count} - 1) AS i",
-                    self.org.0
+                    org = self.org.0
                 ))
                 .unwrap();
             from += count;

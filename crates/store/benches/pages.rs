@@ -176,8 +176,9 @@ fn fill(conn: &mut AnyConnection, history: &History) {
     let (run, payload_end) = (id("i"), if is_postgres { ", 'UTF8')" } else { " AS blob)" });
     let delivery = id(&format!("i + {first}"));
     let is_failed = "i % 10000 = 0";
+    let host =
+        "CASE WHEN i % 20000 = 1 THEN 'rare' WHEN i % 2 = 0 THEN 'hooks' ELSE 'other' END || '.example.com'";
     let is_open = format!("i > {count} - 8");
-    let nothing = if is_postgres { "NULL::timestamptz" } else { "NULL" };
     let padding = "x".repeat(1000);
     let statements = [
         format!(
@@ -185,17 +186,25 @@ fn fill(conn: &mut AnyConnection, history: &History) {
              SELECT {org}, {run}, 'succeeded', {now}, {now}, 'https://hooks.example.com/', {now} FROM {numbers}"
         ),
         format!(
-            "INSERT INTO deliveries (id, org_id, run_id, callback_url, callback_host, payload, is_automatic,
-                 status_code, failure_reason_code, failure_detail, attempt_count, max_attempts, next_attempt_at,
-                 wake_at, request_id, created_at, updated_at, completed_at)
+            "INSERT INTO deliveries (id, org_id, run_id, callback_url, payload, is_automatic, max_attempts, request_id,
+                 created_at)
              SELECT {delivery}, {org}, {run}, 'https://hooks.example.com/',
-                 CASE WHEN i % 20000 = 1 THEN 'rare' WHEN i % 2 = 0 THEN 'hooks' ELSE 'other' END || '.example.com',
-                 {bytes}'{{\"padding\": \"{padding}\"}}'{payload_end}, i % 1000 <> 0,
-                 CASE WHEN {is_open} THEN 'pending' WHEN {is_failed} THEN 'failed' ELSE 'succeeded' END,
-                 CASE WHEN {is_failed} AND NOT {is_open} THEN 'http_error' END, NULL, 1, 8,
-                 CASE WHEN {is_open} THEN {now} ELSE {nothing} END, CASE WHEN {is_open} THEN {now} ELSE {nothing} END,
-                 'bench', {now}, {now}, CASE WHEN {is_open} THEN {nothing} ELSE {now} END
+                 {bytes}'{{\"padding\": \"{padding}\"}}'{payload_end}, i % 1000 <> 0, 8, 'bench', {now}
              FROM {numbers}"
+        ),
+        format!(
+            "INSERT INTO open_deliveries (id, org_id, run_id, destination, callback_host, is_automatic, payload_bytes,
+                 max_attempts, attempt_count, next_attempt_at, wake_at, created_at, updated_at)
+             SELECT {delivery}, {org}, {run}, 1, {host}, i % 1000 <> 0, 1014, 8, 1, {now}, {now}, {now}, {now}
+             FROM {numbers} WHERE {is_open}"
+        ),
+        format!(
+            "INSERT INTO ended_deliveries (id, org_id, callback_host, is_automatic, status_code, failure_reason_code,
+                 failure_detail, attempt_count, created_at, completed_at)
+             SELECT {delivery}, {org}, {host}, i % 1000 <> 0,
+                 CASE WHEN {is_failed} THEN 'failed' ELSE 'succeeded' END,
+                 CASE WHEN {is_failed} THEN 'http_error' END, NULL, 1, {now}, {now}
+             FROM {numbers} WHERE NOT ({is_open})"
         ),
         format!(
             "INSERT INTO attempts (id, delivery_id, attempt_number, status_code, response_body, response_time_ms,
