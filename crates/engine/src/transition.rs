@@ -30,7 +30,6 @@ pub fn accepted(now: Timestamp) -> NewState {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[allow(missing_docs)]
 pub struct Claiming {
-    pub status: DeliveryStatus,
     pub claim_id: ClaimId,
     pub claimed_at: Timestamp,
     /// The lease's end.
@@ -39,7 +38,7 @@ pub struct Claiming {
 
 /// Claims at `now`, for one lease.
 pub fn claimed(claim_id: ClaimId, now: Timestamp, lease: Duration) -> Claiming {
-    Claiming { status: DeliveryStatus::Delivering, claim_id, claimed_at: now, wake_at: now + lease }
+    Claiming { claim_id, claimed_at: now, wake_at: now + lease }
 }
 
 /// The state that a transition leaves. A delivery in another one is left alone.

@@ -97,7 +97,7 @@ pub(crate) struct NewDelivery<'a> {
     pub(crate) delivery: &'a Delivery,
 }
 
-/// Inserts the new deliveries but those whose run has an open one, and answers which were inserted.
+/// Inserts the new deliveries, except those whose run has an open one, and returns the ids that were inserted.
 pub(crate) fn insert_unless_in_flight(
     tx: &mut AnyConnection,
     new: &[NewDelivery<'_>],

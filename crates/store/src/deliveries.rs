@@ -132,6 +132,20 @@ fn bytes_of(tx: &mut AnyConnection, ids: &[Key], parts: DeliveryParts) -> QueryR
     Ok(bytes)
 }
 
+/// Narrows a boxed query of a table to the host and the reason that a [`DeliveryFilter`] wants.
+macro_rules! narrowed {
+    ($query:expr, $table:ident, $filter:expr) => {{
+        let mut query = $query;
+        if let Some(host) = &$filter.callback_host {
+            query = query.filter($table::callback_host.eq(host));
+        }
+        if let Some(reason) = $filter.failure_reason_code {
+            query = query.filter($table::failure_reason_code.eq(<&str>::from(reason)));
+        }
+        query
+    }};
+}
+
 impl DeliveryFilter {
     /// Where the first deliveries of a page stand, of all that fits: at most a page for each range of an index that is read.
     /// A run's deliveries are few, and lie together; else there is a range for each status and kind.
@@ -144,24 +158,24 @@ impl DeliveryFilter {
         if let Some(run) = self.run_id {
             return self.of_run(tx, org, run, request);
         }
+        // A CHECK says that success has no failure.
+        let statuses = DeliveryStatus::VARIANTS.iter().copied().filter(|status| {
+            self.status_code.is_none_or(|wanted| wanted == *status)
+                && (self.failure_reason_code.is_none() || *status != DeliveryStatus::Succeeded)
+        });
+        let kinds = [false, true].into_iter().filter(|kind| self.is_automatic.is_none_or(|is| is == *kind));
         let mut found = Vec::new();
-        for status in DeliveryStatus::VARIANTS {
-            if self.status_code.is_some_and(|wanted| wanted != *status) {
-                continue;
-            }
-            for is_automatic in [false, true] {
-                if self.is_automatic.is_some_and(|wanted| wanted != is_automatic) {
-                    continue;
+        for (status, is_automatic) in
+            statuses.flat_map(|status| kinds.clone().map(move |kind| (status, kind)))
+        {
+            found.extend(match status {
+                DeliveryStatus::Pending | DeliveryStatus::Delivering => {
+                    self.open(tx, org, status, is_automatic, request)?
                 }
-                found.extend(match status {
-                    DeliveryStatus::Pending | DeliveryStatus::Delivering => {
-                        self.open(tx, org, *status, is_automatic, request)?
-                    }
-                    DeliveryStatus::Succeeded | DeliveryStatus::Failed => {
-                        self.ended(tx, org, *status, is_automatic, request)?
-                    }
-                });
-            }
+                DeliveryStatus::Succeeded | DeliveryStatus::Failed => {
+                    self.ended(tx, org, status, is_automatic, request)?
+                }
+            });
         }
         Ok(found)
     }
@@ -184,13 +198,7 @@ impl DeliveryFilter {
         if let Some(is_automatic) = self.is_automatic {
             query = query.filter(delivery_states::is_automatic.eq(is_automatic));
         }
-        if let Some(host) = &self.callback_host {
-            query = query.filter(delivery_states::callback_host.eq(host));
-        }
-        if let Some(reason) = self.failure_reason_code {
-            query = query.filter(delivery_states::failure_reason_code.eq(<&str>::from(reason)));
-        }
-        paged!(query, delivery_states, request).load(tx)
+        paged!(narrowed!(query, delivery_states, self), delivery_states, request).load(tx)
     }
 
     fn open(
@@ -210,13 +218,7 @@ impl DeliveryFilter {
             DeliveryStatus::Pending => query.filter(open_deliveries::claim_id.is_null()),
             _ => query.filter(open_deliveries::claim_id.is_not_null()),
         };
-        if let Some(host) = &self.callback_host {
-            query = query.filter(open_deliveries::callback_host.eq(host));
-        }
-        if let Some(reason) = self.failure_reason_code {
-            query = query.filter(open_deliveries::failure_reason_code.eq(<&str>::from(reason)));
-        }
-        paged!(query, open_deliveries, request).load(tx)
+        paged!(narrowed!(query, open_deliveries, self), open_deliveries, request).load(tx)
     }
 
     fn ended(
@@ -227,19 +229,13 @@ impl DeliveryFilter {
         is_automatic: bool,
         request: &PageRequest,
     ) -> QueryResult<Vec<(Time, Key)>> {
-        let mut query = ended_deliveries::table
+        let query = ended_deliveries::table
             .filter(ended_deliveries::org_id.eq(Key::from(org)))
             .filter(ended_deliveries::status_code.eq(<&str>::from(status)))
             .filter(ended_deliveries::is_automatic.eq(is_automatic))
             .select((ended_deliveries::created_at, ended_deliveries::id))
             .into_boxed();
-        if let Some(host) = &self.callback_host {
-            query = query.filter(ended_deliveries::callback_host.eq(host));
-        }
-        if let Some(reason) = self.failure_reason_code {
-            query = query.filter(ended_deliveries::failure_reason_code.eq(<&str>::from(reason)));
-        }
-        paged!(query, ended_deliveries, request).load(tx)
+        paged!(narrowed!(query, ended_deliveries, self), ended_deliveries, request).load(tx)
     }
 }
 

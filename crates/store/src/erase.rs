@@ -51,7 +51,7 @@ pub fn erase_run(
     run: RunId,
 ) -> Result<Erasure, StoreError> {
     if let AnyConnection::Postgres(pg) = tx {
-        // Against whoever builds a delivery of the run once this transaction has begun to wait, and who records it.
+        // Excludes requests that record the run, and those that lock its row while the advisory lock below is taken.
         prepared::<Integer, _>("SELECT 1 FROM runs WHERE org_id = ? AND id = ? FOR UPDATE")
             .bind::<Id, _>(Key::from(org))
             .bind::<Id, _>(Key::from(run))

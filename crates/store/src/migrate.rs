@@ -420,7 +420,8 @@ fn fill_destinations(conn: &mut AnyConnection) -> Result<(), StoreError> {
     }
 }
 
-/// Notes what deliveries came to that have ended. What is noted already stays, so that an interrupted filling goes on.
+/// Copies the results of ended deliveries to `ended_deliveries`. Rows that are there already stay, so that an interrupted
+/// backfill can be resumed.
 fn fill_ended(conn: &mut AnyConnection, behind: Key) -> Result<Option<Key>, StoreError> {
     const BATCH: usize = 5_000;
     let ids: Vec<Key> = prepared::<Id, _>("SELECT id FROM deliveries WHERE id > ? ORDER BY id LIMIT ?")

@@ -153,7 +153,7 @@ table! {
     use diesel::sql_types::{BigInt, Binary, Bool, Integer, Nullable, Text};
     use crate::columns::{Id, Moment};
 
-    // A view: the three above, as whoever reads a delivery wants them.
+    // A view that joins the three tables above.
     delivery_states (id) {
         id -> Id,
         org_id -> Id,

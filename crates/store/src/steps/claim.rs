@@ -87,11 +87,11 @@ pub(super) use held_columns;
 pub(super) type HeldSql = (Id, Id, Id, BigInt, Integer, Integer, Id, Moment, Bool);
 pub(super) type HeldRow = (Key, Key, Key, i64, i32, i32, Key, Time, bool);
 
-/// What is sent of a delivery, and by what right: its id, the request that asked for it, its URL, payload and secret.
+/// What a send needs from `deliveries`: the id, the request that asked for the delivery, URL, payload and secret.
 type FactsSql = (Id, Text, Text, Binary, Nullable<Id>);
 type FactsRow = (Key, String, String, Vec<u8>, Option<Key>);
 
-/// Attempts under way with what is sent. The facts are there as long as the delivery is open.
+/// Adds what is sent to claimed attempts. An open delivery without its row in `deliveries` is an error.
 pub(super) fn with_facts(tx: &mut AnyConnection, rows: Vec<HeldRow>) -> Result<Vec<Claimed>, StoreError> {
     let ids = column(&rows, |(id, ..)| *id);
     let mut facts: HashMap<Key, FactsRow> = HashMap::with_capacity(rows.len());
