@@ -1,4 +1,4 @@
-//! A client of the API, for `demo` and the commands that ask it.
+//! HTTP client of the API, for `demo` and the commands that call the API.
 
 use std::time::Duration;
 
@@ -8,7 +8,7 @@ use reqwest::redirect::Policy;
 use serde_json::Value;
 use tokio::time::{Instant, sleep};
 
-/// Talks to one API with one token.
+/// Client of one API with one token.
 #[derive(Clone)]
 pub(crate) struct Client {
     http: reqwest::Client,
@@ -16,19 +16,19 @@ pub(crate) struct Client {
     authorization: String,
 }
 
-/// How long a delivery may take to be recorded once it has arrived.
+/// Timeout for recording a delivery after its callback has arrived.
 const PATIENCE: Duration = Duration::from_secs(10);
 const PAUSE: Duration = Duration::from_millis(10);
 
 impl Client {
     pub(crate) fn new(base_url: &str, token: &str) -> Client {
-        // Fails only when a provider was chosen before, which serves as well.
+        // Fails only if a provider is already installed, which works as well.
         let _ = rustls::crypto::ring::default_provider().install_default();
         let http = reqwest::Client::builder()
             .no_proxy()
             .redirect(Policy::none())
             .build()
-            .expect("the client's set-up is constant");
+            .expect("the client's configuration is constant");
         Client { http, base_url: base_url.to_owned(), authorization: format!("Bearer {token}") }
     }
 
@@ -45,7 +45,7 @@ impl Client {
         self.post_once(path, None).await
     }
 
-    /// The same under an idempotency key.
+    /// Sends a POST, with an idempotency key if given.
     pub(crate) async fn post_once(&self, path: &str, key: Option<&str>) -> Result<(u16, String)> {
         let request = self.http.post(format!("{}{path}", self.base_url));
         self.send(key.into_iter().fold(request, |request, key| request.header("idempotency-key", key))).await
@@ -55,7 +55,7 @@ impl Client {
         self.send(self.http.get(format!("{}{path}", self.base_url))).await
     }
 
-    /// A run's deliveries, newest first, as soon as all of them have ended.
+    /// Returns a run's deliveries, newest first, once all of them have ended.
     pub(crate) async fn settled_history(&self, run: RunId) -> Result<Vec<Value>> {
         let deadline = Instant::now() + PATIENCE;
         loop {

@@ -1,20 +1,20 @@
-//! The runs of `examples/runs.jsonl`, built in, with their callbacks pointed at a receiver.
+//! The runs of `examples/runs.jsonl`, compiled in, with replaced callback URLs.
 
 use anyhow::{Context, Result};
 use contracts::{BODY_DEPTH, Json, PayloadFormat, RunId};
 
 const RUNS: &str = include_str!("../../../examples/runs.jsonl");
 
-/// One run, ready to be recorded.
+/// An example run, ready to be recorded.
 pub(crate) struct ExampleRun {
     pub(crate) id: RunId,
-    /// The body of its `PUT`.
+    /// Body of its `PUT` request.
     pub(crate) body: String,
-    /// Whether it has ended and names a URL, so that it can be redelivered.
+    /// Whether it has ended and has a callback URL, as a redelivery requires.
     pub(crate) is_redeliverable: bool,
 }
 
-/// All of them. Those with a `callback_url` get the one that `url` makes for the n-th of them.
+/// Returns all runs. `url(n)` replaces each `callback_url`; n counts the redeliverable runs before it.
 pub(crate) fn runs(url: impl Fn(usize) -> String) -> Result<Vec<ExampleRun>> {
     let mut with_url = 0;
     let mut runs = Vec::new();

@@ -1,4 +1,4 @@
-//! Which keys a database's signing secrets are sealed with.
+//! The keys that seal a database's signing secrets.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -9,11 +9,11 @@ use store::{DatabaseUrl, Keyring, Store, missing_keys};
 
 use crate::settings::Settings;
 
-/// The key that `redial dev` makes for its own database, beside it.
+/// Name of the key file that `redial dev` creates next to its database.
 pub(crate) const FILE: &str = "secrets.key";
 
-/// The key beside a SQLite database if there is one, so that a running `dev` can open what is sealed; else
-/// `secrets.keys`.
+/// Returns the key from the file next to a SQLite database, if it exists, so that a running `dev` can open
+/// new secrets; otherwise `secrets.keys`.
 pub(crate) fn keyring_of(url: &DatabaseUrl, settings: &Settings) -> anyhow::Result<Keyring> {
     let beside = match url {
         DatabaseUrl::Sqlite(path) => Some(Path::new(path).with_file_name(FILE)).filter(|path| path.exists()),
@@ -31,12 +31,13 @@ pub(crate) fn read(path: &Path) -> anyhow::Result<Keyring> {
     Keyring::parse(&[key.trim()]).with_context(|| format!("{} does not hold a key", path.display()))
 }
 
-/// Reads `secrets.keys` afresh from where the settings came from.
+/// Returns a [`KeySource`] that rereads `secrets.keys` from the file and the environment.
 pub(crate) fn source(config_file: Option<PathBuf>) -> KeySource {
     Arc::new(move || Ok(Settings::load(config_file.as_deref())?.keyring()?))
 }
 
-/// Refuses keys that don't open what deliveries may still be signed with.
+/// Fails if `keyring` can't open a secret that deliveries may still be signed with; only warns if it is
+/// deleted.
 pub(crate) async fn check(store: &Store, keyring: &Keyring) -> anyhow::Result<()> {
     let keyring = keyring.clone();
     let missing = store.read(move |tx| missing_keys(tx, &keyring)).await?;

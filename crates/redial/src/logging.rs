@@ -1,8 +1,8 @@
-//! Structured logs on standard error, which hold nobody up.
+//! Structured logs on standard error that never block the process.
 //!
-//! Lines go into a queue bounded in bytes, and a dedicated thread writes them. When standard error is not read, lines are
-//! dropped instead of blocking, and a line in their place says how many. (`tracing-appender` bounds lines, not bytes, and
-//! blocks on a stalled reader at exit.)
+//! Lines go into a queue bounded in bytes, and a dedicated thread writes them. When standard error is not
+//! read, lines are dropped, and a line in their place reports how many. (`tracing-appender` bounds lines, not
+//! bytes, and blocks on a stalled reader at exit.)
 
 use std::collections::VecDeque;
 use std::io::{self, Write};
@@ -16,14 +16,15 @@ use tracing_subscriber::fmt::time::{FormatTime, SystemTime};
 
 use crate::settings::LogFormat;
 
-/// What libraries say that we say ourselves, better or more quietly.
+/// Directives that turn off or reduce library logs of events that Redial logs itself.
 const QUIET: &str = "lapin=off,actix_server=warn,actix_http=off,r2d2=off,rustls_platform_verifier=off";
-/// The most bytes that wait to be written: minutes of an ordinary load, and little memory.
+/// Maximum bytes in the queue: minutes of ordinary load, and little memory.
 const CAPACITY: usize = 4 << 20;
-/// How long the end of the process waits for a reader.
+/// Timeout for writing the queued lines at exit or after a panic.
 const LAST_WAIT: Duration = Duration::from_secs(1);
 
-/// Sends logs to standard error from now on, panics among them. `filter` is `info`, `debug` or per-target directives.
+/// Installs the logger, which writes to standard error, and a panic hook that logs panics. `filter` is
+/// `info`, `debug` or per-target directives.
 pub(crate) fn start(filter: &str, format: LogFormat) -> Result<(), ParseError> {
     let filter = EnvFilter::builder().parse(format!("{QUIET},{filter}"))?;
     QUEUE.lock().format = format;
@@ -35,12 +36,12 @@ pub(crate) fn start(filter: &str, format: LogFormat) -> Result<(), ParseError> {
     std::panic::set_hook(Box::new(|panic| {
         let backtrace = std::backtrace::Backtrace::capture();
         tracing::error!(target: "redial", thread = std::thread::current().name(), %backtrace, "{panic}");
-        QUEUE.flush(LAST_WAIT); // the main thread's is the end of the process
+        QUEUE.flush(LAST_WAIT); // a panic of the main thread ends the process
     }));
     Ok(())
 }
 
-/// Says the process's last words, and waits a moment until all lines are written.
+/// Queues `last_words`, then waits up to [`LAST_WAIT`] until all lines are written.
 pub(crate) fn finish(last_words: Option<&str>) {
     if let Some(words) = last_words {
         QUEUE.push(words.as_bytes());
@@ -54,7 +55,7 @@ static QUEUE: LazyLock<&'static Queue> = LazyLock::new(|| {
     queue
 });
 
-/// Takes the lines of the log, each in one piece.
+/// A writer that queues each log line as one entry.
 struct Line;
 
 impl Write for Line {
@@ -68,13 +69,13 @@ impl Write for Line {
     }
 }
 
-/// Lines that wait to be written.
+/// The queue of lines to write.
 #[derive(Default)]
 struct Queue {
     waiting: Mutex<Waiting>,
-    /// A line has come.
+    /// Notified when a line is queued.
     filled: Condvar,
-    /// All are written.
+    /// Notified when all lines are written.
     emptied: Condvar,
 }
 
@@ -82,14 +83,14 @@ struct Waiting {
     lines: VecDeque<Entry>,
     bytes: usize,
     is_writing: bool,
-    /// How many were dropped in all.
+    /// Lines dropped so far.
     dropped: u64,
     format: LogFormat,
 }
 
 enum Entry {
     Line(Vec<u8>),
-    /// In place of so many lines.
+    /// Replaces this many dropped lines.
     Dropped(u64),
 }
 
@@ -119,21 +120,21 @@ impl Queue {
         self.filled.notify_one();
     }
 
-    /// Waits until all is written, but not for long.
+    /// Waits until all lines are written, at most for `patience`.
     fn flush(&self, patience: Duration) {
         let is_busy = |waiting: &mut Waiting| waiting.is_writing || !waiting.lines.is_empty();
         let waited = self.emptied.wait_timeout_while(self.lock(), patience, is_busy);
         drop(waited.unwrap_or_else(PoisonError::into_inner));
     }
 
-    /// Writes what comes, for ever. What can't be written, as to a full disk or a closed pipe, is gone.
+    /// Writes lines forever. A line that can't be written (full disk, closed pipe) is lost.
     fn write_all_to(&self, out: &mut impl Write) {
         loop {
             let _ = out.write_all(&self.next());
         }
     }
 
-    /// The next line; waits for one.
+    /// Removes and returns the next line; blocks while the queue is empty.
     fn next(&self) -> Vec<u8> {
         let mut waiting = self.lock();
         waiting.is_writing = false;
@@ -153,10 +154,10 @@ impl Queue {
     }
 }
 
-/// A log line that reports how many lines were dropped here, and in total.
+/// Formats a log line that reports how many lines were dropped here, and in total.
 fn told(count: u64, in_all: u64, format: LogFormat) -> Vec<u8> {
     let mut at = String::new();
-    // Without a clock it has no moment.
+    // If the time can't be formatted, the line has no timestamp.
     let _ = SystemTime.format_time(&mut Writer::new(&mut at));
     let line = match format {
         LogFormat::Text => {
@@ -178,7 +179,7 @@ mod tests {
     }
 
     #[test]
-    fn lines_beyond_the_capacity_are_dropped_and_told_in_their_place() {
+    fn lines_beyond_the_capacity_are_dropped_and_counted_in_their_place() {
         let queue = Queue::default();
         let long = vec![b'x'; CAPACITY - 10];
         queue.push(&long);
@@ -199,7 +200,7 @@ mod tests {
     }
 
     #[test]
-    fn the_end_waits_for_lines_but_not_for_a_reader_that_is_gone() {
+    fn flush_returns_when_the_queue_is_empty_or_after_its_timeout() {
         let queue = Queue::default();
         queue.flush(Duration::from_secs(3600));
         queue.push(b"nobody writes this");

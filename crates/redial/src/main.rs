@@ -1,4 +1,4 @@
-//! Redial: signed HTTP callbacks, delivered, retried, kept on record, and sent again on request.
+//! Redial delivers signed HTTP callbacks: retries them, keeps a record of them, and resends them on request.
 
 mod client;
 mod commands;
@@ -27,11 +27,11 @@ use crate::settings::{Settings, SettingsError};
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
-/// Delivers signed HTTP callbacks: retried, kept on record, and sent again on request.
+/// Delivers signed HTTP callbacks: retries them, keeps a record of them, and resends them on request.
 #[derive(Parser)]
 #[command(version, max_term_width = 100)]
 struct Cli {
-    /// A TOML file; without this, redial.toml of the working directory, if it is there.
+    /// The TOML configuration file. Default: redial.toml in the working directory, if it exists.
     #[arg(long, global = true, value_name = "FILE")]
     config: Option<PathBuf>,
     #[command(subcommand)]
@@ -40,7 +40,7 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Show the main job in one go: callbacks delivered, retried and sent again, everything checked.
+    /// Run a demonstration that checks itself: callbacks are delivered, retried and resent.
     Demo,
     Dev(dev::Args),
     /// Serve the HTTP API (PostgreSQL and RabbitMQ).
@@ -49,7 +49,7 @@ enum Command {
     Dispatcher,
     Listen(listen::Args),
     Healthcheck(healthcheck::Args),
-    /// Bring the database up to date.
+    /// Migrate the database to the current schema.
     Migrate,
     #[command(subcommand)]
     Org(org::Command),
@@ -62,17 +62,17 @@ enum Command {
     #[command(visible_alias = "delivery")]
     Deliveries(deliveries::Args),
     Prune(prune::Args),
-    /// Print a script that completes commands in a shell.
+    /// Print a shell completion script.
     Completions {
         shell: clap_complete::Shell,
     },
-    /// Print the effective configuration, secrets masked.
+    /// Print the effective configuration with secrets masked.
     Config,
 }
 
-/// For transactions under way when everything else has ended.
+/// Timeout for running transactions at exit.
 const LAST_WAIT: Duration = Duration::from_secs(1);
-/// Bad usage or configuration; clap uses the same.
+/// Exit status for bad usage or configuration, the same as clap's.
 const USAGE: u8 = 2;
 
 fn main() -> ExitCode {
@@ -82,7 +82,7 @@ fn main() -> ExitCode {
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
     let result = runtime.map_err(Into::into).and_then(|runtime| {
         let result = runtime.block_on(run(cli));
-        // A database that does not answer must not hold up the end.
+        // A database that does not answer must not delay the exit.
         runtime.shutdown_timeout(LAST_WAIT);
         result
     });
@@ -91,7 +91,7 @@ fn main() -> ExitCode {
             logging::finish(None);
             ExitCode::SUCCESS
         }
-        // As `head` does when it has its lines.
+        // A reader such as `head` closes the pipe once it has read enough.
         Err(error) if is_broken_pipe(&error) => {
             logging::finish(None);
             ExitCode::SUCCESS
@@ -105,7 +105,8 @@ fn main() -> ExitCode {
     }
 }
 
-/// Whether the reader of standard output has closed it. Writing there adds no context; what uses connections does.
+/// Whether the reader of standard output has closed it. An error of writing there has no context; one of a
+/// connection does.
 fn is_broken_pipe(error: &anyhow::Error) -> bool {
     let is_bare = error.chain().len() == 1;
     is_bare
@@ -114,12 +115,12 @@ fn is_broken_pipe(error: &anyhow::Error) -> bool {
 
 async fn run(cli: Cli) -> anyhow::Result<()> {
     let settings = match cli.command {
-        // Asked for by a shell, wherever it is started.
+        // Shells run this in any directory, whatever redial.toml is there.
         Command::Completions { .. } => Settings::defaults()?,
         _ => Settings::load(cli.config.as_deref())?,
     };
     let filter = settings.log.filter.as_deref().unwrap_or(match cli.command {
-        // These tell their story on standard output.
+        // These report on standard output.
         Command::Demo => "error",
         Command::Dev(_) | Command::Listen(_) => "warn",
         _ => "info",

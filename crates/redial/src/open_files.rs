@@ -1,37 +1,37 @@
-//! How many files, and with them connections, the process may have open.
+//! The limit of open files, which also limits connections.
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
-/// What is open beside clients' connections: the database's, the broker's, listeners, event queues, standard streams.
+/// Files other than client connections: database, broker, listeners, event queues, standard streams.
 const OTHERS: u64 = 128;
 
-/// Raises the process's own limit as far as it may, and answers it; none if there is none. Systems that give
-/// programs 1,024 do so for the sake of old ones, and let those that can use more ask for it.
+/// Raises the soft limit of open files to the hard limit and returns it; `None` is unlimited. Systems default
+/// to a soft limit of 1,024 for the sake of old programs and let others raise it.
 pub(crate) fn raise_limit() -> Option<u64> {
     let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
     match setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum }) {
         Ok(()) => maximum,
         Err(error) => {
-            tracing::warn!(%error, "the limit of open files stays as it is");
+            tracing::warn!(%error, "cannot raise the limit of open files");
             current
         }
     }
 }
 
-/// The same, for that many attempts at once: each may have a connection of its own.
+/// Raises the limit. Warns if it is too low for a connection per attempt in flight.
 pub(crate) fn raise_limit_for(max_in_flight: usize) {
     let limit = raise_limit();
     if limit.is_some_and(|limit| limit < OTHERS + max_in_flight as u64) {
         tracing::warn!(
             ?limit,
             max_in_flight,
-            "too few open files are allowed: raise their limit, or lower dispatcher.max_in_flight"
+            "the limit of open files is too low: raise it, or lower dispatcher.max_in_flight"
         );
     }
 }
 
-/// How many connections each of `workers` may have: no more than `most`, nor than there are files for. A server that
-/// runs out of files stops taking connections in fits and starts, and can't reconnect to its database.
+/// Returns the maximum connections of each worker: `most`, or fewer if the limit of open files is too low. A
+/// server that runs out of files accepts connections only intermittently and can't reconnect to its database.
 pub(crate) fn connections_per_worker(open_files: Option<u64>, workers: usize, most: usize) -> usize {
     let each = open_files.map_or(u64::MAX, |limit| limit.saturating_sub(OTHERS) / workers.max(1) as u64);
     usize::try_from(each).unwrap_or(usize::MAX).clamp(1, most)
@@ -42,7 +42,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn connections_never_need_more_files_than_there_are() {
+    fn connections_never_exceed_the_limit_of_open_files() {
         assert_eq!(connections_per_worker(None, 2, 8_192), 8_192);
         assert_eq!(connections_per_worker(Some(1 << 20), 64, 8_192), 8_192);
         assert_eq!(connections_per_worker(Some(1_024), 4, 8_192), 224);
@@ -50,7 +50,7 @@ mod tests {
     }
 
     #[test]
-    fn the_limit_is_raised_to_what_the_system_allows() {
+    fn the_soft_limit_is_raised_to_the_hard_limit() {
         let raised = raise_limit();
         let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
         assert_eq!((raised, current), (maximum, maximum));

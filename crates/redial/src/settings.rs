@@ -1,6 +1,7 @@
-//! Configuration: the defaults of `settings/defaults.toml`, then `redial.toml`, then the environment.
+//! Configuration: the defaults of `settings/defaults.toml`, overridden by `redial.toml`, overridden by the
+//! environment.
 //!
-//! All of it is checked when it is loaded, except what only some commands need: [`Settings::database_url`],
+//! All values are validated on load, except those that only some commands need: [`Settings::database_url`],
 //! [`Settings::broker`], [`Settings::keyring`]. Every error names the key.
 
 mod shown;
@@ -28,33 +29,33 @@ use tracing_subscriber::EnvFilter;
 
 use self::source::{Source, Variables};
 
-/// The file that is read from the working directory if it is there.
+/// The default configuration file, in the working directory; optional.
 const FILE: &str = "redial.toml";
-/// Shorter than any exchange takes.
+/// Shorter than any HTTP exchange.
 const SHORTEST: Duration = Duration::from_millis(1);
-/// Beyond any use, and far from where sums of moments overflow.
+/// Longer than any practical value, and far below where sums of timestamps overflow.
 const LONGEST: Duration = Duration::from_secs(28 * 24 * 3600);
-/// More slots than this would need more than the 16-bit prefetch of AMQP and more sockets than systems give.
+/// More slots would need a prefetch beyond AMQP's 16 bits and more sockets than systems allow.
 const MOST_IN_FLIGHT: u16 = 10_000;
-/// More than any process should need.
+/// More than any process needs.
 const MOST_IN_FLIGHT_BYTES: Size = Size(64 << 30);
-/// Each attempt is a row that a delivery's answer shows.
+/// Each attempt is a row, and a delivery's API response lists them all.
 const MOST_ATTEMPTS: AttemptNumber = 100;
-/// What an attempt needs beside its request: to be claimed, signed and recorded.
+/// Time that an attempt needs in addition to its request: to be claimed, signed and recorded.
 const MARGIN: Duration = Duration::from_secs(1);
-/// Within the 30 s that orchestrators leave between SIGTERM and SIGKILL, by default or as the compose file asks.
+/// Below the 30 s between SIGTERM and SIGKILL that orchestrators allow by default or the compose file sets.
 const DRAIN: Duration = Duration::from_secs(20);
-/// A body is held in memory, several times over while it becomes a payload.
+/// A body is held in memory, in several copies while it becomes a payload.
 const LARGEST_BODY: Size = Size(64 << 20);
-/// Room for large answers is there for two of them.
+/// The API's memory for large responses holds two of these.
 const LARGEST_PAGE: Size = Size(16 << 20);
-/// A dispatcher claims, records, records again and recovers, each on a connection.
+/// A dispatcher claims, records, retries refused records and recovers leases, each on its own connection.
 const FEWEST_CONNECTIONS: u32 = 4;
-/// Far beyond any use, and far from where moments end.
+/// Longer than any practical value, and far below the largest timestamp.
 const LONGEST_RETENTION: Duration = Duration::from_secs(100 * 366 * 24 * 3600);
-/// Far longer than any load balancer needs to look.
+/// Far longer than the check interval of any load balancer.
 const LONGEST_DRAIN: Duration = Duration::from_secs(60);
-/// More than one process can answer, and far from where the sums of a bucket overflow.
+/// More than one process can serve, and far below where the token bucket's sums overflow.
 const HIGHEST_RATE: u32 = 1_000_000;
 const MINUTE: Duration = Duration::from_secs(60);
 const SECOND: Duration = Duration::from_secs(1);
@@ -77,7 +78,7 @@ pub(crate) struct Settings {
 pub(crate) struct DatabaseSettings {
     #[serde(serialize_with = "shown::url")]
     url: Option<String>,
-    /// Of each process; its own figure if unset.
+    /// Connections per process; `None` is the default of the process.
     pub(crate) pool_size: Option<u32>,
 }
 
@@ -95,12 +96,12 @@ pub(crate) struct ApiSettings {
     pub(crate) max_body: usize,
     /// In bytes.
     max_page_bytes: usize,
-    /// Requests a second of each organization, any number if 0.
+    /// Requests per second and organization; 0 is unlimited.
     rate_limit: u32,
     rate_limit_burst: NonZeroU32,
-    /// A minute, of each client; any number if 0.
+    /// Failures per minute and client; 0 is unlimited.
     auth_failure_limit: u32,
-    /// Any number if 0.
+    /// 0 is unlimited.
     max_connections_per_client: u32,
     #[serde(serialize_with = "shown::texts")]
     pub(crate) trusted_proxies: Vec<IpNet>,
@@ -110,10 +111,10 @@ pub(crate) struct ApiSettings {
 
 #[derive(Clone, Serialize)]
 pub(crate) struct DispatcherSettings {
-    /// The health endpoint.
+    /// Address of the health endpoints; `None` disables them.
     pub(crate) listen: Option<SocketAddr>,
     pub(crate) max_in_flight: u16,
-    /// Of payload.
+    /// Payload bytes.
     max_in_flight_bytes: usize,
 }
 
@@ -181,7 +182,7 @@ pub(crate) enum LogFormat {
     Json,
 }
 
-/// Why the configuration can't be used.
+/// An error in the configuration.
 #[derive(Debug, Error)]
 pub(crate) enum SettingsError {
     #[error("cannot read {}: {error}", path.display())]
@@ -205,7 +206,7 @@ impl SettingsError {
 }
 
 impl Settings {
-    /// Loads the configuration. A file that is named must be there; `redial.toml` may be.
+    /// Loads the configuration. `config_file` must exist if given; the default file is optional.
     pub(crate) fn load(config_file: Option<&Path>) -> Result<Settings, SettingsError> {
         let path = config_file.unwrap_or(Path::new(FILE));
         let text = match std::fs::read_to_string(path) {
@@ -214,13 +215,13 @@ impl Settings {
             Err(error) => return Err(SettingsError::File { path: path.to_owned(), error }),
         };
         let name = path.to_string_lossy();
-        // A variable that is not UTF-8 shows its flaw in what is wrong with its value.
+        // Invalid UTF-8 is visible in the error about the variable's value.
         let lossy = |text: std::ffi::OsString| text.to_string_lossy().into_owned();
         let variables = std::env::vars_os().map(|(name, value)| (lossy(name), lossy(value))).collect();
         Settings::read(text.as_deref().map(|text| (&*name, text)), &variables)
     }
 
-    /// The defaults, whatever the file and the environment say.
+    /// Returns the defaults, ignoring the file and the environment.
     pub(crate) fn defaults() -> Result<Settings, SettingsError> {
         Settings::read(None, &Variables::default())
     }
@@ -307,13 +308,13 @@ impl Settings {
             EnvFilter::try_new(filter)
                 .map_err(|error| SettingsError::value("log.filter", error.to_string()))?;
         }
-        // DATABASE_URL and AMQP_URL may be there for other programs: they are judged by the commands that use them.
+        // DATABASE_URL and AMQP_URL may be meant for other programs; the commands that use them check them.
         own_database.map(|_| settings.database_url()).transpose()?;
         own_broker.map(|_| settings.broker()).transpose()?;
         Ok(settings)
     }
 
-    /// The database, on either engine.
+    /// Returns the URL of the database, PostgreSQL or SQLite.
     pub(crate) fn database_url(&self) -> Result<DatabaseUrl, SettingsError> {
         const KEY: &str = "database.url (or DATABASE_URL)";
         let unset = "not set: give one such as postgres://user:password@host:5432/redial";
@@ -321,7 +322,7 @@ impl Settings {
         url.parse().map_err(|error: store::DatabaseUrlError| SettingsError::value(KEY, error.to_string()))
     }
 
-    /// The database of a service, which is PostgreSQL.
+    /// Returns the URL of a service's database. SQLite is an error.
     pub(crate) fn postgres_url(&self) -> Result<DatabaseUrl, SettingsError> {
         match self.database_url()? {
             url @ DatabaseUrl::Postgres(_) => Ok(url),
@@ -333,7 +334,7 @@ impl Settings {
         }
     }
 
-    /// The broker of a service.
+    /// Returns the broker of a service.
     pub(crate) fn broker(&self) -> Result<Broker, SettingsError> {
         const KEY: &str = "broker.url (or AMQP_URL)";
         let unset = "not set: give one such as amqp://user:password@host:5672";
@@ -344,12 +345,12 @@ impl Settings {
         })
     }
 
-    /// What signing secrets are encrypted with.
+    /// Returns the keys that encrypt signing secrets.
     pub(crate) fn keyring(&self) -> Result<Keyring, SettingsError> {
         Ok(Keyring::parse(&self.secrets.keys)?)
     }
 
-    /// What may be called.
+    /// Returns the rules for callback destinations.
     pub(crate) fn egress_rules(&self) -> Rules {
         let EgressSettings { allow, deny, ports, https_only, nat64, .. } = self.egress.clone();
         Rules { allow, deny, ports, https_only, nat64 }
@@ -359,7 +360,7 @@ impl Settings {
         self.egress_rules().into()
     }
 
-    /// The API's limits.
+    /// Returns the API's limits.
     pub(crate) fn limits(&self) -> api::Limits {
         let ApiSettings {
             rate_limit, rate_limit_burst, auth_failure_limit, max_connections_per_client, ..
@@ -413,7 +414,8 @@ impl Settings {
 }
 
 impl RetentionSettings {
-    /// A run stays while it has a delivery: those that stay for ever would be looked at for ever.
+    /// Requires runs to be kept at least as long as deliveries. A run with a delivery is not removed; if its
+    /// deliveries are kept forever, the run would be examined forever.
     fn check(&self) -> Result<(), SettingsError> {
         match (self.deliveries, self.runs) {
             (None, Some(_)) => {
@@ -431,7 +433,7 @@ impl DeliverySettings {
     fn check(&self) -> Result<(), SettingsError> {
         let DeliverySettings { timeout, connect_timeout, lease, .. } = *self;
         if lease < timeout + MARGIN {
-            // A second attempt could begin while the first is still being sent.
+            // Otherwise a second attempt could begin while the first is still being sent.
             let problem = format!(
                 "must be longer than delivery.timeout by {MARGIN:?} or more: {lease:?} is not, with {timeout:?}"
             );
@@ -454,7 +456,7 @@ fn one_of<T: FromStr>(source: &Source, key: &str, choices: &str) -> Result<T, Se
     text.parse().map_err(|_| SettingsError::value(key, format!("expected {choices}, not {text:?}")))
 }
 
-/// A number of bytes, written as such or in KiB or MiB.
+/// A number of bytes, written without a unit or in KiB or MiB.
 #[derive(PartialEq, PartialOrd)]
 struct Size(usize);
 

@@ -1,10 +1,10 @@
-//! The signals that end a process.
+//! Termination signals.
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
-/// Listens from now on; resolves to the name of the first SIGTERM or SIGINT.
+/// Registers the signal handlers at once. The future resolves to the name of the first SIGTERM or SIGINT.
 pub(crate) fn stop() -> impl Future<Output = &'static str> {
-    let on = |kind| -> Signal { signal(kind).expect("a runtime with signals is running") };
+    let on = |kind| -> Signal { signal(kind).expect("a Tokio runtime with signals enabled is running") };
     let (mut terminate, mut interrupt) = (on(SignalKind::terminate()), on(SignalKind::interrupt()));
     async move {
         tokio::select! {

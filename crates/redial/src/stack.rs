@@ -12,15 +12,15 @@ use store::{AcceptPolicy, DatabaseUrl, Keyring, Store};
 use tokio::task::{JoinError, JoinHandle};
 use tokio_util::sync::CancellationToken;
 
-/// Doorbells that may wait in process; the relay serves what exceeds this.
+/// Capacity of the in-process queue of doorbells. The relay finds deliveries whose doorbell didn't fit.
 const QUEUE_CAPACITY: usize = 1024;
-/// Readers beside SQLite's one writer.
+/// Reader connections, in addition to SQLite's single writer.
 const CONNECTIONS: u32 = 4;
 
-/// The API's threads: enough for one person's requests.
+/// The API's worker threads: enough for one person's requests.
 const WORKERS: usize = 2;
 
-/// Opens the data directory's database, making and migrating it when needed.
+/// Opens the data directory's database, creating and migrating it if needed.
 pub(crate) async fn open_store(data_dir: &Path) -> Result<Store> {
     let path = data_dir.join("redial.db");
     let path = path.to_str().context("the data directory's path is not UTF-8")?;
@@ -32,7 +32,7 @@ pub(crate) async fn open_store(data_dir: &Path) -> Result<Store> {
     Ok(Store::open(&url, CONNECTIONS).await?)
 }
 
-/// How an embedded stack is set up.
+/// Configuration of an embedded stack.
 pub(crate) struct Options {
     pub(crate) store: Store,
     pub(crate) keyring: Keyring,
@@ -45,7 +45,7 @@ pub(crate) struct Options {
 
 /// A running stack.
 pub(crate) struct Stack {
-    /// Where the API listens.
+    /// The API's listen address.
     pub(crate) addr: SocketAddr,
     shutdown: CancellationToken,
     api: JoinHandle<std::io::Result<()>>,
@@ -73,7 +73,7 @@ impl Stack {
         let dispatcher = Dispatcher {
             store: options.store,
             keyring: options.keyring,
-            // What `redial dev` seals, it seals with this one key.
+            // `redial dev` seals all secrets with this one key.
             key_source: Arc::new(move || Ok(keyring.clone())),
             egress: options.egress,
             settings: options.dispatcher,
@@ -95,7 +95,8 @@ impl Stack {
         })
     }
 
-    /// Waits until one of the two ends by itself, which only an error makes it do. Nothing is left to stop then.
+    /// Waits until the api or the dispatcher ends on its own, which only an error causes, and returns the
+    /// error. [`Stack::stop`] is not needed afterwards.
     pub(crate) async fn broken(&mut self) -> anyhow::Error {
         let ended: Result<()> = tokio::select! {
             api = &mut self.api => flat(api),
@@ -104,7 +105,7 @@ impl Stack {
         ended.err().unwrap_or_else(|| anyhow::anyhow!("a part of the stack has ended by itself"))
     }
 
-    /// Stops both: nothing new is taken, what is in flight is finished.
+    /// Stops api and dispatcher: they accept no new work and finish what is in flight.
     pub(crate) async fn stop(self) -> Result<()> {
         self.shutdown.cancel();
         flat(self.api.await)?;
@@ -112,19 +113,19 @@ impl Stack {
     }
 }
 
-/// A task's end, its panic being an error as well.
+/// Flattens a task's result; a panic becomes an error.
 fn flat<E: Into<anyhow::Error>>(ended: Result<Result<(), E>, JoinError>) -> Result<()> {
     ended?.map_err(Into::into)
 }
 
-/// An organization to work with, and what opens its doors.
+/// An organization with a token and a signing secret.
 pub(crate) struct Tenant {
     pub(crate) org: OrgId,
     pub(crate) token: String,
     pub(crate) secret: SigningSecret,
 }
 
-/// Makes an organization with a token for everything and a signing secret.
+/// Creates an organization with a token for all scopes and a signing secret.
 pub(crate) async fn make_tenant(store: &Store, keyring: &Keyring, name: &'static str) -> Result<Tenant> {
     let keyring = keyring.clone();
     let made = store.write(move |tx, now| {

@@ -1,4 +1,4 @@
-// Verifies callbacks with the standardwebhooks package of npm. Input and output as in verify.py.
+// Verifies callbacks with the standardwebhooks package of npm. Input and output are those of verify.py.
 
 const { createInterface } = require("node:readline");
 const { Webhook, WebhookVerificationError } = require("standardwebhooks");

@@ -1,7 +1,7 @@
 """Verifies callbacks with Python's own hmac and with the standardwebhooks package of PyPI.
 
-Reads one callback a line, {"secret", "overlap", "headers", "body"} with the body in base64, where "overlap" are secrets
-that only `webhook-signature` must match; prints how many were valid.
+Reads one callback per line, {"secret", "overlap", "headers", "body"}, with the body in base64. "overlap"
+lists secrets that only `webhook-signature` must match. Prints the number of valid callbacks.
 """
 
 import base64

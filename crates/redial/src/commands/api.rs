@@ -12,7 +12,7 @@ use crate::keys;
 use crate::open_files;
 use crate::settings::Settings;
 
-/// Each accepted delivery is a transaction of its own that waits for the disk; this many wait together.
+/// Each accepted delivery is a transaction that waits for the disk; this many can wait at once.
 const CONNECTIONS: u32 = 16;
 
 pub(crate) async fn run(settings: &Settings) -> anyhow::Result<()> {
@@ -25,7 +25,7 @@ pub(crate) async fn run(settings: &Settings) -> anyhow::Result<()> {
     let workers = std::thread::available_parallelism().map_or(1, NonZeroUsize::get);
     let (open_files, limits) = (open_files::raise_limit(), settings.limits());
     let connections = open_files::connections_per_worker(open_files, workers, limits.connections);
-    // From the signal on it is not ready; it serves until load balancers know.
+    // Not ready from the signal on, but serving until load balancers have noticed.
     let stopping = shutdown.clone();
     let shutdown = service::delayed(shutdown, settings.api.drain_delay);
     let publisher_shutdown = CancellationToken::new();
@@ -48,9 +48,9 @@ pub(crate) async fn run(settings: &Settings) -> anyhow::Result<()> {
         open_files,
         "serving the API"
     );
-    // A task of its own, since what runs on the main thread is not moved to a free one.
+    // Spawned, because the runtime does not move what runs on the main thread to an idle worker.
     tokio::spawn(api::run(listener, api, workers, shutdown)).await??;
-    // What the last requests rang is still published.
+    // Publish the doorbells of the last requests.
     publisher_shutdown.cancel();
     publisher.closed().await;
     service.ended()

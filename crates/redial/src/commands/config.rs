@@ -1,4 +1,4 @@
-//! `redial config`.
+//! `redial config`: prints the effective configuration.
 
 use std::io::{self, Write};
 

@@ -1,4 +1,4 @@
-//! `redial deliveries …`: an organization's deliveries, asked of the API.
+//! `redial deliveries …`: an organization's deliveries, through the API.
 
 use std::io::{self, Write};
 use std::num::NonZeroUsize;
@@ -10,7 +10,7 @@ use tokio::time::sleep;
 
 use crate::commands::remote::{LOOK, Remote, Target, print_table};
 
-/// Deliveries, asked of the API.
+/// List, show, redeliver and withdraw deliveries through the API.
 #[derive(clap::Args)]
 pub(crate) struct Args {
     #[command(flatten)]
@@ -21,21 +21,21 @@ pub(crate) struct Args {
 
 #[derive(clap::Subcommand)]
 enum Command {
-    /// Show deliveries, newest first.
+    /// List deliveries, newest first.
     List {
-        /// Only of this status: pending, delivering, succeeded or failed.
+        /// Only deliveries with this status: pending, delivering, succeeded or failed.
         #[arg(long)]
         status: Option<String>,
-        /// Only of this run.
+        /// Only deliveries of this run.
         #[arg(long)]
         run: Option<RunId>,
-        /// Only to this host, without a port.
+        /// Only deliveries to this host, without a port.
         #[arg(long)]
         host: Option<String>,
-        /// Only those that a run's end called for, or only the others.
+        /// Only automatic deliveries (true), or only redeliveries (false).
         #[arg(long, value_name = "true|false")]
         automatic: Option<bool>,
-        /// Only those whose latest attempt failed so, such as timeout.
+        /// Only deliveries whose latest attempt failed for this reason, such as timeout.
         #[arg(long)]
         reason: Option<String>,
         #[command(flatten)]
@@ -44,46 +44,46 @@ enum Command {
     /// Show a delivery and its attempts.
     Show {
         delivery: DeliveryId,
-        /// Go on showing attempts until the delivery has ended; fails if it does.
+        /// Show new attempts until the delivery has ended; exit with an error if it fails.
         #[arg(long)]
         follow: bool,
     },
-    /// Ask for a run's callback to be sent again.
+    /// Request a redelivery of a run's callback.
     Redeliver {
         run: RunId,
-        /// End a delivery of the run that waits for its retry.
+        /// First end a delivery of the run that is waiting for its retry.
         #[arg(long)]
         supersede: bool,
-        /// Makes asking again harmless: the same key makes one delivery.
+        /// Idempotency key: repeated requests with the same key create one delivery.
         #[arg(long, value_name = "KEY")]
         idempotency_key: Option<String>,
-        /// Show its attempts until it has ended; fails if it does.
+        /// Show its attempts until it has ended; exit with an error if it fails.
         #[arg(long)]
         follow: bool,
     },
-    /// End a delivery that waits.
+    /// End a delivery that is waiting for an attempt.
     Withdraw { delivery: DeliveryId },
 }
 
-/// Which part of a list.
+/// The part of a list to show.
 #[derive(clap::Args)]
 pub(crate) struct Range {
-    /// Only those made at or after this moment, such as 2026-01-02T03:04:05Z.
+    /// Only those created at or after this time, such as 2026-01-02T03:04:05Z.
     #[arg(long, value_name = "MOMENT")]
     created_after: Option<String>,
-    /// Only those made before this moment.
+    /// Only those created before this time.
     #[arg(long, value_name = "MOMENT")]
     created_before: Option<String>,
     /// Show the oldest first.
     #[arg(long)]
     oldest_first: bool,
-    /// The most to show.
+    /// Maximum number to show.
     #[arg(long, default_value = "50")]
     pub(crate) limit: NonZeroUsize,
 }
 
 impl Range {
-    /// The API's parameters for it.
+    /// Returns the API's query parameters.
     pub(crate) fn filters(&self) -> [(&'static str, Option<String>); 3] {
         [
             ("created_after", self.created_after.clone()),
@@ -130,7 +130,7 @@ const ATTEMPT: &[&str] = &[
     "timing.remote_address",
     "error_message",
 ];
-/// All that is shown of a delivery; its payload, which may be long, is not.
+/// The fields requested of a delivery. They exclude the payload, which may be long.
 const FIELDS: &str = "id,run_id,callback_url,signing_secret_id,is_automatic,status_code,failure_reason_code,failure_detail,\
     attempt_count,max_attempts,next_attempt_at,created_at,updated_at,completed_at,attempts,attempts.timing";
 
@@ -175,7 +175,7 @@ fn path(delivery: DeliveryId) -> String {
     format!("/v1/callback-deliveries/{delivery}?fields={FIELDS}")
 }
 
-/// Shows attempts as they come, until the delivery has ended.
+/// Shows new attempts until the delivery has ended.
 async fn follow(remote: &Remote, id: DeliveryId) -> Result<()> {
     let mut shown = 0;
     loop {
@@ -204,7 +204,7 @@ async fn follow(remote: &Remote, id: DeliveryId) -> Result<()> {
     }
 }
 
-/// Shows the attempts behind the first `shown`, and answers how many there are.
+/// Shows the attempts after the first `shown`, and returns the number of attempts.
 fn print_attempts(delivery: &Value, shown: usize) -> Result<usize> {
     let attempts = delivery["attempts"].as_array().map_or(&[][..], Vec::as_slice);
     if attempts.len() > shown {
@@ -218,7 +218,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_phases_shown_are_those_of_an_attempt() {
+    fn timing_columns_are_fields_of_an_attempts_timing() {
         let timing = serde_json::to_value(contracts::Timing::default()).unwrap();
         for column in ATTEMPT.iter().filter_map(|column| column.strip_prefix("timing.")) {
             assert!(timing.get(column).is_some(), "{column}");

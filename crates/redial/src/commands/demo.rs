@@ -1,4 +1,4 @@
-//! `redial demo`: the main job in one go, from a run's end to a redelivery, everything checked.
+//! `redial demo`: a self-checking demonstration, from a run's end to a redelivery.
 
 use std::collections::HashMap;
 use std::fs::File;
@@ -22,16 +22,16 @@ use crate::settings::Settings;
 use crate::signals;
 use crate::stack::{Options, Stack, make_tenant, open_store};
 
-/// Sorts the demo's directories from others in the temporary directory.
+/// Prefix of the demo's directories in the temporary directory.
 const PREFIX: &str = "redial-demo-";
-/// The demo's waits between attempts: short enough to watch.
+/// Delays between the demo's attempts: short enough to watch.
 const SCHEDULE: [Duration; 2] = [Duration::from_millis(400), Duration::from_millis(800)];
-/// All is long over by then.
+/// Timeout for callbacks to arrive; they normally need far less.
 const PATIENCE: Duration = Duration::from_secs(20);
 
-/// Runs the demo in a directory that is gone afterwards, also when a signal ends it.
+/// Runs the demo in a temporary directory, which is removed at the end, also after SIGTERM or SIGINT.
 pub(crate) async fn run() -> Result<()> {
-    // What it promises must not depend on how the services of this machine are configured.
+    // Its result must not depend on the configuration of services on this machine.
     let settings = Settings::defaults()?;
     let stopped = signals::stop();
     clear_leftovers(&std::env::temp_dir())?;
@@ -44,25 +44,25 @@ pub(crate) async fn run() -> Result<()> {
     result
 }
 
-/// Makes the demo's directory and locks it. The lock is free once this process is gone, however it went.
+/// Creates the demo's directory and locks it. The lock is released when this process ends, in whatever way.
 fn make_home() -> Result<(TempDir, File)> {
     loop {
         let home = tempfile::Builder::new().prefix(PREFIX).tempdir()?;
         let lock = File::open(home.path())?;
-        // Another demo, clearing up, may have come in between.
+        // Another demo's cleanup may have removed the directory before the lock was taken.
         if lock.try_lock().is_ok() && home.path().exists() {
             return Ok((home, lock));
         }
     }
 }
 
-/// Removes what demos left behind that were killed.
+/// Removes the directories of demos that were killed.
 fn clear_leftovers(directory: &Path) -> io::Result<()> {
     for entry in std::fs::read_dir(directory)?.flatten() {
         let path = entry.path();
         let is_ours = entry.file_name().to_str().is_some_and(|name| name.starts_with(PREFIX));
         if is_ours && is_abandoned(&path) {
-            // Another user's, or one that is just being removed by its owner, is not ours to worry about.
+            // Ignore errors: the directory may be another user's, or its owner may be removing it.
             let _ = std::fs::remove_dir_all(&path);
         }
     }
@@ -73,7 +73,7 @@ fn is_abandoned(path: &Path) -> bool {
     File::open(path).is_ok_and(|directory| directory.try_lock().is_ok())
 }
 
-/// Removes the directory. A transaction that a signal interrupted may still be making a file in it.
+/// Removes the directory. Retries, because an interrupted transaction may still be creating a file in it.
 fn remove(home: TempDir) -> io::Result<()> {
     let path = home.keep();
     (0..10)
@@ -126,7 +126,7 @@ async fn show(settings: &Settings, home: &Path) -> Result<()> {
         runs.len(),
         ended.len()
     )?;
-    // The stubborn one takes three attempts.
+    // The first callback needs three attempts.
     let arrived = gather(&mut arrivals, ended.len() + 2).await?;
     let valid = arrived.iter().filter(|received| received.verdict == Verdict::Valid).count();
     ensure!(valid == arrived.len(), "{valid} of {} callbacks had a valid signature", arrived.len());
@@ -199,7 +199,7 @@ async fn gather(arrivals: &mut UnboundedReceiver<Received>, count: usize) -> Res
     Ok(arrived)
 }
 
-/// A settled delivery must have succeeded, with every attempt on record, and what arrived must be its bytes.
+/// Checks that a settled delivery succeeded, that every attempt is on record, and that its bytes arrived.
 fn check(delivery: &Value, arrived: &HashMap<&str, Vec<&Received>>) -> Result<()> {
     let id = text(delivery, "id")?;
     let arrived = arrived.get(id).with_context(|| format!("nothing of delivery {id} arrived"))?;

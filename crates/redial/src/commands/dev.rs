@@ -1,4 +1,4 @@
-//! `redial dev`: the whole stack in one process, staying up, for developing a receiver or trying the API.
+//! `redial dev`: the whole stack in one long-running process, for developing a receiver or trying the API.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
@@ -22,24 +22,24 @@ use crate::settings::Settings;
 use crate::signals;
 use crate::stack::{Options, Stack, Tenant, make_tenant, open_store};
 
-/// The whole stack in one process, staying up.
+/// Run the whole stack in one process, with a sample receiver, until stopped.
 #[derive(clap::Args)]
 pub(crate) struct Args {
-    /// Where the API listens.
+    /// Listen address of the API.
     #[arg(long, default_value = "127.0.0.1:8080")]
     listen: SocketAddr,
-    /// Where the sample receiver listens.
+    /// Listen address of the sample receiver.
     #[arg(long, default_value = "127.0.0.1:9090")]
     receiver: SocketAddr,
-    /// Where state is kept across restarts.
+    /// Directory for state kept across restarts.
     #[arg(long, default_value = DATA_DIR)]
     data_dir: PathBuf,
 }
 
-/// Where state is kept unless told otherwise.
+/// Default data directory.
 pub(crate) const DATA_DIR: &str = ".redial";
 
-/// The URL and token of a `dev` that was started on this data directory, if there was one.
+/// Returns the URL and token of the last `dev` started on this data directory; `None` if there was none.
 pub(crate) fn running(data_dir: &Path) -> Result<Option<(String, String)>> {
     let path = data_dir.join("dev.json");
     let json = match std::fs::read(&path) {
@@ -51,7 +51,7 @@ pub(crate) fn running(data_dir: &Path) -> Result<Option<(String, String)>> {
     Ok(Some((dev.base_url, dev.token)))
 }
 
-/// What a program needs to use a running `dev`: the contents of `<data-dir>/dev.json`.
+/// Connection data for programs that use a running `dev`: the contents of `<data-dir>/dev.json`.
 #[derive(Serialize, Deserialize)]
 struct Dev {
     base_url: String,
@@ -95,13 +95,13 @@ pub(crate) async fn run(settings: &Settings, args: Args) -> Result<()> {
         None => make_tenant(&store, &keyring, "dev").await?,
     };
     receiver.add_secret(tenant.secret.clone());
-    // A run's URL never changes once it has ended: another receiver needs runs of its own.
+    // A run's callback URL is final once the run has ended, so another receiver needs new runs.
     let run_ids = match known {
         Some(dev) if dev.receiver_url == receiver.url("") && dev.organization_id == tenant.org => dev.run_ids,
         _ => record_examples(&store, settings.accept_policy(), tenant.org, &receiver).await?,
     };
 
-    // Its own receiver is on loopback, anywhere, and speaks plain http.
+    // The sample receiver is on loopback, on any port, and speaks plain http.
     let mut egress = settings.egress_rules();
     egress.allow.extend(["127.0.0.0/8".parse::<IpNet>()?, "::1/128".parse()?]);
     egress.ports.push(receiver.addr().port().into());
@@ -155,7 +155,7 @@ fn greet(dev: &Dev, data_dir: &Path) -> io::Result<()> {
     out.flush()
 }
 
-/// The key in that file, made on first use, readable by its owner only.
+/// Returns the key in the file at `path`. Creates the file on first use, readable only by its owner.
 fn own_keyring(path: &Path) -> Result<Keyring> {
     if !path.exists() {
         write_private(path, Keyring::generate("dev").as_bytes())?;
@@ -163,7 +163,7 @@ fn own_keyring(path: &Path) -> Result<Keyring> {
     keys::read(path)
 }
 
-/// Replaces a file in one step by one that only its owner can read.
+/// Replaces a file atomically. Only its owner can read it.
 fn write_private(path: &Path, contents: &[u8]) -> Result<()> {
     let draft = path.with_extension("draft");
     let write = || -> io::Result<()> {
@@ -175,7 +175,7 @@ fn write_private(path: &Path, contents: &[u8]) -> Result<()> {
     write().with_context(|| format!("cannot write {}", path.display()))
 }
 
-/// The tenant of an earlier start, if its token still opens this database.
+/// Returns the tenant of an earlier start, if its token is still valid in this database.
 async fn known_tenant(store: &Store, dev: &Dev) -> Result<Option<Tenant>> {
     let Some(token) = TokenText::parse(&dev.token) else { return Ok(None) };
     let secret = SigningSecret::parse(&dev.signing_secret)
@@ -186,7 +186,7 @@ async fn known_tenant(store: &Store, dev: &Dev) -> Result<Option<Tenant>> {
     Ok(is_ours.then(|| Tenant { org: dev.organization_id, token: dev.token.clone(), secret }))
 }
 
-/// Records the example runs under fresh ids, without announcing them, and answers which can be redelivered.
+/// Records the example runs under new ids, without automatic deliveries, and returns the redeliverable ones.
 async fn record_examples(
     store: &Store,
     policy: AcceptPolicy,

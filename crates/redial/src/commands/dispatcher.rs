@@ -1,4 +1,4 @@
-//! `redial dispatcher`: deliveries as a service.
+//! `redial dispatcher`: delivery as a service.
 
 use std::net::TcpListener;
 use std::path::PathBuf;
@@ -15,10 +15,10 @@ use crate::keys;
 use crate::open_files;
 use crate::settings::Settings;
 
-/// One each claims, records, records what was refused before, and recovers leases; the others read secrets.
+/// One connection each to claim, record, retry refused records and recover leases; two to read secrets.
 const CONNECTIONS: u32 = 6;
 
-/// `config_file` is where `settings` came from, and where keys that are missing are looked for again.
+/// Runs until SIGTERM or SIGINT. Missing keys are read again from `config_file`, the file of `settings`.
 pub(crate) async fn run(settings: &Settings, config_file: Option<PathBuf>) -> anyhow::Result<()> {
     let (url, broker, keyring) = (settings.postgres_url()?, settings.broker()?, settings.keyring()?);
     let health = settings.dispatcher.listen.map(|addr| {
@@ -29,7 +29,7 @@ pub(crate) async fn run(settings: &Settings, config_file: Option<PathBuf>) -> an
     let service = service::start(&url, settings.database.pool_size.unwrap_or(CONNECTIONS)).await?;
     let (store, shutdown) = (service.store.clone(), service.shutdown.clone());
     keys::check(&store, &keyring).await?;
-    // Unacknowledged messages are those of one batch being claimed and the next one gathering.
+    // Unacknowledged are the messages of the batch being claimed and of the one being collected.
     let consumer = broker.consumer(prefetch(settings.dispatcher.max_in_flight), shutdown.clone());
     let dispatcher = Dispatcher {
         store,
@@ -39,7 +39,7 @@ pub(crate) async fn run(settings: &Settings, config_file: Option<PathBuf>) -> an
         settings: settings.dispatcher_settings(),
         progress: Progress::default(),
     };
-    // Answered to the end, also while what is in flight is finished.
+    // Health checks are served until the end, also while attempts in flight finish.
     let ended = CancellationToken::new();
     let _ended = ended.clone().drop_guard();
     if let Some(listener) = health {
@@ -52,7 +52,7 @@ pub(crate) async fn run(settings: &Settings, config_file: Option<PathBuf>) -> an
             .and(sending(&dispatcher));
         tokio::spawn(async move {
             if let Err(error) = api::run_health(listener, readiness, ended).await {
-                tracing::error!(%error, "health checks are not answered any more");
+                tracing::error!(%error, "health checks are no longer served");
             }
         });
     }
@@ -60,12 +60,13 @@ pub(crate) async fn run(settings: &Settings, config_file: Option<PathBuf>) -> an
     service.ended()
 }
 
-/// Two signs of life of the consuming channel missed.
+/// Two missed liveness checks of the consuming channel.
 const BROKER_PATIENCE: Duration = Duration::from_secs(12);
-/// For claims, beyond the longest attempt: with every slot taken by a slow receiver nothing is claimed for that long.
+/// Timeout without progress. For claims it is added to the longest attempt: while slow receivers take every
+/// slot, nothing is claimed for that long.
 const WORK_PATIENCE: Duration = Duration::from_secs(10);
 
-/// That doorbells are heard. Without them the relay still delivers everything, later.
+/// Readiness: doorbells are received. Without them the relay still delivers everything, but later.
 fn consuming(consumer: &Consumer) -> impl Fn() -> Option<String> + Send + Sync + use<> {
     let (stats, began) = (consumer.watch(), Instant::now());
     move || {
@@ -74,20 +75,20 @@ fn consuming(consumer: &Consumer) -> impl Fn() -> Option<String> + Send + Sync +
     }
 }
 
-/// That attempts are claimed, or none is due.
+/// Readiness: attempts are claimed, or none is due.
 fn claiming(dispatcher: &Dispatcher) -> impl Fn() -> Option<String> + Send + Sync + use<> {
     let timeout = dispatcher.settings.limits.timeout;
     let (progress, patience) = (dispatcher.progress.clone(), timeout + WORK_PATIENCE);
     move || silent("no attempt has been claimed", progress.claimed_at(), patience)
 }
 
-/// That results can be recorded.
+/// Readiness: results can be recorded.
 fn recording(dispatcher: &Dispatcher) -> impl Fn() -> Option<String> + Send + Sync + use<> {
     let progress = dispatcher.progress.clone();
     move || silent("results could not be recorded", progress.unrecorded_since()?, WORK_PATIENCE)
 }
 
-/// That attempts don't come back for a reason of this process's.
+/// Readiness: attempts don't fail for a reason local to this process.
 fn sending(dispatcher: &Dispatcher) -> impl Fn() -> Option<String> + Send + Sync + use<> {
     let progress = dispatcher.progress.clone();
     move || {
@@ -96,9 +97,9 @@ fn sending(dispatcher: &Dispatcher) -> impl Fn() -> Option<String> + Send + Sync
     }
 }
 
-/// How many messages a dispatcher holds for so many slots. Under load a message has up to [`contracts::Job::MOST`] jobs, and
-/// what one dispatcher holds no other can take; when there is little to do it has one, and is acknowledged within
-/// milliseconds.
+/// Returns how many messages a dispatcher with `max_in_flight` slots prefetches. Under load a message has up
+/// to [`contracts::Job::MOST`] jobs, and no other dispatcher can take a prefetched message. When idle, a
+/// message has one job and is acknowledged within milliseconds.
 fn prefetch(max_in_flight: u16) -> u16 {
     (max_in_flight / 16).max(4)
 }

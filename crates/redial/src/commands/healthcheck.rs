@@ -4,14 +4,14 @@ use std::time::Duration;
 
 use anyhow::{Context, bail};
 
-/// Ask a health endpoint; exit status 0 when it answers 2xx, else 1.
+/// Request a health endpoint; the exit status is 0 if it answers 2xx, else 1.
 #[derive(clap::Args)]
 pub(crate) struct Args {
-    /// Such as http://127.0.0.1:8080/v1/health.
+    /// The URL, such as http://127.0.0.1:8080/v1/health.
     url: String,
 }
 
-/// Within the interval at which containers are checked.
+/// Shorter than the interval of container health checks.
 const PATIENCE: Duration = Duration::from_secs(3);
 
 pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
@@ -25,7 +25,7 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
         client.get(&args.url).send().await.with_context(|| format!("{} does not answer", args.url))?;
     let status = response.status();
     if !status.is_success() {
-        // The answer says why, but need not be there.
+        // The body has the reason, but may be missing.
         let why = response.text().await.unwrap_or_default();
         bail!("{} answers {status}: {why}", args.url);
     }

@@ -1,4 +1,4 @@
-//! `redial listen`: the scripted receiver alone.
+//! `redial listen`: the scripted receiver on its own.
 
 use std::io::{self, Write};
 use std::net::SocketAddr;
@@ -11,15 +11,15 @@ use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 use crate::settings::SettingsError;
 use crate::signals;
 
-/// Receive callbacks: print each with its signature's verdict, and answer as its path asks.
+/// Receive callbacks: print each with the result of its signature check, and respond as its path specifies.
 #[derive(clap::Args)]
 #[command(after_help = HELP)]
 pub(crate) struct Args {
-    /// Where to listen.
+    /// Listen address.
     #[arg(default_value = "127.0.0.1:9090")]
     addr: SocketAddr,
     /// A signing secret to verify with, whsec_…; may be repeated.
-    // Parsed apart: a parser's error would show the value.
+    // Not parsed by clap, whose error would show the secret.
     #[arg(long = "secret", value_name = "SECRET")]
     secrets: Vec<String>,
 }
@@ -37,7 +37,7 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Prints each callback until `stopped`.
+/// Prints each callback until `stopped` resolves.
 pub(crate) async fn print_arrivals(
     mut arrivals: UnboundedReceiver<Received>,
     stopped: impl Future<Output = &'static str>,

@@ -1,4 +1,4 @@
-//! `redial migrate`.
+//! `redial migrate`: applies pending migrations.
 
 use std::io::{self, Write};
 

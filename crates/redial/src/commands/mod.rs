@@ -1,4 +1,4 @@
-//! One file per command.
+//! The commands, one module each.
 
 pub(crate) mod api;
 pub(crate) mod config;
@@ -25,26 +25,26 @@ use store::{AnyConnection, Store, find_organization};
 
 use crate::settings::Settings;
 
-/// Connections of a command that does one thing.
+/// Connections of a one-off command.
 const CONNECTIONS: u32 = 1;
 
-/// The configured database, of either engine.
+/// Opens the configured database, PostgreSQL or SQLite.
 async fn open_store(settings: &Settings) -> anyhow::Result<Store> {
     Ok(Store::open(&settings.database_url()?, CONNECTIONS).await?)
 }
 
-/// A name or label: 1 to 255 characters (contract section 3, "Secret object").
+/// Parses a name or label: 1 to 255 characters (contract section 3, "Secret object").
 fn label(text: &str) -> Result<String, &'static str> {
     let fits = (1..=255).contains(&text.chars().count());
     fits.then(|| text.to_owned()).ok_or("expected 1 to 255 characters")
 }
 
-/// Refuses an organization that does not exist, with words rather than a violated constraint.
+/// Fails with a readable message, rather than a violated constraint, if the organization does not exist.
 fn require_organization(tx: &mut AnyConnection, org: OrgId) -> anyhow::Result<()> {
     find_organization(tx, org)?.map(drop).ok_or_else(|| anyhow::anyhow!("there is no organization {org}"))
 }
 
-/// Prints what a command made: just `brief`, or all of it as JSON.
+/// Prints a created object: just `brief`, or all fields as JSON.
 fn print_made(made: &impl Serialize, brief: &str, json: bool) -> anyhow::Result<()> {
     let mut out = io::stdout().lock();
     match json {

@@ -5,12 +5,12 @@ use store::create_organization;
 use crate::commands::{label, open_store, print_made};
 use crate::settings::Settings;
 
-/// Organizations.
+/// Manage organizations.
 #[derive(clap::Subcommand)]
 pub(crate) enum Command {
-    /// Make an organization and print its id.
+    /// Create an organization and print its id.
     Create {
-        /// What to call it.
+        /// Its name.
         #[arg(value_parser = label)]
         name: String,
         /// Print all fields as JSON.

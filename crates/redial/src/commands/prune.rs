@@ -14,17 +14,18 @@ use crate::commands::open_store;
 use crate::settings::Settings;
 use crate::signals;
 
-/// Remove deliveries that ended long ago, with their attempts, and runs. Can be stopped at any time, and goes on where it
-/// was.
+/// Remove deliveries that ended long ago, with their attempts, and optionally runs. Can be stopped at any
+/// time and run again to continue.
 #[derive(clap::Args)]
 pub(crate) struct Args {
-    /// How long ago they must have ended, such as 90d; at least 1d, for which a repeated request is answered from them.
+    /// Minimum time since their end, such as 90d; at least 1d, because deliveries answer repeated requests
+    /// for a day.
     #[arg(long, value_name = "AGE", value_parser = age)]
     older_than: Duration,
-    /// Remove runs, too, that ended that long ago and have no delivery left.
+    /// Also remove runs that ended that long ago and have no deliveries left.
     #[arg(long)]
     runs: bool,
-    /// How many are removed in one transaction.
+    /// Deliveries or runs per transaction.
     #[arg(long, default_value_t = 500, value_parser = clap::value_parser!(u16).range(1..=10_000))]
     batch: u16,
 }
@@ -53,7 +54,7 @@ pub(crate) async fn run(settings: &Settings, args: Args) -> anyhow::Result<()> {
     pruned.context("not everything was removed; run it again to go on")
 }
 
-/// Removes batch by batch, until all is done or, between two batches, `stopped`.
+/// Removes batch by batch until nothing is left, or `stopped` resolves between two batches.
 async fn prune_all(
     store: &Store,
     before: Timestamp,
@@ -80,7 +81,7 @@ async fn prune_all(
                 if behind.is_none() {
                     break;
                 }
-                // Half of the time is left to those who deliver.
+                // Sleep as long as the batch took, to leave half of the time to dispatchers.
                 tokio::select! {
                     biased;
                     signal = &mut stopped => bail!("ended by {signal}"),

@@ -1,4 +1,4 @@
-//! What the commands have in common that ask an API over HTTP.
+//! Shared by the commands that call an API over HTTP.
 
 use std::io::{self, IsTerminal, Write};
 use std::path::Path;
@@ -17,29 +17,29 @@ use crate::client::Client;
 use crate::commands::dev;
 use crate::settings::SettingsError;
 
-/// Which API, and how its answers are shown.
+/// The API to call, and the output format.
 #[derive(clap::Args)]
 pub(crate) struct Target {
-    /// The API's URL, such as http://127.0.0.1:8080. Without this: the variable REDIAL_API_URL, or a running `redial dev`
-    /// that was started in this directory.
+    /// The API's URL, such as http://127.0.0.1:8080. Default: the variable REDIAL_API_URL, or that of a
+    /// running `redial dev` started in this directory.
     #[arg(long, value_name = "URL", global = true)]
     base_url: Option<String>,
-    /// A token of the organization. Without this: the variable REDIAL_API_TOKEN, or that of `redial dev`.
+    /// A token of the organization. Default: the variable REDIAL_API_TOKEN, or that of `redial dev`.
     #[arg(long, value_name = "TOKEN", global = true)]
     token: Option<String>,
-    /// Print what the API answers: an object, or one a line. So it is, too, when standard output is no terminal.
+    /// Print the API's JSON: one object per line for lists. Default if standard output is not a terminal.
     #[arg(long, global = true)]
     json: bool,
 }
 
-/// How long an API that is being restarted is waited for while something is followed.
+/// How long `--follow` retries while the API does not answer, as during a restart.
 const PATIENCE: Duration = Duration::from_secs(60);
-/// How often what is followed is looked at.
+/// Poll interval of `--follow`.
 pub(crate) const LOOK: Duration = Duration::from_millis(500);
-/// The most items of a page.
+/// Maximum items per page.
 const LARGEST_PAGE: usize = 500;
 
-/// An API that can be asked.
+/// An API to call.
 pub(crate) struct Remote {
     client: Client,
     pub(crate) json: bool,
@@ -58,7 +58,7 @@ impl Target {
             (Some(_), None) => {
                 missing("no token", "give --token or set REDIAL_API_TOKEN; `redial token create` makes one")?
             }
-            // A token alone must not be sent to whatever happens to run here.
+            // A token alone must not be sent to whatever API happens to run here.
             (None, Some(_)) => missing("a token, but no API", "give --base-url or set REDIAL_API_URL")?,
             (None, None) => match dev::running(Path::new(dev::DATA_DIR))? {
                 Some(running) => running,
@@ -82,14 +82,14 @@ impl Target {
     }
 }
 
-/// What the API answered.
+/// A successful response of the API.
 pub(crate) struct Answer {
-    /// As it came: numbers of any size, keys in the API's order.
+    /// The body as received: numbers of any size, keys in the API's order.
     pub(crate) text: String,
     pub(crate) value: Value,
 }
 
-/// A page of a list, its items as they came.
+/// A page of a list, with its items as received.
 #[derive(Deserialize)]
 struct Page<'a> {
     #[serde(borrow)]
@@ -98,17 +98,18 @@ struct Page<'a> {
 }
 
 impl Remote {
-    /// An object, by its path.
+    /// Returns the object at `path`.
     pub(crate) async fn get(&self, path: &str) -> Result<Answer> {
         understood(self.client.get(path).await?)
     }
 
-    /// What was made or changed.
+    /// Sends a POST and returns the object that was created or changed.
     pub(crate) async fn post(&self, path: &str, idempotency_key: Option<&str>) -> Result<Answer> {
         understood(self.client.post_once(path, idempotency_key).await?)
     }
 
-    /// The same as [`Remote::get`], waiting for an API that does not answer, or not now.
+    /// Like [`Remote::get`], but retries for up to [`PATIENCE`] while the API does not answer, or answers 429
+    /// or 503.
     pub(crate) async fn get_patiently(&self, path: &str) -> Result<Answer> {
         let deadline = Instant::now() + PATIENCE;
         loop {
@@ -119,7 +120,7 @@ impl Remote {
         }
     }
 
-    /// Shows up to `limit` items of a list: a table with these columns, or a line of JSON each.
+    /// Shows up to `limit` items of a list, as a table with `columns` or as one line of JSON per item.
     pub(crate) async fn list(
         &self,
         path: &str,
@@ -166,7 +167,7 @@ impl Remote {
         Ok(())
     }
 
-    /// Shows an object: a key a line, or as JSON.
+    /// Shows an object, as one line per key or as JSON.
     pub(crate) fn show(&self, object: &Answer, keys: &[&str]) -> Result<()> {
         let mut out = io::stdout().lock();
         if self.json {
@@ -180,7 +181,7 @@ impl Remote {
     }
 }
 
-/// Rows under the names of their columns.
+/// Prints rows as a table with a header.
 pub(crate) fn print_table(rows: &[Value], columns: &[&str]) -> io::Result<()> {
     let mut table = Table::new();
     table.load_preset(presets::NOTHING).set_content_arrangement(ContentArrangement::Disabled);
@@ -192,7 +193,7 @@ pub(crate) fn print_table(rows: &[Value], columns: &[&str]) -> io::Result<()> {
     writeln!(io::stdout(), "{}", table.trim_fmt())
 }
 
-/// The beginning of what may be a megabyte.
+/// Returns the beginning of a text, which may be a megabyte long.
 fn cut(text: &str) -> String {
     const SHOWN: usize = 500;
     match text.char_indices().nth(SHOWN) {
@@ -203,7 +204,7 @@ fn cut(text: &str) -> String {
     }
 }
 
-/// A value for people. What a receiver said can't control the terminal.
+/// Formats a value for a terminal. Control characters, which may be from a receiver's response, are escaped.
 fn text(value: &Value) -> String {
     match value {
         Value::Null => "-".to_owned(),
@@ -215,7 +216,7 @@ fn text(value: &Value) -> String {
     }
 }
 
-/// The answer, or what is wrong and what to do about it.
+/// Returns the response, or an error that says what is wrong and what to do about it.
 fn understood((status, body): (u16, String)) -> Result<Answer> {
     let answer: Value = serde_json::from_str(&body)
         .with_context(|| format!("status {status}, and no JSON: is this the API's URL?"))?;
@@ -236,7 +237,7 @@ fn understood((status, body): (u16, String)) -> Result<Answer> {
     bail!("{code}: {said}{wrong}{advice}")
 }
 
-/// One thing that is wrong with a request.
+/// Formats one entry of `errors`.
 fn wrong(error: &Value) -> String {
     let place: Vec<String> = error["loc"].as_array().into_iter().flatten().map(text).collect();
     let in_flight = match error["delivery_id"].as_str() {
@@ -253,7 +254,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_the_api_answers_is_printed_as_it_came() {
+    fn json_of_the_api_is_printed_unchanged() {
         let body = r#"{"b":123456789012345678901234567890,"a":1.50}"#;
         assert_eq!(understood((200, body.into())).unwrap().text, body);
         let page = format!(r#"{{"items":[{body}],"next":null}}"#);
@@ -262,14 +263,14 @@ mod tests {
     }
 
     #[test]
-    fn a_long_value_is_cut_for_people() {
+    fn a_long_value_is_cut() {
         assert_eq!(cut("short"), "short");
         let long = "ü".repeat(1_000);
         assert_eq!(cut(&long), format!("{}… (1000 characters; --json shows all)", "ü".repeat(500)));
     }
 
     #[test]
-    fn a_conflict_names_the_delivery_in_flight_and_the_way_out() {
+    fn a_conflict_names_the_delivery_in_flight_and_the_flag_that_ends_it() {
         let errors =
             json!([{"loc": ["path", "run_id"], "msg": "in flight", "type": "conflict", "delivery_id": "d1"}]);
         let body = json!({"code": "VALIDATION_ERROR", "message": "invalid", "errors": errors}).to_string();

@@ -1,4 +1,4 @@
-//! `redial runs …`: recording runs in bulk and erasing one, on the database; listing and showing them, by the API.
+//! `redial runs …`: imports runs and erases a run in the database; lists and shows runs through the API.
 
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, Read, Write};
@@ -21,45 +21,46 @@ use crate::commands::remote::{Answer, LOOK, Remote, Target, print_table};
 use crate::commands::{open_store, require_organization};
 use crate::settings::Settings;
 
-/// Runs.
+/// Import, list, show and erase runs.
 #[derive(clap::Subcommand)]
 pub(crate) enum Command {
-    /// Record the runs of a file, one JSON run a line: the body of its PUT, and its id. Doing it again is harmless.
+    /// Record the runs of a file with one JSON object per line: the body of a run's PUT, plus its id. Safe to
+    /// repeat.
     Import {
-        /// The file; - is standard input.
+        /// The file; - for standard input.
         file: PathBuf,
         /// The organization they belong to.
         #[arg(long, value_name = "ID")]
         org: OrgId,
-        /// Announce those that have ended by their automatic deliveries, as the API would.
+        /// Create the automatic deliveries of runs that have ended, as the API would.
         #[arg(long)]
         deliver: bool,
     },
-    /// Show an organization's runs, newest first, asked of the API.
+    /// List an organization's runs, newest first, through the API.
     List {
         #[command(flatten)]
         target: Target,
-        /// Only of this status, such as succeeded.
+        /// Only runs with this status, such as succeeded.
         #[arg(long)]
         status: Option<String>,
         #[command(flatten)]
         range: Range,
     },
-    /// Show a run and its deliveries, asked of the API.
+    /// Show a run and its deliveries, through the API.
     Show {
         #[command(flatten)]
         target: Target,
         run: RunId,
-        /// Go on showing them as they change, until the run and its deliveries have ended; fails if the newest delivery
-        /// does.
+        /// Show them again when they change, until the run and its deliveries have ended; exit with an error
+        /// if the newest delivery fails.
         #[arg(long)]
         follow: bool,
     },
-    /// Erase what a run and its callbacks said: output, metadata, failure message and callback URL of the run, payloads
-    /// and response bodies of its deliveries. Hashes, sizes, times, codes and the deliveries' URLs stay. A delivery that
-    /// waits is ended first; while one is being sent nothing is done.
+    /// Erase the data of a run and its callbacks: output, metadata, failure message and callback URL of the
+    /// run, payloads and response bodies of its deliveries. Hashes, sizes, times, codes and the deliveries'
+    /// URLs are kept. A waiting delivery is ended first; while a delivery is being sent, nothing is erased.
     Erase {
-        /// The run.
+        /// The run's id.
         run: RunId,
         /// The organization it belongs to.
         #[arg(long, value_name = "ID")]
@@ -67,16 +68,16 @@ pub(crate) enum Command {
     },
 }
 
-/// Lines recorded together; fewer when they are long, so that little is held in memory.
+/// Lines per transaction; fewer if they are long, to bound memory.
 const CHUNK: usize = 1_000;
 const CHUNK_BYTES: usize = 8 << 20;
-/// Transactions at once on PostgreSQL, where most of the time is spent waiting for it. All lines of one run go the
-/// same way, so their order holds. SQLite has one writer.
+/// Concurrent transactions on PostgreSQL, where most of the time is spent waiting for it. All lines of a run
+/// are in the same lane, which preserves their order. SQLite has one writer.
 const LANES: usize = 4;
-/// What an automatic delivery made here is known by in logs.
+/// Request id in the logs of the automatic deliveries.
 const REQUEST_ID: &str = "runs-import";
 
-/// A line that can be recorded, by its number.
+/// A parsed line, with its number.
 #[derive(Clone)]
 struct Line {
     number: usize,
@@ -84,7 +85,7 @@ struct Line {
     update: RunUpdate,
 }
 
-/// What became of a line, by its number: whether the run was new, or why it could not be recorded.
+/// Result of a line, by its number: whether the run was new, or why it could not be recorded.
 type Outcome = (usize, Result<bool, String>);
 
 #[derive(Default)]
@@ -138,11 +139,11 @@ async fn show(remote: &Remote, run: RunId) -> anyhow::Result<()> {
     print(remote, &found, &deliveries)
 }
 
-/// Shows the run and its deliveries whenever they have changed, until all have ended.
+/// Shows the run and its deliveries when they change, until all have ended.
 async fn follow(remote: &Remote, run: RunId) -> anyhow::Result<()> {
     let mut shown = None;
     loop {
-        // In this order: a run's end and its automatic delivery are recorded together.
+        // In this order, because a run's end and its automatic delivery are recorded together.
         let found = remote.get_patiently(&run_path(run)).await?;
         let deliveries = remote.get_patiently(&deliveries_path(run)).await?;
         let state = (found.value["status_code"].clone(), deliveries.text.clone());
@@ -174,7 +175,7 @@ fn deliveries_path(run: RunId) -> String {
     format!("/v1/runs/{run}/callback?fields={}", DELIVERY.join(","))
 }
 
-/// The run, then each delivery.
+/// Prints the run, then its deliveries.
 fn print(remote: &Remote, run: &Answer, deliveries: &Answer) -> anyhow::Result<()> {
     remote.show(run, SHOWN)?;
     if remote.json {
@@ -244,7 +245,7 @@ struct Importer {
     recorder: Recorder,
     lanes: usize,
     egress: Policy,
-    /// In bytes: as long as a body may be.
+    /// Maximum line length in bytes: that of a request body.
     max_line: usize,
 }
 
@@ -274,8 +275,8 @@ impl Importer {
         Ok(counts)
     }
 
-    /// The next line, and how much of the input it took; nothing at its end. Of one that is too long only so much
-    /// is kept that this shows.
+    /// Returns the next line and the bytes of input it took; both are empty at the end. Of a line that is too
+    /// long, only one byte more than the maximum is kept.
     fn next_line(&self, input: &mut impl BufRead) -> io::Result<(Vec<u8>, usize)> {
         let mut text = Vec::new();
         let mut read = input.by_ref().take(self.max_line as u64 + 1).read_until(b'\n', &mut text)?;
@@ -287,7 +288,7 @@ impl Importer {
         Ok((text, read))
     }
 
-    /// Reads one line by the rules of `PUT /v1/runs/{run_id}`.
+    /// Parses a line by the rules of `PUT /v1/runs/{run_id}`.
     fn parse(&self, line: &[u8]) -> Result<(RunId, RunUpdate), String> {
         if line.len() > self.max_line {
             return Err(format!("longer than api.max_body, {} bytes", self.max_line));
@@ -332,7 +333,7 @@ impl Importer {
     }
 }
 
-/// Writes lines to the database.
+/// Records lines in the database.
 #[derive(Clone)]
 struct Recorder {
     store: Store,
@@ -342,8 +343,8 @@ struct Recorder {
 }
 
 impl Recorder {
-    /// Records lines together. When that fails, for one of them or because others were at the same rows, each is
-    /// recorded on its own; an outage that outlasts this ends the import.
+    /// Records lines in one transaction. If that fails, because of a line or of concurrent writers, records
+    /// each line on its own. An outage that lasts longer ends the import.
     async fn record(self, lines: Vec<Line>) -> anyhow::Result<Vec<Outcome>> {
         if let Ok(outcomes) = self.write(lines.clone()).await {
             return Ok(outcomes);
@@ -389,7 +390,7 @@ impl Recorder {
 fn report(progress: &ProgressBar, counts: &mut Counts, number: usize, reason: &str) {
     counts.bad += 1;
     progress.suspend(|| {
-        // A complaint that can't be written is still counted.
+        // A line whose error can't be printed is still counted.
         let _ = writeln!(io::stderr(), "line {number}: {reason}");
     });
 }
@@ -405,7 +406,7 @@ fn sentence(errors: &[FieldError]) -> String {
     errors.iter().map(|error| format!("{}: {}", place(error), error.msg)).collect::<Vec<_>>().join("; ")
 }
 
-/// Shows how far it is, on a terminal only.
+/// Returns a progress bar, which is visible only on a terminal.
 fn progress_bar(file: &Path) -> anyhow::Result<ProgressBar> {
     let size = std::fs::metadata(file).ok().filter(std::fs::Metadata::is_file).map(|file| file.len());
     if file.is_dir() {

@@ -10,22 +10,23 @@ use crate::commands::{label, open_store, print_made, require_organization};
 use crate::keys::keyring_of;
 use crate::settings::Settings;
 
-/// Signing secrets.
+/// Manage signing secrets.
 #[derive(clap::Subcommand)]
 pub(crate) enum Command {
-    /// Make a signing secret and print it; it is never shown again. It becomes current when no other is enabled.
+    /// Create a signing secret and print it; it is never shown again. It becomes current if no other is
+    /// enabled.
     Create {
         /// The organization it belongs to.
         #[arg(long, value_name = "ID")]
         org: OrgId,
-        /// What to call it.
+        /// Its label.
         #[arg(long, value_parser = label)]
         label: Option<String>,
         /// Print all fields as JSON.
         #[arg(long)]
         json: bool,
     },
-    /// Seal every secret with the first of secrets.keys, so that the others can be dropped.
+    /// Encrypt every secret with the first of secrets.keys, so that the other keys can be removed.
     Rewrap,
 }
 
@@ -44,7 +45,7 @@ pub(crate) async fn run(settings: &Settings, command: Command) -> anyhow::Result
     print_made(&secret, secret.plain_secret.plain(), json)
 }
 
-/// In small transactions, while everything else goes on.
+/// Rewraps all secrets in small transactions, without blocking services.
 async fn rewrap(store: &Store, keyring: Keyring) -> anyhow::Result<()> {
     let (mut rewrapped, mut unopened, mut behind) = (0, Vec::new(), None);
     loop {

@@ -1,4 +1,4 @@
-//! What `api` and `dispatcher` have in common: a database to wait for, its clock, and a signal to stop at.
+//! Shared by `api` and `dispatcher`: waiting for the database, clock alignment, and shutdown on a signal.
 
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
@@ -10,20 +10,20 @@ use tokio_util::sync::CancellationToken;
 
 use crate::signals;
 
-/// How long a service waits for a database that is away when it starts.
+/// How long a service waits for an unavailable database at startup.
 const PATIENCE: Duration = Duration::from_secs(30);
 const PAUSE: Duration = Duration::from_millis(200);
 
-/// What a service runs on.
+/// The database and shutdown token of a service.
 pub(crate) struct Service {
     pub(crate) store: Store,
-    /// Cancelled at SIGTERM or SIGINT, or when the schema no longer admits this program.
+    /// Cancelled on SIGTERM or SIGINT, or when the schema no longer admits this program.
     pub(crate) shutdown: CancellationToken,
     refusal: Arc<OnceLock<StoreError>>,
 }
 
 impl Service {
-    /// The end of a service: an error if it was not asked to stop.
+    /// Returns an error if the service stopped for another reason than a signal.
     pub(crate) fn ended(&self) -> anyhow::Result<()> {
         match self.refusal.get() {
             Some(refusal) => bail!("{refusal}"),
@@ -32,7 +32,7 @@ impl Service {
     }
 }
 
-/// Opens a service's database and keeps its clock aligned.
+/// Opens a service's database, keeps its clock aligned, and handles termination signals.
 pub(crate) async fn start(url: &DatabaseUrl, connections: u32) -> anyhow::Result<Service> {
     let shutdown = CancellationToken::new();
     let stopped = signals::stop();
@@ -62,13 +62,13 @@ pub(crate) async fn start(url: &DatabaseUrl, connections: u32) -> anyhow::Result
     Ok(Service { store, shutdown, refusal })
 }
 
-/// For readiness: that nobody has asked the process to stop.
+/// Readiness: the process has not been told to stop.
 pub(crate) fn serving(stopping: &CancellationToken) -> impl Fn() -> Option<String> + Send + Sync + use<> {
     let stopping = stopping.clone();
     move || stopping.is_cancelled().then(|| "stopping, what is in flight is finished".to_owned())
 }
 
-/// A token that is cancelled `delay` after `stopping` was, or at a second signal.
+/// Returns a token that is cancelled `delay` after `stopping`, or on a second signal.
 pub(crate) fn delayed(stopping: CancellationToken, delay: Duration) -> CancellationToken {
     if delay.is_zero() {
         return stopping;
@@ -80,7 +80,7 @@ pub(crate) fn delayed(stopping: CancellationToken, delay: Duration) -> Cancellat
             stopping.cancelled().await;
             tokio::select! {
                 () = sleep(delay) => {}
-                signal = signals::stop() => tracing::info!(signal, "not waiting any longer"),
+                signal = signals::stop() => tracing::info!(signal, "ending the drain delay"),
             }
             delayed.cancel();
         }
@@ -88,7 +88,7 @@ pub(crate) fn delayed(stopping: CancellationToken, delay: Duration) -> Cancellat
     delayed
 }
 
-/// Tries again while the database is away, until `patience` is over.
+/// Retries while the database is unavailable, for up to `patience`.
 async fn patiently<T>(
     patience: Duration,
     mut open: impl AsyncFnMut() -> Result<T, StoreError>,
@@ -114,7 +114,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_database_that_comes_back_is_used() {
+    async fn an_unavailable_database_is_retried() {
         let mut tries = 0;
         let opened = patiently(PATIENCE, async || {
             tries += 1;
@@ -124,12 +124,12 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn one_that_stays_away_is_given_up_when_patience_is_over() {
+    async fn retries_end_after_the_timeout() {
         assert!(patiently(Duration::ZERO, async || Err::<(), _>(away())).await.is_err());
     }
 
     #[tokio::test]
-    async fn a_schema_that_does_not_fit_is_not_waited_for() {
+    async fn an_incompatible_schema_is_not_retried() {
         let mut tries = 0;
         let opened = patiently(PATIENCE, async || {
             tries += 1;

@@ -10,28 +10,28 @@ use store::{Token, create_token, list_tokens, revoke_token};
 use crate::commands::{label, open_store, print_made, require_organization};
 use crate::settings::Settings;
 
-/// API tokens.
+/// Manage API tokens.
 #[derive(clap::Subcommand)]
 pub(crate) enum Command {
-    /// Make a token and print it; it is never shown again.
+    /// Create a token and print it; it is never shown again.
     Create {
         /// The organization it belongs to.
         #[arg(long, value_name = "ID")]
         org: OrgId,
-        /// What it may do, such as runs:read; may be repeated. Without this, everything.
+        /// A scope of the token, such as runs:read; may be repeated. Default: all scopes.
         #[arg(long = "scope", value_name = "SCOPE")]
         scopes: Vec<Scope>,
-        /// What to call it.
+        /// Its label.
         #[arg(long, value_parser = label)]
         label: Option<String>,
-        /// How long it is good, such as 90d. Without this, until it is revoked.
+        /// Lifetime, such as 90d. Default: until it is revoked.
         #[arg(long, value_name = "TIME", value_parser = expiry)]
         expires_in: Option<Duration>,
         /// Print all fields as JSON.
         #[arg(long)]
         json: bool,
     },
-    /// Show an organization's tokens, those that have ended included; never the tokens themselves.
+    /// List an organization's tokens, including expired and revoked ones, without their secret values.
     List {
         /// The organization they belong to.
         #[arg(long, value_name = "ID")]
@@ -40,10 +40,10 @@ pub(crate) enum Command {
         #[arg(long)]
         json: bool,
     },
-    /// End a token: within 5 seconds it is not taken any more.
+    /// Revoke a token: it is refused within 5 seconds.
     Revoke {
-        /// Its id, as `list` shows it.
-        // A text: what is refused by clap is shown, and it may be the token itself.
+        /// The token's id, as shown by `list`.
+        // A `String`, because clap's parse errors show the value, which may be the token itself.
         #[arg(value_name = "TOKEN_ID")]
         id: String,
         /// The organization it belongs to.
@@ -52,7 +52,7 @@ pub(crate) enum Command {
     },
 }
 
-/// Far beyond any use, and far from where moments end.
+/// Longer than any practical value, and far below the largest timestamp.
 const LONGEST: Duration = Duration::from_secs(100 * 366 * 24 * 3600);
 
 fn expiry(text: &str) -> Result<Duration, String> {
@@ -113,7 +113,7 @@ fn print_list(tokens: &[Token], now: Timestamp, json: bool) -> anyhow::Result<()
     Ok(())
 }
 
-/// Whether it is good, and until or since when.
+/// Formats whether a token is valid, and until or since when.
 fn state(token: &Token, now: Timestamp) -> String {
     match (token.revoked_at, token.expires_at) {
         (Some(at), _) => format!("revoked {at}"),

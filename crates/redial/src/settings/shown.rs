@@ -1,4 +1,4 @@
-//! How `redial config` shows what is not shown as it is.
+//! Serializers for `redial config`: secrets are masked, durations and networks are text.
 
 use std::fmt::Display;
 use std::time::Duration;
@@ -8,7 +8,7 @@ use url::Url;
 
 const MASK: &str = "****";
 
-/// A URL without its passwords: the authority's, and those among the parameters, as libpq takes them.
+/// Serializes a URL with its passwords masked, in the authority and in query parameters (accepted by libpq).
 pub(super) fn url<S: Serializer>(url: &Option<String>, serializer: S) -> Result<S::Ok, S::Error> {
     url.as_deref().map(masked).serialize(serializer)
 }
@@ -21,7 +21,7 @@ pub(super) fn keys<S: Serializer>(keys: &[String], serializer: S) -> Result<S::O
     serializer.collect_seq(kids)
 }
 
-/// A list whose items are read back from how they are displayed.
+/// Serializes items with `Display`, from which they can be parsed again.
 pub(super) fn texts<T: Display, S: Serializer>(items: &[T], serializer: S) -> Result<S::Ok, S::Error> {
     serializer.collect_seq(items.iter().map(T::to_string))
 }
@@ -45,7 +45,7 @@ fn masked(text: &str) -> String {
     if text.starts_with("sqlite:") {
         return text.to_owned();
     }
-    // Several hosts, which libpq takes, are no URL: nothing of that is shown.
+    // libpq accepts several hosts, which is not a valid URL: mask everything.
     let Ok(mut url) = Url::parse(text) else { return MASK.to_owned() };
     if url.cannot_be_a_base() {
         return MASK.to_owned();
@@ -68,7 +68,7 @@ mod tests {
     use super::masked;
 
     #[test]
-    fn no_password_of_a_url_is_shown() {
+    fn passwords_in_urls_are_masked() {
         for (url, shown) in [
             ("postgres://me:hunter2@db:5432/redial", "postgres://me:****@db:5432/redial"),
             ("amqp://me:hunter2@rabbit/%2f", "amqp://me:****@rabbit/%2f"),

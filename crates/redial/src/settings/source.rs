@@ -1,4 +1,4 @@
-//! The layers that settings come from, and reading single keys of them.
+//! The layers of the configuration, and typed access to single keys.
 
 use std::collections::HashMap;
 use std::fmt::Display;
@@ -10,19 +10,20 @@ use config::{Config, Environment, File, FileFormat, Map, Value, ValueKind};
 
 use super::SettingsError;
 
-/// Names every key there is.
+/// The defaults. They define which keys exist.
 const DEFAULTS: &str = include_str!("defaults.toml");
 const PREFIX: &str = "REDIAL_";
 
-/// The environment, as far as it is text.
+/// Environment variables by name.
 pub(super) type Variables = HashMap<String, String>;
 
-/// What is set. Keys are `section.name`; the environment's values are text and a file's may be, so that is what
-/// every value is read from.
+/// The merged configuration. Keys are `section.name`. Every value is parsed from text, because the
+/// environment's values are text and a file's may be.
 pub(super) struct Source(Config);
 
 impl Source {
-    /// Layers defaults, a file (its name and text) and the environment, and refuses keys that don't exist.
+    /// Merges the defaults, a file (its name and text) and the environment; later ones override. Unknown keys
+    /// are an error.
     pub(super) fn new(file: Option<(&str, &str)>, variables: &Variables) -> Result<Source, SettingsError> {
         let known = Known(parse("the defaults", DEFAULTS)?);
         let mut layers = Config::builder().add_source(File::from_str(DEFAULTS, FileFormat::Toml));
@@ -68,7 +69,7 @@ impl Source {
         self.list(key)?.iter().map(|text| parsed(key, text)).collect()
     }
 
-    /// A number or the like within its bounds.
+    /// Parses a value and checks that it is within `bounds`.
     pub(super) fn within<T>(&self, key: &str, bounds: RangeInclusive<T>) -> Result<T, SettingsError>
     where
         T: FromStr<Err: Display> + PartialOrd + Display,
@@ -144,7 +145,7 @@ fn duration(
     within(key, value, &bounds).map(Into::into)
 }
 
-/// Reads a file. What is wrong with it is told by line and without its text, which may hold secrets.
+/// Parses a file. Errors name the line but don't quote it, as it may hold secrets.
 fn parse(name: &str, text: &str) -> Result<Map<String, Value>, SettingsError> {
     if let Err(error) = toml::from_str::<toml::Table>(text) {
         let line = error.span().map_or(1, |span| text[..span.start].matches('\n').count() + 1);
@@ -153,7 +154,7 @@ fn parse(name: &str, text: &str) -> Result<Map<String, Value>, SettingsError> {
     Ok(config::Source::collect(&File::from_str(text, FileFormat::Toml))?)
 }
 
-/// The keys there are.
+/// The keys that exist.
 struct Known(Map<String, Value>);
 
 impl Known {
@@ -175,8 +176,9 @@ impl Known {
         Ok(())
     }
 
-    /// The variables that are settings. Those without `__` are someone else's (Kubernetes sets `REDIAL_PORT` and
-    /// the like), unless only an underscore is missing.
+    /// Returns the variables that are settings. Variables without `__` are ignored, because other programs
+    /// set them (Kubernetes sets `REDIAL_PORT` and the like). It is an error if only the second underscore is
+    /// missing.
     fn settings_among(&self, variables: &Variables) -> Result<Variables, SettingsError> {
         let mut settings = Variables::new();
         for (name, value) in variables {

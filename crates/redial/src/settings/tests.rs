@@ -1,4 +1,4 @@
-//! Precedence of the layers, and that every error names its key.
+//! Precedence of the layers, and the keys in error messages.
 
 use std::time::Duration;
 
@@ -10,11 +10,11 @@ fn read(file: &str, variables: &[(&str, &str)]) -> Result<Settings, SettingsErro
 }
 
 fn refused(file: &str, variables: &[(&str, &str)]) -> String {
-    read(file, variables).err().unwrap_or_else(|| panic!("taken: {file} {variables:?}")).to_string()
+    read(file, variables).err().unwrap_or_else(|| panic!("accepted: {file} {variables:?}")).to_string()
 }
 
 #[test]
-fn without_file_and_environment_the_documented_defaults_hold() {
+fn the_documented_defaults_apply_without_a_file_or_environment() {
     let settings = Settings::read(None, &Variables::new()).unwrap();
     assert_eq!(settings.api.listen.to_string(), "127.0.0.1:8080");
     assert_eq!(settings.api.max_body, 2 * 1024 * 1024);
@@ -46,7 +46,7 @@ fn without_file_and_environment_the_documented_defaults_hold() {
 }
 
 #[test]
-fn the_environment_goes_before_the_file_and_the_file_before_the_defaults() {
+fn the_environment_overrides_the_file_and_the_file_overrides_the_defaults() {
     let file = "[delivery]\ntimeout = \"7s\"\nmax_attempts = 3\n[egress]\nallow = [\"10.0.0.0/8\"]";
     let settings = read(file, &[("REDIAL_DELIVERY__TIMEOUT", "8s")]).unwrap();
     assert_eq!(settings.delivery.timeout, Duration::from_secs(8));
@@ -56,7 +56,7 @@ fn the_environment_goes_before_the_file_and_the_file_before_the_defaults() {
 }
 
 #[test]
-fn a_destination_may_have_an_eighth_of_the_slots_unless_set() {
+fn a_destination_gets_an_eighth_of_the_slots_by_default() {
     let limit = |file| read(file, &[]).unwrap().dispatcher_settings().limits.max_in_flight_per_destination;
     assert_eq!(limit("[dispatcher]\nmax_in_flight = 80"), 10);
     assert_eq!(limit("[dispatcher]\nmax_in_flight = 3"), 1);
@@ -64,7 +64,7 @@ fn a_destination_may_have_an_eighth_of_the_slots_unless_set() {
 }
 
 #[test]
-fn database_url_and_amqp_url_count_when_the_own_keys_are_unset() {
+fn database_url_and_amqp_url_apply_when_redials_own_keys_are_unset() {
     let general = [("DATABASE_URL", "postgres://general/a"), ("AMQP_URL", "amqp://general")];
     let settings = read("[database]\nurl = \"\"", &general).unwrap();
     assert_eq!(settings.database_url().unwrap().to_string(), "postgres://general/a");
@@ -86,7 +86,7 @@ fn an_empty_variable_counts_as_unset() {
 }
 
 #[test]
-fn lists_of_the_environment_are_separated_by_commas() {
+fn lists_in_the_environment_are_separated_by_commas() {
     let settings = read(
         "",
         &[
@@ -102,7 +102,7 @@ fn lists_of_the_environment_are_separated_by_commas() {
 }
 
 #[test]
-fn the_dispatcher_gets_the_bodys_timeout_and_the_certificates() {
+fn the_dispatcher_gets_the_body_timeout_and_the_certificates() {
     let file =
         "[delivery]\nbody_timeout = \"250ms\"\n[egress]\nca_file = \"ca.pem\"\nclient_cert = \"own.pem\"";
     let dispatcher = read(file, &[]).unwrap().dispatcher_settings();
@@ -115,7 +115,7 @@ fn the_dispatcher_gets_the_bodys_timeout_and_the_certificates() {
 }
 
 #[test]
-fn what_may_be_called_is_as_set() {
+fn egress_rules_apply_as_configured() {
     let file = r#"
         [egress]
         allow = ["10.0.0.0/8"]
@@ -150,7 +150,7 @@ fn what_may_be_called_is_as_set() {
 }
 
 #[test]
-fn the_overlap_of_secrets_is_as_set_and_may_be_none() {
+fn the_overlap_of_secrets_is_configurable_and_may_be_zero() {
     let overlap = |file| read(file, &[]).unwrap().dispatcher_settings().secret_overlap;
     assert_eq!(overlap("[secrets]\noverlap = \"2days\""), Duration::from_secs(2 * 24 * 3600));
     assert_eq!(overlap("[secrets]\noverlap = \"0s\""), Duration::ZERO);
@@ -168,7 +168,7 @@ fn rate(count: u32, seconds: u64, burst: u32) -> Rate {
 }
 
 #[test]
-fn rates_are_limited_as_set_and_not_at_all_if_zero() {
+fn rates_are_limited_as_configured_and_unlimited_if_zero() {
     let limits = |file: &str| read(file, &[]).unwrap().limits();
     let limited = limits("[api]\nrate_limit = 50\nrate_limit_burst = 20\nauth_failure_limit = 0");
     assert_eq!((limited.requests, limited.auth_failures), (Some(rate(50, 1, 20)), None));
@@ -181,7 +181,7 @@ fn rates_are_limited_as_set_and_not_at_all_if_zero() {
 }
 
 #[test]
-fn every_bad_value_is_refused_by_the_name_of_its_key() {
+fn every_bad_value_is_refused_with_the_name_of_its_key() {
     for (key, value) in [
         ("database.url", "mysql://db/redial"),
         ("database.url", "redial.db"),
@@ -220,7 +220,7 @@ fn every_bad_value_is_refused_by_the_name_of_its_key() {
         ("delivery.timeout", "0s"),
         ("delivery.timeout", "-1s"),
         ("delivery.timeout", "1y"),
-        ("delivery.timeout", "60s"), // the lease is named, see below
+        ("delivery.timeout", "60s"), // the error names the lease, see below
         ("delivery.connect_timeout", "11s"),
         ("delivery.body_timeout", "1"),
         ("delivery.schedule", "10s,soon"),
@@ -265,7 +265,7 @@ fn every_bad_value_is_refused_by_the_name_of_its_key() {
 }
 
 #[test]
-fn values_of_another_type_are_refused_by_the_name_of_their_key() {
+fn values_of_the_wrong_type_are_refused_with_the_name_of_their_key() {
     for (key, value) in [
         ("delivery.timeout", "10"),
         ("delivery.timeout", "[\"10s\"]"),
@@ -283,7 +283,7 @@ fn values_of_another_type_are_refused_by_the_name_of_their_key() {
 }
 
 #[test]
-fn unknown_keys_are_named_wherever_they_stand() {
+fn unknown_keys_are_named_in_the_file_and_in_the_environment() {
     assert_eq!(refused("[delivery]\ntimeot = \"1s\"", &[]), "unknown key delivery.timeot in redial.toml");
     assert_eq!(refused("[delivry]\n", &[]), "unknown key delivry in redial.toml");
     assert_eq!(refused("timeout = \"1s\"", &[]), "unknown key timeout in redial.toml");
@@ -296,20 +296,20 @@ fn unknown_keys_are_named_wherever_they_stand() {
 }
 
 #[test]
-fn a_variable_that_lacks_an_underscore_is_refused_and_those_of_others_are_not() {
+fn a_variable_that_lacks_an_underscore_is_refused_and_other_programs_variables_are_ignored() {
     let error = refused("", &[("REDIAL_DELIVERY_MAX_ATTEMPTS", "1")]);
     assert!(error.starts_with("delivery.max_attempts: "), "{error}");
     read("", &[("REDIAL_PORT", "tcp://10.0.0.1:80"), ("REDIAL_API_SERVICE_HOST", "10.0.0.1")]).unwrap();
 }
 
 #[test]
-fn a_broken_file_is_refused_by_line_without_showing_it() {
+fn a_broken_file_is_refused_with_its_line_number_but_not_its_text() {
     let error = refused("[secrets]\nkeys = [\"a:secretmaterial]\n", &[]);
     assert!(error.starts_with("redial.toml, line 2: ") && !error.contains("secretmaterial"), "{error}");
 }
 
 #[test]
-fn urls_and_keys_are_judged_when_a_command_needs_them() {
+fn urls_and_keys_are_checked_when_a_command_needs_them() {
     let settings = read("", &[("DATABASE_URL", "mysql://db/x"), ("AMQP_URL", "redis://mq")]).unwrap();
     assert!(settings.database_url().unwrap_err().to_string().starts_with("database.url (or DATABASE_URL): "));
     assert!(settings.broker().unwrap_err().to_string().starts_with("broker.url (or AMQP_URL): "));
@@ -324,7 +324,7 @@ fn urls_and_keys_are_judged_when_a_command_needs_them() {
 }
 
 #[test]
-fn what_is_shown_reads_back_as_the_same() {
+fn the_printed_configuration_parses_back_to_the_same() {
     let file = r#"
         [delivery]
         lease = "90s"

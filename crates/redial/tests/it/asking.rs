@@ -1,4 +1,4 @@
-//! The commands that ask the API, beside a running `redial dev`.
+//! Commands that call the API, with a running `redial dev`.
 
 use std::process::Stdio;
 
@@ -6,7 +6,7 @@ use serde_json::Value;
 
 use crate::cli::{Cli, Running};
 
-/// A `dev` in a directory of its own, and a run that can be redelivered.
+/// Starts `dev` in its own directory. Also returns a run that can be redelivered.
 fn dev(cli: &Cli) -> (Running, String) {
     let mut command = cli.command(&["dev", "--listen", "127.0.0.1:0", "--receiver", "127.0.0.1:0"]);
     let mut running = Running(command.stderr(Stdio::null()).spawn().unwrap());
@@ -48,7 +48,7 @@ fn runs_and_deliveries_are_listed_shown_redelivered_and_followed() {
 }
 
 #[test]
-fn a_reader_that_has_seen_enough_is_no_error() {
+fn a_closed_standard_output_is_not_an_error() {
     let cli = Cli::new();
     let (running, _) = dev(&cli);
     let mut command = cli.command(&["runs", "list"]);
@@ -60,7 +60,7 @@ fn a_reader_that_has_seen_enough_is_no_error() {
 }
 
 #[test]
-fn a_file_of_dev_that_is_broken_is_named() {
+fn a_broken_dev_json_is_named() {
     let cli = Cli::new();
     std::fs::create_dir(cli.directory().join(".redial")).unwrap();
     std::fs::write(cli.directory().join(".redial/dev.json"), "{").unwrap();
@@ -69,7 +69,7 @@ fn a_file_of_dev_that_is_broken_is_named() {
 }
 
 #[test]
-fn what_is_wrong_is_told_with_what_to_do() {
+fn errors_say_what_is_wrong_and_what_to_do() {
     let cli = Cli::new();
     for arguments in [["runs", "list"].as_slice(), &["deliveries", "list"]] {
         let ended = cli.run(arguments);
@@ -115,7 +115,7 @@ fn what_is_wrong_is_told_with_what_to_do() {
 }
 
 #[test]
-fn each_shell_gets_its_completions() {
+fn completions_are_printed_for_each_shell() {
     for shell in ["bash", "zsh", "fish"] {
         let cli = Cli::new();
         std::fs::write(cli.directory().join("redial.toml"), "broken").unwrap();

@@ -1,4 +1,4 @@
-//! Runs the real binary, in a directory and an environment of its own.
+//! Runs the real binary in its own directory and environment.
 
 use std::io::{BufRead, BufReader, Write};
 use std::path::Path;
@@ -11,7 +11,7 @@ use testkit::TestDatabase;
 /// A key for `secrets.keys`.
 pub(crate) const KEY: &str = "test:AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8=";
 
-/// How the binary is run: nothing of the tests' own environment gets through.
+/// Directory and environment to run the binary in. The tests' own environment is not inherited.
 pub(crate) struct Cli {
     directory: TempDir,
     environment: Vec<(String, String)>,
@@ -30,13 +30,13 @@ impl Cli {
         Cli::new().with("DATABASE_URL", &url).with("REDIAL_SECRETS__KEYS", KEY)
     }
 
-    /// Sets a variable.
+    /// Sets an environment variable.
     pub(crate) fn with(mut self, name: &str, value: &str) -> Cli {
         self.environment.push((name.to_owned(), value.to_owned()));
         self
     }
 
-    /// The working directory.
+    /// Returns the working directory.
     pub(crate) fn directory(&self) -> &Path {
         self.directory.path()
     }
@@ -52,19 +52,19 @@ impl Cli {
         command
     }
 
-    /// Runs a command to its end: its exit status, and what it printed and complained about.
+    /// Runs a command to its end and returns its exit status and output.
     pub(crate) fn run(&self, arguments: &[&str]) -> Ended {
         self.command(arguments).output().unwrap().into()
     }
 
-    /// As [`Cli::run`], with that on standard input.
+    /// Like [`Cli::run`], with `input` on standard input.
     pub(crate) fn run_with_input(&self, arguments: &[&str], input: &str) -> Ended {
         let mut child = self.command(arguments).stdin(Stdio::piped()).spawn().unwrap();
         child.stdin.take().unwrap().write_all(input.as_bytes()).unwrap();
         child.wait_with_output().unwrap().into()
     }
 
-    /// Runs a command that must succeed and answers what it printed, trimmed.
+    /// Runs a command that must succeed and returns its standard output, trimmed.
     pub(crate) fn ok(&self, arguments: &[&str]) -> String {
         let ended = self.run(arguments);
         assert_eq!(ended.code, 0, "{arguments:?}: {}", ended.stderr);
@@ -85,23 +85,23 @@ pub(crate) struct Ended {
 impl From<Output> for Ended {
     fn from(output: Output) -> Ended {
         Ended {
-            code: output.status.code().expect("ended by itself"),
+            code: output.status.code().expect("exited without a signal"),
             stdout: String::from_utf8(output.stdout).unwrap(),
             stderr: String::from_utf8(output.stderr).unwrap(),
         }
     }
 }
 
-/// A process that stays up; killed when dropped.
+/// A long-running process; killed when dropped.
 pub(crate) struct Running(pub(crate) Child);
 
 impl Running {
-    /// Reads lines of standard output until one contains that.
+    /// Reads lines of standard output until one contains `wanted`, and returns it.
     pub(crate) fn printed(&mut self, wanted: &str) -> String {
         find(self.0.stdout.as_mut().unwrap(), wanted)
     }
 
-    /// Reads lines of the log until one contains that.
+    /// Reads lines of the log until one contains `wanted`, and returns it.
     pub(crate) fn logged(&mut self, wanted: &str) -> String {
         find(self.0.stderr.as_mut().unwrap(), wanted)
     }
@@ -111,18 +111,18 @@ impl Running {
         assert!(Command::new("kill").args([signal, &pid]).status().unwrap().success());
     }
 
-    /// Sends SIGTERM and answers the exit status.
+    /// Sends SIGTERM and returns the exit status.
     pub(crate) fn stop(self) -> i32 {
         self.signal("-TERM");
         self.ended()
     }
 
-    /// Waits for the end and answers the exit status.
+    /// Waits for the process to exit and returns its exit status.
     pub(crate) fn ended(mut self) -> i32 {
-        // Whatever it still says must not block it.
+        // Further output must not block it.
         drop(self.0.stderr.take());
         std::io::copy(self.0.stdout.as_mut().unwrap(), &mut std::io::sink()).unwrap();
-        self.0.wait().unwrap().code().expect("ends by itself")
+        self.0.wait().unwrap().code().expect("exited without a signal")
     }
 }
 
@@ -133,7 +133,7 @@ impl Drop for Running {
     }
 }
 
-/// Byte by byte: what comes after the line is for the next one to look for.
+/// Reads byte by byte, so that the bytes after the line are left for the next call.
 fn find(stream: &mut impl std::io::Read, wanted: &str) -> String {
     let mut seen = String::new();
     loop {

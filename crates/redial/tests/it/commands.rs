@@ -1,4 +1,4 @@
-//! The everyday commands, on both engines.
+//! The administrative commands, on both engines.
 
 use contracts::{DeliveryStatus, OrgId, RunId, SecretId};
 use serde_json::Value;
@@ -12,7 +12,7 @@ const NOBODY: &str = "0190a6e8-0000-7000-8000-000000000000";
 const RUNS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../examples/runs.jsonl");
 
 #[test]
-fn migrate_brings_a_database_up_to_date_and_doing_it_again_is_harmless() {
+fn migrate_brings_a_database_up_to_date_and_can_be_repeated() {
     for engine in ENGINES {
         let database = TestDatabase::empty(engine);
         let cli = Cli::on(&database);
@@ -27,7 +27,7 @@ fn migrate_brings_a_database_up_to_date_and_doing_it_again_is_harmless() {
 }
 
 #[test]
-fn two_migrations_at_once_both_end_well() {
+fn concurrent_migrations_all_succeed() {
     for engine in ENGINES {
         let database = TestDatabase::empty(engine);
         let cli = Cli::on(&database);
@@ -109,7 +109,7 @@ fn tokens_are_listed_and_revoked_without_being_shown() {
         assert!(list().contains("good until"));
         let revoked = cli.ok(&["token", "revoke", id, "--org", &org]);
         assert!(revoked.starts_with("revoked "), "{revoked}");
-        assert_eq!(cli.ok(&["token", "revoke", id, "--org", &org]), revoked, "again is harmless");
+        assert_eq!(cli.ok(&["token", "revoke", id, "--org", &org]), revoked, "repeating it changes nothing");
         assert!(list().contains(&revoked), "{}", list());
     }
 }
@@ -133,7 +133,7 @@ fn an_organization_that_does_not_exist_is_refused() {
 }
 
 #[test]
-fn wrong_usage_ends_with_status_2() {
+fn wrong_usage_exits_with_status_2() {
     let too_long = "x".repeat(256);
     for arguments in [
         [].as_slice(),
@@ -168,9 +168,9 @@ fn an_unreachable_database_fails_a_command() {
 }
 
 #[test]
-fn a_secret_made_beside_a_development_database_is_sealed_with_its_key() {
+fn a_secret_created_for_a_dev_database_is_sealed_with_its_key() {
     let database = TestDatabase::new(Engine::Sqlite);
-    let DatabaseUrl::Sqlite(path) = database.url() else { unreachable!("asked for above") };
+    let DatabaseUrl::Sqlite(path) = database.url() else { unreachable!("requested above") };
     let key = Keyring::generate("dev");
     std::fs::write(std::path::Path::new(path).with_file_name("secrets.key"), key.as_bytes()).unwrap();
     let cli = Cli::new().with("DATABASE_URL", &format!("sqlite:{path}"));
@@ -184,7 +184,7 @@ fn a_secret_made_beside_a_development_database_is_sealed_with_its_key() {
 }
 
 #[test]
-fn importing_runs_again_is_harmless_and_only_asked_for_deliveries_are_made() {
+fn importing_runs_can_be_repeated_and_creates_deliveries_only_on_request() {
     let count = std::fs::read_to_string(RUNS).unwrap().lines().count();
     for engine in ENGINES {
         let database = TestDatabase::new(engine);
@@ -223,7 +223,7 @@ fn is_announced(line: &str) -> bool {
 }
 
 #[test]
-fn a_bad_line_stops_nothing_and_is_reported_with_its_number_and_reason() {
+fn a_bad_line_is_reported_with_its_number_and_reason_and_the_import_continues() {
     let id = |n: u8| format!("0190a6e8-0000-7000-8000-0000000000{n:02}");
     let lines = [
         format!(r#"{{"id": "{}", "status_code": "succeeded"}}"#, id(1)),
@@ -274,13 +274,13 @@ fn a_bad_line_stops_nothing_and_is_reported_with_its_number_and_reason() {
         let mut conn = database.url().connect().unwrap();
         let run: RunId = id(5).parse().unwrap();
         let run = find_run(&mut conn, org.parse().unwrap(), run).unwrap().unwrap();
-        assert_eq!(run.status_code.to_string(), "running", "a run's lines are recorded in their order");
+        assert_eq!(run.status_code.to_string(), "running", "the lines of a run are recorded in order");
         assert_eq!(run.callback_url.as_deref(), Some("https://xn--bcher-kva.example/"));
     }
 }
 
 #[test]
-fn a_file_that_cannot_be_read_is_an_error_and_an_empty_one_is_none() {
+fn an_unreadable_file_is_an_error_and_an_empty_one_is_not() {
     let database = TestDatabase::new(Engine::Sqlite);
     let cli = Cli::on(&database);
     let org = cli.ok(&["org", "create", "acme"]);
@@ -292,7 +292,7 @@ fn a_file_that_cannot_be_read_is_an_error_and_an_empty_one_is_none() {
 }
 
 #[tokio::test]
-async fn an_import_goes_on_beside_others_that_write_the_same_runs() {
+async fn concurrent_imports_of_the_same_runs_succeed() {
     for engine in ENGINES {
         let database = TestDatabase::new(engine);
         let cli = Cli::on(&database);

@@ -1,4 +1,4 @@
-//! Many clients at once, and an api that dies among them.
+//! Many concurrent clients, and an api that is killed while serving them.
 
 use std::collections::HashSet;
 
@@ -10,7 +10,7 @@ use uuid::Uuid;
 
 use crate::system::{System, shared_broker};
 
-/// Of 64 redeliveries of a run at once, exactly one is accepted; the others name it.
+/// Of 64 concurrent redeliveries of a run, exactly one is accepted; the others name it.
 #[tokio::test(flavor = "multi_thread")]
 async fn of_sixty_four_redeliveries_of_each_of_two_hundred_runs_exactly_one_is_accepted() {
     let system = System::start(&shared_broker(), 2, 0, &[]);
@@ -39,9 +39,10 @@ async fn of_sixty_four_redeliveries_of_each_of_two_hundred_runs_exactly_one_is_a
     system.stop().await;
 }
 
-/// Fifty times: 50 posts with one key, the api killed among them, and all asked again by clients that got no answer.
+/// Fifty times: 50 POSTs with one key, the api killed in between, and all repeated by clients that got no
+/// response.
 #[tokio::test(flavor = "multi_thread")]
-async fn posts_with_one_key_make_one_delivery_though_the_api_is_killed_among_them() {
+async fn posts_with_one_key_create_one_delivery_although_the_api_is_killed_in_between() {
     let mut system = System::start(&shared_broker(), 0, 0, &[]);
     let runs = system.import_runs(50, "/ok");
     let mut interrupted = 0;
@@ -55,7 +56,7 @@ async fn posts_with_one_key_make_one_delivery_though_the_api_is_killed_among_the
         };
         let posts: Vec<_> = (0..50).map(|_| tokio::spawn(post(url.clone()))).collect();
         let victim = system.apis.remove(0);
-        // Sometimes at once, sometimes after some have been answered.
+        // Kill it sometimes at once, sometimes after some responses.
         let mut posts = posts.into_iter();
         let mut answers = Vec::new();
         for post in posts.by_ref().take(n % 10) {
@@ -73,7 +74,7 @@ async fn posts_with_one_key_make_one_delivery_though_the_api_is_killed_among_the
             async move { accepted_text(request).await }
         };
         let again = join_all((0..50).map(|_| post(url.clone()))).await;
-        assert!(again.iter().all(Option::is_some), "a live api answers");
+        assert!(again.iter().all(Option::is_some), "a running api responds");
         let distinct: HashSet<_> = answers.into_iter().chain(again).flatten().collect();
         assert_eq!(distinct.len(), 1, "all answers are the same");
         let history = system.http.get(system.url(0, &format!("/v1/runs/{run}/callback")));
@@ -88,7 +89,7 @@ async fn posts_with_one_key_make_one_delivery_though_the_api_is_killed_among_the
     system.stop().await;
 }
 
-/// The body of a 201, or none when the connection was lost.
+/// Returns the body of a 201, or `None` if the connection was lost.
 async fn accepted_text(request: reqwest::RequestBuilder) -> Option<String> {
     let response = request.send().await.ok()?;
     assert_eq!(response.status(), 201);

@@ -18,7 +18,7 @@ const ENGINES: [Engine; 2] = [Engine::Postgres, Engine::Sqlite];
 const DAY: Duration = Duration::from_secs(24 * 3600);
 const POLICY: AcceptPolicy = AcceptPolicy { max_attempts: 3, payload_format: PayloadFormat::Python };
 
-/// A run whose callback succeeded that many days ago.
+/// Records a run whose callback succeeded `days` days ago.
 fn delivered(tx: &mut AnyConnection, org: OrgId, days: u32) -> RunId {
     let then = now() - DAY * days;
     let run = RunId(Uuid::new_v4());
@@ -49,7 +49,7 @@ fn now() -> Timestamp {
 }
 
 #[test]
-fn pruning_removes_what_ended_longer_ago_and_says_how_much() {
+fn pruning_removes_older_deliveries_and_runs_and_prints_their_number() {
     for engine in ENGINES {
         let database = TestDatabase::new(engine);
         let cli = Cli::on(&database);
@@ -68,7 +68,7 @@ fn pruning_removes_what_ended_longer_ago_and_says_how_much() {
 }
 
 #[test]
-fn an_age_that_is_none_or_too_short_is_refused() {
+fn an_invalid_or_too_short_age_is_refused() {
     let cli = Cli::new();
     for (age, word) in [("12h", "at least 1d"), ("ninety", "invalid"), ("", "empty"), ("-5d", "invalid")] {
         let ended = cli.run(&["prune", &format!("--older-than={age}")]);
@@ -79,7 +79,7 @@ fn an_age_that_is_none_or_too_short_is_refused() {
 }
 
 #[test]
-fn erasing_a_run_says_what_went_and_erasing_again_is_harmless() {
+fn erasing_a_run_prints_what_was_erased_and_can_be_repeated() {
     for engine in ENGINES {
         let database = TestDatabase::new(engine);
         let cli = Cli::on(&database);
@@ -103,7 +103,7 @@ fn erasing_a_run_says_what_went_and_erasing_again_is_harmless() {
 }
 
 #[test]
-fn what_can_not_be_erased_is_refused_with_the_reason() {
+fn a_run_that_cannot_be_erased_is_refused_with_the_reason() {
     for engine in ENGINES {
         let database = TestDatabase::new(engine);
         let cli = Cli::on(&database);

@@ -1,4 +1,4 @@
-//! The distributed mode: processes, PostgreSQL and RabbitMQ, and what it does when one of them goes away.
+//! The distributed mode: processes, PostgreSQL and RabbitMQ, and failures of one of them.
 
 use std::collections::HashSet;
 
@@ -9,7 +9,7 @@ use testkit::RabbitNode;
 
 use crate::system::{System, by_delivery, shared_broker};
 
-/// A dispatcher's death is noticed soon, and what it held is tried again at once.
+/// Settings that detect a killed dispatcher soon and retry its attempts at once.
 const HASTY: &[(&str, &str)] = &[
     ("REDIAL_DELIVERY__TIMEOUT", "4s"),
     ("REDIAL_DELIVERY__CONNECT_TIMEOUT", "4s"),
@@ -44,7 +44,7 @@ async fn two_thousand_redeliveries_arrive_exactly_once_with_their_exact_bytes() 
 #[tokio::test(flavor = "multi_thread")]
 async fn killing_a_dispatcher_under_load_loses_nothing_and_repeats_no_attempt() {
     let mut system = System::start(&shared_broker(), 1, 2, HASTY);
-    // Slow enough that some attempts are under way whenever the dispatcher is killed.
+    // Slow enough that some attempts are in flight whenever the dispatcher is killed.
     let runs = system.import_runs(600, "/hang/1");
     let victim = system.dispatchers.remove(0);
     let kill = async {
@@ -72,7 +72,7 @@ async fn killing_purging_and_restarting_the_broker_under_load_loses_nothing() {
         rabbit.restart();
         rabbit
     });
-    // One after the other, so that the load lasts as long as the disturbance.
+    // Sequential, so that the load lasts as long as the disturbance.
     let mut accepted = Vec::new();
     for run in runs {
         if disturbance.is_finished() {
@@ -81,17 +81,17 @@ async fn killing_purging_and_restarting_the_broker_under_load_loses_nothing() {
         accepted.push(system.redeliver(0, run).await);
     }
     let rabbit = disturbance.await.unwrap();
-    assert!(accepted.len() > 100, "only {} were asked for meanwhile", accepted.len());
+    assert!(accepted.len() > 100, "only {} were requested meanwhile", accepted.len());
     prove(system, accepted).await;
     drop(rabbit);
 }
 
-/// As where a person makes the queues, and programs only use them.
+/// As in installations where an operator creates the queues and programs only use them.
 #[tokio::test(flavor = "multi_thread")]
-async fn queues_that_are_there_are_used_without_the_right_to_configure_them() {
+async fn existing_queues_are_used_without_the_configure_permission() {
     let rabbit = tokio::task::spawn_blocking(RabbitNode::start).await.unwrap();
     let mut system = System::start(&rabbit.url(), 0, 0, &[]);
-    Broker::parse(&rabbit.url(), &system.queue).unwrap().depth().await.unwrap(); // which declares them
+    Broker::parse(&rabbit.url(), &system.queue).unwrap().depth().await.unwrap(); // declares them
     rabbit.command(&["add_user", "limited", "secret"]);
     rabbit.command(&["set_permissions", "limited", "^$", ".*", ".*"]);
     let limited = rabbit.url().replace("guest:guest", "limited:secret");
@@ -109,8 +109,9 @@ async fn queues_that_are_there_are_used_without_the_right_to_configure_them() {
     system.stop().await;
 }
 
-/// Nothing lost: every accepted delivery succeeded. Nothing hidden: every arrival is an attempt on record, no attempt
-/// arrived twice, and a delivery that arrived more than once has an attempt without an answer that explains it.
+/// Checks that nothing is lost: every accepted delivery succeeded. And that nothing is hidden: every arrival
+/// is an attempt on record, no attempt arrived twice, and a delivery that arrived more than once has an
+/// attempt without a response that explains it.
 async fn prove(mut system: System, accepted: Vec<Value>) -> Vec<Value> {
     let mut settled = Vec::new();
     for delivery in &accepted {
@@ -132,7 +133,7 @@ async fn prove(mut system: System, accepted: Vec<Value>) -> Vec<Value> {
         let numbers: Vec<_> =
             attempts.iter().map(|attempt| attempt["attempt_number"].as_u64().unwrap()).collect();
         assert_eq!(numbers, (1..=attempts.len() as u64).collect::<Vec<_>>(), "numbered without gaps");
-        // An attempt without an answer on record may have reached the receiver all the same.
+        // An attempt without a response on record may still have reached the receiver.
         let unanswered = attempts.iter().filter(|attempt| attempt["status_code"].is_null()).count();
         let received = &arrived[delivery["id"].as_str().unwrap()];
         assert!(received.len() <= 1 + unanswered, "an unexplained duplicate: {delivery}");

@@ -1,11 +1,11 @@
-//! An api that is asked to stop while load balancers still send to it.
+//! An api told to stop while load balancers still send requests to it.
 
 use serde_json::Value;
 
 use crate::system::{System, shared_broker};
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_api_that_is_to_stop_says_so_and_serves_until_its_delay_is_over() {
+async fn a_stopping_api_is_not_ready_but_serves_until_its_drain_delay_is_over() {
     let system = System::start(&shared_broker(), 1, 0, &[("REDIAL_API__DRAIN_DELAY", "1m")]);
     let run = system.import_runs(6, "/ok").remove(0);
     let ready = system.url(0, "/health/ready");
@@ -22,6 +22,6 @@ async fn an_api_that_is_to_stop_says_so_and_serves_until_its_delay_is_over() {
     let reason: Value = serde_json::from_str(&refused.text().await.unwrap()).unwrap();
     assert!(reason["message"].as_str().unwrap().contains("stopping"), "{reason}");
     assert_eq!(system.redeliver(0, run).await["status_code"], "pending");
-    // A second signal ends the delay; the process ends well, see `System::stop`.
+    // A second signal ends the delay. `System::stop` checks the exit status.
     system.stop().await;
 }

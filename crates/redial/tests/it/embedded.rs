@@ -7,7 +7,7 @@ use serde_json::Value;
 
 use crate::cli::{Cli, Running};
 
-/// A demo whose temporary directory is the test's own.
+/// A demo with the test's own temporary directory.
 fn demo() -> Cli {
     let cli = Cli::new();
     let directory = cli.directory().to_str().unwrap().to_owned();
@@ -46,7 +46,7 @@ fn a_demo_ended_by_a_signal_at_any_point_leaves_nothing_behind() {
             let mut running = cli.spawn(&["demo"]);
             running.printed(point);
             running.signal(signal);
-            // Towards its end it may be done before the signal arrives.
+            // Near its end, the demo may finish before the signal arrives.
             let code = running.ended();
             assert!(code == 1 || (code == 0 && point == "3. "), "{code} after {signal} at {point:?}");
             assert_eq!(leftovers(&cli), [""; 0], "{signal} at {point:?}");
@@ -55,7 +55,7 @@ fn a_demo_ended_by_a_signal_at_any_point_leaves_nothing_behind() {
 }
 
 #[test]
-fn what_a_killed_demo_leaves_behind_is_cleared_by_the_next_one() {
+fn the_directory_of_a_killed_demo_is_removed_by_the_next_one() {
     let cli = demo();
     let mut running = cli.spawn(&["demo"]);
     running.printed("recorded; ");
@@ -67,7 +67,7 @@ fn what_a_killed_demo_leaves_behind_is_cleared_by_the_next_one() {
 }
 
 #[test]
-fn a_running_demo_is_left_alone_by_another_one() {
+fn the_directory_of_a_running_demo_is_not_removed_by_another_one() {
     let cli = demo();
     let mut running = cli.spawn(&["demo"]);
     running.printed("recorded; ");
@@ -77,7 +77,7 @@ fn a_running_demo_is_left_alone_by_another_one() {
 
 const DEV: &[&str] = &["dev", "--listen", "127.0.0.1:0", "--receiver", "127.0.0.1:0", "--data-dir", "data"];
 
-/// Starts `dev` and answers it with its dev.json.
+/// Starts `dev` and returns it with its dev.json.
 fn dev(cli: &Cli) -> (Running, Value) {
     let mut running = cli.spawn(DEV);
     running.printed("callback-redeliveries");
@@ -126,7 +126,7 @@ async fn dev_keeps_its_state_across_restarts() {
     }
 
     let (running, second) = dev(&cli);
-    // The everyday commands work beside it.
+    // Administrative commands work while it runs.
     let beside =
         Cli::new().with("DATABASE_URL", &format!("sqlite:{}/data/redial.db", cli.directory().display()));
     let org = beside.ok(&["org", "create", "acme"]);

@@ -1,4 +1,5 @@
-//! The receivers of `examples/` and `redial listen`: what they take for authentic, and secrets they refuse to start with.
+//! The receivers of `examples/` and `redial listen`: which requests they accept as authentic, and which
+//! secrets they refuse at startup.
 
 use std::io::{Read, Write};
 use std::net::TcpStream;
@@ -13,7 +14,7 @@ use crate::cli::{Cli, Ended, Running};
 
 const EXAMPLES: [(&str, &str); 2] = [("python3", "verify_python.py"), ("node", "verify_node.mjs")];
 
-/// An example with that secret, on a free port.
+/// Returns the command of an example, with that secret and a free port.
 fn example((interpreter, file): (&str, &str), secret: &str) -> Command {
     let mut command = Command::new(interpreter);
     command.arg(format!("{}/../../examples/{file}", env!("CARGO_MANIFEST_DIR"))).arg("0");
@@ -41,7 +42,7 @@ fn a_receiver_that_cannot_verify_refuses_to_start_and_does_not_show_the_secret()
         (format!("whsec_ {material}"), "standard base64"),
         (format!("whsec_{shown}!"), "standard base64"),
         (format!("whsec_{shown}é"), "standard base64"),
-        (format!("whsec_{}t=", &material[..42]), "standard base64"), // with bits beyond the last byte
+        (format!("whsec_{}t=", &material[..42]), "standard base64"), // with bits set beyond the last byte
     ] {
         let listen = Cli::new().run(&["listen", "127.0.0.1:0", "--secret", &secret]);
         let mut ended = vec![("redial listen", 2, listen)];
@@ -67,7 +68,8 @@ fn a_secret_from_a_file_with_a_newline_at_its_end_verifies() {
 
 type Change = fn(&mut Request);
 
-/// Changes of an authentic request; whether it still is, by `Runflow-Signature` and by `webhook-signature`.
+/// Changes to an authentic request, and whether it is still authentic by `Runflow-Signature` and by
+/// `webhook-signature`.
 const CHANGES: &[(&str, bool, bool, Change)] = &[
     ("none", true, true, |_| ()),
     ("names in capitals", true, true, |request| {
@@ -111,7 +113,7 @@ const CHANGES: &[(&str, bool, bool, Change)] = &[
 ];
 
 #[test]
-fn the_examples_take_what_is_authentic_and_nothing_else() {
+fn the_examples_accept_authentic_requests_only() {
     let (secret, other) = (SigningSecret::from_key(&[7; 32]), SigningSecret::from_key(&[8; 32]));
     let [python, node] = EXAMPLES.map(|one| Receiver::start(one, secret.plain()));
     let answers = |request: &Request| [&python, &node].map(|receiver| receiver.post(request) == 204);
@@ -124,7 +126,7 @@ fn the_examples_take_what_is_authentic_and_nothing_else() {
         assert_eq!(answers(&Request::signed(&secret, age)), [true, is_recent], "{age} s old");
     }
     assert_eq!(answers(&Request::signed(&other, 0)), [false, false]);
-    // During a rotation, for a receiver that knows one of the two.
+    // During a rotation, a receiver may know only one of the two secrets.
     for webhook in [[&secret, &other], [&other, &secret]] {
         let signing = Signing { runflow: other.clone(), webhook: webhook.map(Clone::clone).into() };
         assert_eq!(answers(&Request::signed_with(&signing, 0)), [false, true]);
@@ -136,7 +138,7 @@ const ID: &str = "webhook-id";
 const TIMESTAMP: &str = "webhook-timestamp";
 const WEBHOOK: &str = "webhook-signature";
 
-/// A POST, written as it stands here.
+/// A POST request, sent exactly as given here.
 struct Request {
     headers: Vec<(String, String)>,
     body: String,
@@ -147,7 +149,7 @@ impl Request {
         Request::signed_with(&Signing { runflow: secret.clone(), webhook: vec![secret.clone()] }, age)
     }
 
-    /// Signed so many seconds ago.
+    /// Returns a request signed `age` seconds ago.
     fn signed_with(signing: &Signing, age: i64) -> Request {
         let now = std::time::SystemTime::UNIX_EPOCH.elapsed().unwrap().as_secs() as i64;
         let body = r#"{"event": "run.completed", "run_id": "1"}"#;
@@ -193,7 +195,7 @@ impl Receiver {
         Receiver { address, _process: process }
     }
 
-    /// The answer's status.
+    /// Sends the request and returns the response's status.
     fn post(&self, Request { headers, body }: &Request) -> u16 {
         let mut stream = TcpStream::connect(&self.address).unwrap();
         stream.set_read_timeout(Some(Duration::from_secs(20))).unwrap();

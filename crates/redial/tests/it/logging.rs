@@ -1,4 +1,4 @@
-//! Logs whose reader stalls or whose file is full.
+//! A log whose reader stalls or whose file is full.
 
 use std::io::{Read, Write};
 use std::net::TcpStream;
@@ -6,7 +6,7 @@ use std::process::Stdio;
 
 use crate::cli::{Cli, Running};
 
-/// Several times what a pipe holds.
+/// Enough log lines to fill a pipe several times.
 const REQUESTS: usize = 3_000;
 
 fn talkative() -> Cli {
@@ -18,11 +18,11 @@ fn dev(cli: &Cli, stderr: Stdio) -> (Running, String) {
     let mut running = Running(command.stderr(stderr).spawn().unwrap());
     let line = running.printed("API ");
     let address = line.trim().rsplit_once("http://").unwrap().1.to_owned();
-    running.printed("callback-redeliveries"); // then it has said all
+    running.printed("callback-redeliveries"); // the last output of the start
     (running, address)
 }
 
-/// Each request is a line of the log.
+/// Sends requests; each one logs a line.
 fn ask(address: &str) {
     let mut connection = TcpStream::connect(address).unwrap();
     for _ in 0..REQUESTS {
@@ -38,7 +38,7 @@ fn ask(address: &str) {
 }
 
 #[test]
-fn a_reader_of_the_log_that_stops_holds_up_neither_the_work_nor_the_end() {
+fn a_stalled_log_reader_blocks_neither_requests_nor_the_exit() {
     let cli = talkative();
     let (mut running, address) = dev(&cli, Stdio::piped());
     let unread = running.0.stderr.take().unwrap();
@@ -50,7 +50,7 @@ fn a_reader_of_the_log_that_stops_holds_up_neither_the_work_nor_the_end() {
 }
 
 #[test]
-fn a_log_that_can_not_be_written_holds_up_nothing() {
+fn an_unwritable_log_blocks_neither_requests_nor_the_exit() {
     let full = std::fs::OpenOptions::new().write(true).open("/dev/full").unwrap();
     let cli = talkative();
     let (running, address) = dev(&cli, full.into());

@@ -1,4 +1,4 @@
-//! The real binary, run as a person or an orchestrator would run it.
+//! Tests of the real binary, run as a person or an orchestrator would run it.
 #![allow(clippy::unwrap_used)] // the configured exemption covers test functions only, not their helpers
 
 mod asking;

@@ -1,4 +1,5 @@
-//! Secrets that are rotated under load, and what of them and of other credentials can be found at rest.
+//! Secrets rotated under load, and a search for secrets, tokens and keys in clear in the database and the
+//! logs.
 
 use std::collections::HashMap;
 use std::process::Command;
@@ -13,12 +14,11 @@ use store::DatabaseUrl;
 
 use crate::system::{System, shared_broker};
 
-/// `secrets.keys` of every [`System`].
+/// Key in the `secrets.keys` of every [`System`], without its name.
 const KEY: &str = "AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8=";
 
 #[tokio::test(flavor = "multi_thread")]
-async fn every_callback_of_a_rotation_is_signed_with_its_own_or_a_later_secret_and_none_is_in_clear_anywhere()
-{
+async fn a_rotation_signs_each_callback_with_its_own_or_a_later_secret_and_leaks_no_secret() {
     let mut system = System::start(&shared_broker(), 2, 2, &[("REDIAL_LOG__FILTER", "debug")]);
     let runs = system.import_runs(600, "/ok");
     let first = call(&system, Method::GET, "/v1/callback-secrets", None).await["items"][0]["id"].clone();
@@ -55,7 +55,7 @@ async fn every_callback_of_a_rotation_is_signed_with_its_own_or_a_later_secret_a
     let used: std::collections::HashSet<_> = frozen.values().collect();
     assert!(used.len() > 1, "the rotation came too late");
 
-    let DatabaseUrl::Postgres(url) = system.database.url() else { unreachable!("as System makes it") };
+    let DatabaseUrl::Postgres(url) = system.database.url() else { unreachable!("System uses PostgreSQL") };
     let dump = Command::new("pg_dump").arg(url).output().expect("tests need pg_dump");
     assert!(dump.status.success(), "{dump:?}");
     let (dump, logs) = (String::from_utf8(dump.stdout).unwrap(), system.logs.clone());
@@ -63,11 +63,11 @@ async fn every_callback_of_a_rotation_is_signed_with_its_own_or_a_later_secret_a
     assert!(system.stop().await.is_empty());
     let logs = logs.lock().unwrap();
     let found = |hidden: &str| dump.contains(hidden) || logs.contains(hidden);
-    assert!(dump.contains(&org) && logs.contains(&org), "the search finds what is there");
+    assert!(dump.contains(&org) && logs.contains(&org), "the search finds text that is there");
     for (_, secret) in &secrets {
         let encoded = secret.strip_prefix("whsec_").unwrap();
         let raw = STANDARD.decode(encoded).unwrap();
-        // bytea is dumped in hexadecimal digits.
+        // pg_dump writes bytea in hexadecimal digits.
         for hidden in [encoded.to_owned(), hex(&raw), hex(secret.as_bytes()), hex(encoded.as_bytes())] {
             assert!(!found(&hidden), "a secret is in clear");
         }
@@ -79,7 +79,7 @@ async fn every_callback_of_a_rotation_is_signed_with_its_own_or_a_later_secret_a
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_dispatcher_finds_a_key_that_was_added_to_its_file_while_it_runs() {
+async fn a_running_dispatcher_reads_a_key_that_was_added_to_its_file() {
     let mut system = System::start(&shared_broker(), 0, 0, &[]);
     let directory = tempfile::tempdir().unwrap();
     let file = directory.path().join("redial.toml");
@@ -105,8 +105,9 @@ async fn a_dispatcher_finds_a_key_that_was_added_to_its_file_while_it_runs() {
     assert!(system.stop().await.is_empty());
 }
 
-/// As README says: the new key comes last everywhere, then first everywhere, and the old one goes when all is rewrapped.
-/// Services are replaced one after the other, so that at each step some have the keys of the step before.
+/// As in the README: the new key is last everywhere, then first everywhere, and the old one is removed when
+/// all secrets are rewrapped. Services are replaced one at a time, so that at each step some still have the
+/// keys of the step before.
 #[tokio::test(flavor = "multi_thread")]
 async fn while_the_encryption_key_is_changed_every_service_opens_what_any_other_has_sealed() {
     let mut system = System::start(&shared_broker(), 1, 1, &[]);
@@ -118,7 +119,7 @@ async fn while_the_encryption_key_is_changed_every_service_opens_what_any_other_
         }
         system.set("REDIAL_SECRETS__KEYS", &keys);
         system.add_api();
-        // Sealed by the api of the step before, then by that of this one; opened by either dispatcher.
+        // Sealed by the previous step's api, then by this step's; opened by either dispatcher.
         for replaced in ["api", "dispatcher"] {
             let made = call(&system, Method::POST, "/v1/callback-secrets", Some(json!({}))).await;
             let path = format!("/v1/callback-secrets/{}", text(&made["id"]));
@@ -161,7 +162,7 @@ async fn a_delivery_that_waits_during_a_rotation_always_verifies_with_the_secret
     let new_path = format!("/v1/callback-secrets/{}", text(&made["id"]));
     call(&system, Method::PATCH, &new_path, Some(json!({"is_current": true}))).await;
     let known = [&new, &old];
-    // The receiver has not been told of the new one yet.
+    // The receiver does not know the new secret yet.
     loop {
         let received = arrival_of(&mut system, &delivery).await;
         assert_eq!(received.verdict, Verdict::Valid);
@@ -177,7 +178,7 @@ async fn a_delivery_that_waits_during_a_rotation_always_verifies_with_the_secret
     assert_eq!(signatures(&received, &known), (Some(0), vec![Some(0), Some(1)]));
 
     call(&system, Method::DELETE, &old_path, None).await;
-    // Now the receiver has only the new one.
+    // Now the receiver knows only the new one.
     loop {
         let received = arrival_of(&mut system, &delivery).await;
         match signatures(&received, &known) {
@@ -190,7 +191,7 @@ async fn a_delivery_that_waits_during_a_rotation_always_verifies_with_the_secret
     system.stop().await;
 }
 
-/// The delivery's next callback; those of others are passed over.
+/// Returns the delivery's next callback; skips those of other deliveries.
 async fn arrival_of(system: &mut System, delivery: &Value) -> Received {
     loop {
         let received = system.gather(1).await.remove(0);
@@ -200,7 +201,8 @@ async fn arrival_of(system: &mut System, delivery: &Value) -> Received {
     }
 }
 
-/// Which of `known` made `Runflow-Signature`, and each of `webhook-signature`.
+/// Returns the index in `known` of the secret that made `Runflow-Signature`, and of each in
+/// `webhook-signature`.
 fn signatures(received: &Received, known: &[&SigningSecret]) -> (Option<usize>, Vec<Option<usize>>) {
     let header = |name| received.header(name).unwrap();
     let timestamp = header("webhook-timestamp").parse().unwrap();

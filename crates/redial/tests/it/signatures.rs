@@ -1,4 +1,4 @@
-//! Callbacks of the real services, verified by code nobody here wrote.
+//! Callbacks of the real services, verified by third-party code.
 
 use std::collections::HashMap;
 use std::io::Write;
@@ -17,14 +17,14 @@ use crate::system::{System, shared_broker};
 #[tokio::test(flavor = "multi_thread")]
 async fn pythons_hmac_and_the_standardwebhooks_packages_of_pypi_and_npm_verify_the_callbacks() {
     let mut system = System::start(&shared_broker(), 1, 1, &[]);
-    // Every kind of payload the examples have.
+    // Covers every kind of payload in the examples.
     let runs = system.import_runs(220, "/ok");
     let (runs, later) = runs.split_at(200);
     system.redeliver_all(runs).await;
     let old = system.secret.clone();
     let mut lines: Vec<String> =
         system.gather(runs.len()).await.iter().map(|received| line(&old, &[], received)).collect();
-    // Within the overlap of a rotation a receiver needs one of the two secrets.
+    // During the overlap of a rotation, a receiver needs only one of the two secrets.
     let made = call(&system, Method::POST, "/v1/callback-secrets", Some(json!({}))).await;
     let path = format!("/v1/callback-secrets/{}", text(&made["id"]));
     call(&system, Method::PATCH, &path, Some(json!({"is_current": true}))).await;
@@ -39,7 +39,8 @@ async fn pythons_hmac_and_the_standardwebhooks_packages_of_pypi_and_npm_verify_t
     assert!(system.stop().await.is_empty());
 }
 
-/// `overlap` are secrets that only `webhook-signature` must match.
+/// Formats a callback as input of the verifier. `overlap` are secrets that only `webhook-signature` must
+/// match.
 fn line(secret: &str, overlap: &[&str], received: &Received) -> String {
     let headers: HashMap<_, _> = received.headers.iter().cloned().collect();
     let body = STANDARD.encode(&received.body);
@@ -58,7 +59,7 @@ fn verified(interpreter: &Path, script: &PathBuf, packages: &Path, lines: &[Stri
         });
     let mut input = child.stdin.take().unwrap();
     for line in lines {
-        writeln!(input, "{line}").expect("the verifier reads all lines; its complaint is above");
+        writeln!(input, "{line}").expect("the verifier reads all lines; its error is above");
     }
     drop(input);
     let output = child.wait_with_output().unwrap();

@@ -1,11 +1,11 @@
-//! Configuration as the binary takes it, and how services start and stop.
+//! Configuration of the binary, and how services start and stop.
 
 use contracts::{SigningSecret, Timestamp, sign};
 use testkit::{Engine, TestDatabase};
 
 use crate::cli::{Cli, KEY};
 
-/// Nothing listens there.
+/// An address without a listener.
 const AWAY: &str = "127.0.0.1:1";
 const SERVICES: [&str; 2] = ["api", "dispatcher"];
 
@@ -39,7 +39,7 @@ fn a_named_file_is_read_instead_of_the_working_directorys() {
 }
 
 #[test]
-fn a_configuration_that_cannot_be_used_ends_every_command_with_status_2_and_names_the_key() {
+fn an_invalid_configuration_ends_every_command_with_status_2_and_names_the_key() {
     let cli = Cli::new().with("REDIAL_DELIVERY__LEASE", "10s");
     for arguments in [["config"].as_slice(), &["migrate"], &["api"], &["dispatcher"], &["demo"]] {
         let ended = cli.run(arguments);
@@ -52,7 +52,7 @@ fn a_configuration_that_cannot_be_used_ends_every_command_with_status_2_and_name
 }
 
 #[test]
-fn a_service_without_what_it_needs_refuses_to_start_and_names_the_key() {
+fn a_service_with_missing_or_invalid_settings_refuses_to_start_and_names_the_key() {
     let (postgres, amqp) = (("DATABASE_URL", "postgres://127.0.0.1:1/x"), ("AMQP_URL", "amqp://127.0.0.1:1"));
     let keys = ("REDIAL_SECRETS__KEYS", KEY);
     for service in SERVICES {
@@ -74,13 +74,13 @@ fn a_service_without_what_it_needs_refuses_to_start_and_names_the_key() {
 }
 
 #[test]
-fn a_service_refuses_keys_that_do_not_open_the_secrets_at_hand_and_names_the_missing_one() {
+fn a_service_refuses_keys_that_do_not_open_its_secrets_and_names_the_missing_key() {
     let database = TestDatabase::new(Engine::Postgres);
     let cli = Cli::on(&database);
     let org = cli.ok(&["org", "create", "acme"]);
     cli.ok(&["secret", "create", "--org", &org]);
     for service in SERVICES {
-        // Another key, and another one of the same name.
+        // Another key, under another name and under the same name.
         for kid in ["other", "test"] {
             let keys = format!("{kid}:Hx4dHBsaGRgXFhUUExIREA8ODQwLCgkIBwYFBAMCAQA=");
             let cli = Cli::on(&database)
@@ -96,7 +96,7 @@ fn a_service_refuses_keys_that_do_not_open_the_secrets_at_hand_and_names_the_mis
 }
 
 #[test]
-fn a_service_refuses_a_schema_that_is_not_migrated_and_says_what_helps() {
+fn a_service_refuses_an_unmigrated_schema_and_suggests_redial_migrate() {
     let database = TestDatabase::empty(Engine::Postgres);
     let cli = Cli::on(&database)
         .with("AMQP_URL", &format!("amqp://{AWAY}"))
@@ -109,7 +109,7 @@ fn a_service_refuses_a_schema_that_is_not_migrated_and_says_what_helps() {
 }
 
 #[test]
-fn a_service_waits_for_a_database_that_is_away_until_it_is_stopped() {
+fn a_service_waits_for_an_unavailable_database_until_it_is_stopped() {
     let cli = Cli::new()
         .with("DATABASE_URL", &format!("postgres://{AWAY}/redial"))
         .with("AMQP_URL", &format!("amqp://{AWAY}"))
@@ -124,7 +124,7 @@ fn a_service_waits_for_a_database_that_is_away_until_it_is_stopped() {
 }
 
 #[test]
-fn services_work_without_their_broker_answer_health_checks_and_end_well_at_sigterm() {
+fn services_work_without_a_broker_serve_health_checks_and_exit_cleanly_on_sigterm() {
     let database = TestDatabase::new(Engine::Postgres);
     let cli = Cli::on(&database)
         .with("AMQP_URL", &format!("amqp://{AWAY}"))
@@ -140,7 +140,7 @@ fn services_work_without_their_broker_answer_health_checks_and_end_well_at_sigte
         let ready = url.replace("v1/health", "health/ready");
         cli.ok(&["healthcheck", &ready]);
         if service == "dispatcher" {
-            // It goes on delivering, but what it is there for has stopped.
+            // It still delivers, but no longer consumes from the broker.
             let red =
                 std::iter::repeat_with(|| cli.run(&["healthcheck", &ready])).find(|ended| ended.code == 1);
             let why = red.unwrap().stderr;
@@ -152,7 +152,7 @@ fn services_work_without_their_broker_answer_health_checks_and_end_well_at_sigte
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_dispatcher_that_stops_says_so_until_what_is_in_flight_is_finished() {
+async fn a_stopping_dispatcher_is_not_ready_until_its_attempts_in_flight_are_finished() {
     let database = TestDatabase::new(Engine::Postgres);
     let cli = Cli::on(&database)
         .with("AMQP_URL", &format!("amqp://{AWAY}"))
@@ -185,7 +185,7 @@ async fn a_dispatcher_that_stops_says_so_until_what_is_in_flight_is_finished() {
 }
 
 #[tokio::test]
-async fn the_api_keeps_the_limits_that_are_set() {
+async fn the_api_enforces_the_configured_limits() {
     let database = TestDatabase::new(Engine::Postgres);
     let cli = Cli::on(&database)
         .with("AMQP_URL", &format!("amqp://{AWAY}"))
@@ -208,7 +208,7 @@ async fn the_api_keeps_the_limits_that_are_set() {
     assert_eq!((get(&token).await, get(&unknown).await, get(&unknown).await), (422, 401, 429));
     let mut answers = Vec::new();
     for _ in 0..5 {
-        answers.push(get(&token).await); // some of them within the second after the first two
+        answers.push(get(&token).await); // some of them within a second of the first two
     }
     assert!(
         answers.contains(&429) && answers.iter().all(|status| [422, 429].contains(status)),
@@ -218,7 +218,7 @@ async fn the_api_keeps_the_limits_that_are_set() {
 }
 
 #[test]
-fn an_address_that_is_taken_is_named_by_its_key() {
+fn a_listen_address_in_use_is_reported_with_its_key() {
     let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let database = TestDatabase::new(Engine::Postgres);
     let cli = Cli::on(&database)
@@ -260,7 +260,7 @@ async fn listen_prints_each_callback_with_its_verdict_until_it_is_stopped() {
     assert_eq!(running.stop(), 0);
 }
 
-/// This host's clock, which the receiver checks against.
+/// Returns this host's time, which the receiver checks against.
 fn system_now() -> Timestamp {
     Timestamp::from_micros(0) + std::time::SystemTime::UNIX_EPOCH.elapsed().unwrap()
 }

@@ -1,4 +1,5 @@
-//! A whole installation: processes of the real binary on real servers, with a receiver that keeps its own ledger.
+//! A complete installation: processes of the real binary on real servers, with a receiver that records every
+//! callback.
 
 use std::collections::HashMap;
 use std::io::{BufRead, BufReader};
@@ -17,7 +18,7 @@ use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 use tokio::time::{Instant, timeout_at};
 use uuid::Uuid;
 
-/// Longer than anything here takes; only a failing test waits for it.
+/// Longer than anything here takes; only a failing test reaches it.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(120);
 
 pub(crate) struct System {
@@ -31,7 +32,7 @@ pub(crate) struct System {
     pub(crate) queue: String,
     broker_url: String,
     environment: Vec<(String, String)>,
-    /// What the services logged, all together.
+    /// Combined log of all services.
     pub(crate) logs: Arc<Mutex<String>>,
     pub(crate) http: reqwest::Client,
     pub(crate) database: TestDatabase,
@@ -40,17 +41,18 @@ pub(crate) struct System {
 /// A process of the real binary, killed when dropped.
 pub(crate) struct Process {
     child: Child,
-    /// Where it serves HTTP, if it does.
+    /// Its HTTP address, if it serves HTTP.
     pub(crate) address: Option<SocketAddr>,
 }
 
-/// The broker everybody uses.
+/// Returns the URL of the broker that tests share.
 pub(crate) fn shared_broker() -> String {
     std::env::var("AMQP_URL").unwrap_or_else(|_| "amqp://guest:guest@127.0.0.1:5672/%2f".into())
 }
 
 impl System {
-    /// Sets everything up with the everyday commands, and starts the services. `settings` are further variables.
+    /// Sets up an installation with the administrative commands and starts the services. `settings` are
+    /// additional environment variables.
     pub(crate) fn start(
         broker_url: &str,
         apis: usize,
@@ -60,7 +62,7 @@ impl System {
         let database = TestDatabase::empty(Engine::Postgres);
         let queue = format!("redial.test.{}", Uuid::new_v4().simple());
         let store::DatabaseUrl::Postgres(database_url) = database.url() else {
-            unreachable!("asked for above")
+            unreachable!("requested above")
         };
         let own = [
             ("REDIAL_DATABASE__URL", database_url.as_str()),
@@ -107,7 +109,7 @@ impl System {
         system
     }
 
-    /// Runs a command to its end and answers what it prints.
+    /// Runs a command to its end and returns its standard output.
     pub(crate) fn command(&self, arguments: &[&str]) -> String {
         let output = self.redial(arguments).output().unwrap();
         assert!(output.status.success(), "{arguments:?}: {output:?}");
@@ -126,7 +128,7 @@ impl System {
         self.dispatchers.push(dispatcher);
     }
 
-    /// Starts a dispatcher that has its keys from a configuration file.
+    /// Starts a dispatcher that reads its keys from a configuration file.
     pub(crate) fn add_dispatcher_with(&mut self, config: &Path) {
         let mut command = self.redial(&["dispatcher", "--config", config.to_str().unwrap()]);
         command.env_remove("REDIAL_SECRETS__KEYS");
@@ -134,7 +136,7 @@ impl System {
         self.dispatchers.push(dispatcher);
     }
 
-    /// Sets a variable for what is started from now on.
+    /// Sets an environment variable for processes started afterwards.
     pub(crate) fn set(&mut self, name: &str, value: &str) {
         self.environment.push((name.to_owned(), value.to_owned()));
     }
@@ -145,7 +147,7 @@ impl System {
         command
     }
 
-    /// Starts a service and waits until it says that it works.
+    /// Starts a service and waits until it logs that it is running.
     fn service(&self, name: &str) -> Process {
         self.start_service(name, self.redial(&[name]))
     }
@@ -155,7 +157,7 @@ impl System {
         let log = BufReader::new(child.stderr.take().unwrap());
         let (started, address) = mpsc::channel();
         let logs = self.logs.clone();
-        // Read to its end, or the process would block on a full pipe.
+        // Read to the end, or the process would block on a full pipe.
         std::thread::spawn(move || {
             for line in log.lines().map_while(Result::ok) {
                 logs.lock().unwrap().push_str(&line);
@@ -176,12 +178,12 @@ impl System {
         Process { child, address }
     }
 
-    /// Imports runs as `examples/make_runs.py` makes them, and answers `count` that can be redelivered.
+    /// Imports runs made by `examples/make_runs.py` and returns `count` that can be redelivered.
     pub(crate) fn import_runs(&self, count: usize, path: &str) -> Vec<RunId> {
         let directory = tempfile::tempdir().unwrap();
         let file = directory.path().join("runs.jsonl");
         let script = concat!(env!("CARGO_MANIFEST_DIR"), "/../../examples/make_runs.py");
-        // About one run in six has not ended, or names no URL.
+        // About one run in six has not ended or has no URL.
         let made = Command::new("python3")
             .args([
                 script,
@@ -208,7 +210,7 @@ impl System {
         ids
     }
 
-    /// Asks the n-th api for a redelivery and answers the delivery.
+    /// Requests a redelivery from the api with that index and returns the delivery.
     pub(crate) async fn redeliver(&self, api: usize, run: RunId) -> Value {
         let path = format!("/v1/runs/{run}/callback-redeliveries");
         let response = self.http.post(self.url(api, &path)).bearer_auth(&self.token).send().await.unwrap();
@@ -216,7 +218,7 @@ impl System {
         serde_json::from_slice(&response.bytes().await.unwrap()).unwrap()
     }
 
-    /// Asks for redeliveries of all runs, 16 at a time, taking the apis in turn.
+    /// Requests redeliveries of all runs, 16 at a time, from the apis in turn.
     pub(crate) async fn redeliver_all(&self, runs: &[RunId]) -> Vec<Value> {
         use futures_util::StreamExt;
         let ask = |(n, run): (usize, &RunId)| self.redeliver(n % self.apis.len(), *run);
@@ -230,7 +232,7 @@ impl System {
         serde_json::from_slice(&response.bytes().await.unwrap()).unwrap()
     }
 
-    /// The delivery once it has ended: there is no event to wait for but the answer itself.
+    /// Polls the delivery until it has ended, and returns it.
     pub(crate) async fn settled(&self, id: &str) -> Value {
         let deadline = Instant::now() + PATIENCE;
         loop {
@@ -242,7 +244,7 @@ impl System {
         }
     }
 
-    /// Waits for `count` callbacks.
+    /// Waits for `count` callbacks and returns them.
     pub(crate) async fn gather(&mut self, count: usize) -> Vec<Received> {
         let deadline = Instant::now() + PATIENCE;
         let mut arrived = Vec::new();
@@ -263,8 +265,7 @@ impl System {
         format!("http://{}{path}", self.apis[api].address.unwrap())
     }
 
-    /// Stops all services as an operator would, deletes the queues, and answers what had arrived beyond what was
-    /// gathered.
+    /// Stops all services with SIGTERM, deletes the queues, and returns the callbacks that were not gathered.
     pub(crate) async fn stop(mut self) -> Vec<Received> {
         for process in self.apis.drain(..).chain(self.dispatchers.drain(..)) {
             process.stop();
@@ -280,19 +281,19 @@ impl System {
 }
 
 impl Process {
-    /// SIGTERM; the process must end with status 0.
+    /// Sends SIGTERM; the process must exit with status 0.
     pub(crate) fn stop(mut self) {
         self.signal("-TERM");
         let status = self.child.wait().unwrap();
         assert!(status.success(), "ended with {status}");
     }
 
-    /// Waits until it ends by itself, and answers its exit status.
+    /// Waits until the process exits and returns its exit status.
     pub(crate) fn ended(mut self) -> Option<i32> {
         self.child.wait().unwrap().code()
     }
 
-    /// SIGKILL.
+    /// Sends SIGKILL.
     pub(crate) fn kill(mut self) {
         self.child.kill().unwrap();
         self.child.wait().unwrap();
@@ -312,7 +313,7 @@ impl Drop for Process {
     }
 }
 
-/// Arrivals by `webhook-id`.
+/// Groups callbacks by `webhook-id`.
 pub(crate) fn by_delivery(arrived: Vec<Received>) -> HashMap<String, Vec<Received>> {
     let mut sorted: HashMap<String, Vec<Received>> = HashMap::new();
     for received in arrived {

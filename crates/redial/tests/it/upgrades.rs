@@ -1,4 +1,4 @@
-//! A database that is migrated under programs at work.
+//! A database migrated while services are running.
 
 use store::{MIGRATIONS, Migration, migrate_to};
 
@@ -9,7 +9,7 @@ const EXPANDING: Migration =
 const CONTRACTING: Migration =
     Migration::new(101, "-- Oldest program: 100\nALTER TABLE runs DROP COLUMN priority;\n");
 
-/// What the `redial migrate` of a later release does.
+/// Migrates as the `redial migrate` of a later release would.
 async fn migrate(system: &System, later: &'static [Migration]) {
     let url = system.database.url().clone();
     let migrations: Vec<Migration> = MIGRATIONS.iter().chain(later).copied().collect();
@@ -19,14 +19,14 @@ async fn migrate(system: &System, later: &'static [Migration]) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_schema_that_admits_the_programs_at_work_disturbs_nothing_and_another_one_ends_them() {
+async fn a_compatible_migration_disturbs_no_running_service_and_an_incompatible_one_ends_them() {
     let mut system = System::start(&shared_broker(), 2, 2, &[]);
     let runs = system.import_runs(1_000, "/ok");
     let (first, second) = runs.split_at(500);
-    // Each is answered 201.
+    // Each request is answered 201.
     let (_, accepted) = tokio::join!(migrate(&system, &[EXPANDING]), system.redeliver_all(first));
     assert_eq!(by_delivery(system.gather(accepted.len()).await).len(), accepted.len());
-    // One after the other is replaced, by programs that are as old.
+    // Replace one process after the other with the same release.
     system.apis.remove(0).stop();
     system.dispatchers.remove(0).stop();
     system.add_api();
