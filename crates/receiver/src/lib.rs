@@ -1,6 +1,5 @@
-//! A scripted callback receiver: the other end for `redial demo`, `dev` and `listen`, for
-//! docker-compose and for tests. The called path says how it behaves ([`HELP`]); it verifies what it gets the
-//! way a customer's receiver should.
+//! A scripted callback receiver, for `redial demo`, `dev` and `listen`, for docker-compose and for tests. The
+//! request path selects its behaviour ([`HELP`]). It verifies callbacks the way a customer's receiver should.
 
 mod received;
 mod script;

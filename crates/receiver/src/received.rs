@@ -1,41 +1,41 @@
-//! What arrived, and how it is shown to a person.
+//! A received callback, and its form for a terminal.
 
 use std::fmt::Write as _;
 use std::time::{Duration, Instant};
 
 use crate::Verdict;
 
-/// How much of a body [`pretty`] shows: enough for an ordinary payload.
+/// Maximum bytes of a body that [`pretty`] shows: enough for an ordinary payload.
 const SHOWN_BODY_BYTES: usize = 1000;
 
-/// One POST.
+/// A received POST request.
 #[derive(Clone, Debug)]
 pub struct Received {
     /// When its body was complete.
     pub received_at: Instant,
     /// Path and query.
     pub path: String,
-    /// Sorted by their lower-case names; values that are not UTF-8 are made so, lossily.
+    /// Names in lower case, sorted; invalid UTF-8 in values is replaced.
     pub headers: Vec<(String, String)>,
-    /// The body's bytes.
+    /// The body.
     pub body: Vec<u8>,
-    /// What its signatures are worth.
+    /// Result of the signature check.
     pub verdict: Verdict,
-    /// The status it is answered with; none if the connection is closed without an answer.
+    /// Status of the response; `None` if the connection is closed without a response.
     pub answered: Option<u16>,
-    /// How long after that.
+    /// Delay between receipt and response.
     pub delay: Duration,
 }
 
 impl Received {
-    /// The value of a header, by its lower-case name.
+    /// Returns the value of a header, by its lower-case name.
     pub fn header(&self, name: &str) -> Option<&str> {
         self.headers.iter().find(|(known, _)| known == name).map(|(_, value)| value.as_str())
     }
 }
 
-/// Several lines for a person at a terminal. What was received can't control the terminal: all that is not
-/// printable is escaped.
+/// Formats a callback in several lines for a terminal. All characters that are not printable are escaped, so
+/// a callback can't control the terminal.
 pub fn pretty(received: &Received) -> String {
     let mut text = format!("POST {}\n", printable(&received.path));
     for (name, value) in &received.headers {
@@ -55,7 +55,7 @@ pub fn pretty(received: &Received) -> String {
 fn printable(text: &str) -> String {
     text.chars().fold(String::with_capacity(text.len()), |mut shown, char| {
         match char {
-            '"' | '\'' | '\\' => shown.push(char), // plain in a JSON body, where escape_debug would double them
+            '"' | '\'' | '\\' => shown.push(char), // common in JSON, where escape_debug would double them
             _ => shown.extend(char.escape_debug()),
         }
         shown
@@ -95,7 +95,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_received_reaches_the_terminal_raw() {
+    fn received_control_characters_are_escaped() {
         let mut hostile = received(b"\x1b[2J\x9b\r\n\xff \xe2\x80\xae");
         hostile.path = "/\x1b]0;x\x07".into();
         hostile.headers.push(("x".into(), "\u{9b}31m\u{202e}".into()));

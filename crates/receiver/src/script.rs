@@ -1,4 +1,4 @@
-//! How a path makes the receiver behave.
+//! The behaviour that a path selects.
 
 use std::convert::Infallible;
 use std::io;
@@ -10,7 +10,7 @@ use actix_web::http::{StatusCode, header};
 use actix_web::web::Bytes;
 use futures_util::{future, stream};
 
-/// The paths, as `GET /` shows them.
+/// Description of the paths, served by `GET /`.
 pub const HELP: &str = "\
 A scripted callback receiver. POST to:
 
@@ -31,12 +31,12 @@ Any query string is allowed. Everything else is answered 404.
 ";
 
 const DRIPS_PER_SECOND: u64 = 10;
-/// How long an answer of `/at-once` takes, and the `Retry-After` of its refusals, in seconds.
+/// Response delay of `/at-once`, and the `Retry-After` of its 429 responses, in seconds.
 const AT_ONCE_DELAY: Duration = Duration::from_millis(50);
 const AT_ONCE_RETRY_AFTER: u64 = 1;
 const CHUNK: &[u8] = &[b'x'; 64 * 1024];
 
-/// A path, understood.
+/// A parsed path.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Script {
     Ok,
@@ -45,7 +45,7 @@ pub(crate) enum Script {
     RetryAfter(u64),
     Hang(u64),
     AtOnce(usize),
-    /// What `/at-once` answers beyond its count.
+    /// Response of `/at-once` to requests above its limit.
     TooMany,
     Drip(u64),
     Large(u64),
@@ -53,7 +53,7 @@ pub(crate) enum Script {
     Gone,
     Reset,
     Mixed,
-    /// A mistake in the caller's set-up, which must show.
+    /// A mistake in the caller's configuration, answered 404 so that it is noticed.
     Unknown,
 }
 
@@ -75,7 +75,7 @@ impl Script {
             },
             Some((name, argument)) => match name {
                 "status" => {
-                    // 1xx are not final answers.
+                    // 1xx are not final responses.
                     Self::Status(argument.parse().ok().filter(|code: &StatusCode| code.as_u16() >= 200)?)
                 }
                 "fail-first" => Self::FailFirst(argument.parse().ok()?),
@@ -89,7 +89,7 @@ impl Script {
         })
     }
 
-    /// Draws what a mixture comes to this time.
+    /// Replaces [`Script::Mixed`] by one of its scripts at random.
     pub(crate) fn drawn(self) -> Self {
         if self != Self::Mixed {
             return self;
@@ -103,8 +103,9 @@ impl Script {
         }
     }
 
-    /// The status to answer with. `earlier` counts this request and tells how many of the same webhook-id came
-    /// before it; it is asked only where that matters.
+    /// Returns the status of the response; `None` closes the connection. `earlier` counts this request and
+    /// returns the number of earlier ones with the same webhook-id; it is called only by scripts that depend
+    /// on it.
     pub(crate) fn status(self, earlier: impl FnOnce() -> u32) -> Option<StatusCode> {
         Some(match self {
             Self::Ok | Self::Hang(_) | Self::AtOnce(_) | Self::Drip(_) | Self::Large(_) => StatusCode::OK,
@@ -116,12 +117,12 @@ impl Script {
             Self::Gone => StatusCode::GONE,
             Self::Unknown => StatusCode::NOT_FOUND,
             Self::Reset => return None,
-            // Acted out as one of the others.
+            // `drawn` replaces it by another script.
             Self::Mixed => StatusCode::OK,
         })
     }
 
-    /// How long it takes to answer.
+    /// Returns the delay before the response.
     pub(crate) fn delay(self) -> Duration {
         match self {
             Self::Hang(seconds) => Duration::from_secs(seconds),
@@ -130,10 +131,11 @@ impl Script {
         }
     }
 
-    /// Acts out the answer. Dropped by the server when the client goes away or the server stops.
+    /// Sends the response. The server drops this future when the client disconnects or the server stops.
     pub(crate) async fn answer(self, status: Option<StatusCode>) -> HttpResponse {
         let Some(status) = status else {
-            // A body that fails before its first byte: the server gives up the connection with the head unsent.
+            // A body that fails before its first byte: the server closes the connection without sending the
+            // head.
             let broken = stream::once(future::ready(Err::<Bytes, _>(io::Error::other("scripted reset"))));
             return HttpResponse::Ok().streaming(broken);
         };
@@ -150,7 +152,7 @@ impl Script {
             _ => {}
         }
         if status.is_client_error() || status.is_server_error() {
-            return response.body(format!("{status} (scripted)\n")); // something to read in the attempt's record
+            return response.body(format!("{status} (scripted)\n")); // for the record of the attempt
         }
         response.finish()
     }
@@ -181,7 +183,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn paths_are_understood_or_answered_404() {
+    fn known_paths_are_parsed_and_others_are_unknown() {
         for (path, script) in [
             ("/ok", Script::Ok),
             ("/status/204", Script::Status(StatusCode::NO_CONTENT)),

@@ -1,4 +1,4 @@
-//! The HTTP server around the scripts.
+//! The HTTP server that runs the scripts.
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
@@ -19,20 +19,21 @@ use crate::script::Script;
 use crate::verdict::verify;
 use crate::{HELP, Received, Verdict};
 
-/// Far above what Redial accepts, so that a payload's size is never refused here.
+/// Far above Redial's limit, so that no payload is refused here.
 const MAX_BODY_BYTES: usize = 64 << 20;
-/// Longer than a client's pool keeps idle connections, or the two race and a request meets a closing one.
+/// Longer than clients' pools keep idle connections, or a request could arrive on a connection that is being
+/// closed.
 const KEEP_ALIVE: Duration = Duration::from_secs(120);
-/// How many webhook-ids are remembered for `/fail-first` and `/retry-after`: bounds a receiver that runs for weeks.
+/// Maximum webhook-ids counted for `/fail-first` and `/retry-after`; bounds memory over weeks of use.
 const MAX_COUNTED_IDS: usize = 1 << 18;
 
-/// How a [`Receiver`] is set up. The default knows no secret, only counts, and reads the system's clock.
+/// Configuration of a [`Receiver`]. By default it has no secrets and no sink, and uses the system's clock.
 pub struct Options {
-    /// The secrets to verify with; any may match.
+    /// Secrets to verify with; any may match.
     pub secrets: Vec<SigningSecret>,
-    /// Where each POST goes, before it is answered. Without a sink nothing is copied, as fits a load test.
+    /// Receives each POST before it is answered. `None` copies nothing, for load tests.
     pub sink: Option<UnboundedSender<Received>>,
-    /// What `webhook-timestamp` is compared with.
+    /// Returns the time that `webhook-timestamp` is compared with.
     pub now: Arc<dyn Fn() -> Timestamp + Send + Sync>,
 }
 
@@ -61,15 +62,15 @@ struct State {
     sink: Option<UnboundedSender<Received>>,
     now: Arc<dyn Fn() -> Timestamp + Send + Sync>,
     requests_by_id: Mutex<HashMap<String, u32>>,
-    /// Requests to `/at-once` that are being answered, other than with 429.
+    /// Requests to `/at-once` in progress, not counting those answered 429.
     served_at_once: Arc<AtomicUsize>,
     posts: AtomicU64,
     invalid: AtomicU64,
 }
 
 impl Receiver {
-    /// Listens on `addr` (port 0: any free one) and serves until stopped or dropped. To be called within a
-    /// tokio runtime; the work is done on a thread of its own.
+    /// Listens on `addr` (port 0: any free port) and serves until stopped or dropped. Must be called within a
+    /// Tokio runtime; requests are handled on a thread of their own.
     pub fn bind(addr: SocketAddr, options: Options) -> io::Result<Self> {
         let state = Data::new(State {
             secrets: RwLock::new(options.secrets),
@@ -91,39 +92,39 @@ impl Receiver {
             .workers(1)
             .disable_signals()
             .keep_alive(KEEP_ALIVE)
-            .h1_allow_half_closed(false) // so that /hang ends when its client goes away
+            .h1_allow_half_closed(false) // so that /hang ends when its client disconnects
             .bind(addr)?;
         let addr = server.addrs()[0];
         let server = server.run();
         Ok(Self { addr, state, handle: server.handle(), running: tokio::spawn(server) })
     }
 
-    /// Where it listens.
+    /// Returns the listen address.
     pub fn addr(&self) -> SocketAddr {
         self.addr
     }
 
-    /// The URL of a path, such as `/ok`.
+    /// Returns the URL of a path, such as `/ok`.
     pub fn url(&self, path: &str) -> String {
         format!("http://{}{path}", self.addr)
     }
 
-    /// Verifies with this secret, too, from the next request on.
+    /// Adds a secret to verify with, from the next request on.
     pub fn add_secret(&self, secret: SigningSecret) {
         self.state.secrets.write().expect("no holder panics").push(secret);
     }
 
-    /// How many POSTs came in.
+    /// Returns the number of POSTs received.
     pub fn posts(&self) -> u64 {
         self.state.posts.load(Ordering::Relaxed)
     }
 
-    /// How many of them had [`Verdict::Invalid`].
+    /// Returns the number of POSTs with [`Verdict::Invalid`].
     pub fn invalid(&self) -> u64 {
         self.state.invalid.load(Ordering::Relaxed)
     }
 
-    /// Stops at once, cutting off requests being answered, and frees the port.
+    /// Stops immediately, aborting requests in progress, and frees the port.
     pub async fn stop(self) {
         self.handle.stop(false).await;
     }
@@ -159,11 +160,11 @@ async fn respond(request: HttpRequest, body: Bytes, state: Data<State>) -> HttpR
     script.answer(status).await
 }
 
-/// Counts a request to `/at-once` that is being answered, until it is dropped.
+/// Counts a request to `/at-once` in progress until dropped.
 struct Served(Arc<AtomicUsize>);
 
 impl Served {
-    /// Counts one more, unless there are `limit` already.
+    /// Counts a request, or returns `None` if `limit` are in progress.
     fn within(limit: usize, count: &Arc<AtomicUsize>) -> Option<Served> {
         let one_more = |served| (served < limit).then_some(served + 1);
         count.fetch_update(Ordering::Relaxed, Ordering::Relaxed, one_more).ok()?;
@@ -178,7 +179,7 @@ impl Drop for Served {
 }
 
 impl State {
-    /// How many requests with the same webhook-id came before this one.
+    /// Counts this request and returns the number of earlier ones with the same webhook-id.
     fn count(&self, request: &HttpRequest) -> u32 {
         let id = request.headers().get("webhook-id").map(|id| String::from_utf8_lossy(id.as_bytes()));
         let mut requests = self.requests_by_id.lock().expect("no holder panics");
@@ -207,7 +208,7 @@ impl State {
             .collect();
         headers.sort(); // actix keeps them in a hash map, so their order of arrival is lost
         let path = request.uri().to_string();
-        // Nobody listening any more is no reason to stop answering.
+        // Keep responding when the sink is closed.
         _ = sink.send(Received { received_at, path, headers, body: body.to_vec(), verdict, answered, delay });
     }
 }
@@ -217,7 +218,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn no_more_are_served_at_once_than_allowed() {
+    fn no_more_requests_are_in_progress_than_the_limit() {
         let count = Arc::default();
         let served: Vec<_> = (0..3).filter_map(|_| Served::within(2, &count)).collect();
         assert_eq!(served.len(), 2);

@@ -1,4 +1,4 @@
-//! Verifying a callback's signatures (contract section 2).
+//! Verification of a callback's signatures (contract section 2).
 
 use std::fmt;
 
@@ -6,23 +6,23 @@ use actix_web::http::header::HeaderMap;
 use contracts::{SigningSecret, Timestamp, sign};
 use subtle::ConstantTimeEq;
 
-/// How far `webhook-timestamp` may be from the receiver's clock: the tolerance the Standard Webhooks libraries
-/// use. It bounds how long an intercepted callback can be replayed.
+/// Maximum difference between `webhook-timestamp` and the receiver's clock, as in the Standard Webhooks
+/// libraries. It bounds how long an intercepted callback can be replayed.
 const TOLERANCE_SECONDS: u64 = 5 * 60;
 
-/// What the signatures of a callback are worth.
+/// Result of checking a callback's signatures.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Verdict {
-    /// Both signatures match one of the known secrets, and the timestamp is recent.
+    /// Both signatures match one known secret, and the timestamp is recent.
     Valid,
-    /// `webhook-signature` matches a known secret, and the timestamp is recent; `Runflow-Signature`, which has room for one
-    /// secret only, was made with one that is not known here, as happens during a rotation.
+    /// `webhook-signature` matches a known secret, and the timestamp is recent. `Runflow-Signature`, which
+    /// has room for one secret only, was made with an unknown one, as happens during a rotation.
     WebhookValid,
-    /// It carries no signature: the organization had no secret.
+    /// It has no signature: the organization had no secret.
     Unsigned,
-    /// It is signed, but this receiver was given no secret to check with.
+    /// It is signed, but this receiver has no secret to check it with.
     NoSecretKnown,
-    /// It must not be trusted, for the reason given.
+    /// It must not be trusted, for the given reason.
     Invalid(String),
 }
 
@@ -40,7 +40,7 @@ impl fmt::Display for Verdict {
     }
 }
 
-/// Checks both signatures; any of `secrets` may match, as during a rotation.
+/// Checks both signatures. Any of `secrets` may match, as needed during a rotation.
 pub(crate) fn verify(secrets: &[SigningSecret], headers: &HeaderMap, body: &[u8], now: Timestamp) -> Verdict {
     let signed = ["runflow-signature", "webhook-signature"].iter().any(|name| headers.contains_key(*name));
     match (signed, secrets) {
@@ -89,7 +89,7 @@ fn check(
     }
 }
 
-/// In constant time: how long a comparison takes must not tell a forger how much of a guess was right.
+/// Compares in constant time, so that the duration does not reveal how much of a forged signature is right.
 fn same(expected: &str, given: &str) -> bool {
     expected.as_bytes().ct_eq(given.as_bytes()).into()
 }
@@ -150,7 +150,7 @@ mod tests {
     }
 
     #[test]
-    fn without_a_signature_or_a_secret_nothing_is_called_invalid() {
+    fn a_callback_without_a_signature_or_a_known_secret_is_not_invalid() {
         let unsigned = vec![("webhook-id", "id-1".into())];
         assert_eq!(judge(&[secret(1)], unsigned, BODY, SIGNED_AT), Verdict::Unsigned);
         assert_eq!(judge(&[], signed_with(&secret(1)), BODY, SIGNED_AT), Verdict::NoSecretKnown);
@@ -205,7 +205,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_signature_among_several_is_passed_over() {
+    fn malformed_entries_among_several_signatures_are_ignored() {
         for list in ["v1,AAAA {}", "v1a,AAAA  {} ", "{} v2,{}", "v1, {} v1"] {
             let mut headers = signed_with(&secret(1));
             headers[3].1 = list.replace("{}", &headers[3].1);

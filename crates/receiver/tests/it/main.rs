@@ -1,4 +1,4 @@
-//! The receiver from outside, over HTTP.
+//! The receiver as seen by a client, over HTTP.
 #![allow(clippy::unwrap_used)] // the configured exemption covers test functions only, not their helpers
 
 use std::io::{Read, Write};
@@ -43,7 +43,7 @@ impl Setup {
         self.post(path, webhook_id).await.status().as_u16()
     }
 
-    /// Posts `body` with the signatures of [`BODY`] and returns what the receiver thinks of it.
+    /// Posts `body` with the signatures of [`BODY`] and returns the receiver's verdict.
     async fn verdict(&mut self, secret: &SigningSecret, timestamp: i64, body: &'static str) -> Verdict {
         let signed = sign(secret, "id-1", timestamp, BODY.as_bytes());
         let request = self
@@ -60,7 +60,7 @@ fn secret(fill: u8) -> SigningSecret {
     SigningSecret::from_key(&[fill; 32])
 }
 
-/// Sends a POST over a bare connection; reading from it fails rather than waiting for ever.
+/// Sends a POST over a bare connection. Reading from it times out instead of blocking forever.
 fn raw_post(receiver: &Receiver, path: &str) -> TcpStream {
     let mut stream = TcpStream::connect(receiver.addr()).unwrap();
     stream.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
@@ -69,7 +69,7 @@ fn raw_post(receiver: &Receiver, path: &str) -> TcpStream {
 }
 
 #[tokio::test]
-async fn a_post_is_handed_over_as_it_came() {
+async fn a_post_is_passed_to_the_sink_unchanged() {
     let mut setup = setup(vec![]);
     let sent = setup.request("/ok?run=1", "id-1").header("X-Custom", "é").body("\0\u{1}body");
     assert_eq!(sent.send().await.unwrap().status(), StatusCode::OK);
@@ -86,7 +86,7 @@ async fn a_post_is_handed_over_as_it_came() {
 }
 
 #[tokio::test]
-async fn signatures_are_judged_with_the_known_secrets() {
+async fn signatures_are_checked_with_the_known_secrets() {
     let mut setup = setup(vec![]);
     assert_eq!(setup.verdict(&secret(1), NOW, BODY).await, Verdict::NoSecretKnown);
 
@@ -141,7 +141,7 @@ async fn fail_first_counts_by_webhook_id() {
 }
 
 #[tokio::test]
-async fn retry_after_is_asked_for_once_by_webhook_id() {
+async fn retry_after_is_sent_once_per_webhook_id() {
     let setup = setup(vec![]);
     for webhook_id in ["a", "b"] {
         let first = setup.post("/retry-after/7", webhook_id).await;
@@ -152,7 +152,7 @@ async fn retry_after_is_asked_for_once_by_webhook_id() {
 }
 
 #[tokio::test]
-async fn a_request_beyond_those_served_at_once_is_asked_to_come_later() {
+async fn a_request_above_the_limit_of_at_once_is_answered_429() {
     let setup = setup(vec![]);
     let refused = setup.post("/at-once/0", "a").await;
     assert_eq!((refused.status().as_u16(), &refused.headers()["retry-after"]), (429, &"1".parse().unwrap()));
@@ -167,7 +167,7 @@ async fn a_redirect_points_to_ok() {
 }
 
 #[tokio::test]
-async fn a_large_body_has_the_size_asked_for() {
+async fn a_large_body_has_the_requested_size() {
     let setup = setup(vec![]);
     for size in [0, 1, 65_536, 200_001] {
         let response = setup.post(&format!("/large/{size}"), "a").await;
@@ -179,7 +179,7 @@ async fn a_large_body_has_the_size_asked_for() {
 #[tokio::test]
 async fn a_dripping_body_follows_a_head_sent_at_once() {
     let setup = setup(vec![]);
-    // The body would take an hour: having a response proves that the head came before its end.
+    // The body would take an hour: a response proves that the head was sent before the body's end.
     let mut response = setup.post("/drip/3600", "a").await;
     assert_eq!(response.status(), StatusCode::OK);
     assert_eq!(response.chunk().await.unwrap().as_deref(), Some(b".".as_slice()));
@@ -191,12 +191,12 @@ async fn reset_closes_the_connection_without_an_answer() {
     let mut setup = setup(vec![]);
     let mut stream = raw_post(&setup.receiver, "/reset");
     assert_eq!(setup.received.recv().await.unwrap().answered, None);
-    assert_eq!(stream.read(&mut [0; 64]).unwrap(), 0, "closed, and no head before that");
+    assert_eq!(stream.read(&mut [0; 64]).unwrap(), 0, "closed without a head");
     assert!(setup.request("/reset", "a").send().await.is_err());
 }
 
 #[tokio::test]
-async fn a_hanging_answer_ends_when_its_client_goes_away() {
+async fn a_hanging_response_ends_when_its_client_disconnects() {
     let mut setup = setup(vec![]);
     let mut stream = raw_post(&setup.receiver, "/hang/3600");
     setup.received.recv().await.unwrap();
@@ -205,7 +205,7 @@ async fn a_hanging_answer_ends_when_its_client_goes_away() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn stopping_cuts_off_hanging_answers_and_frees_the_port() {
+async fn stopping_aborts_hanging_responses_and_frees_the_port() {
     let mut setup = setup(vec![]);
     let addr = setup.receiver.addr();
     let hanging = tokio::spawn(setup.request("/hang/3600", "a").send());
@@ -216,7 +216,7 @@ async fn stopping_cuts_off_hanging_answers_and_frees_the_port() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn dropping_it_cuts_off_hanging_answers() {
+async fn dropping_the_receiver_aborts_hanging_responses() {
     let mut setup = setup(vec![]);
     let hanging = tokio::spawn(setup.request("/hang/3600", "a").send());
     setup.received.recv().await.unwrap();
