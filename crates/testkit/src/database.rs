@@ -1,4 +1,4 @@
-//! A database of a test's own, on either engine.
+//! A database per test, on either engine.
 
 use std::net::{SocketAddr, ToSocketAddrs};
 
@@ -8,7 +8,7 @@ use diesel::{Connection, PgConnection, RunQueryDsl};
 use store::{AnyConnection, Clock, DatabaseUrl, Store};
 use uuid::Uuid;
 
-/// Which engine a test runs on.
+/// The engine that a test runs on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[allow(missing_docs)]
 pub enum Engine {
@@ -16,18 +16,18 @@ pub enum Engine {
     Sqlite,
 }
 
-/// A migrated database that disappears when dropped.
+/// A database that is removed when dropped.
 pub struct TestDatabase {
     url: DatabaseUrl,
     place: Place,
 }
 
-/// Rows locked until this is dropped.
+/// Locks rows until dropped.
 pub struct RowLock(AnyConnection);
 
 impl Drop for RowLock {
     fn drop(&mut self) {
-        // A connection that is only closed lets go of its locks some time later.
+        // Closing the connection alone would release the locks only some time later.
         let _ = self.0.batch_execute("ROLLBACK");
     }
 }
@@ -38,7 +38,7 @@ enum Place {
 }
 
 impl TestDatabase {
-    /// Makes and migrates one.
+    /// Creates a migrated database.
     pub fn new(engine: Engine) -> TestDatabase {
         let database = Self::empty(engine);
         store::migrate(&mut database.url.connect().expect("the new database can be opened"))
@@ -46,7 +46,7 @@ impl TestDatabase {
         database
     }
 
-    /// Makes one without any tables.
+    /// Creates a database without tables.
     pub fn empty(engine: Engine) -> TestDatabase {
         match engine {
             Engine::Postgres => {
@@ -66,12 +66,12 @@ impl TestDatabase {
         }
     }
 
-    /// Where it is.
+    /// Returns the database's URL.
     pub fn url(&self) -> &DatabaseUrl {
         &self.url
     }
 
-    /// Where the PostgreSQL server is, for a [`crate::Proxy`] before it.
+    /// Returns the PostgreSQL server's address, for a [`crate::Proxy`] in front of it.
     pub fn server(&self) -> SocketAddr {
         let DatabaseUrl::Postgres(url) = &self.url else { panic!("a file has no address") };
         let authority = authority(url);
@@ -81,7 +81,7 @@ impl TestDatabase {
         resolved.expect("DATABASE_URL names a host")
     }
 
-    /// The user's name and password; empty if there is none.
+    /// Returns the user's name and password; empty if not set.
     pub fn credentials(&self) -> (String, String) {
         let DatabaseUrl::Postgres(url) = &self.url else { panic!("a file has no user") };
         let user = authority(url).rsplit_once('@').map_or("", |(user, _)| user);
@@ -89,7 +89,7 @@ impl TestDatabase {
         (name.to_owned(), password.to_owned())
     }
 
-    /// The database's URL when its server is reached through something at `addr`.
+    /// Returns the database's URL with `addr` in place of the server's address.
     pub fn url_through(&self, addr: SocketAddr) -> DatabaseUrl {
         let DatabaseUrl::Postgres(url) = &self.url else { panic!("a file has no address") };
         let authority = authority(url);
@@ -100,33 +100,34 @@ impl TestDatabase {
         url.replacen(authority, &through, 1).parse().expect("a PostgreSQL URL")
     }
 
-    /// Runs statements.
+    /// Runs SQL statements.
     pub fn execute(&self, statements: &str) {
         let mut conn = self.url.connect().expect("the database can be opened");
-        conn.batch_execute(statements).expect("the statements are good");
+        conn.batch_execute(statements).expect("the statements are valid");
     }
 
-    /// The one number that a query answers.
+    /// Runs a query that returns a single number.
     pub fn number(&self, query: &str) -> i64 {
         let mut conn = self.url.connect().expect("the database can be opened");
-        diesel::dsl::sql::<BigInt>(query).get_result(&mut conn).expect("the query is good")
+        diesel::dsl::sql::<BigInt>(query).get_result(&mut conn).expect("the query is valid")
     }
 
-    /// Locks the rows of a table that a condition holds for, as another session: `deliveries WHERE id = …`. PostgreSQL's.
+    /// Locks rows in another session. `rows` is a table and a condition: `deliveries WHERE id = …`.
+    /// PostgreSQL only.
     pub fn lock(&self, rows: &str) -> RowLock {
         let mut conn = self.url.connect().expect("the database can be opened");
         let begin = "SET idle_in_transaction_session_timeout = 0; BEGIN";
         conn.batch_execute(&format!("{begin}; SELECT 1 FROM {rows} FOR UPDATE"))
-            .expect("the statement is good");
+            .expect("the statement is valid");
         RowLock(conn)
     }
 
-    /// A store on it, with the system's clock.
+    /// Opens a store with the system's clock.
     pub async fn store(&self) -> Store {
         Store::open(&self.url, 8).await.expect("the database can be opened")
     }
 
-    /// A store on it, with a clock that the test sets.
+    /// Opens a store with a clock that the test controls.
     pub async fn store_with_clock(&self, clock: Clock) -> Store {
         Store::open_with_clock(&self.url, 8, clock).await.expect("the database can be opened")
     }
@@ -144,10 +145,10 @@ fn administer(server: &str, statement: &str) {
     let mut conn = PgConnection::establish(server).unwrap_or_else(|error| {
         panic!("tests need PostgreSQL at {server} (or set DATABASE_URL): {error}");
     });
-    conn.batch_execute(statement).expect("the test user may make databases");
+    conn.batch_execute(statement).expect("the test user may create databases");
 }
 
-/// The same server, another database.
+/// Returns the URL of another database on the same server.
 fn with_database(server: &str, name: &str) -> String {
     let (base, query) = server.split_once('?').map_or((server, None), |(base, query)| (base, Some(query)));
     let (scheme, _) = base.split_once("://").expect("DATABASE_URL is a postgres:// URL");
@@ -156,7 +157,7 @@ fn with_database(server: &str, name: &str) -> String {
     format!("{scheme}://{authority}/{name}{query}")
 }
 
-/// User, password, host and port.
+/// Returns the part of a URL with user, password, host and port.
 fn authority(url: &str) -> &str {
     let (_, rest) = url.split_once("://").expect("DATABASE_URL is a postgres:// URL");
     rest.split(['/', '?']).next().unwrap_or(rest)

@@ -1,9 +1,10 @@
-//! Small things many tests need.
+//! Small fixtures for many tests.
 
 use contracts::{Delivery, OrgId, RunId, RunUpdate};
 use store::{AnyConnection, DeliveryParts, Keyring, PageRequest, StoreError};
 
-/// All of a run's deliveries with all their parts, newest first; none when the organization has no such run.
+/// Returns all of a run's deliveries with all their parts, newest first; `None` if the organization has no
+/// such run.
 pub fn deliveries_of_run(
     tx: &mut AnyConnection,
     org: OrgId,
@@ -13,12 +14,12 @@ pub fn deliveries_of_run(
     Ok(found.map(|found| found.rows.into_iter().map(|(_, delivery)| delivery).collect()))
 }
 
-/// A keyring with one random key.
+/// Returns a keyring with one random key.
 pub fn keyring() -> Keyring {
     Keyring::parse(&[Keyring::generate("test").as_str()]).expect("a generated key is usable")
 }
 
-/// A run that has succeeded, with that URL.
+/// Returns a succeeded run with `callback_url`.
 pub fn terminal_run(callback_url: &str) -> RunUpdate {
     let body = format!(
         r#"{{"status_code": "succeeded", "output": {{"images": ["https://cdn.example.com/1.png"]}},

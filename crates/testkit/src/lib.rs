@@ -1,7 +1,7 @@
-//! Throw-away databases, brokers and stacks for tests, and a line to cut between them. A dev-dependency only.
+//! Throw-away databases and brokers for tests, and a proxy to cut connections. A dev-dependency only.
 //!
-//! The servers are those of `DATABASE_URL` and `AMQP_URL`, or the local ones; everything made on them has a name
-//! of its own and is removed again, so tests disturb neither each other nor anything else there.
+//! The servers are those of `DATABASE_URL` and `AMQP_URL`, or the local ones. Everything created on them has
+//! a unique name and is removed again, so tests disturb neither each other nor other data.
 
 mod database;
 mod fixtures;

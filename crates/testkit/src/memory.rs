@@ -1,4 +1,4 @@
-//! A database in memory whose transactions can be made to fail, and which tells what they changed.
+//! An in-memory database whose transactions can be made to fail, and which records what they changed.
 
 use contracts::{ClaimId, DeliveryId, Destination, OrgId, Timestamp};
 use diesel::connection::SimpleConnection;
@@ -29,7 +29,8 @@ diesel::table! {
     }
 }
 
-/// Triggers note what changes. Other triggers refuse what a broken row or page would make the database refuse.
+/// Triggers that record changes, and triggers that refuse writes as the database would for a broken row or
+/// page.
 const TRIGGERS: &str = "
     CREATE TEMP TABLE changed_deliveries (id);
     CREATE TEMP TRIGGER delivery_inserted AFTER INSERT ON main.deliveries
@@ -74,36 +75,36 @@ const TRIGGERS: &str = "
         WHEN NEW.delivery_id IN (SELECT id FROM refused_records)
         BEGIN SELECT RAISE(ABORT, 'the row is broken'); END";
 
-/// Deletes everything but organizations.
+/// Deletes everything except organizations.
 const CLEAR: &str = "
     DELETE FROM erased_parts; DELETE FROM attempts; DELETE FROM open_deliveries; DELETE FROM ended_deliveries; DELETE FROM deliveries;
     DELETE FROM runs; DELETE FROM destinations;
     DELETE FROM changed_deliveries; DELETE FROM changed_destinations;
     DELETE FROM refused_claims; DELETE FROM refused_records";
 
-/// A migrated SQLite database that nobody else sees and nothing survives.
+/// A private, migrated SQLite database in memory.
 pub struct MemoryDatabase(AnyConnection);
 
-/// What transactions have changed.
+/// Changes made by transactions.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Changes {
-    /// Deliveries that are new or gone, or of which a column or an attempt has changed.
+    /// Deliveries that were created or deleted, or of which a column or an attempt changed.
     pub deliveries: Vec<DeliveryId>,
-    /// Whether the row of a destination has.
+    /// Whether a row of `destinations` changed.
     pub destinations: bool,
 }
 
-/// The row of a destination that is not ordinary.
+/// A row of `destinations`; a destination in the ordinary state has none.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[allow(missing_docs)]
 pub struct HoldRow {
     pub destination: Destination,
     pub held_until: Timestamp,
-    /// Its probe: until when it is leased, and under which claim.
+    /// Its probe: the end of the lease, and the claim.
     pub probe: Option<(Timestamp, ClaimId)>,
 }
 
-/// What of a delivery the database refuses to write.
+/// The writes of a delivery that the database refuses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Refused {
     /// Claims of its attempts.
@@ -112,7 +113,7 @@ pub enum Refused {
     Records,
 }
 
-/// Why a transaction came to nothing.
+/// Why a transaction was not committed.
 enum Undone<T, E> {
     RolledBack(T),
     Failed(E),
@@ -129,14 +130,14 @@ impl Default for MemoryDatabase {
         let url = DatabaseUrl::Sqlite(":memory:".into());
         let mut conn = url.connect().expect("a database in memory can be opened");
         store::migrate(&mut conn).expect("the migrations apply");
-        conn.batch_execute(TRIGGERS).expect("the triggers are good");
+        conn.batch_execute(TRIGGERS).expect("the triggers are valid");
         MemoryDatabase(conn)
     }
 }
 
 impl MemoryDatabase {
-    /// Runs `work` in a transaction and returns what it came to. Without `commits`, or when it fails, all that it wrote is
-    /// rolled back.
+    /// Runs `work` in a transaction and returns its result. Without `commits`, or when `work` fails, its
+    /// writes are rolled back.
     pub fn transaction<T, E: From<Error>>(
         &mut self,
         commits: bool,
@@ -153,21 +154,21 @@ impl MemoryDatabase {
         }
     }
 
-    /// Deletes everything, and makes an organization of that id if there is none.
+    /// Deletes everything except organizations, and creates organization `org` if it does not exist.
     pub fn clear(&mut self, org: OrgId) {
         self.execute(CLEAR);
         let id = org.0.simple();
         self.execute(&format!("INSERT OR IGNORE INTO organizations VALUES (x'{id}', 'in memory', 0)"));
     }
 
-    /// What has changed since this was called last.
+    /// Returns the changes since the last call.
     pub fn changes(&mut self) -> Changes {
         let conn = self.sqlite();
         let changed: Vec<Vec<u8>> = changed_deliveries::table
             .select(changed_deliveries::id)
             .order_by(changed_deliveries::rowid)
             .load(conn)
-            .expect("what has changed can be read");
+            .expect("the changes can be read");
         let mut deliveries: Vec<DeliveryId> = Vec::new();
         for id in changed.iter().filter_map(|id| Uuid::from_slice(id).ok()).map(DeliveryId) {
             if !deliveries.contains(&id) {
@@ -175,13 +176,13 @@ impl MemoryDatabase {
             }
         }
         if !deliveries.is_empty() {
-            diesel::delete(changed_deliveries::table).execute(conn).expect("it can be forgotten");
+            diesel::delete(changed_deliveries::table).execute(conn).expect("the changes can be deleted");
         }
         let destinations = diesel::delete(changed_destinations::table).execute(conn);
-        Changes { deliveries, destinations: destinations.expect("what has changed can be read") > 0 }
+        Changes { deliveries, destinations: destinations.expect("the changes can be read") > 0 }
     }
 
-    /// The rows of all destinations that have one, in order.
+    /// Returns all rows of `destinations`, in order.
     pub fn holds(&mut self) -> Vec<HoldRow> {
         type Row = (i64, i64, Option<i64>, Option<Vec<u8>>);
         let rows: Vec<Row> = destinations::table
@@ -200,7 +201,7 @@ impl MemoryDatabase {
         rows.into_iter().map(hold).collect()
     }
 
-    /// From now on refuses what is to be written of a delivery.
+    /// Refuses these writes of a delivery from now on.
     pub fn refuse(&mut self, what: Refused, delivery: DeliveryId) {
         let table = match what {
             Refused::Claims => "refused_claims",
@@ -209,14 +210,14 @@ impl MemoryDatabase {
         self.execute(&format!("INSERT OR IGNORE INTO {table} VALUES (x'{}')", delivery.0.simple()));
     }
 
-    /// Refuses nothing any more.
+    /// Refuses no writes any longer.
     pub fn refuse_nothing(&mut self) {
         self.execute("DELETE FROM refused_claims; DELETE FROM refused_records");
     }
 
-    /// Runs statements.
+    /// Runs SQL statements.
     pub fn execute(&mut self, statements: &str) {
-        self.0.batch_execute(statements).expect("the statements are good");
+        self.0.batch_execute(statements).expect("the statements are valid");
     }
 
     fn sqlite(&mut self) -> &mut SqliteConnection {

@@ -1,4 +1,4 @@
-//! A line between a client and a server that a test can disturb.
+//! A TCP proxy between a client and a server that a test can disturb.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -8,9 +8,9 @@ use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 
-/// Passes TCP connections on to a server. When it drops, its connections are cut and new ones refused.
+/// Forwards TCP connections to a server. When dropped, it cuts its connections and refuses new ones.
 pub struct Proxy {
-    /// Where it listens.
+    /// The listen address.
     pub addr: SocketAddr,
     state: Arc<watch::Sender<Line>>,
 }
@@ -18,15 +18,16 @@ pub struct Proxy {
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Line {
     Open,
-    /// Connections are accepted and kept, and not a byte comes through: a host that hangs, a stopped process.
+    /// Connections are accepted and kept open, but no byte is forwarded, as with a hung host or a stopped
+    /// process.
     Frozen,
-    /// The same for new connections; those there were are cut.
+    /// The same for new connections; existing ones are cut.
     BlackHole,
     Closed,
 }
 
 impl Proxy {
-    /// Starts one in front of `server`.
+    /// Starts a proxy in front of `server`.
     pub async fn start(server: SocketAddr) -> Proxy {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
         let addr = listener.local_addr().expect("a bound listener");
@@ -48,17 +49,17 @@ impl Proxy {
         Proxy { addr, state }
     }
 
-    /// From now on not a byte comes through, in either direction. Connections are still accepted.
+    /// Stops forwarding in both directions. Connections are still accepted.
     pub fn freeze(&self) {
         self.state.send_replace(Line::Frozen);
     }
 
-    /// Cuts all connections; new ones are accepted, and get no answer.
+    /// Cuts all connections. New ones are accepted but get no response.
     pub fn swallow(&self) {
         self.state.send_replace(Line::BlackHole);
     }
 
-    /// Passes on what was held back, and everything to come.
+    /// Forwards the bytes held back, and resumes forwarding.
     pub fn thaw(&self) {
         self.state.send_replace(Line::Open);
     }
@@ -71,7 +72,7 @@ impl Drop for Proxy {
 }
 
 async fn connection(client: TcpStream, server: SocketAddr, mut line: watch::Receiver<Line>) {
-    // What is not let through does not reach the server at all.
+    // Don't connect to the server while the proxy does not forward.
     let opened = line.wait_for(|line| matches!(line, Line::Open | Line::Closed)).await.map(|line| *line);
     if opened.ok() != Some(Line::Open) {
         return;
@@ -79,7 +80,7 @@ async fn connection(client: TcpStream, server: SocketAddr, mut line: watch::Rece
     let Ok(server) = TcpStream::connect(server).await else { return };
     let (from_client, to_client) = client.into_split();
     let (from_server, to_server) = server.into_split();
-    // One side's end is the other's.
+    // When one side closes, close the other.
     tokio::select! {
         _ = pass(from_client, to_server, line.clone()) => {}
         _ = pass(from_server, to_client, line.clone()) => {}

@@ -1,4 +1,4 @@
-//! A RabbitMQ node of a test's own, to be killed, restarted and purged without disturbing anybody else's.
+//! A RabbitMQ node per test, which can be killed, restarted and purged without disturbing other tests.
 
 use std::net::{Ipv4Addr, TcpListener};
 use std::os::unix::process::CommandExt;
@@ -8,12 +8,12 @@ use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
 
-/// Where Debian's package has the programs; the ones on the PATH insist on the service's own user.
+/// Directory of the programs in Debian's package. Those on the PATH require the service's own user.
 const PROGRAMS: &str = "/usr/lib/rabbitmq/bin";
-/// A node starts within seconds, on a busy machine too.
+/// Start timeout; a node starts within seconds, also on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(90);
 
-/// A node on a private port and directory. Killed, with its directory, when dropped.
+/// A node with its own port and directory. When dropped, it is killed and its directory removed.
 pub struct RabbitNode {
     directory: TempDir,
     name: String,
@@ -23,7 +23,7 @@ pub struct RabbitNode {
 }
 
 impl RabbitNode {
-    /// Starts one and waits until it answers.
+    /// Starts a node and waits until it is up.
     pub fn start() -> RabbitNode {
         let directory = tempfile::tempdir().expect("a temporary directory");
         let (port, distribution_port) = (free_port(), free_port());
@@ -34,36 +34,36 @@ impl RabbitNode {
         node
     }
 
-    /// Where it is.
+    /// Returns the node's AMQP URL.
     pub fn url(&self) -> String {
         format!("amqp://guest:guest@127.0.0.1:{}/%2f", self.port)
     }
 
-    /// Kills it with SIGKILL.
+    /// Kills the node with SIGKILL.
     pub fn kill(&mut self) {
         let group = format!("-{}", self.process.id());
-        // It may be dead already.
+        // It may already be dead.
         let _ = Command::new("kill").args(["-9", "--", &group]).stderr(Stdio::null()).status();
         self.process.wait().expect("the node's process can be waited for");
     }
 
-    /// Starts it again after [`RabbitNode::kill`], on the same directory, and waits until it answers.
+    /// Restarts the node after [`RabbitNode::kill`], in the same directory, and waits until it is up.
     pub fn restart(&mut self) {
         self.process = spawn(self.directory.path(), &self.name, self.port, self.distribution_port);
         self.wait();
     }
 
-    /// Throws away what is in a queue.
+    /// Deletes all messages of a queue.
     pub fn purge(&self, queue: &str) {
         self.command(&["purge_queue", queue]);
     }
 
-    /// Runs a command of `rabbitmqctl` on it, and answers what it prints.
+    /// Runs a `rabbitmqctl` command on the node and returns its standard output.
     pub fn command(&self, arguments: &[&str]) -> String {
         self.try_command(arguments).unwrap_or_else(|why| panic!("rabbitmqctl {arguments:?}: {why}"))
     }
 
-    /// The same, or what it complains of.
+    /// Like [`RabbitNode::command`], but returns standard error if the command fails.
     pub fn try_command(&self, arguments: &[&str]) -> Result<String, String> {
         let output = self.control(arguments);
         let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
@@ -72,7 +72,7 @@ impl RabbitNode {
 
     fn wait(&self) {
         let deadline = Instant::now() + PATIENCE;
-        // One call waits for the node's start; the calls before its process can be reached fail at once.
+        // `await_startup` waits for the node, but fails at once while its process is not reachable.
         while !self.control(&["await_startup", "--timeout", "60"]).status.success() {
             assert!(Instant::now() < deadline, "the RabbitMQ node {} does not start", self.name);
         }
