@@ -1,5 +1,6 @@
-//! Accepts redeliveries in batches: a commit waits for the disk, so whatever gathered while the last batch was being
-//! committed is the next one, and is rung for at once. A lone request never waits for company.
+//! Accepts redeliveries in batches. A commit waits for the disk, so the requests that arrive during one
+//! commit form the next batch. Doorbells ring as soon as a batch is committed. A lone request never waits for
+//! others.
 
 use std::time::Duration;
 
@@ -11,12 +12,12 @@ use crate::doorbell::ring;
 use crate::error::ApiError;
 use crate::room::LIGHT_RUN;
 
-/// The most requests of one transaction: from here on the cost of a commit no longer shows.
+/// Maximum requests per transaction. At this size, the cost of the commit is negligible.
 const BATCH: usize = 64;
-/// How many requests may wait for their batch. Beyond that, requests wait for room.
+/// Capacity of the channel of requests that wait for a batch. When it is full, senders wait.
 const WAITING: usize = 1024;
 
-/// Takes requests for redeliveries. Cheap to clone.
+/// Submits redelivery requests to the accepting task. Cheap to clone.
 #[derive(Clone)]
 pub(crate) struct Acceptor {
     requests: mpsc::Sender<Waiting>,
@@ -29,8 +30,9 @@ struct Waiting {
 }
 
 impl Acceptor {
-    /// Starts the task that accepts, which ends when the last clone is dropped. A transaction that takes longer than
-    /// `patience` is left to itself, so that one connection gone silent does not hold up all batches to come.
+    /// Starts the accepting task, which ends when the last clone is dropped. A transaction that takes longer
+    /// than `patience` is no longer awaited, so that one unresponsive connection does not block all later
+    /// batches.
     pub(crate) fn start(
         store: Store,
         publisher: Publisher,
@@ -43,8 +45,9 @@ impl Acceptor {
         Acceptor { requests, acceptance }
     }
 
-    /// Answers once the request's transaction has been committed, and rung for, or has failed. A large run is not read in
-    /// a batch with others; one that has room for it comes alone.
+    /// Returns once the transaction has failed, or has been committed and its doorbell rung. A large run is
+    /// not read in a batch with others: if `has_room`, the request gets a transaction of its own without a
+    /// byte limit.
     pub(crate) async fn redeliver(
         &self,
         request: RedeliveryRequest,
@@ -54,10 +57,10 @@ impl Acceptor {
             return Ok(self.acceptance.accept_alone(request, usize::MAX).await?);
         }
         if request.supersede {
-            return Ok(self.acceptance.accept_alone(request, LIGHT_RUN).await?); // it must not come in a batch
+            return Ok(self.acceptance.accept_alone(request, LIGHT_RUN).await?); // must not share a batch
         }
         let (answer, answered) = oneshot::channel();
-        // The task ends only with the process, or by a panic.
+        // The channel closes only if the process ends or the task panics.
         self.requests.send(Waiting { request, answer }).await.map_err(|_| StoreError::Panicked)?;
         Ok(answered.await.map_err(|_| StoreError::Panicked)??)
     }
@@ -74,22 +77,22 @@ struct Acceptance {
 async fn run(acceptance: Acceptance, mut waiting: mpsc::Receiver<Waiting>) {
     let mut batch = Vec::with_capacity(BATCH);
     while waiting.recv_many(&mut batch, BATCH).await > 0 {
-        // Nobody waits any more for those that waited too long: they have been told so, and may have asked again.
+        // Skips requests that are no longer awaited: their clients got a timeout and may have retried.
         let (requests, answers): (Vec<_>, Vec<_>) = batch
             .drain(..)
             .filter(|waiting| !waiting.answer.is_closed())
             .map(|Waiting { request, answer }| (request, answer))
             .unzip();
         for (answer, result) in answers.into_iter().zip(acceptance.accept(requests).await) {
-            // A client that hung up wants no answer; its delivery is accepted all the same.
+            // Fails if the client hung up. The delivery is accepted anyway.
             let _ = answer.send(result);
         }
     }
 }
 
 impl Acceptance {
-    /// A batch that is refused for what is in it is accepted one by one: a run that can't be read must not fail the
-    /// requests beside it.
+    /// Accepts a batch. If the batch fails because of its content, accepts its requests one by one, so that
+    /// an unreadable run fails only its own request.
     async fn accept(&self, requests: Vec<RedeliveryRequest>) -> Vec<Result<Redelivery, StoreError>> {
         if requests.is_empty() {
             return Vec::new();

@@ -1,4 +1,4 @@
-//! One line per request, and the cause of every 5xx. Never a token, a query or a body.
+//! Access log: one line per request, and the cause of every 5xx. Never logs a token, a query or a body.
 
 use std::time::Instant;
 
@@ -24,13 +24,13 @@ pub(crate) async fn layer(
     let status = response.status();
     info!(
         method = %request.method(),
-        // The pattern, not the path: few values, and nothing the client chose.
+        // The pattern, not the path: few distinct values, none chosen by the client.
         route = request.match_pattern().as_deref().unwrap_or("none"),
         status = status.as_u16(),
         duration_us = u64::try_from(started.elapsed().as_micros()).unwrap_or(u64::MAX),
         request_id,
         client = request.app_data::<Data<Api>>().map(|api| field::display(client(request, &api.trusted_proxies))),
-        org_id = request.extensions().get::<OrgId>().map(field::display), // none before a token was accepted
+        org_id = request.extensions().get::<OrgId>().map(field::display), // absent until a token was accepted
         "request"
     );
     if status.is_server_error() {

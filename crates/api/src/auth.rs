@@ -1,5 +1,5 @@
-//! Who is calling, and whether they may (contract section 3): token, the organization's rate, organization header,
-//! scope, in this order.
+//! Authentication and authorization (contract section 3): token, the organization's rate limit, organization
+//! header, scope, in this order.
 
 use std::collections::HashMap;
 use std::net::IpAddr;
@@ -20,16 +20,16 @@ use crate::params::parse_uuid;
 use crate::rate_limit::{Failures, Requests};
 use crate::{Api, Limits};
 
-/// What is kept of callers from one request to the next.
+/// State shared by all requests: the token cache and the rate limiters.
 pub(crate) struct Gate {
     tokens: KnownTokens,
     requests: Requests,
     failures: Failures,
-    /// Whose turn it is of those that are over the limit.
+    /// Serializes token look-ups for clients over the failure limit.
     suspects: Semaphore,
 }
 
-/// How long one of them waits for its turn.
+/// How long a client over the failure limit waits for its look-up to start.
 const SUSPECTS_PATIENCE: Duration = Duration::from_secs(1);
 
 impl Gate {
@@ -42,9 +42,10 @@ impl Gate {
         }
     }
 
-    /// Returns the principal of a token. A cached token is never rate limited, whoever shares the client's address. A
-    /// client over its limit of unknown tokens may still present a valid one, so its token is looked up too: one look-up
-    /// at a time for all such clients, with a bounded wait.
+    /// Returns the principal of a token. A cached token is not subject to the failure limit, even if another
+    /// client at the same address has exceeded it. A client over its limit of unknown tokens may still
+    /// present a valid one, so its token is looked up too: one look-up at a time for all such clients, with a
+    /// bounded wait.
     async fn principal(
         &self,
         api: &Api,
@@ -59,7 +60,7 @@ impl Gate {
         match known {
             Some((principal, since)) if now.saturating_sub(since) < KnownTokens::TTL => return Ok(principal),
             Some(_) => {}
-            // Counted beforehand, so that neither many at once nor those who hang up at once get through for nothing.
+            // Counted before the look-up, so that concurrent requests and early hang-ups count too.
             None => {
                 if let Err(wait) = self.failures.take(client, now) {
                     return self.suspect(api, database, token, now, wait).await;
@@ -71,11 +72,12 @@ impl Gate {
             self.failures.give_back(client);
         }
         let found = found?;
-        self.tokens.put(token, found.clone(), now); // as of before the look-up
+        self.tokens.put(token, found.clone(), now); // `now` is from before the look-up
         Ok(found.ok_or(ErrorCode::Unauthorized)?)
     }
 
-    /// The same for a client that may try again only after `wait`, unless its token turns out to be good.
+    /// Like [`Gate::principal`], for a client over the failure limit. Fails with a retry time of `wait`
+    /// unless the token is valid.
     async fn suspect(
         &self,
         api: &Api,
@@ -93,7 +95,7 @@ impl Gate {
     }
 }
 
-/// Whose the token is, of the database.
+/// Looks up the principal of a token in the database.
 async fn look_up(
     api: &Api,
     database: &mut DatabaseTime,
@@ -103,7 +105,7 @@ async fn look_up(
     database.within(async { Ok(api.store.read(move |tx| store::authenticate(tx, now, token)).await?) }).await
 }
 
-/// Lets a request pass that bears a known token with that scope, and answers whose it is.
+/// Checks that a request has a valid token with `scope`, and returns the organization of the token.
 pub(crate) async fn authenticate(
     api: &Api,
     gate: &Gate,
@@ -135,18 +137,19 @@ fn bearer(request: &HttpRequest) -> Option<TokenText> {
     scheme.eq_ignore_ascii_case("bearer").then(|| TokenText::parse(token.trim_matches(' ')))?
 }
 
-/// Tokens looked up lately: a look-up costs a round trip to the database, and clients call in bursts. In return
-/// a token that is revoked may be taken as it was for up to [`KnownTokens::TTL`]; one that expires is not. A token that
-/// was not found is looked up each time, so a new one works at once.
+/// Cache of looked-up tokens. A look-up costs a round trip to the database, and clients call in bursts. In
+/// return, a revoked token may still be accepted for up to [`KnownTokens::TTL`]; an expired one is not.
+/// Unknown tokens are not cached, so a new token works at once.
 #[derive(Default)]
 struct KnownTokens(Mutex<HashMap<TokenText, (Principal, Duration)>>);
 
 impl KnownTokens {
     const TTL: Duration = Duration::from_secs(5);
-    /// About 2 MiB. Beyond it, those that are older than the TTL are forgotten, and new ones looked up each time.
+    /// About 2 MiB. A full cache evicts entries older than the TTL; if it stays full, new tokens are not
+    /// added.
     const MAX: usize = 10_000;
 
-    /// Whose the token was when it was last looked up, and when that was.
+    /// Returns the cached principal of a token and the time of its look-up.
     fn get(&self, token: TokenText) -> Option<(Principal, Duration)> {
         self.lock().get(&token).cloned()
     }

@@ -1,4 +1,4 @@
-//! Request bodies: size, time, content type, and the small ones that are just an object.
+//! Request bodies: size, timeout, content type, and parsing of small objects.
 
 use std::time::Duration;
 
@@ -9,8 +9,8 @@ use contracts::{BODY_DEPTH, ErrorCode, FieldError, Json, Loc, Object};
 
 use crate::error::ApiError;
 
-/// Reads a body of at most `limit` bytes, for at most `time`. One that is announced as longer is refused without
-/// reading it.
+/// Reads a body of at most `limit` bytes within `time`. If `Content-Length` exceeds the limit, refuses the
+/// body without reading it.
 pub(crate) async fn read(
     request: &HttpRequest,
     payload: Payload,
@@ -29,8 +29,8 @@ pub(crate) async fn read(
     }
 }
 
-/// How many bytes the body will have: as it is announced, or the most it may have when it is not. One that is too long
-/// is not read.
+/// Returns how many bytes to expect: the `Content-Length`, or `limit` for a chunked body. Zero if the body is
+/// over the limit and will not be read.
 pub(crate) fn expected(request: &HttpRequest, limit: usize) -> usize {
     match announced(request) {
         Some(length) if length <= limit => length,
@@ -43,7 +43,7 @@ fn announced(request: &HttpRequest) -> Option<usize> {
     request.headers().get(header::CONTENT_LENGTH)?.to_str().ok()?.parse().ok()
 }
 
-/// Refuses a content type other than `application/json`; parameters don't matter.
+/// Refuses a content type other than `application/json`. Parameters are ignored.
 pub(crate) fn require_json(request: &HttpRequest) -> Result<(), ApiError> {
     match request.mime_type() {
         Ok(Some(mime)) if mime.essence_str() == "application/json" => Ok(()),
@@ -51,7 +51,7 @@ pub(crate) fn require_json(request: &HttpRequest) -> Result<(), ApiError> {
     }
 }
 
-/// Reads an object. A body of nothing but JSON whitespace stands for `{}`.
+/// Parses an object. A body of only JSON whitespace is `{}`.
 pub(crate) fn object(body: &[u8]) -> Result<Object, ApiError> {
     if body.iter().all(|byte| b" \t\r\n".contains(byte)) {
         return Ok(Object::new());
@@ -67,7 +67,7 @@ pub(crate) fn object(body: &[u8]) -> Result<Object, ApiError> {
     }
 }
 
-/// What is wrong with an object whose known members have been taken out: each one left.
+/// Returns an error for each member left in an object after its known members were removed.
 pub(crate) fn unknown_fields(rest: &Object) -> impl Iterator<Item = FieldError> {
     rest.keys().map(|key| FieldError::new(&["body", key], "extra_forbidden", "unknown field"))
 }

@@ -1,4 +1,4 @@
-//! A call that may be made, and what its handler reads from it.
+//! An authorized call, and what its handler reads from it.
 
 use std::convert::Infallible;
 use std::sync::Arc;
@@ -21,10 +21,10 @@ use crate::params::{Query, parse_uuid};
 use crate::room::{LIGHT, Taken};
 use crate::{Api, body, idempotency, params};
 
-/// What a handler answers.
+/// The result of a handler.
 pub(crate) type Answer = Result<HttpResponse, ApiError>;
 
-/// A request whose token, organization and scope have been found good.
+/// A request with a valid token, organization and scope.
 #[derive(Clone)]
 pub(crate) struct Call {
     pub(crate) api: Data<Api>,
@@ -34,34 +34,34 @@ pub(crate) struct Call {
     pub(crate) request_id: String,
     pub(crate) request: HttpRequest,
     pub(crate) body: Bytes,
-    /// Room for large things, once it turned out that it is needed: a handler that fails with
-    /// [`StoreError::TooLarge`] is called again when there is room.
+    /// Memory reserved for a large body or response. A handler that fails for lack of it, as with
+    /// [`StoreError::TooLarge`], is called again once the memory is reserved.
     pub(crate) room: Option<Arc<Taken>>,
 }
 
 impl Call {
-    /// The UUID at `{name}` in the path.
+    /// Parses the UUID at `{name}` in the path.
     pub(crate) fn path_id(&self, name: &str) -> Result<Uuid, ApiError> {
         let text = self.request.match_info().get(name).unwrap_or_default();
         Ok(parse_uuid(&["path", name], text)?)
     }
 
-    /// The query's parameters, to be taken out one by one.
+    /// Returns the query parameters, to be taken out one by one.
     pub(crate) fn query(&self) -> Result<Query, ApiError> {
         Query::of(&self.request)
     }
 
-    /// The `Idempotency-Key`, if there is one.
+    /// Returns the `Idempotency-Key`, if there is one.
     pub(crate) fn idempotency_key(&self) -> Result<Option<IdempotencyKey>, ApiError> {
         Ok(idempotency::key_of(&self.request, &self.body)?)
     }
 
-    /// The most bytes that may be read for it.
+    /// Maximum bytes that this call may read from the database.
     pub(crate) fn max_bytes(&self) -> usize {
         if self.room.is_some() { usize::MAX } else { LIGHT }
     }
 
-    /// Does what takes long for something large, and then off the threads that serve all.
+    /// Runs `work`. For a large call, runs it on a blocking thread to keep the worker threads free.
     pub(crate) async fn work<T: Send + 'static>(
         &self,
         work: impl FnOnce() -> T + Send + 'static,
@@ -77,25 +77,25 @@ impl Call {
         params::no_query(&self.request)
     }
 
-    /// The body, which must be declared as JSON.
+    /// Returns the body, which must be declared as JSON.
     pub(crate) fn json(&self) -> Result<&[u8], ApiError> {
         body::require_json(&self.request)?;
         Ok(&self.body)
     }
 
-    /// The members of a body that may be left out altogether.
+    /// Returns the members of an optional body.
     pub(crate) fn optional_object(&self) -> Result<Object, ApiError> {
         if self.body.is_empty() { Ok(Object::new()) } else { body::object(self.json()?) }
     }
 
-    /// Refuses a body that says anything: it may be left out, or be an empty object.
+    /// Refuses a body with members. It may be absent or an empty object.
     pub(crate) fn no_body(&self) -> Result<(), ApiError> {
         let unknown: Vec<FieldError> = body::unknown_fields(&self.optional_object()?).collect();
         if unknown.is_empty() { Ok(()) } else { Err(unknown.into()) }
     }
 }
 
-/// An answer with a body.
+/// Returns a response with a JSON body.
 pub(crate) fn json(status: StatusCode, body: &impl Serialize) -> Answer {
     let body = serde_json::to_vec(body)?;
     let mut response = HttpResponse::build(status);
@@ -103,7 +103,7 @@ pub(crate) fn json(status: StatusCode, body: &impl Serialize) -> Answer {
     if body.len() <= PIECE {
         return Ok(response.body(body));
     }
-    // actix copies a body that it is given whole; of one in pieces it takes what the client has room for.
+    // actix copies a body that is a single buffer. It takes a stream only as fast as the client reads.
     let (size, mut left) = (body.len() as u64, Bytes::from(body));
     let pieces = std::iter::from_fn(move || {
         (!left.is_empty()).then(|| Ok::<_, Infallible>(left.split_to(PIECE.min(left.len()))))
@@ -113,7 +113,7 @@ pub(crate) fn json(status: StatusCode, body: &impl Serialize) -> Answer {
 
 const PIECE: usize = 64 * 1024;
 
-/// The answer, which keeps the room that it has itself until the client has taken it.
+/// Reduces the reservation to the size of the response, and holds it until the client has taken the response.
 pub(crate) fn keep(answer: HttpResponse, room: Arc<Taken>) -> HttpResponse {
     if let BodySize::Sized(bytes) = answer.body().size() {
         room.keep_only(usize::try_from(bytes).unwrap_or(usize::MAX));

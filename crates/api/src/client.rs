@@ -1,7 +1,7 @@
-//! The address that a request comes from: the peer's, or behind trusted proxies the client's that they name.
+//! The address of a request's client: the peer's or, behind trusted proxies, the one they name.
 //!
-//! A header is believed as far as those who wrote it are trusted: its list is read from its end, and the first address
-//! that is no trusted proxy's is the client. What stands before that is the client's own invention.
+//! A header is trusted only as far as the proxies that wrote it: its list is read from the end, and the first
+//! address that is not a trusted proxy's is the client. Earlier entries may be forged by the client.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
@@ -12,9 +12,9 @@ use ipnet::IpNet;
 const FORWARDED: &str = "forwarded";
 const X_FORWARDED_FOR: &str = "x-forwarded-for";
 
-/// The address of the client of a request.
+/// Returns the address of a request's client.
 pub(crate) fn client(request: &HttpRequest, trusted: &[IpNet]) -> IpAddr {
-    // A connection that is gone has none.
+    // A closed connection has no address.
     let peer = request.peer_addr().map_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED), |peer| peer.ip());
     client_of(peer, request.headers(), trusted)
 }
@@ -27,7 +27,8 @@ fn client_of(peer: IpAddr, headers: &HeaderMap, trusted: &[IpNet]) -> IpAddr {
     let hops = match (lines(headers, FORWARDED), lines(headers, X_FORWARDED_FOR)) {
         (forwarded, None) => forwarded.map(|list| forwarded_hops(&list)),
         (None, Some(list)) => Some(list.split(',').map(address).collect()),
-        // A proxy writes one of the two and may pass the other on as the client wrote it: which, nobody knows.
+        // A proxy writes one of the two and may pass on the other as sent by the client. Which one is
+        // unknown.
         (Some(_), Some(_)) => None,
     };
     for hop in hops.unwrap_or_default().into_iter().rev() {
@@ -40,18 +41,18 @@ fn client_of(peer: IpAddr, headers: &HeaderMap, trusted: &[IpNet]) -> IpAddr {
     client
 }
 
-/// Whether that is the address of a proxy that is believed.
+/// Whether `address` belongs to a trusted proxy.
 pub(crate) fn is_trusted(address: IpAddr, trusted: &[IpNet]) -> bool {
     trusted.iter().any(|range| range.contains(&address.to_canonical()))
 }
 
-/// All lines of a header, which are one list.
+/// Joins all lines of a header into one list.
 fn lines(headers: &HeaderMap, name: &str) -> Option<String> {
     let lines: Vec<&str> = headers.get_all(name).map(|line| line.to_str().unwrap_or("?")).collect();
     (!lines.is_empty()).then(|| lines.join(","))
 }
 
-/// The `for` of each element (RFC 7239 section 4); none where it is hidden, missing or no address.
+/// Returns the `for` of each element (RFC 7239 section 4). `None` if it is hidden, missing or not an address.
 fn forwarded_hops(list: &str) -> Vec<Option<IpAddr>> {
     let is_for = |pair: &str| {
         let (name, value) = pair.split_once('=')?;
@@ -63,7 +64,7 @@ fn forwarded_hops(list: &str) -> Vec<Option<IpAddr>> {
         .collect()
 }
 
-/// The parts between separators that stand in no quotes.
+/// Splits `text` at separators outside of quotes.
 fn unquoted(text: &str, separator: char) -> Vec<&str> {
     let (mut is_quoted, mut is_escaped) = (false, false);
     text.split(|c: char| {
@@ -77,7 +78,7 @@ fn unquoted(text: &str, separator: char) -> Vec<&str> {
     .collect()
 }
 
-/// An address, with or without a port, an IPv6 one with or without brackets.
+/// Parses an address with or without a port. An IPv6 address may be in brackets.
 fn address(text: &str) -> Option<IpAddr> {
     let text = text.trim();
     let bare = text.strip_prefix('[').and_then(|text| text.strip_suffix(']')).unwrap_or(text);
@@ -101,7 +102,7 @@ mod tests {
     }
 
     #[test]
-    fn only_a_trusted_proxy_is_believed() {
+    fn a_header_is_used_only_if_a_trusted_proxy_sent_it() {
         let says = [("x-forwarded-for", "203.0.113.7")];
         assert_eq!(client("10.1.2.3", &says), "203.0.113.7");
         assert_eq!(client("::ffff:10.1.2.3", &says), "203.0.113.7");
@@ -111,12 +112,12 @@ mod tests {
     }
 
     #[test]
-    fn what_a_client_wrote_itself_is_not_reached() {
+    fn entries_written_by_the_client_are_ignored() {
         let chain = |list| client("10.0.0.1", &[("x-forwarded-for", list)]);
         assert_eq!(chain("198.51.100.1, 203.0.113.7, 10.0.0.2"), "203.0.113.7");
         assert_eq!(chain("203.0.113.7:4711"), "203.0.113.7");
         assert_eq!(chain("[2001:db8::7]:4711 ,10.0.0.2"), "2001:db8::7");
-        assert_eq!(chain("10.0.0.3, 10.0.0.2"), "10.0.0.3", "a client within");
+        assert_eq!(chain("10.0.0.3, 10.0.0.2"), "10.0.0.3", "a client inside a trusted range");
         assert_eq!(chain("203.0.113.7, unknown, 10.0.0.2"), "10.0.0.2");
         assert_eq!(chain("203.0.113.7,,"), "10.0.0.1");
         let lines = [("x-forwarded-for", "198.51.100.1"), ("x-forwarded-for", "203.0.113.7")];
@@ -124,7 +125,7 @@ mod tests {
     }
 
     #[test]
-    fn the_standard_header_is_read_with_its_quotes() {
+    fn quoted_strings_in_forwarded_are_parsed() {
         let forwarded = |list| client("10.0.0.1", &[("forwarded", list)]);
         assert_eq!(forwarded("for=203.0.113.7;proto=http;by=10.0.0.1"), "203.0.113.7");
         assert_eq!(forwarded(r#"proto=https; For="[2001:db8::7]:4711", for=10.0.0.2"#), "2001:db8::7");
@@ -135,7 +136,7 @@ mod tests {
     }
 
     #[test]
-    fn of_two_headers_neither_is_believed() {
+    fn neither_header_is_used_if_both_are_present() {
         let both = [("forwarded", "for=198.51.100.1"), ("x-forwarded-for", "203.0.113.7")];
         assert_eq!(client("10.0.0.1", &both), "10.0.0.1");
     }

@@ -1,11 +1,11 @@
-//! Ringing for what was accepted.
+//! Rings doorbells for accepted deliveries.
 
 use contracts::{Destination, Job};
 use queue::Publisher;
 use store::Accepted;
 
-/// Rings for deliveries that have been committed together, each with the request that asked for it. Without a doorbell the
-/// relay serves them a little later, so nothing here waits or fails.
+/// Rings for deliveries committed together, each paired with the ID of the request that created it. Never
+/// waits or fails: without a doorbell, the relay serves the delivery a little later.
 pub(crate) fn ring<'a>(publisher: &Publisher, accepted: impl IntoIterator<Item = (&'a Accepted, String)>) {
     let job = |(accepted, request_id): (&Accepted, String)| Job {
         delivery_id: accepted.delivery.id,
@@ -19,7 +19,7 @@ pub(crate) fn ring<'a>(publisher: &Publisher, accepted: impl IntoIterator<Item =
     if jobs.is_empty() {
         return;
     }
-    // A build for failure tests can be made to die here: the variable `FAILPOINTS=committed=return` does it.
+    // Failure tests abort the process here with `FAILPOINTS=committed=return`.
     #[cfg(feature = "failpoints")]
     fail::fail_point!("committed", |_| std::process::abort());
     publisher.ring_all(jobs);

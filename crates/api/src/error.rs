@@ -1,4 +1,4 @@
-//! From what went wrong to the error envelope (contract section 3, "Errors").
+//! Errors of the API and their envelope (contract section 3, "Errors").
 
 use std::time::Duration;
 
@@ -10,43 +10,43 @@ use thiserror::Error;
 
 use crate::room::COPIES;
 
-/// Seconds after which a client may ask again when the database is away: about what a failover of a connection
-/// takes, and short enough that nobody waits for long without need.
+/// `Retry-After` in seconds while the database is unavailable: about the time of a connection failover, and
+/// short enough that clients do not wait long without need.
 const RETRY_AFTER: &str = "2";
 
-/// Why a call is not answered with a 2xx. `Display` is for our logs and may name internals; the client reads
-/// [`ErrorBody`] alone.
+/// Why a call is not answered with a 2xx. `Display` is for logs and may name internals; clients only see
+/// [`ErrorBody`].
 #[derive(Debug, Error)]
 pub(crate) enum ApiError {
-    /// The code says it all.
+    /// An error without details beyond its code.
     #[error("{}", .0.message())]
     Plain(ErrorCode),
-    /// Something in the request is wrong.
+    /// Parts of the request are invalid.
     #[error("{}", ErrorCode::ValidationError.message())]
     Invalid(Vec<FieldError>),
-    /// The path knows only the methods named, separated by commas.
+    /// The path supports only these methods, separated by commas.
     #[error("{}", ErrorCode::MethodNotAllowed.message())]
     MethodNotAllowed(String),
-    /// More than the limit; there is room again after that time.
+    /// A limit is exceeded. A retry may succeed after this time.
     #[error("{}", ErrorCode::RateLimited.message())]
     RateLimited(Duration),
-    /// The current state forbids it, for a reason the client may read.
+    /// The current state forbids the call. Clients see the reason.
     #[error("{0}")]
     Conflict(String),
-    /// What the process needs is not there, for reasons anybody may read.
+    /// A resource that the process needs is unavailable. Anyone may see the reason.
     #[error("{0}")]
     NotReady(String),
-    /// What would be answered is large: with room for so many bytes of memory the call can be made again.
+    /// The response is large. The call can be repeated once this many bytes of memory are reserved.
     #[error("{0} bytes of memory are needed")]
     NeedsRoom(usize),
     /// The transaction failed.
     #[error(transparent)]
     Store(#[from] StoreError),
-    /// What we would answer is no JSON: the database holds a payload that isn't.
-    #[error("an answer can't be written: {0}")]
+    /// The response can't be serialized: the database holds a payload that isn't JSON.
+    #[error("the response can't be serialized: {0}")]
     Unwritable(#[from] serde_json::Error),
-    /// A file of the documentation's page can't be given.
-    #[error("the documentation's page: {0}")]
+    /// A file of the documentation page can't be served.
+    #[error("documentation page: {0}")]
     Page(String),
 }
 
@@ -69,7 +69,7 @@ impl From<ErrorCode> for ApiError {
 }
 
 impl ApiError {
-    /// How many bytes of memory would be needed, if that is why.
+    /// Bytes of memory to reserve before the call is repeated, if it failed for lack of memory.
     pub(crate) fn needed_room(&self) -> Option<usize> {
         match self {
             ApiError::NeedsRoom(bytes) => Some(*bytes),
@@ -115,7 +115,7 @@ impl ResponseError for ApiError {
                 response.insert_header((header::ALLOW, allow.as_str()));
             }
             ApiError::RateLimited(wait) => {
-                // Whole seconds, and never so few that the client would be refused again.
+                // Rounded up to whole seconds, so that a client that waits is not refused again.
                 let seconds = (wait.as_secs() + u64::from(wait.subsec_nanos() > 0)).max(1);
                 response.insert_header((header::RETRY_AFTER, seconds));
             }

@@ -1,4 +1,4 @@
-//! `Idempotency-Key` (contract section 3): which request it stands for.
+//! `Idempotency-Key` (contract section 3): the key and the request it identifies.
 
 use std::time::Duration;
 
@@ -12,10 +12,10 @@ use crate::error::ApiError;
 
 const HEADER: &str = "idempotency-key";
 const MAX_LEN: usize = 255;
-/// How often old keys are looked for: seldom next to the day they live.
+/// Interval between deletions of old keys. Short compared with the day that they are valid.
 const FORGETTING: Duration = Duration::from_secs(600);
 
-/// Reads the key of a request, if it has one.
+/// Returns the key of a request, if it has one.
 pub(crate) fn key_of(request: &HttpRequest, body: &[u8]) -> Result<Option<IdempotencyKey>, FieldError> {
     let mut given = request.headers().get_all(HEADER);
     let (Some(key), another) = (given.next(), given.next()) else { return Ok(None) };
@@ -31,33 +31,33 @@ pub(crate) fn key_of(request: &HttpRequest, body: &[u8]) -> Result<Option<Idempo
     Ok(Some(IdempotencyKey { key: key.to_owned(), request_sha256: digest(request, body) }))
 }
 
-/// The request's identity is method, path, query and body.
+/// Hashes the parts that identify a request: method, path, query and body.
 fn digest(request: &HttpRequest, body: &[u8]) -> [u8; 32] {
     let mut digest = Sha256::new();
     for part in [request.method().as_str(), request.path(), request.query_string()] {
         digest.update(part);
-        digest.update([0]); // none of them holds one
+        digest.update([0]); // a separator, which no part contains
     }
     digest.update(body);
     digest.finalize().into()
 }
 
-/// Forgets keys older than a day until `shutdown`: they are not taken for known any more, but take up room.
+/// Deletes keys older than a day until `shutdown`. They are already ignored, but take up space.
 pub(crate) async fn forget_old_keys(store: Store, shutdown: CancellationToken) {
     let mut ticks = tokio::time::interval(FORGETTING);
     while shutdown.run_until_cancelled(ticks.tick()).await.is_some() {
-        // One transaction after another until none is left.
+        // Deletes a batch per transaction until no old key is left.
         while match store.write(forget_idempotency_keys).await {
             Ok(more) => more && !shutdown.is_cancelled(),
             Err(error) => {
-                tracing::warn!(%error, "old idempotency keys could not be forgotten; it is tried again");
+                tracing::warn!(%error, "old idempotency keys could not be deleted; retrying");
                 false
             }
         } {}
     }
 }
 
-/// The key was used for another request.
+/// The error for a key that was used for another request.
 pub(crate) fn key_reused() -> ApiError {
     ApiError::Conflict("the idempotency key was used for another request".to_owned())
 }

@@ -1,4 +1,4 @@
-//! Answers that keep something until they have been made to their end.
+//! Response bodies that own a value until they end.
 
 use std::pin::Pin;
 use std::task::{Context, Poll};
@@ -6,7 +6,7 @@ use std::task::{Context, Poll};
 use actix_web::body::{BodySize, MessageBody};
 use actix_web::web::Bytes;
 
-/// A body that drops what it keeps together with itself: when its last piece has been taken, or its connection is gone.
+/// A body that owns a value. Both are dropped when the last chunk has been taken or the connection is gone.
 pub(crate) struct Keeping<B, K> {
     body: B,
     _kept: K,

@@ -1,9 +1,10 @@
 //! The HTTP API (contract section 3), on actix-web.
 //!
-//! `server` and `connection` say what a connection may do. `routes` has the one table of calls, each with the scope
-//! it needs. A call's guards come in one order: token, the organization's rate, organization header, scope (all in
-//! `auth`), then path, query and body, then the run. Its handler is one screen: extract, one transaction, ring, answer.
-//! Every answer but a 2xx is an `error::ApiError`, or an `unparsed::Refusal` when there is no request.
+//! `server` and `connection` guard connections. `routes` holds the table of calls and the scope each one
+//! needs. The checks of a call have a fixed order: token, the organization's rate limit, organization header,
+//! scope (all in `auth`), then path, query and body, then the run. A handler fits on one screen: it extracts
+//! its input, runs one transaction, rings the doorbell and responds. Every response other than a 2xx is an
+//! `error::ApiError`, or an `unparsed::Refusal` if there is no request.
 
 mod acceptor;
 mod access_log;
@@ -57,39 +58,40 @@ pub use rate_limit::Rate;
 pub use readiness::{Readiness, silent};
 pub use routes::runs::parse_run;
 
-/// What the calls work with.
+/// Dependencies and settings of the API.
 #[derive(Clone)]
 pub struct Api {
-    /// Where everything is kept.
+    /// The database.
     pub store: Store,
-    /// Rings for what was accepted.
+    /// Rings doorbells for accepted deliveries.
     pub publisher: Publisher,
-    /// Which callback URLs are taken.
+    /// Decides which callback URLs are allowed.
     pub egress: Policy,
     /// Seals new signing secrets.
     pub keyring: Keyring,
-    /// What is fixed on a delivery when it is accepted.
+    /// Settings fixed on a delivery when it is accepted.
     pub accept: AcceptPolicy,
-    /// The longest request body, in bytes.
+    /// Maximum size of a request body, in bytes.
     pub max_body: usize,
-    /// What one caller may take of what all share.
+    /// Limits that protect shared resources from a single caller.
     pub limits: Limits,
-    /// Proxies that are believed when they say whose request they pass on.
+    /// Proxies whose forwarding headers are trusted.
     pub trusted_proxies: Vec<IpNet>,
-    /// What `GET /health/ready` answers by.
+    /// Checks behind `GET /health/ready`.
     pub readiness: Readiness,
 }
 
-/// What large requests have in common.
+/// Memory budgets shared by large requests.
 pub(crate) struct Large {
-    /// For bodies that are being read.
+    /// For bodies being read.
     pub(crate) arriving: Room,
-    /// For what is made of them, and for answers.
+    /// For processing bodies, and for responses.
     pub(crate) working: Room,
 }
 
-/// Serves the API on `listener` with that many worker threads until `shutdown`. Then it takes no more connections,
-/// closes idle ones, and returns when the requests in flight are answered, or cut off after five seconds.
+/// Serves the API on `listener` with `workers` threads until `shutdown`. Then it accepts no more connections,
+/// closes idle ones, and returns when all requests in flight are answered. Requests still in flight after
+/// five seconds are cut off.
 pub async fn run(
     listener: TcpListener,
     api: Api,
@@ -121,13 +123,13 @@ pub async fn run(
             .wrap(from_fn(access_log::layer))
             .wrap(from_fn(request_id::layer))
             .wrap(from_fn(unread::layer))
-            .wrap(from_fn(connection::layer)) // the last one is the outermost
+            .wrap(from_fn(connection::layer)) // the last layer is the outermost
     };
     serve(listener, workers, door, shutdown, app).await
 }
 
-/// Serves only `GET /v1/health` and `GET /health/ready` on `listener` until `shutdown`: for a dispatcher, which has no
-/// other HTTP.
+/// Serves only `GET /v1/health` and `GET /health/ready` on `listener` until `shutdown`, for a dispatcher,
+/// which has no other HTTP.
 pub async fn run_health(
     listener: TcpListener,
     readiness: Readiness,
@@ -142,7 +144,7 @@ pub async fn run_health(
             .wrap(from_fn(unread::layer))
             .wrap(from_fn(connection::layer))
     };
-    // It is asked now and then, and must not take the files that deliveries need.
+    // Health is polled rarely and must not use up the file descriptors that deliveries need.
     let limits = Limits { connections: 256, ..Limits::default() };
     let door = Door { limits, shares: Arc::new(Shares::new(None)), trusted_proxies: Vec::new() };
     serve(listener, 1, door, shutdown, app).await

@@ -1,4 +1,4 @@
-//! What one caller may take of what all share.
+//! Limits that protect shared resources from a single caller.
 
 use std::time::Duration;
 
@@ -8,40 +8,41 @@ use tokio::time::{Instant, timeout};
 use crate::error::ApiError;
 use crate::rate_limit::Rate;
 
-/// How often, how much and for how long. The times are those of the service; tests shorten them.
+/// Rates, sizes and timeouts. The default timeouts are for production; tests shorten them.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
-    /// How often an organization may call; as it likes if none.
+    /// Requests per organization; `None` is unlimited.
     pub requests: Option<Rate>,
-    /// How often a peer may show a token that is not known; as it likes if none.
+    /// Requests with an unknown token per client; `None` is unlimited.
     pub auth_failures: Option<Rate>,
-    /// A worker's connections. An idle one keeps two buffers of 8 KiB, so a full worker of the default holds about
-    /// 128 MiB of them.
+    /// Connections per worker. An idle one holds two buffers of 8 KiB, so a worker with the default number
+    /// holds about 128 MiB of them.
     pub connections: usize,
-    /// A client's connections, or its requests that wait for an answer behind a trusted proxy. Any number if none.
+    /// Connections per client or, behind a trusted proxy, a client's requests in flight. `None` is unlimited.
     pub connections_of_client: Option<usize>,
-    /// How long a connection may lie idle between requests. Longer than the 60 s after which common load balancers
-    /// drop one, so that the side that reuses connections is the one that closes them.
+    /// Timeout of a connection between requests. Longer than the 60 s after which common load balancers drop
+    /// one, so that the side that reuses connections is the one that closes them.
     pub idle_time: Duration,
-    /// How long a request's head may take: bounds what a client that drips ties up.
+    /// Timeout of a request's head. Bounds what a client that sends slowly ties up.
     pub head_time: Duration,
-    /// How long a body may take: enough for the largest one over a poor line, and the end of one that drips.
+    /// Timeout of a request's body. Enough for the largest body over a poor connection, and cuts off clients
+    /// that drip.
     pub body_time: Duration,
-    /// How long a client that reads its answer may take for each [`Limits::ANSWER_STEP`] bytes of it that no longer
-    /// fit into the kernel's buffers.
+    /// Timeout for a client to read each [`Limits::ANSWER_STEP`] bytes of its response that no longer fit
+    /// into the kernel's buffers.
     pub answer_time: Duration,
-    /// How long the database may take for all that a request needs of it.
+    /// Total time that a request may wait for the database.
     pub database_time: Duration,
-    /// The most bytes of a page's rows, as they are stored. A single larger row is a page.
+    /// Maximum bytes of a page's rows as stored. A single larger row is a page of its own.
     pub page_bytes: usize,
-    /// The most bytes of large bodies that are being read.
+    /// Maximum bytes of all large bodies being read.
     pub arriving: usize,
-    /// About the most memory, in bytes, for what is made of large bodies, and for large answers.
+    /// Approximate maximum memory, in bytes, for processing large bodies and for large responses.
     pub working: usize,
 }
 
 impl Limits {
-    /// With the default time, a line of 35 kbit/s is fast enough.
+    /// Bytes that a client must read within `answer_time`. With the default, 35 kbit/s is fast enough.
     pub const ANSWER_STEP: usize = 64 * 1024;
 }
 
@@ -56,7 +57,7 @@ impl Default for Limits {
             head_time: Duration::from_secs(5),
             body_time: Duration::from_secs(30),
             answer_time: Duration::from_secs(15),
-            // The promise is an answer within five seconds; a busy machine has some left.
+            // Responses are promised within five seconds; the difference is a margin for a busy machine.
             database_time: Duration::from_secs(4),
             page_bytes: 8 << 20,
             arriving: 32 << 20,
@@ -65,11 +66,12 @@ impl Default for Limits {
     }
 }
 
-/// What is left of [`Limits::database_time`] for a request.
+/// The part of [`Limits::database_time`] that a request has left.
 ///
-/// A database that accepts connections and then says nothing can't be told from a slow one, and the thread that waits
-/// for it can't be called back. The request is answered all the same; the thread keeps its place in the pool, so that
-/// no more threads can be lost than there are connections, and what it was doing may still be committed.
+/// A database that accepts connections but never responds can't be distinguished from a slow one, and the
+/// thread that waits for it can't be interrupted. The request is answered anyway. The thread keeps its slot
+/// in the pool, so that no more threads can be lost than there are connections. Its transaction may still be
+/// committed.
 pub(crate) struct DatabaseTime(Duration);
 
 impl DatabaseTime {
@@ -77,7 +79,7 @@ impl DatabaseTime {
         DatabaseTime(left)
     }
 
-    /// Waits for `work`, which does nothing slow but ask the database.
+    /// Waits for `work` within the time left. `work` must do nothing slow except query the database.
     pub(crate) async fn within<T>(
         &mut self,
         work: impl Future<Output = Result<T, ApiError>>,

@@ -1,4 +1,4 @@
-//! The description of the API (OpenAPI 3.1), made of the table of calls, and the page that shows it.
+//! The OpenAPI 3.1 description of the API, generated from the table of calls, and its documentation page.
 
 use std::sync::Arc;
 
@@ -13,14 +13,14 @@ use crate::error::ApiError;
 use crate::operation::Operation;
 use crate::params::no_query;
 
-/// Nothing but what this server gives: the page works, and stays, offline.
+/// Allows only resources of this server, so that the page works offline and makes no outside requests.
 const OFFLINE: &str = "default-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data:";
 
-/// The whole document, ready to be sent.
+/// The serialized document.
 pub(crate) struct Description(Bytes);
 
 impl Description {
-    /// Describes the calls of a table.
+    /// Describes the calls of `table`.
     pub(crate) fn of(table: &[Operation]) -> Description {
         Description(document(table).to_string().into())
     }
@@ -63,12 +63,12 @@ pub(crate) async fn show(request: HttpRequest, description: Data<Description>) -
     Ok(HttpResponse::Ok().content_type(ContentType::json()).body(description.0.clone()))
 }
 
-/// `GET /docs`: the page's own links start below it.
+/// `GET /docs`: redirects to `docs/`, since the page's links are relative.
 pub(crate) async fn to_page() -> Answer {
     Ok(HttpResponse::PermanentRedirect().insert_header((LOCATION, "docs/")).finish())
 }
 
-/// `GET /docs/{file}`: Swagger UI, whose files are in the binary.
+/// `GET /docs/{file}`: Swagger UI, embedded in the binary.
 pub(crate) async fn page(file: Path<String>) -> Answer {
     let config = Arc::new(utoipa_swagger_ui::Config::from("../openapi.json").validator_url("none"));
     let found = utoipa_swagger_ui::serve(&file, config).map_err(|error| ApiError::Page(error.to_string()))?;

@@ -1,4 +1,4 @@
-//! One call of the API: its route, and its description from the same words.
+//! A call of the API: one definition for its route and its description.
 
 use actix_web::Route;
 use actix_web::http::Method;
@@ -9,7 +9,7 @@ use utoipa::{PartialSchema, ToSchema};
 
 use crate::selection::{Item, Selected};
 
-/// A call: what is served and how it is described (OpenAPI 3.1, "Operation Object").
+/// A call with its route and its description (OpenAPI 3.1, "Operation Object").
 pub(crate) struct Operation {
     pub(crate) method: Method,
     pub(crate) path: &'static str,
@@ -21,12 +21,12 @@ pub(crate) struct Operation {
     body: Option<Value>,
     answers: Vec<(u16, Value)>,
     errors: Vec<ErrorCode>,
-    /// The named schemas it refers to.
+    /// Named schemas that the description refers to.
     pub(crate) schemas: Vec<(String, RefOr<Schema>)>,
 }
 
 impl Operation {
-    /// A call that needs `scope`, or not even a token.
+    /// Creates a call that needs `scope`, or no token if `None`.
     pub(crate) fn new(method: Method, path: &'static str, scope: Option<Scope>, route: Route) -> Operation {
         let mut errors = vec![ErrorCode::ValidationError];
         if scope.is_some() {
@@ -35,7 +35,7 @@ impl Operation {
             errors.extend([PayloadTooLarge, RateLimited, InternalError, ServiceUnavailable]);
         }
         if method == Method::POST {
-            errors.push(ErrorCode::Conflict); // an idempotency key that was used for another request
+            errors.push(ErrorCode::Conflict); // an idempotency key used for another request
         }
         let (id, summary, body, query, answers) = ("", "", None, Vec::new(), Vec::new());
         let schemas = Vec::new();
@@ -43,29 +43,29 @@ impl Operation {
             .knows::<ErrorBody>()
     }
 
-    /// Its `operationId` and what it does, in a sentence.
+    /// Sets the `operationId`, and the summary in one sentence.
     pub(crate) fn named(self, id: &'static str, summary: &'static str) -> Operation {
         Operation { id, summary, ..self }
     }
 
-    /// The query parameters it takes.
+    /// Sets the query parameters.
     pub(crate) fn query(self, query: Vec<Value>) -> Operation {
         Operation { query, ..self }
     }
 
-    /// The JSON body it takes.
+    /// Sets the JSON body.
     pub(crate) fn takes(mut self, required: bool, schema: &Value, example: &Value) -> Operation {
         self.errors.push(ErrorCode::UnsupportedMediaType);
         let content = json!({"application/json": {"schema": schema, "example": example}});
         Operation { body: Some(json!({"required": required, "content": content})), ..self }
     }
 
-    /// An answer with a `T`.
+    /// Adds a response with a `T`.
     pub(crate) fn answers<T: ToSchema>(self, status: u16, description: &str, example: &Value) -> Operation {
         self.knows::<T>().answers_with(status, description, &reference(&T::name()), example)
     }
 
-    /// An answer with an array of `T`.
+    /// Adds a response with an array of `T`.
     pub(crate) fn answers_many<T: ToSchema>(
         self,
         status: u16,
@@ -76,10 +76,10 @@ impl Operation {
         self.knows::<T>().answers_with(status, description, &schema, &json!([example]))
     }
 
-    /// An answer with a page of `T`, whose keys may be selected.
+    /// Adds a response with a page of `T`, whose keys can be selected.
     pub(crate) fn answers_page<T: Item + 'static>(self, description: &str, example: &Value) -> Operation {
         let mut this = self.knows::<Selected<'_, T>>();
-        let name = format!("{}Page", T::name()); // utoipa calls every page the same
+        let name = format!("{}Page", T::name()); // utoipa gives every page the same name
         this.schemas.push((name.clone(), Page::<Selected<'_, T>>::schema()));
         let example: Page<&Value> = Page { items: vec![example], first: None, next: None, previous: None };
         this.answers_with(200, description, &reference(&name), &json!(example))
@@ -97,13 +97,13 @@ impl Operation {
         self
     }
 
-    /// An answer without a body.
+    /// Adds a response without a body.
     pub(crate) fn answers_nothing(mut self, status: u16, description: &str) -> Operation {
         self.answers.push((status, answer(description, Value::Null, [])));
         self
     }
 
-    /// A header that its answers without an error may have.
+    /// Adds an optional header to the successful responses added so far.
     pub(crate) fn with_header(mut self, name: &str, description: &str) -> Operation {
         for (_, answer) in &mut self.answers {
             answer["headers"][name] = json!({"schema": {"type": "string"}, "description": description});
@@ -111,13 +111,13 @@ impl Operation {
         self
     }
 
-    /// Errors of its own.
+    /// Adds errors specific to this call.
     pub(crate) fn or(mut self, errors: &[ErrorCode]) -> Operation {
         self.errors.extend(errors);
         self
     }
 
-    /// The Operation Object.
+    /// Returns the Operation Object.
     pub(crate) fn describe(&self) -> Value {
         let mut answers: Map<String, Value> =
             self.answers.iter().map(|(status, answer)| (status.to_string(), answer.clone())).collect();
@@ -173,7 +173,7 @@ impl Operation {
     }
 }
 
-/// A query parameter that may be left out.
+/// Describes an optional query parameter.
 pub(crate) fn query(name: &str, schema: &Value, description: &str) -> Value {
     json!({"name": name, "in": "query", "schema": schema, "description": description})
 }
@@ -194,7 +194,7 @@ fn answer<const N: usize>(description: &str, content: Value, headers: [(&str, Va
     answer
 }
 
-/// What codes of one status look like.
+/// Describes the response for error codes that share a status.
 fn error_answer(codes: &[ErrorCode]) -> Value {
     let examples: Map<String, Value> = codes
         .iter()

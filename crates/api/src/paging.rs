@@ -1,4 +1,4 @@
-//! Pages of lists (contract section 3, "Pages"): their query parameters and their cursors.
+//! Pages of lists (contract section 3, "Pages"): query parameters and cursors.
 
 use actix_web::HttpResponse;
 use actix_web::body::BodyStream;
@@ -24,16 +24,16 @@ use crate::selection::{self, Item, Selected, Selection};
 pub(crate) const MAX_LIMIT: usize = 500;
 const DEFAULT_LIMIT: usize = 50;
 
-/// Where a page begins.
+/// Where a page starts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Cursor {
-    /// At the list's beginning.
+    /// At the start of the list.
     Start,
-    /// Next to that row.
+    /// Next to this row.
     At(Position),
 }
 
-/// What the query may hold that says which page of `T` is wanted, and what of each.
+/// Describes the query parameters that select a page of `T` and the keys to show.
 pub(crate) fn parameters<T: Item>() -> Vec<Value> {
     let limit = json!({"type": "integer", "minimum": 1, "maximum": MAX_LIMIT, "default": DEFAULT_LIMIT});
     let sort_by = json!({"type": "string", "enum": ["created_at:desc", "created_at:asc"], "default": "created_at:desc"});
@@ -50,7 +50,7 @@ pub(crate) fn parameters<T: Item>() -> Vec<Value> {
     ]
 }
 
-/// What the query may hold that says which moments are wanted.
+/// Describes the query parameters that filter by `created_at`.
 pub(crate) fn moment_parameters() -> [Value; 2] {
     let moment = json!({"type": "string", "format": "date-time"});
     [
@@ -59,7 +59,7 @@ pub(crate) fn moment_parameters() -> [Value; 2] {
     ]
 }
 
-/// Takes the parameters of [`parameters`] but the last, which is a [`Selection`].
+/// Takes the parameters of [`parameters`] except the last, which is a [`Selection`].
 pub(crate) fn page_of(query: &mut Query) -> PageRequest {
     let limit = query.take("limit", parse_limit).unwrap_or(DEFAULT_LIMIT);
     let order = query.take("sort_by", parse_order).unwrap_or(SortOrder::Descending);
@@ -78,7 +78,7 @@ pub(crate) fn page_of(query: &mut Query) -> PageRequest {
     PageRequest { limit, order, from, backwards, ..PageRequest::NEWEST }
 }
 
-/// The request within its bounds: of bytes and, in ascending order, of what may still be overtaken.
+/// Limits the request to the maximum bytes and, in ascending order, to rows older than any uncommitted one.
 pub(crate) async fn bounded(call: &Call, mut request: PageRequest) -> Result<PageRequest, ApiError> {
     let most = call.api.limits.page_bytes;
     (request.max_bytes, request.never_empty) = (most.min(call.max_bytes()), call.room.is_some());
@@ -89,9 +89,9 @@ pub(crate) async fn bounded(call: &Call, mut request: PageRequest) -> Result<Pag
     Ok(request)
 }
 
-/// The rows of a page, if they are not too large for a request without room.
+/// Returns the rows of a page, unless they are too large for a call without reserved memory.
 pub(crate) fn roomy<T>(call: &Call, found: Rows<T>) -> Result<Rows<T>, ApiError> {
-    // As the driver has them, as rows, and as the piece that is being written.
+    // The driver's result, the rows, and the chunk being written.
     const COPIES: usize = 3;
     match found.is_cut && call.room.is_none() {
         true => Err(ApiError::NeedsRoom(COPIES * call.api.limits.page_bytes)),
@@ -99,7 +99,7 @@ pub(crate) fn roomy<T>(call: &Call, found: Rows<T>) -> Result<Rows<T>, ApiError>
     }
 }
 
-/// Answers a page. A large one is written row by row, as the client takes it.
+/// Responds with a page. A large page is written row by row as the client reads it.
 pub(crate) fn answer<T: Serialize + 'static>(
     call: &Call,
     request: &PageRequest,
@@ -110,8 +110,8 @@ pub(crate) fn answer<T: Serialize + 'static>(
     let Some(room) = &call.room else {
         return call::json(StatusCode::OK, &page(request, found, &selection));
     };
-    room.keep_only(call.api.limits.page_bytes); // the rows; the driver's copy of them is gone
-    // The page's own keys stand around its items.
+    room.keep_only(call.api.limits.page_bytes); // the rows; the driver's copy has been dropped
+    // The page's own keys, which enclose its items.
     let frame = serde_json::to_string(&around(request, &found, Vec::<()>::new()))?;
     let (head, tail) = frame.split_once("[]").unwrap_or((&frame, ""));
     let (head, tail) = (Bytes::from(format!("{head}[")), Bytes::from(format!("]{tail}")));
@@ -122,19 +122,19 @@ pub(crate) fn answer<T: Serialize + 'static>(
     let body = std::iter::once(Ok(head)).chain(items).chain(std::iter::once(Ok(tail)));
     let body = body.inspect(|piece: &Result<Bytes, serde_json::Error>| {
         if let Err(error) = piece {
-            tracing::error!(%error, "an answer is cut off: a row can't be written");
+            tracing::error!(%error, "a response was cut off: a row can't be serialized");
         }
     });
     Ok(HttpResponse::Ok().content_type(ContentType::json()).body(BodyStream::new(stream::iter(body))))
 }
 
-/// Where the page behind these rows begins, for a list newest first.
+/// Returns the cursor of the next page, for a list sorted newest first. `None` if there is no next page.
 pub(crate) fn cursor_behind<T>(found: &Rows<T>) -> Option<String> {
     let (last, _) = found.rows.last().filter(|_| found.more)?;
     Some(encode(Cursor::At(*last), SortOrder::Descending))
 }
 
-/// As [`page_of`], with the parameters of [`moment_parameters`].
+/// Like [`page_of`], with the parameters of [`moment_parameters`].
 pub(crate) fn page_in_time(query: &mut Query) -> PageRequest {
     PageRequest {
         created_after: query.moment("created_after"),
@@ -143,14 +143,14 @@ pub(crate) fn page_in_time(query: &mut Query) -> PageRequest {
     }
 }
 
-/// The page with its cursors.
+/// Returns the page with its cursors.
 fn page<'a, T>(request: &PageRequest, found: Rows<T>, selection: &'a Selection) -> Page<Selected<'a, T>> {
     let Page { first, next, previous, .. } = around(request, &found, Vec::<()>::new());
     let items = found.rows.into_iter().map(|(_, item)| selection.apply(item)).collect();
     Page { items, first, next, previous }
 }
 
-/// A page of `items` with the cursors of `found`.
+/// Returns a page of `items` with the cursors of `found`.
 fn around<T, I>(request: &PageRequest, found: &Rows<T>, items: Vec<I>) -> Page<I> {
     let Rows { rows, more, .. } = found;
     let (is_not_first, is_not_last) =
@@ -181,11 +181,12 @@ fn parse_order(text: &str) -> Result<SortOrder, Fault> {
     }
 }
 
-/// Tells a cursor of another order, or of a later version, from one of ours.
+/// Version of the cursor format. A cursor of another version is refused.
 const VERSION: u8 = 1;
 const CHECKSUM: usize = 4;
 
-/// Version, order, kind, moment, id, checksum; nothing in it is taken on trust but where to begin.
+/// Encodes version, order, kind, time, ID and checksum. Only the start position of the page is taken from a
+/// cursor without further checks.
 fn encode(cursor: Cursor, order: SortOrder) -> String {
     let mut bytes = vec![VERSION, order as u8, matches!(cursor, Cursor::At(_)).into()];
     if let Cursor::At(Position { created_at, id }) = cursor {

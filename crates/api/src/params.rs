@@ -1,4 +1,4 @@
-//! Ids and query parameters.
+//! Parsing of IDs and query parameters.
 
 use std::str::FromStr;
 
@@ -8,7 +8,7 @@ use uuid::Uuid;
 
 use crate::error::ApiError;
 
-/// Reads a UUID in its hyphenated form, the only one we write; `loc` says where it stands.
+/// Parses a UUID in hyphenated form, the only one that the API writes. `loc` is its location in errors.
 pub(crate) fn parse_uuid(loc: &[&str], text: &str) -> Result<Uuid, FieldError> {
     let uuid = if text.len() == 36 { Uuid::try_parse(text).ok() } else { None }; // other forms differ in length
     uuid.ok_or_else(|| FieldError::new(loc, "uuid_parsing", "expected a UUID in its hyphenated form"))
@@ -19,11 +19,11 @@ pub(crate) fn no_query(request: &HttpRequest) -> Result<(), ApiError> {
     Query::of(request)?.finish()
 }
 
-/// What is wrong with a value: a stable word and a sentence.
+/// A validation error: a stable code and a message.
 pub(crate) type Fault = (&'static str, String);
 
-/// The parameters of a query. Each is taken out by its name; [`Query::finish`] tells what was wrong with any, and
-/// refuses what was not taken.
+/// The parameters of a query. Each is taken out by name. [`Query::finish`] returns all errors, and refuses
+/// parameters that were not taken.
 pub(crate) struct Query {
     given: Vec<(String, String)>,
     errors: Vec<FieldError>,
@@ -39,7 +39,7 @@ impl Query {
         Ok(Query { given, errors: Vec::new() })
     }
 
-    /// What `parse` makes of the parameter, or none when it is not there or not good.
+    /// Takes a parameter and parses it. `None` if it is absent or invalid.
     pub(crate) fn take<T>(&mut self, name: &str, parse: impl FnOnce(&str) -> Result<T, Fault>) -> Option<T> {
         let mut mine = self.given.extract_if(.., |(given, _)| given == name);
         let (_, value) = mine.next()?;
@@ -49,7 +49,7 @@ impl Query {
         parsed.map_err(|(kind, msg)| self.errors.push(FieldError::new(&["query", name], kind, msg))).ok()
     }
 
-    /// A boolean.
+    /// Takes a boolean.
     pub(crate) fn bool(&mut self, name: &str) -> Option<bool> {
         self.take(name, |value| match value {
             "true" => Ok(true),
@@ -58,17 +58,17 @@ impl Query {
         })
     }
 
-    /// A boolean, false when it is not there.
+    /// Takes a boolean that defaults to `false`.
     pub(crate) fn flag(&mut self, name: &str) -> bool {
         self.bool(name).unwrap_or_default()
     }
 
-    /// One of the words of `T`.
+    /// Takes one of the words of `T`.
     pub(crate) fn word<T: FromStr>(&mut self, name: &str) -> Option<T> {
         self.take(name, |value| value.parse().map_err(|_| ("enum", "not one of the words it may be".into())))
     }
 
-    /// A moment. A `+` that was not encoded has become a space, which no moment has: it is taken for what was meant.
+    /// Takes a timestamp. Restores an unencoded `+`, which arrives as a space: no timestamp contains one.
     pub(crate) fn moment(&mut self, name: &str) -> Option<Timestamp> {
         self.take(name, |value| {
             Timestamp::parse(&value.replace(' ', "+"))
@@ -76,12 +76,12 @@ impl Query {
         })
     }
 
-    /// A UUID.
+    /// Takes a UUID.
     pub(crate) fn uuid(&mut self, name: &str) -> Option<Uuid> {
         self.take(name, |value| parse_uuid(&[], value).map_err(|error| (error.kind, error.msg)))
     }
 
-    /// Refuses the query if anything was wrong with it, or if something in it was not asked for.
+    /// Refuses the query if a parameter was invalid or was not taken.
     pub(crate) fn finish(mut self) -> Result<(), ApiError> {
         self.errors.extend(self.given.iter().map(|(name, _)| {
             FieldError::new(&["query", name], "extra_forbidden", "unknown query parameter")

@@ -1,11 +1,12 @@
-//! Token buckets: requests of each organization, and failed authentication of each peer (contract section 3,
-//! `RATE_LIMITED`).
+//! Token buckets for the requests of each organization and the failed authentication of each client (contract
+//! section 3, `RATE_LIMITED`).
 //!
-//! A bucket is one number, the moment at which it will be full again, so a bucket that is full is the same as none.
-//! Each process has its own: with several of them behind a load balancer a client gets that many times the rate.
+//! A bucket is one number, the time at which it will be full again, so a full bucket equals an absent one.
+//! Buckets are per process: with several processes behind a load balancer, a client gets that many times the
+//! rate.
 //!
-//! Not the crate `governor`: of what is needed here it has the arithmetic of [`Bucket`], but neither a store that
-//! stays small whoever calls, nor a way to give back what a look-up that found its token had taken.
+//! The `governor` crate covers only the arithmetic of [`Bucket`]. It has neither a store of bounded size, nor
+//! a way to refund the token of a look-up that succeeded.
 
 use std::collections::HashMap;
 use std::hash::{BuildHasher, RandomState};
@@ -16,29 +17,29 @@ use std::time::Duration;
 
 use contracts::OrgId;
 
-/// How often something may be done: a bucket's size, and how fast it fills again.
+/// A rate limit: the size of a bucket, and how fast it refills.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Rate {
-    /// From one token to the next.
+    /// Time to refill one token.
     interval: Duration,
-    /// From an empty bucket to a full one.
+    /// Time to refill an empty bucket.
     capacity: Duration,
 }
 
 impl Rate {
-    /// `count` times in each `period`, of which `burst` may come at once.
+    /// Allows `count` events per `period`, of which `burst` may occur at once.
     pub fn new(count: NonZeroU32, period: Duration, burst: NonZeroU32) -> Rate {
         let interval = period / count.get();
         Rate { interval, capacity: interval * burst.get() }
     }
 }
 
-/// The moment at which the bucket will be full again; any past one when it is.
+/// The time at which the bucket will be full again. Any past time means that it is full.
 #[derive(Clone, Copy, Default)]
 struct Bucket(Duration);
 
 impl Bucket {
-    /// Takes a token, or answers how long there is none.
+    /// Takes a token, or returns how long to wait for one.
     fn take(&mut self, rate: Rate, now: Duration) -> Result<(), Duration> {
         let full_again = self.0.max(now) + rate.interval;
         match full_again.checked_sub(now + rate.capacity) {
@@ -59,7 +60,7 @@ impl Bucket {
     }
 }
 
-/// The buckets of organizations. There are at most as many as organizations, whose number strangers can't raise.
+/// Buckets by organization. There are at most as many as organizations, and outsiders can't create those.
 pub(crate) struct Requests {
     rate: Option<Rate>,
     buckets: Mutex<Buckets>,
@@ -67,8 +68,8 @@ pub(crate) struct Requests {
 
 struct Buckets {
     by_org: HashMap<OrgId, Bucket>,
-    /// With that many, those that are full are dropped: twice what was left the last time, so that looking for
-    /// them costs each request little.
+    /// Number of buckets at which full ones are dropped: twice the number left by the last sweep, so that the
+    /// cost per request stays low.
     sweep_at: usize,
 }
 
@@ -80,7 +81,7 @@ impl Requests {
         Requests { rate, buckets: Mutex::new(buckets) }
     }
 
-    /// Counts a request, or answers how long none may come.
+    /// Counts a request, or returns how long to wait.
     pub(crate) fn take(&self, org: OrgId, now: Duration) -> Result<(), Duration> {
         let Some(rate) = self.rate else { return Ok(()) };
         let mut buckets = lock(&self.buckets);
@@ -92,15 +93,15 @@ impl Requests {
     }
 }
 
-/// The buckets of peers: a table of one size, so that no number of addresses fills the memory. Two peers may share
-/// a bucket; which ones, nobody can tell from outside.
+/// Buckets by client in a table of fixed size, so that no number of addresses can exhaust the memory. Two
+/// clients may share a bucket; outsiders can't find out which.
 pub(crate) struct Failures {
     rate: Option<Rate>,
     buckets: Mutex<Vec<Bucket>>,
     hasher: RandomState,
 }
 
-/// 1 MiB.
+/// Number of buckets, 1 MiB in total.
 const PEERS: usize = 1 << 16;
 
 impl Failures {
@@ -109,13 +110,13 @@ impl Failures {
         Failures { rate, buckets: Mutex::new(buckets), hasher: RandomState::new() }
     }
 
-    /// Counts a failure that may come, or answers how long none may.
+    /// Counts a failure, or returns how long to wait.
     pub(crate) fn take(&self, peer: IpAddr, now: Duration) -> Result<(), Duration> {
         let Some(rate) = self.rate else { return Ok(()) };
         lock(&self.buckets)[self.place(peer)].take(rate, now)
     }
 
-    /// It was none.
+    /// Refunds a token: it was not a failure.
     pub(crate) fn give_back(&self, peer: IpAddr) {
         let Some(rate) = self.rate else { return };
         lock(&self.buckets)[self.place(peer)].give_back(rate);
@@ -127,7 +128,7 @@ impl Failures {
     }
 }
 
-/// What one client can be expected to have: an IPv4 address, or the /64 that an IPv6 client chooses its own from.
+/// Returns the network of one client: an IPv4 address, or the /64 from which an IPv6 client picks its own.
 pub(crate) fn network(peer: IpAddr) -> IpAddr {
     match peer.to_canonical() {
         IpAddr::V4(address) => address.into(),
@@ -146,7 +147,7 @@ mod tests {
     use super::*;
 
     const SECOND: Duration = Duration::from_secs(1);
-    /// Long after boot, as real clocks are.
+    /// Long after boot, like a real clock.
     const START: Duration = Duration::from_secs(1_000_000);
 
     fn rate(count: u32, burst: u32) -> Option<Rate> {
@@ -158,7 +159,7 @@ mod tests {
     }
 
     #[test]
-    fn a_burst_passes_and_then_the_rate() {
+    fn after_a_burst_the_rate_applies() {
         let requests = Requests::new(rate(4, 3));
         let at = |ms| START + Duration::from_millis(ms);
         for _ in 0..3 {
@@ -169,7 +170,7 @@ mod tests {
         assert_eq!(requests.take(org(1), at(250)), Ok(()));
         assert_eq!(requests.take(org(1), at(250)), Err(Duration::from_millis(250)));
         assert_eq!(requests.take(org(2), at(250)), Ok(()), "another organization has a bucket of its own");
-        // A long rest gives the burst back, and no more.
+        // A long pause restores the burst, but no more.
         for _ in 0..3 {
             assert_eq!(requests.take(org(1), at(3_600_000)), Ok(()));
         }
@@ -177,7 +178,7 @@ mod tests {
     }
 
     #[test]
-    fn in_the_long_run_the_rate_is_kept_exactly() {
+    fn the_rate_is_exact_in_the_long_run() {
         let requests = Requests::new(rate(50, 100));
         let passed =
             (0..600_000).filter(|ms| requests.take(org(1), START + Duration::from_millis(*ms)).is_ok());
@@ -185,7 +186,7 @@ mod tests {
     }
 
     #[test]
-    fn organizations_that_call_no_more_are_forgotten() {
+    fn buckets_of_inactive_organizations_are_dropped() {
         let requests = Requests::new(rate(1, 2));
         for n in 0..100_000 {
             let now = START + SECOND / 1000 * u32::try_from(n).unwrap();
@@ -196,7 +197,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_no_failure_does_not_count() {
+    fn a_refunded_failure_does_not_count() {
         let failures = Failures::new(rate(1, 2));
         let peer = "203.0.113.7".parse().unwrap();
         for _ in 0..100 {
@@ -210,7 +211,7 @@ mod tests {
     }
 
     #[test]
-    fn an_ipv6_client_is_its_64_bit_network() {
+    fn an_ipv6_client_is_identified_by_its_64_bit_network() {
         let same = |a: &str, b: &str| network(a.parse().unwrap()) == network(b.parse().unwrap());
         assert!(same("2001:db8:1:2:3:4:5:6", "2001:db8:1:2:ffff::1"));
         assert!(!same("2001:db8:1:2::1", "2001:db8:1:3::1"));

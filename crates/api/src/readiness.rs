@@ -1,4 +1,4 @@
-//! Whether a process has what it needs to do its work: by signs of life, not by connections that look open.
+//! Readiness of a process, judged by signs of life rather than by connections that look open.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -7,18 +7,18 @@ use store::Store;
 use tokio::time::{MissedTickBehavior, interval};
 use tokio_util::sync::CancellationToken;
 
-/// How often the database is asked for a sign of life, and after how long without one it counts as away: longer than
-/// a busy pool or a restart of a connection takes.
+/// Interval between pings of the database.
 const ASKED_EVERY: Duration = Duration::from_secs(1);
+/// How long the database may be silent before it counts as unavailable. Longer than a busy pool or a restart
+/// of a connection takes.
 const PATIENCE: Duration = Duration::from_secs(5);
 
-/// What a process needs, each as a check that answers why it is not there, in a sentence without internals. Cheap to
-/// clone.
+/// The readiness checks of a process. Each returns why it failed, without internals. Cheap to clone.
 #[derive(Clone, Default)]
 pub struct Readiness(Vec<Arc<dyn Fn() -> Option<String> + Send + Sync>>);
 
 impl Readiness {
-    /// Needs `store`'s database to take transactions that write. It is asked for a sign of life every second until
+    /// Requires that the database of `store` accepts write transactions. Pings it every second until
     /// `shutdown`.
     ///
     /// Must be called within a tokio runtime.
@@ -29,29 +29,29 @@ impl Readiness {
             ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
             while shutdown.run_until_cancelled(ticks.tick()).await.is_some() {
                 if let Err(error) = asked.ping().await {
-                    tracing::debug!(%error, "no sign of life from the database");
+                    tracing::debug!(%error, "the database did not answer a ping");
                 }
             }
         });
-        // Any transaction is a sign of life, so that a busy pool, in which a question waits too long, is no outage.
+        // Any write transaction is a sign of life: a pool too busy for the ping in time is not an outage.
         let store = store.clone();
         Readiness::default().and(move || silent("the database has not answered", store.alive_at(), PATIENCE))
     }
 
-    /// Needs another thing.
+    /// Adds a check.
     #[must_use]
     pub fn and(mut self, reason: impl Fn() -> Option<String> + Send + Sync + 'static) -> Readiness {
         self.0.push(Arc::new(reason));
         self
     }
 
-    /// Why the process is not ready; nothing when it is.
+    /// Returns why the process is not ready; empty if it is ready.
     pub fn reasons(&self) -> Vec<String> {
         self.0.iter().filter_map(|check| check()).collect()
     }
 }
 
-/// A reason, when the last sign of life is older than `patience`: `what` "for 7 s".
+/// Returns a reason, such as "`what` for 7 s", if the last sign of life is older than `patience`.
 pub fn silent(what: &str, last: Instant, patience: Duration) -> Option<String> {
     let silence = last.elapsed();
     (silence > patience).then(|| format!("{what} for {} s", silence.as_secs()))

@@ -1,4 +1,5 @@
-//! Request ids (contract section 3): taken over or made, known to handlers and logs, echoed on every answer.
+//! Request IDs (contract section 3): taken from the client or generated, available to handlers and logs, and
+//! returned in every response.
 
 use actix_web::body::MessageBody;
 use actix_web::dev::{ServiceRequest, ServiceResponse};
@@ -13,7 +14,7 @@ const MAX_LEN: usize = 128;
 #[derive(Clone)]
 struct RequestId(String);
 
-/// The id of a request that has come through [`layer`], as all do.
+/// Returns the ID of a request, which [`layer`] has set.
 pub(crate) fn of(request: &HttpRequest) -> String {
     request.extensions().get::<RequestId>().map(|id| id.0.clone()).unwrap_or_default()
 }

@@ -1,4 +1,4 @@
-//! Which keys of an item are shown: `?fields=` (contract section 3, "Pages").
+//! Selection of the keys of an item: `?fields=` (contract section 3, "Pages").
 
 use std::borrow::Cow;
 use std::fmt::Display;
@@ -13,9 +13,9 @@ use utoipa::{PartialSchema, ToSchema};
 use crate::operation::query;
 use crate::params::{Fault, Query};
 
-/// An object of the API whose keys may be selected.
+/// An object of the API whose keys can be selected.
 pub(crate) trait Item: Serialize + ToSchema {
-    /// Keys of its parts that are shown only when they are named, behind the part's key and a dot.
+    /// Nested keys that are shown only if selected, in the form `part.key`.
     const HIDDEN: &'static [&'static str] = &[];
 }
 
@@ -27,38 +27,38 @@ impl Item for Delivery {
     const HIDDEN: &'static [&'static str] = &["attempts.timing"];
 }
 
-/// The keys that were named; `None` stands for all but the hidden ones.
+/// The selected keys. `None` selects all but the hidden ones.
 pub(crate) struct Selection(Option<Vec<String>>);
 
 impl Selection {
-    /// Takes `fields`.
+    /// Takes the parameter `fields`.
     pub(crate) fn of<T: Item>(query: &mut Query) -> Selection {
         Selection(query.take("fields", parse::<T>))
     }
 
-    /// As it was given; none if it was not.
+    /// Returns `fields` as given, or `None` if it was absent.
     pub(crate) fn text(&self) -> Option<String> {
         self.0.as_ref().map(|names| names.join(","))
     }
 
-    /// Whether that key of the item is shown. A key of its part shows the part, too.
+    /// Whether the `key` of the item is shown. A selected nested key shows its part.
     pub(crate) fn shows(&self, key: &str) -> bool {
         let is_it = |name: &String| name.split('.').next() == Some(key);
         self.0.as_ref().is_none_or(|names| names.iter().any(is_it))
     }
 
-    /// Whether that hidden key is shown.
+    /// Whether the hidden `key` is shown.
     pub(crate) fn shows_hidden(&self, key: &str) -> bool {
         self.0.as_ref().is_some_and(|names| names.iter().any(|name| name == key))
     }
 
-    /// The item with the selected keys.
+    /// Wraps the item so that only its selected keys are serialized.
     pub(crate) fn apply<T>(&self, item: T) -> Selected<'_, T> {
         Selected { item, selection: self }
     }
 }
 
-/// The query parameter that selects keys of `T`.
+/// Describes the query parameter that selects keys of `T`.
 pub(crate) fn parameter<T: Item>() -> Value {
     let names = json!({"type": "string", "enum": names::<T>()});
     let schema = json!({"type": "array", "items": names, "minItems": 1, "uniqueItems": true});
@@ -92,7 +92,7 @@ fn parse<T: Item>(text: &str) -> Result<Vec<String>, Fault> {
     Ok(named)
 }
 
-/// An item of which only the selected keys are written, in their usual order.
+/// An item that serializes only its selected keys, in their usual order.
 pub(crate) struct Selected<'a, T> {
     item: T,
     selection: &'a Selection,
@@ -132,7 +132,7 @@ fn partial_name<T: Item>() -> Cow<'static, str> {
     format!("Partial{}", T::name()).into()
 }
 
-/// Passes on the selected fields of a struct. What is left out is not even serialized.
+/// Serializer of the selected fields of a struct. Other fields are not even serialized.
 struct Selecting<'a, S> {
     inner: S,
     selection: &'a Selection,
@@ -163,7 +163,7 @@ fn no_struct<T, E: Error>() -> Result<T, E> {
     Err(E::custom("an item is a struct"))
 }
 
-/// Methods that no item calls.
+/// Serializer methods that items never call.
 macro_rules! unused {
     ($($method:ident($($argument:ty),*) -> $ok:ident;)*) => {$(
         fn $method(self, $(_: $argument),*) -> Result<Self::$ok, S::Error> {

@@ -1,6 +1,6 @@
-//! Serving an application over connections that are guarded.
+//! Serves an application over guarded connections.
 //!
-//! Put together as `actix_web::HttpServer` does it, which takes plain TCP connections only.
+//! Assembled like `actix_web::HttpServer`, which only accepts plain TCP connections.
 
 use std::fmt::Debug;
 use std::future::ready;
@@ -24,26 +24,27 @@ use crate::client::is_trusted;
 use crate::connection::Guarded;
 use crate::shares::Shares;
 
-/// After a stop, how long requests in flight may still take: within the 10 s that Docker leaves between SIGTERM
+/// Time that requests in flight get after a shutdown. Less than the 10 s that Docker leaves between SIGTERM
 /// and SIGKILL.
 const GRACE_SECONDS: u64 = 5;
-/// How long a body that is not wanted is still read, so that the client gets to read the answer to it.
+/// How long an unwanted body is still read, so that the client can read the response.
 const LINGER: Duration = Duration::from_secs(1);
-/// Connections that wait to be taken: a wave of them must not push others out. The standard library asks for 128.
+/// Length of the kernel's accept queue, so that a burst of connections does not push others out. The standard
+/// library requests 128.
 const BACKLOG: i32 = 4096;
 
-/// Who is let in.
+/// Admits connections.
 #[derive(Clone)]
 pub(crate) struct Door {
     pub(crate) limits: Limits,
-    /// The connections of each client.
+    /// Connections per client.
     pub(crate) shares: Arc<Shares>,
-    /// Their connections are not counted: they serve many clients.
+    /// Proxies whose connections are not counted, since they serve many clients.
     pub(crate) trusted_proxies: Vec<IpNet>,
 }
 
 impl Door {
-    /// Takes a connection. One too many is told so, and then ended.
+    /// Accepts a connection. One over its client's limit gets an error response and is closed.
     fn take(&self, io: TcpStream, peer: Option<SocketAddr>) -> Guarded {
         let guarded = Guarded::new(io, self.limits);
         match peer.map(|peer| peer.ip()) {

@@ -1,5 +1,5 @@
-//! What each client may have at once: connections, or behind a trusted proxy, whose connections serve many clients,
-//! requests that wait for their answer.
+//! Limits per client: connections, or requests in flight behind a trusted proxy, since its connections serve
+//! many clients.
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
@@ -19,14 +19,14 @@ use crate::error::ApiError;
 use crate::keeping::Keeping;
 use crate::rate_limit::network;
 
-/// How much each client has. It has as many entries as there are connections at most.
+/// Usage per client. Has at most as many entries as there are connections.
 pub(crate) struct Shares {
-    /// Any number if none.
+    /// Limit per client; `None` is unlimited.
     most: Option<usize>,
     taken: Mutex<HashMap<IpAddr, usize>>,
 }
 
-/// One of them, until this is dropped.
+/// One connection or request of a client. Released on drop.
 pub(crate) struct Share(Arc<Shares>, IpAddr);
 
 impl Shares {
@@ -34,7 +34,7 @@ impl Shares {
         Shares { most, taken: Mutex::default() }
     }
 
-    /// One more for that client, unless it has as many as it may.
+    /// Counts one more for `client`. `None` if the client has reached its limit.
     pub(crate) fn take(self: &Arc<Shares>, client: IpAddr) -> Option<Share> {
         let client = network(client);
         let mut taken = self.taken.lock().unwrap_or_else(PoisonError::into_inner);
@@ -60,7 +60,7 @@ impl Drop for Share {
     }
 }
 
-/// Refuses a request that a trusted proxy passes on for a client that waits for too many answers already.
+/// Refuses a request from a trusted proxy if its client has too many requests in flight.
 pub(crate) async fn layer(
     request: ServiceRequest,
     next: Next<impl MessageBody + Unpin + 'static>,
@@ -72,7 +72,7 @@ pub(crate) async fn layer(
         && is_trusted(peer.ip(), &api.trusted_proxies)
     {
         let client = client(request.request(), &api.trusted_proxies);
-        // A proxy that names no client speaks for itself.
+        // If a proxy names no client, the request is the proxy's own.
         if client != peer.ip().to_canonical() {
             share = shares.clone().into_inner().take(client);
             if share.is_none() {
@@ -90,7 +90,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_client_has_so_many_at_once_and_no_more() {
+    fn a_client_is_refused_at_its_limit() {
         let shares = Arc::new(Shares::new(Some(2)));
         let [one, other] = ["192.0.2.1", "192.0.2.2"].map(|client| client.parse::<IpAddr>().unwrap());
         let kept = [shares.take(one), shares.take(one)];
@@ -99,11 +99,11 @@ mod tests {
         assert!(shares.take(other).is_some());
         drop(kept);
         assert!(shares.take(one).is_some());
-        assert!(shares.taken.lock().unwrap().is_empty(), "who has nothing is forgotten");
+        assert!(shares.taken.lock().unwrap().is_empty(), "clients without connections are dropped");
     }
 
     #[test]
-    fn without_a_limit_a_client_has_any_number() {
+    fn without_a_limit_a_client_is_never_refused() {
         let shares = Arc::new(Shares::new(None));
         let kept: Vec<_> = (0..10_000).map(|_| shares.take(IpAddr::from([192, 0, 2, 1]))).collect();
         assert!(kept.iter().all(Option::is_some));

@@ -1,19 +1,19 @@
-//! Answers to what is no request: malformed, too long or too slow in its head, or on one connection too many. actix gives
-//! them by itself, empty and without asking the application; clients get them with the envelope and a request id all the
-//! same.
+//! Error responses to input that never became a request: a malformed, too long or too slow head, or one
+//! connection too many. actix would respond with an empty body and without calling the application. Clients
+//! get the error envelope and a request ID instead.
 
 use contracts::{ErrorBody, ErrorCode};
 use tracing::info;
 use uuid::Uuid;
 
-/// An answer after which the connection is closed.
+/// A response after which the connection is closed.
 pub(crate) struct Refusal {
     bytes: Vec<u8>,
     written: usize,
 }
 
 impl Refusal {
-    /// What to say instead of an answer of actix; none if it has already begun.
+    /// Returns the replacement for a response from actix. `None` if `answer` does not begin a response.
     pub(crate) fn instead_of(answer: &[u8]) -> Option<Refusal> {
         let rest = answer.strip_prefix(b"HTTP/1.1 ").or_else(|| answer.strip_prefix(b"HTTP/1.0 "))?;
         let status = std::str::from_utf8(rest.get(..3)?).ok()?.parse().ok()?;
@@ -21,7 +21,7 @@ impl Refusal {
     }
 
     pub(crate) fn new(status: u16) -> Refusal {
-        // The contract's codes each have a status of their own; these are the nearest.
+        // Each code of the contract has a status of its own. These are the closest codes.
         let (reason, code, message) = match status {
             408 => {
                 ("Request Timeout", ErrorCode::ValidationError, "the request's head did not arrive in time")
@@ -36,7 +36,7 @@ impl Refusal {
             _ => ("Bad Request", ErrorCode::ValidationError, "this is not an HTTP request"),
         };
         let request_id = Uuid::new_v4();
-        info!(status, %request_id, "not a request");
+        info!(status, %request_id, "refused input that is not a request");
         let body = ErrorBody { code, message: message.to_owned(), errors: None };
         let body = serde_json::to_string(&body).unwrap_or_default(); // can't fail: text only
         let head = format!(
@@ -47,7 +47,7 @@ impl Refusal {
         Refusal { bytes: (head + &body).into_bytes(), written: 0 }
     }
 
-    /// What is still to be written.
+    /// The bytes still to be written.
     pub(crate) fn rest(&self) -> &[u8] {
         &self.bytes[self.written..]
     }

@@ -1,7 +1,7 @@
-//! Answers to requests whose body was not read to its end, because it was too long, came too slowly, or was of no use.
+//! Responses to requests whose body was not read to its end because it was too long, too slow or not needed.
 //!
-//! actix then closes the connection, as it should, but not if the body comes in chunks and has been dropped: that one
-//! it reads to its end, which may never come. So such a body is kept until its request has been answered.
+//! actix then closes the connection, as it should, unless a chunked body has been dropped: it reads such a
+//! body to its end, which may never come. So a chunked body is kept until its request has been answered.
 
 use std::cell::RefCell;
 use std::pin::Pin;

@@ -19,8 +19,8 @@ use crate::paging::{self, MAX_LIMIT, page_in_time};
 use crate::params::{Fault, Query};
 use crate::selection::Selection;
 
-/// `GET /v1/runs/{run_id}/callback`: a run's deliveries, newest first. A header leads to those that are older than the
-/// answer has room for.
+/// `GET /v1/runs/{run_id}/callback`: a run's deliveries, newest first. If the response is full, its `Link`
+/// header leads to the older ones.
 pub(crate) async fn of_run(call: Call) -> Answer {
     let run = RunId(call.path_id("run_id")?);
     let selection = selection_of(&call)?;
@@ -71,7 +71,7 @@ pub(crate) async fn list(call: Call) -> Answer {
     paging::answer(&call, &request, found, selection)
 }
 
-/// `POST /v1/callback-deliveries/{id}/withdraw`: ends a delivery that waits.
+/// `POST /v1/callback-deliveries/{id}/withdraw`: ends a waiting delivery.
 pub(crate) async fn withdraw(call: Call) -> Answer {
     let id = DeliveryId(call.path_id("id")?);
     call.no_query()?;
@@ -92,7 +92,7 @@ pub(crate) async fn withdraw(call: Call) -> Answer {
     })
 }
 
-/// The query of a call that takes nothing but `fields`.
+/// Parses the query of a call that takes only `fields`.
 fn selection_of(call: &Call) -> Result<Selection, ApiError> {
     let mut query = call.query()?;
     let selection = Selection::of::<Delivery>(&mut query);
@@ -100,7 +100,7 @@ fn selection_of(call: &Call) -> Result<Selection, ApiError> {
     Ok(selection)
 }
 
-/// What must be read to show that.
+/// Returns the parts that must be read for a selection.
 fn parts_of(selection: &Selection) -> DeliveryParts {
     DeliveryParts {
         payload: selection.shows("payload") || selection.shows("payload_bytes"),
@@ -119,12 +119,12 @@ fn filter_of(query: &mut Query) -> DeliveryFilter {
     }
 }
 
-/// A host is recorded in its normalised form.
+/// Parses a host into the normalized form in which hosts are recorded.
 fn parse_host(text: &str) -> Result<String, Fault> {
     normalize_host(text).map_err(|error| ("host_invalid", error.to_string()))
 }
 
-/// What the query of [`list`] may hold.
+/// Describes the query parameters of [`list`].
 pub(super) fn parameters() -> Vec<Value> {
     let host = json!({"type": "string", "minLength": 1, "pattern": "^[^\\u0000]*$"});
     let mut parameters = vec![

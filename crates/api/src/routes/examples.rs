@@ -1,4 +1,4 @@
-//! What the description shows: made of the types that answer, so that it can't say anything else.
+//! Examples for the API description. They are built from the response types, so they can't deviate from them.
 
 use contracts::{
     CallbackPayload, CallbackSecret, Delivery, DeliveryId, DeliveryStatus, FailureReason, JsonText,
@@ -7,7 +7,7 @@ use contracts::{
 use serde_json::{Value, json};
 use uuid::Uuid;
 
-/// A moment in November 2023, that many seconds after the run was created.
+/// A time in November 2023, `seconds` after the run was created.
 fn moment(seconds: i64) -> Timestamp {
     Timestamp::from_micros((1_699_335_116 + seconds) * 1_000_000)
 }
@@ -81,7 +81,7 @@ pub(super) fn withdrawn_delivery() -> Value {
 }
 
 fn a_secret() -> NewSecret {
-    let bytes: [u8; 32] = std::array::from_fn(|i| i as u8); // nobody's
+    let bytes: [u8; 32] = std::array::from_fn(|i| i as u8); // not a real key
     let plain_secret = SigningSecret::from_key(&bytes);
     let secret = CallbackSecret {
         id: SECRET,

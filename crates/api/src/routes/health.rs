@@ -1,4 +1,4 @@
-//! Whether the process answers, and whether it has what it needs.
+//! Health and readiness of the process.
 
 use actix_web::HttpRequest;
 use actix_web::http::StatusCode;
@@ -12,20 +12,20 @@ use crate::call::{self, Answer};
 use crate::error::ApiError;
 use crate::params::no_query;
 
-/// That the process takes requests.
+/// The process accepts requests.
 #[derive(Serialize, ToSchema)]
 pub(crate) struct Health {
     /// Always `ok`.
     status: &'static str,
 }
 
-/// `GET /v1/health`: that this process takes requests, and nothing about what it needs to serve them.
+/// `GET /v1/health`: reports that this process accepts requests. Does not check its dependencies.
 pub(crate) async fn show(request: HttpRequest) -> Answer {
     no_query(&request)?;
     call::json(StatusCode::OK, &Health { status: "ok" })
 }
 
-/// `GET /health/ready`: that this process has what it needs to do its work, or why not.
+/// `GET /health/ready`: reports whether this process is ready to work, or why not.
 pub(crate) async fn show_ready(readiness: Data<Readiness>, request: HttpRequest) -> Answer {
     no_query(&request)?;
     let reasons = readiness.reasons();

@@ -26,7 +26,7 @@ use crate::room::{COPIES, LIGHT};
 use crate::selection::Selected;
 use crate::{Api, Large, body, openapi, paging, request_id, selection};
 
-/// Every call of contract section 3. The first path that fits is taken.
+/// Returns every call of contract section 3. The first matching path is used.
 pub(crate) fn table() -> Vec<Operation> {
     use ErrorCode::{CallbackDeliveryNotFound, CallbackSecretNotFound, Conflict, RunNotFound};
     use Scope::{CallbackSecretsCreate, CallbackSecretsDelete, CallbackSecretsEdit, CallbackSecretsRead};
@@ -127,7 +127,7 @@ where
     Operation::new(method, path, Some(scope), needs(scope, handler))
 }
 
-/// Puts the calls, their description and its page into the application, and the error envelope around them.
+/// Registers the calls, their description and its page. All other requests get the error envelope.
 pub(crate) fn configure(app: &mut ServiceConfig) {
     let described = [
         ("/openapi.json", web::to(openapi::show)),
@@ -138,7 +138,7 @@ pub(crate) fn configure(app: &mut ServiceConfig) {
     put(app, table(), described);
 }
 
-/// The same with nothing but what tells of health.
+/// Registers the health routes only.
 pub(crate) fn configure_health(app: &mut ServiceConfig) {
     put(app, vec![health()], [ready()]);
 }
@@ -169,7 +169,7 @@ fn put<const N: usize>(app: &mut ServiceConfig, table: Vec<Operation>, more: [(&
     app.default_service(web::to(|| std::future::ready(Answer::Err(ErrorCode::NotFound.into()))));
 }
 
-/// A handler behind the guards that all calls share. The body is read once they have let the request pass.
+/// Wraps a handler in the checks that all calls share. The body is read only after the checks have passed.
 fn needs<F, Fut>(scope: Scope, handler: F) -> Route
 where
     F: Fn(Call) -> Fut + Copy + 'static,
@@ -201,7 +201,8 @@ where
                 if let Some(room) = call.room {
                     return answer.map(|answer| keep(answer, room));
                 }
-                // Nothing has been done when there is no room. Waiting for it is not the database's time.
+                // A call that lacks memory has done nothing. Waiting for memory does not use up database
+                // time.
                 let Some(bytes) = answer.as_ref().err().and_then(ApiError::needed_room) else {
                     return answer;
                 };

@@ -1,4 +1,4 @@
-//! Sending a run's callback again.
+//! Redelivery of a run's callback.
 
 use actix_web::http::StatusCode;
 use contracts::{ErrorCode, FieldError, RunId};
@@ -10,7 +10,7 @@ use crate::error::ApiError;
 use crate::idempotency::key_reused;
 use crate::operation::query;
 
-/// What the query may hold.
+/// Describes the query parameters.
 pub(crate) fn parameters() -> Vec<Value> {
     let makes_way = "Whether a delivery that waits for its retry makes way: it ends as `superseded`.";
     vec![query("supersede", &json!({"type": "boolean", "default": false}), makes_way)]

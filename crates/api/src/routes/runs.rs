@@ -1,4 +1,4 @@
-//! Runs, as the run engine tells of them.
+//! Runs, as reported by the run engine.
 
 use actix_web::http::StatusCode;
 use contracts::{ErrorCode, FieldError, Run, RunId, RunStatus, RunUpdate};
@@ -41,7 +41,7 @@ pub(crate) async fn list(call: Call) -> Answer {
     paging::answer(&call, &request, found, selection)
 }
 
-/// What the query of [`list`] may hold.
+/// Describes the query parameters of [`list`].
 pub(super) fn parameters() -> Vec<Value> {
     let status = json!({"type": "string", "enum": RunStatus::VARIANTS});
     let mut parameters = vec![query("status_code", &status, "Only these.")];
@@ -50,13 +50,13 @@ pub(super) fn parameters() -> Vec<Value> {
     parameters
 }
 
-/// `GET /v1/runs/statuses`: every status there is.
+/// `GET /v1/runs/statuses`: all statuses of a run.
 pub(crate) async fn statuses(call: Call) -> Answer {
     call.no_query()?;
     call::json(StatusCode::OK, &RunStatus::VARIANTS)
 }
 
-/// `PUT /v1/runs/{run_id}`: records a run, and accepts its automatic delivery when it has ended.
+/// `PUT /v1/runs/{run_id}`: records a run and, if it has ended, accepts its automatic delivery.
 pub(crate) async fn record(call: Call) -> Answer {
     let id = RunId(call.path_id("run_id")?);
     call.no_query()?;
@@ -84,9 +84,9 @@ pub(crate) async fn record(call: Call) -> Answer {
     call::json(status, &run)
 }
 
-/// Reads what a run engine tells of a run, and judges its `callback_url`: `url_invalid` when it can't be called,
-/// `url_blocked` when it may not be. Tells everything that is wrong. The URL is returned in its normalised form, so that
-/// what is recorded and shown is what goes on the wire. The same rules hold for imported runs.
+/// Parses a run reported by the run engine, and checks its `callback_url`: `url_invalid` if it can't be
+/// called, `url_blocked` if it may not be. Returns all errors found. The URL is returned in its normalized
+/// form, so that the recorded URL is the one used on the wire. The same rules apply to imported runs.
 pub fn parse_run(body: &[u8], policy: &Policy) -> Result<RunUpdate, Vec<FieldError>> {
     let mut update = RunUpdate::parse(body)?;
     if let Some(url) = &mut update.callback_url {
@@ -98,7 +98,8 @@ pub fn parse_run(body: &[u8], policy: &Policy) -> Result<RunUpdate, Vec<FieldErr
     Ok(update)
 }
 
-/// What [`parse_run`] takes, as far as a schema can say it: the egress policy judges `callback_url` besides.
+/// Schema of the input of [`parse_run`]. The egress policy, which a schema can't express, also checks
+/// `callback_url`.
 pub(super) fn update_schema() -> Value {
     let text = json!({"type": ["string", "null"], "pattern": "^[^\\u0000]*$"});
     let moment = json!({"type": ["string", "null"], "format": "date-time"});

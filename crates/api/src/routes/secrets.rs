@@ -15,10 +15,10 @@ use crate::idempotency::key_reused;
 use crate::paging::{self, page_of};
 use crate::selection::Selection;
 
-/// The longest label, in characters.
+/// Maximum length of a label, in characters.
 const MAX_LABEL: usize = 255;
 
-/// `POST /v1/callback-secrets`: makes a secret, and shows it this once.
+/// `POST /v1/callback-secrets`: creates a secret. Only this response shows its plain text.
 pub(crate) async fn create(call: Call) -> Answer {
     call.no_query()?;
     let key = call.idempotency_key()?;
@@ -58,7 +58,7 @@ pub(crate) async fn show(call: Call) -> Answer {
     call::json(StatusCode::OK, &secret.ok_or(ErrorCode::CallbackSecretNotFound)?)
 }
 
-/// `PATCH /v1/callback-secrets/{id}`: labels it, or makes it the current one.
+/// `PATCH /v1/callback-secrets/{id}`: labels a secret, or makes it the current one.
 pub(crate) async fn update(call: Call) -> Answer {
     let id = SecretId(call.path_id("id")?);
     call.no_query()?;
@@ -80,7 +80,7 @@ pub(crate) async fn update(call: Call) -> Answer {
     }
 }
 
-/// `DELETE /v1/callback-secrets/{id}`: disables it.
+/// `DELETE /v1/callback-secrets/{id}`: disables a secret.
 pub(crate) async fn delete(call: Call) -> Answer {
     let id = SecretId(call.path_id("id")?);
     call.no_query()?;
@@ -92,7 +92,7 @@ pub(crate) async fn delete(call: Call) -> Answer {
     }
 }
 
-/// A body's members, and what is wrong with those that were read.
+/// A body's members, and the errors of those already read.
 struct Fields {
     body: Object,
     errors: Vec<FieldError>,
@@ -107,7 +107,7 @@ impl Fields {
         self.errors.push(FieldError::new(&["body", name], kind, msg));
     }
 
-    /// The label, none when it is null; the outer none when it is absent or wrong.
+    /// Takes the label. The inner `None` means null; the outer one means absent or invalid.
     fn label(&mut self) -> Option<Option<String>> {
         match self.body.shift_remove("label")? {
             Json::Null => return Some(None),
@@ -123,7 +123,7 @@ impl Fields {
         None
     }
 
-    /// Whether `is_current` is true, the only thing it may be: another secret is made current instead.
+    /// Whether `is_current` is true, the only valid value: a secret is replaced by promoting another one.
     fn promote(&mut self) -> bool {
         let given = self.body.shift_remove("is_current");
         let promote = given == Some(Json::Bool(true));
@@ -133,19 +133,19 @@ impl Fields {
         promote
     }
 
-    /// Refuses a body with anything wrong or unknown.
+    /// Refuses a body with invalid or unknown members.
     fn finish(mut self) -> Result<(), Vec<FieldError>> {
         self.errors.extend(unknown_fields(&self.body));
         if self.errors.is_empty() { Ok(()) } else { Err(self.errors) }
     }
 }
 
-/// What a new secret may be given.
+/// Schema of the body that creates a secret.
 pub(super) fn creation_schema() -> Value {
     json!({"type": "object", "additionalProperties": false, "properties": {"label": label_schema()}})
 }
 
-/// What may change of a secret.
+/// Schema of the body that updates a secret.
 pub(super) fn update_schema() -> Value {
     let is_current = json!({"type": "boolean", "const": true});
     json!({

@@ -9,13 +9,13 @@ use testkit::Engine;
 use crate::harness::{Reply, TestApi, on_both_engines, redeliveries, send};
 
 on_both_engines!(
-    a_request_without_a_good_token_is_unauthorized,
+    a_request_without_a_valid_token_is_unauthorized,
     the_organization_header_must_name_the_tokens_organization,
     each_call_needs_its_scope,
-    guards_come_in_the_contracts_order,
+    checks_apply_in_the_contracts_order,
 );
 
-async fn a_request_without_a_good_token_is_unauthorized(api: TestApi) {
+async fn a_request_without_a_valid_token_is_unauthorized(api: TestApi) {
     let unknown = format!("Bearer rf_live_{}", "0".repeat(64));
     let basic = format!("Basic {}", api.token);
     let cut = format!("Bearer {}", &api.token[..71]);
@@ -61,12 +61,12 @@ async fn each_call_needs_its_scope(api: TestApi) {
             send(api.bare(method.clone(), path).bearer_auth(token)).await
         };
         assert_eq!(call(all_but_it).await.error(), (403, "PERMISSION_DENIED".into()), "{method} {path}");
-        assert_eq!(call(vec![scope]).await.invalid().len(), 1, "{method} {path}"); // x is no id
+        assert_eq!(call(vec![scope]).await.invalid().len(), 1, "{method} {path}"); // `x` isn't an ID
     }
 }
 
-/// A request with everything wrong is refused for the first thing; with that mended, for the next one.
-async fn guards_come_in_the_contracts_order(api: TestApi) {
+/// A request with several faults is refused for the first one. Once it is fixed, for the next one.
+async fn checks_apply_in_the_contracts_order(api: TestApi) {
     let (foreign, own) = (uuid::Uuid::from_u128(1).to_string(), api.org.to_string());
     let weak = api.token(Scopes::Named(vec![])).await;
     let unknown_run = redeliveries(uuid::Uuid::from_u128(2));
@@ -83,7 +83,7 @@ async fn guards_come_in_the_contracts_order(api: TestApi) {
     assert_eq!(call(&api.token, &own, &unknown_run, "{}").await.error().1, "RUN_NOT_FOUND");
 }
 
-/// Without its database the server still knows a token it has just seen, and after five seconds no more.
+/// Without its database, the server still accepts a token seen within the last five seconds.
 #[tokio::test]
 async fn a_known_token_is_not_looked_up_again_for_five_seconds() {
     let mut api = TestApi::start(Engine::Postgres).await;
@@ -95,9 +95,9 @@ async fn a_known_token_is_not_looked_up_again_for_five_seconds() {
     assert_eq!(api.get("/v1/runs/x").await.status, 503);
 }
 
-/// Revoked by another process: what this one knows of the token is up to five seconds old.
+/// The token is revoked by another process: the cache of this one is up to five seconds old.
 #[tokio::test]
-async fn a_revoked_token_is_as_unknown_as_any_other_within_five_seconds() {
+async fn a_revoked_token_is_refused_like_an_unknown_one_within_five_seconds() {
     let api = TestApi::start(Engine::Postgres).await;
     assert_eq!(api.get("/v1/runs/x").await.status, 422);
     let org = api.org;
@@ -111,7 +111,7 @@ async fn a_revoked_token_is_as_unknown_as_any_other_within_five_seconds() {
 }
 
 #[tokio::test]
-async fn an_expired_token_is_as_unknown_as_any_other_at_once() {
+async fn an_expired_token_is_refused_like_an_unknown_one_at_once() {
     let api = TestApi::start(Engine::Postgres).await;
     let org = api.org;
     let made = api.store.write(move |tx, now| {
@@ -126,7 +126,7 @@ async fn an_expired_token_is_as_unknown_as_any_other_at_once() {
     assert_unauthorized(&api, &token).await;
 }
 
-/// Refused exactly as a token that never was.
+/// Checks that the response is the same as for a token that never existed.
 async fn assert_unauthorized(api: &TestApi, token: &str) {
     let get = |token: &str| api.bare(Method::GET, "/v1/runs/x").bearer_auth(token);
     let (refused, unknown) =

@@ -1,4 +1,4 @@
-//! Every row of contract section 3, walked: status, headers, and the exact text of each answer.
+//! Walks through every row of contract section 3: status, headers and exact text of each response.
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -83,7 +83,7 @@ async fn every_call_is_answered_as_the_contract_says(mut api: TestApi) {
     insta::assert_snapshot!("contract", story.text);
 }
 
-/// What was asked and answered, with each id by a name of its own.
+/// Transcript of requests and responses, with a placeholder for each ID.
 #[derive(Default)]
 struct Story {
     text: String,
@@ -125,13 +125,13 @@ impl Story {
         self.text.push_str(&told);
     }
 
-    /// Replaces what differs from run to run: secrets, ids of version 7 and cursors.
+    /// Replaces values that differ from run to run: secrets, version 7 UUIDs and cursors.
     fn named(&mut self, text: &str) -> String {
         let mut named = String::new();
         for piece in text.split_inclusive(['"', '\n', ' ']) {
             let (word, end) = piece.split_at(piece.len().saturating_sub(1));
             if word.starts_with("whsec_") {
-                named.push_str(&self.name("secret", word)); // before it is taken apart at a slash
+                named.push_str(&self.name("secret", word)); // before the split at slashes
             } else if word.len() > 30 && word.starts_with("AQ") {
                 named.push_str(&self.name("cursor", word));
             } else {

@@ -1,4 +1,4 @@
-//! The API's description, and the page that shows it.
+//! The API description and its documentation page.
 
 use reqwest::Method;
 use serde_json::Value;
@@ -7,7 +7,7 @@ use crate::harness::{TestApi, on_both_engines, send};
 
 on_both_engines!(
     the_description_needs_no_token_and_says_what_is_served,
-    every_call_is_described_with_its_scope_its_answers_and_examples,
+    every_call_is_described_with_its_scope_responses_and_examples,
     the_page_works_offline,
 );
 
@@ -17,7 +17,7 @@ async fn the_description_needs_no_token_and_says_what_is_served(api: TestApi) {
     insta::assert_json_snapshot!("openapi", reply.json(), {".info.version" => "[version]"});
 }
 
-async fn every_call_is_described_with_its_scope_its_answers_and_examples(api: TestApi) {
+async fn every_call_is_described_with_its_scope_responses_and_examples(api: TestApi) {
     let description = api.get("/openapi.json").await.json();
     for (path, item) in description["paths"].as_object().unwrap() {
         for (method, operation) in item.as_object().unwrap() {

@@ -1,4 +1,4 @@
-//! `?fields=`: which keys of an item are shown.
+//! `?fields=`: selection of an item's keys.
 
 use std::time::Duration;
 
@@ -8,12 +8,12 @@ use serde_json::{Value, json};
 use crate::harness::{RUN, SUCCEEDED, TestApi, on_both_engines};
 
 on_both_engines!(
-    every_key_can_be_named_alone_and_all_of_them_make_the_whole,
-    the_keys_come_in_their_order_whatever_order_they_are_named_in,
-    the_timing_of_attempts_is_shown_only_when_it_is_named,
-    lists_of_deliveries_runs_and_secrets_take_fields_and_cursors_stay_the_same,
-    what_is_no_list_of_known_keys_is_refused,
-    a_payload_that_is_not_asked_for_is_not_read,
+    every_key_can_be_selected_alone_and_all_of_them_give_the_whole_item,
+    keys_are_shown_in_their_usual_order_whatever_the_order_of_fields,
+    the_timing_of_attempts_is_shown_only_if_selected,
+    all_lists_accept_fields_and_their_cursors_stay_the_same,
+    fields_must_be_a_list_of_known_keys,
+    a_payload_that_is_not_selected_is_not_read,
 );
 
 const DELIVERY: [&str; 17] = [
@@ -36,7 +36,7 @@ const DELIVERY: [&str; 17] = [
     "attempts",
 ];
 
-/// The path of a delivery with one attempt that waits for its retry.
+/// Returns the path of a delivery with one attempt that waits for its retry.
 async fn tried_delivery(api: &mut TestApi) -> String {
     api.put_run(SUCCEEDED).await;
     let job = api.doorbell().await;
@@ -45,7 +45,7 @@ async fn tried_delivery(api: &mut TestApi) -> String {
     format!("/v1/callback-deliveries/{}", job.delivery_id)
 }
 
-async fn every_key_can_be_named_alone_and_all_of_them_make_the_whole(mut api: TestApi) {
+async fn every_key_can_be_selected_alone_and_all_of_them_give_the_whole_item(mut api: TestApi) {
     let path = tried_delivery(&mut api).await;
     let whole = api.get(&path).await;
     assert_eq!(whole.json().as_object().unwrap().len(), DELIVERY.len());
@@ -57,13 +57,13 @@ async fn every_key_can_be_named_alone_and_all_of_them_make_the_whole(mut api: Te
     assert_eq!(all.text, whole.text);
 }
 
-async fn the_keys_come_in_their_order_whatever_order_they_are_named_in(mut api: TestApi) {
+async fn keys_are_shown_in_their_usual_order_whatever_the_order_of_fields(mut api: TestApi) {
     let path = tried_delivery(&mut api).await;
     let shown = api.get(&format!("{path}?fields=max_attempts,attempt_count,status_code")).await;
     assert_eq!(shown.text, r#"{"status_code":"pending","attempt_count":1,"max_attempts":8}"#);
 }
 
-async fn the_timing_of_attempts_is_shown_only_when_it_is_named(mut api: TestApi) {
+async fn the_timing_of_attempts_is_shown_only_if_selected(mut api: TestApi) {
     let path = tried_delivery(&mut api).await;
     let usual = api.get(&path).await.json()["attempts"][0].clone();
     let usual_keys = usual.as_object().unwrap().len();
@@ -77,10 +77,10 @@ async fn the_timing_of_attempts_is_shown_only_when_it_is_named(mut api: TestApi)
         assert_eq!((attempt.len(), &attempt["timing"]), (usual_keys + 1, &timing), "{fields}");
     }
     let whole = api.get(&format!("{path}?fields={whole}")).await;
-    assert!(whole.text.contains(r#"Z","timing":{"resolve":null,"connect":null"#), "it is the last key");
+    assert!(whole.text.contains(r#"Z","timing":{"resolve":null,"connect":null"#), "timing is the last key");
 }
 
-async fn lists_of_deliveries_runs_and_secrets_take_fields_and_cursors_stay_the_same(mut api: TestApi) {
+async fn all_lists_accept_fields_and_their_cursors_stay_the_same(mut api: TestApi) {
     api.delivered_run().await;
     api.clock.advance(Duration::from_millis(1));
     let second = api.redeliver().await;
@@ -110,7 +110,7 @@ async fn lists_of_deliveries_runs_and_secrets_take_fields_and_cursors_stay_the_s
     assert_eq!(secrets.json()["items"], json!([{"label": "a", "is_current": true}]));
 }
 
-async fn what_is_no_list_of_known_keys_is_refused(mut api: TestApi) {
+async fn fields_must_be_a_list_of_known_keys(mut api: TestApi) {
     let path = tried_delivery(&mut api).await;
     for (fields, expected) in [
         ("fields=", "query.fields enum"),
@@ -141,8 +141,8 @@ async fn what_is_no_list_of_known_keys_is_refused(mut api: TestApi) {
     );
 }
 
-/// One that is no JSON fails only the answers that would show it.
-async fn a_payload_that_is_not_asked_for_is_not_read(mut api: TestApi) {
+/// A payload that isn't JSON fails only responses that show it.
+async fn a_payload_that_is_not_selected_is_not_read(mut api: TestApi) {
     let path = tried_delivery(&mut api).await;
     api.database.as_ref().unwrap().execute("UPDATE deliveries SET payload = 'no'");
     assert_eq!(api.get(&path).await.status, 500);

@@ -1,4 +1,4 @@
-//! A server on a database of its own, with an organization, a token, and the hearing end of its queue.
+//! A server with its own database, an organization, a token, and the consumer of its queue.
 
 use std::net::{SocketAddr, TcpListener};
 use std::time::Duration;
@@ -21,7 +21,7 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
-/// Makes a test of each async function, on PostgreSQL and on SQLite.
+/// Generates tests on PostgreSQL and on SQLite for each async function.
 macro_rules! on_both_engines {
     ($($test:ident),* $(,)?) => {$(
         mod $test {
@@ -41,16 +41,16 @@ macro_rules! on_both_engines {
 }
 pub(crate) use on_both_engines;
 
-/// Of the server with its database.
+/// The server's connections to its database.
 pub(crate) const CONNECTIONS: u32 = 8;
 pub(crate) const MAX_BODY: usize = 64 * 1024;
 pub(crate) const RUN: &str = "3c90c3cc-0d44-4b50-8888-8dd25736052a";
-/// A run that has succeeded, as the run engine tells of it.
+/// A succeeded run, as reported by the run engine.
 pub(crate) const SUCCEEDED: &str = r#"{"status_code": "succeeded", "output": {"images": []}, "duration_ms": 123,
     "created_at": "2023-11-07T05:31:56Z", "completed_at": "2023-11-07T05:31:57Z",
     "callback_url": "https://Example.com/hook", "metadata": {"order": 17}}"#;
 
-/// When it drops, no doorbell may be left that the test did not expect.
+/// A running API. On drop, it asserts that no unexpected doorbell is left.
 pub(crate) struct TestApi {
     pub(crate) addr: SocketAddr,
     pub(crate) store: Store,
@@ -64,7 +64,7 @@ pub(crate) struct TestApi {
     pub(crate) database: Option<TestDatabase>,
 }
 
-/// An answer that keeps the rules of every answer.
+/// A response that meets the requirements on every response.
 #[derive(Debug, PartialEq)]
 pub(crate) struct Reply {
     pub(crate) status: u16,
@@ -83,15 +83,15 @@ impl TestApi {
         TestApi::at(database, &url, limits).await
     }
 
-    /// One that reaches its database at `url`, which may lead through something that disturbs it.
+    /// Starts an API that connects to its database at `url`, which may lead through a proxy that disturbs it.
     pub(crate) async fn at(database: TestDatabase, url: &DatabaseUrl, limits: Limits) -> TestApi {
         let clock = Clock::manual(Timestamp::parse("2026-01-02T03:04:05.678Z").unwrap());
         TestApi::set_up(database, url, limits, clock).await
     }
 
-    /// The same database behind other limits.
+    /// Restarts with other limits on the same database.
     pub(crate) async fn limited_to(mut self, limits: Limits) -> TestApi {
-        let database = self.database.take().expect("it is not lost");
+        let database = self.database.take().expect("the database was dropped");
         let url = database.url().clone();
         TestApi::at(database, &url, limits).await
     }
@@ -127,12 +127,12 @@ impl TestApi {
         TestApi { addr, store, clock, queue, org, token, client, shutdown, server, database }
     }
 
-    /// Another organization and a token of its own.
+    /// Creates another organization with its own token.
     pub(crate) async fn another_organization(&self) -> (OrgId, String) {
         organization(&self.store, Scopes::All).await
     }
 
-    /// Another token of this organization.
+    /// Creates another token of this organization.
     pub(crate) async fn token(&self, scopes: Scopes) -> String {
         token(&self.store, self.org, scopes).await
     }
@@ -158,7 +158,7 @@ impl TestApi {
         self.request(Method::PUT, path).header(CONTENT_TYPE, "application/json").body(body)
     }
 
-    /// Tells of the run [`RUN`].
+    /// Reports the run [`RUN`].
     pub(crate) async fn put_run(&self, body: &'static str) -> Reply {
         send(self.put(&format!("/v1/runs/{RUN}"), body)).await
     }
@@ -167,7 +167,7 @@ impl TestApi {
         send(self.request(Method::POST, &redeliveries(RUN))).await
     }
 
-    /// Tells of the succeeded run and lets its automatic delivery be answered 204.
+    /// Reports the succeeded run and completes its automatic delivery with a 204.
     pub(crate) async fn delivered_run(&mut self) {
         assert_eq!(self.put_run(SUCCEEDED).await.status, 201);
         let job = self.doorbell().await;
@@ -175,20 +175,20 @@ impl TestApi {
         self.finish(&job, None, Settlement::Succeeded).await;
     }
 
-    /// The next doorbell. It waits for it: a doorbell is not part of the answer.
+    /// Waits for the next doorbell, which may ring after the response.
     pub(crate) async fn doorbell(&mut self) -> Job {
         let next = tokio::time::timeout(Duration::from_secs(10), self.queue.next());
         next.await.expect("a doorbell within 10 s").unwrap().job
     }
 
-    /// What a dispatcher does when it hears the doorbell.
+    /// Claims the delivery, as a dispatcher does on a doorbell.
     pub(crate) async fn claim(&self, job: &Job) {
         let job = job.clone();
         let claim = move |tx: &mut _, now| store::claim_jobs(tx, now, Duration::from_secs(60), CLAIM, &[job]);
         assert_eq!(self.store.write(claim).await.unwrap().len(), 1);
     }
 
-    /// What a dispatcher does when the attempt has been made.
+    /// Records the result, as a dispatcher does after an attempt.
     pub(crate) async fn finish(&self, job: &Job, failed: Option<u16>, settlement: Settlement) {
         let result = |now| AttemptResult {
             delivery_id: job.delivery_id,
@@ -216,12 +216,12 @@ impl TestApi {
         self.store.write(move |tx, now| store::finish(tx, now, &[result])).await.unwrap();
     }
 
-    /// Drops the database under the running server.
+    /// Drops the database while the server runs.
     pub(crate) fn lose_database(&mut self) {
         self.database = None;
     }
 
-    /// Everything on record of the run [`RUN`], to see that nothing has changed.
+    /// Returns everything recorded of the run [`RUN`], to check that nothing has changed.
     pub(crate) async fn record(&self) -> (Reply, Vec<contracts::Delivery>) {
         let (org, run) = (self.org, RUN.parse::<RunId>().unwrap());
         let mut reply = self.get(&format!("/v1/runs/{RUN}")).await;
@@ -230,7 +230,7 @@ impl TestApi {
         (reply, deliveries.unwrap_or_default())
     }
 
-    /// Sends bytes over a connection of its own and reads the answer, an object, to its last brace.
+    /// Sends bytes over a new connection and reads the response, an object, to its last brace.
     pub(crate) async fn raw(&self, request: &str) -> String {
         let mut stream = TcpStream::connect(self.addr).await.unwrap();
         stream.write_all(request.as_bytes()).await.unwrap();
@@ -268,8 +268,8 @@ pub(crate) fn redeliveries(run: impl std::fmt::Display) -> String {
     format!("/v1/runs/{run}/callback-redeliveries")
 }
 
-/// Sends a request and sees to what holds of every answer: a request id, JSON, and the error envelope around
-/// whatever is not a 2xx.
+/// Sends a request and checks the requirements on every response: a request ID, JSON, and the error envelope
+/// unless it is a 2xx.
 pub(crate) async fn send(request: RequestBuilder) -> Reply {
     let response = request.send().await.unwrap();
     let (status, headers) = (response.status(), response.headers().clone());
@@ -299,12 +299,12 @@ impl Reply {
         self.json()["id"].as_str().unwrap().parse().unwrap()
     }
 
-    /// Status and code.
+    /// Returns status and code.
     pub(crate) fn error(&self) -> (u16, String) {
         (self.status, self.json()["code"].as_str().unwrap_or_default().to_owned())
     }
 
-    /// Of a 422: what is wrong where, such as `body.status_code missing`.
+    /// Returns the errors of a 422 by location, such as `body.status_code missing`.
     pub(crate) fn invalid(&self) -> Vec<String> {
         assert_eq!(self.error(), (422, "VALIDATION_ERROR".into()), "{}", self.text);
         let errors = self.json()["errors"].as_array().unwrap().clone();
@@ -315,7 +315,7 @@ impl Reply {
         errors.iter().map(|error| format!("{} {}", loc(error), error["type"].as_str().unwrap())).collect()
     }
 
-    /// The text with a member a line and without what differs from run to run.
+    /// Returns the text with one member per line, without values that differ from run to run.
     pub(crate) fn shown(&self, hide: &[(&str, &dyn std::fmt::Display)]) -> String {
         let text = self.text.replace(",\"", ",\n\"");
         hide.iter().fold(text, |text, (name, value)| text.replace(&value.to_string(), &format!("<{name}>")))

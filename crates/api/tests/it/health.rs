@@ -2,14 +2,14 @@ use reqwest::Method;
 
 use crate::harness::{TestApi, on_both_engines, send};
 
-on_both_engines!(health_is_answered_to_anyone, who_asks_whether_it_is_ready_is_told_so);
+on_both_engines!(health_needs_no_token, readiness_needs_no_token);
 
-async fn health_is_answered_to_anyone(api: TestApi) {
+async fn health_needs_no_token(api: TestApi) {
     let reply = send(api.bare(Method::GET, "/v1/health")).await;
     assert_eq!((reply.status, &*reply.text), (200, r#"{"status":"ok"}"#));
 }
 
-async fn who_asks_whether_it_is_ready_is_told_so(api: TestApi) {
+async fn readiness_needs_no_token(api: TestApi) {
     let reply = send(api.bare(Method::GET, "/health/ready")).await;
     assert_eq!((reply.status, &*reply.text), (200, r#"{"status":"ready"}"#));
 }

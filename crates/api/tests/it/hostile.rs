@@ -1,4 +1,4 @@
-//! Clients that mean no good, or can't do better: what they are told, and that they are let go.
+//! Malicious and incapable clients: they get an error and are disconnected.
 
 use std::time::{Duration, Instant};
 
@@ -11,13 +11,13 @@ use tokio::time::timeout;
 
 use crate::harness::{RUN, TestApi, send};
 
-/// Longer than anything here takes; only a failing test waits for it.
+/// Longer than anything here takes; only a failing test waits that long.
 const PATIENCE: Duration = Duration::from_secs(20);
 
-/// As the service's, but for tests that nobody wants to wait for.
+/// Production limits with timeouts short enough for tests.
 fn short() -> Limits {
     let second = Duration::from_secs(1);
-    // actix looks at its clock only every half a second, so heads can't have less.
+    // actix checks its clock only every half second, so the timeout of heads can't be shorter.
     Limits { head_time: second, body_time: second / 2, answer_time: second / 2, ..Limits::default() }
 }
 
@@ -37,14 +37,14 @@ async fn rest(stream: &mut TcpStream) -> String {
         match timeout(PATIENCE, stream.read(&mut buffer)).await.expect("the connection is closed") {
             Ok(0) => break,
             Ok(len) => answer.extend_from_slice(&buffer[..len]),
-            // Closed while something of ours was under way.
+            // Closed while data of ours was in transit.
             Err(_) => break,
         }
     }
     String::from_utf8(answer).unwrap()
 }
 
-/// Head and body of the one answer there is, which keeps the rules of every error.
+/// Returns status and code of the only response, after checking the requirements on every error.
 fn error(answer: &str) -> (u16, String) {
     let (head, body) = answer.split_once("\r\n\r\n").unwrap_or_else(|| panic!("no answer: {answer:?}"));
     let mut lines = head.lines();
@@ -67,7 +67,7 @@ fn error(answer: &str) -> (u16, String) {
 
 const HEALTH: &str = "GET /v1/health HTTP/1.1\r\nHost: x\r\n\r\n";
 
-/// A kept-alive connection on which a request has been answered.
+/// Returns a kept-alive connection on which a request has been answered.
 async fn kept_alive(api: &TestApi) -> TcpStream {
     let mut stream = connected(api).await;
     stream.write_all(HEALTH.as_bytes()).await.unwrap();
@@ -79,7 +79,7 @@ async fn kept_alive(api: &TestApi) -> TcpStream {
 }
 
 #[tokio::test]
-async fn what_is_no_request_is_answered_with_the_envelope() {
+async fn input_that_is_not_a_request_gets_the_error_envelope() {
     let api = start().await;
     let long = format!("GET / HTTP/1.1\r\nHost: x\r\nX: {}\r\n", "x".repeat(140_000));
     let rather_long = format!("GET / HTTP/1.1\r\nHost: x\r\nX: {}\r\n", "x".repeat(40_000));
@@ -97,7 +97,7 @@ async fn what_is_no_request_is_answered_with_the_envelope() {
         (&many, &large),
     ] {
         for mut stream in [connected(&api).await, kept_alive(&api).await] {
-            let _ = stream.write_all(request.as_bytes()).await; // it may not be taken to its end
+            let _ = stream.write_all(request.as_bytes()).await; // the server may not read all of it
             assert_eq!(&error(&rest(&mut stream).await), expected, "{:.80}", request);
         }
     }
@@ -115,9 +115,9 @@ async fn a_head_that_does_not_arrive_in_time_is_answered_408_on_every_connection
     }
 }
 
-/// Each byte that comes must not start the time anew.
+/// A byte that arrives must not restart the timeout.
 #[tokio::test]
-async fn a_head_that_drips_is_cut_off() {
+async fn a_dripping_head_is_cut_off() {
     let api = start().await;
     for stream in [connected(&api).await, kept_alive(&api).await] {
         let (mut read, mut write) = stream.into_split();
@@ -174,9 +174,9 @@ async fn a_body_that_does_not_arrive_in_time_is_answered_and_the_connection_clos
     }
 }
 
-/// Whatever it was refused for: a body that nobody reads is not drained to an end that never comes.
+/// Whatever the response, an unwanted body is not read to an end that never comes.
 #[tokio::test]
-async fn after_an_early_answer_an_endless_body_is_not_read_on() {
+async fn an_endless_body_is_not_read_after_an_early_response() {
     let api = start().await;
     let bare = |method: &str, path: &str, framing: &str| {
         format!("{method} {path} HTTP/1.1\r\nHost: x\r\n{framing}\r\n\r\n")
@@ -207,9 +207,9 @@ async fn after_an_early_answer_an_endless_body_is_not_read_on() {
     }
 }
 
-/// A body in chunks that is read to its end is no reason to close.
+/// A chunked body that is read to its end is no reason to close the connection.
 #[tokio::test]
-async fn after_a_body_in_chunks_the_connection_is_used_again() {
+async fn a_connection_is_reused_after_a_chunked_body() {
     let api = start().await;
     let mut stream = connected(&api).await;
     let body = r#"{"status_code": "queued"}"#;
@@ -225,16 +225,16 @@ async fn after_a_body_in_chunks_the_connection_is_used_again() {
     }
 }
 
-/// A run whose answer is about 60 KB.
+/// Records a run whose response is about 60 KB, and returns the request for it.
 async fn long_run(api: &TestApi) -> String {
     let body = format!(r#"{{"status_code": "running", "output": "{}"}}"#, "x".repeat(60_000));
     assert_eq!(crate::harness::send(api.put(&format!("/v1/runs/{RUN}"), body)).await.status, 201);
     format!("GET /v1/runs/{RUN} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {}\r\n\r\n", api.token)
 }
 
-/// Nor does it make the server work on and on: what is asked for is not even read.
+/// The server stops reading its requests, so the client causes no endless work.
 #[tokio::test]
-async fn a_client_that_does_not_read_its_answers_is_cut_off() {
+async fn a_client_that_does_not_read_its_responses_is_cut_off() {
     let api = start().await;
     let get = long_run(&api).await;
     let mut stream = connected(&api).await;
@@ -246,14 +246,14 @@ async fn a_client_that_does_not_read_its_answers_is_cut_off() {
         asked
     };
     let asked = timeout(PATIENCE, flood).await.expect("the connection is closed");
-    // What the buffers of both kernels hold, and no more.
+    // As many as fit into the buffers of both kernels.
     assert!(asked < 100_000, "{asked} requests were taken");
     assert_eq!(api.get("/v1/health").await.status, 200);
 }
 
 /// A few bytes now and then are not enough.
 #[tokio::test]
-async fn a_client_that_sips_its_answers_is_cut_off() {
+async fn a_client_that_reads_its_responses_too_slowly_is_cut_off() {
     const ASKED: usize = 400; // more than the buffers of both kernels hold
     let api = start().await;
     let requests = long_run(&api).await.repeat(ASKED);
@@ -278,10 +278,10 @@ async fn a_client_that_sips_its_answers_is_cut_off() {
     assert!(answered < ASKED, "{answered} answers came");
 }
 
-/// One that reads steadily gets all it asked for, however much that is, and in its order.
-/// Slower than any buffer is emptied in `answer_time`, but as fast as is asked of it.
+/// A steady reader gets the whole response in order, however long it is. It is too slow to empty all buffers
+/// within `answer_time`, but meets the required rate.
 #[tokio::test]
-async fn a_client_that_reads_slowly_but_steadily_gets_its_whole_answer() {
+async fn a_client_that_reads_slowly_but_steadily_gets_its_whole_response() {
     const RUNS: usize = 80;
     let api = start().await;
     for _ in 0..RUNS {
@@ -296,12 +296,12 @@ async fn a_client_that_reads_slowly_but_steadily_gets_its_whole_answer() {
     let head =
         format!("GET /v1/runs?limit=500 HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {}\r\n", api.token);
     stream.write_all(format!("{head}Connection: close\r\n\r\n").as_bytes()).await.unwrap();
-    // 800 kB a second; 128 are asked for.
+    // 800 kB/s; the limit requires 128 kB/s.
     let (mut ticks, mut answer) = (tokio::time::interval(Duration::from_millis(20)), Vec::new());
     loop {
         ticks.tick().await;
         let mut piece = [0; 16_000];
-        match timeout(PATIENCE, stream.read(&mut piece)).await.unwrap().expect("it is not cut off") {
+        match timeout(PATIENCE, stream.read(&mut piece)).await.unwrap().expect("the client was cut off") {
             0 => break,
             len => answer.extend_from_slice(&piece[..len]),
         }
@@ -316,7 +316,7 @@ async fn a_client_that_reads_slowly_but_steadily_gets_its_whole_answer() {
 }
 
 #[tokio::test]
-async fn many_requests_in_one_go_are_all_answered_to_a_client_that_reads() {
+async fn pipelined_requests_are_all_answered_if_the_client_reads() {
     const ASKED: usize = 200;
     let api = start().await;
     let requests = long_run(&api).await.repeat(ASKED - 1) + HEALTH;
@@ -348,7 +348,7 @@ async fn connections_beyond_the_limit_wait_until_others_end() {
     assert_ne!(answered.unwrap(), 0);
 }
 
-/// Slow heads and slow bodies in number: they are all cut off, and meanwhile others are served.
+/// Many slow heads and bodies are all cut off, while other clients are served.
 #[tokio::test]
 async fn good_clients_are_served_while_others_drip() {
     let api = start().await;
@@ -386,14 +386,14 @@ async fn good_clients_are_served_while_others_drip() {
     }
 }
 
-/// A connection from another address of this host, which no trusted proxy has.
+/// Connects from another address of this host that is not a trusted proxy.
 async fn connected_as(api: &TestApi, client: &str) -> TcpStream {
     let socket = TcpSocket::new_v4().unwrap();
     socket.bind(format!("{client}:0").parse().unwrap()).unwrap();
     socket.connect(api.addr).await.unwrap()
 }
 
-/// Sends and reads until what came ends with that.
+/// Sends a request and reads until the response ends with `end`.
 async fn exchange(stream: &mut TcpStream, request: &str, end: &str) -> String {
     stream.write_all(request.as_bytes()).await.unwrap();
     let mut answer = Vec::new();
@@ -409,7 +409,7 @@ fn two_each() -> Limits {
 }
 
 #[tokio::test]
-async fn a_clients_next_connection_is_refused_once_it_has_as_many_as_it_may() {
+async fn a_connection_over_its_clients_limit_is_refused() {
     let api = TestApi::limited(Engine::Sqlite, two_each()).await;
     let mut kept = [connected_as(&api, "127.0.0.8").await, connected_as(&api, "127.0.0.8").await];
     for stream in &mut kept {
@@ -432,13 +432,13 @@ async fn a_clients_next_connection_is_refused_once_it_has_as_many_as_it_may() {
         if rest(&mut next).await.starts_with("HTTP/1.1 200 ") {
             break;
         }
-        assert!(began.elapsed() < PATIENCE, "they are not forgotten");
+        assert!(began.elapsed() < PATIENCE, "closed connections are still counted");
     }
 }
 
-/// Behind a proxy connections say nothing of clients.
+/// Behind a proxy, connections can't be attributed to clients.
 #[tokio::test]
-async fn a_client_of_a_trusted_proxy_has_so_many_requests_that_wait_for_an_answer() {
+async fn requests_in_flight_are_limited_per_client_behind_a_trusted_proxy() {
     let api = TestApi::limited(Engine::Sqlite, two_each()).await;
     let waiting = put(&api, "Content-Length: 2\r\nExpect: 100-continue\r\nX-Forwarded-For: 203.0.113.7");
     let mut kept = [connected(&api).await, connected(&api).await];

@@ -1,4 +1,4 @@
-//! Requests that are repeated, and redeliveries that take the place of a waiting one.
+//! Repeated requests, and redeliveries that supersede a waiting delivery.
 
 use std::time::Duration;
 
@@ -9,13 +9,13 @@ use reqwest::Method;
 use crate::harness::{RUN, Reply, SUCCEEDED, TestApi, on_both_engines, redeliveries, send};
 
 on_both_engines!(
-    a_request_repeated_with_its_key_is_answered_as_before_and_rings_no_more,
-    a_key_stands_for_method_path_query_and_body,
+    a_repeated_request_gets_the_same_response_and_no_second_doorbell,
+    a_key_is_bound_to_method_path_query_and_body,
     a_refused_request_leaves_its_key_free,
     a_malformed_key_is_refused,
-    of_many_requests_with_one_key_one_is_accepted_and_all_are_answered_alike,
+    concurrent_requests_with_one_key_are_accepted_once_and_answered_alike,
     a_waiting_delivery_makes_way_when_asked,
-    only_true_and_false_are_taken_for_supersede,
+    supersede_must_be_true_or_false,
 );
 
 async fn keyed(api: &TestApi, key: &str, path: &str, body: &'static str) -> Reply {
@@ -23,7 +23,7 @@ async fn keyed(api: &TestApi, key: &str, path: &str, body: &'static str) -> Repl
     send(request.header("idempotency-key", key).body(body)).await
 }
 
-async fn a_request_repeated_with_its_key_is_answered_as_before_and_rings_no_more(mut api: TestApi) {
+async fn a_repeated_request_gets_the_same_response_and_no_second_doorbell(mut api: TestApi) {
     api.delivered_run().await;
     let first = keyed(&api, "k", &redeliveries(RUN), "").await;
     assert_eq!(first.status, 201);
@@ -40,7 +40,7 @@ async fn a_request_repeated_with_its_key_is_answered_as_before_and_rings_no_more
     api.doorbell().await;
 }
 
-async fn a_key_stands_for_method_path_query_and_body(mut api: TestApi) {
+async fn a_key_is_bound_to_method_path_query_and_body(mut api: TestApi) {
     api.delivered_run().await;
     let first = keyed(&api, "k", &redeliveries(RUN), "").await;
     assert_eq!(first.status, 201);
@@ -56,7 +56,7 @@ async fn a_key_stands_for_method_path_query_and_body(mut api: TestApi) {
         assert_eq!(reused.error(), (409, "CONFLICT".into()), "{path} {body}");
     }
     assert_eq!(api.record().await, before);
-    // Elsewhere it is another key.
+    // Keys are separate per organization.
     api.token = api.another_organization().await.1;
     assert_eq!(keyed(&api, "k", &redeliveries(RUN), "").await.error(), (404, "RUN_NOT_FOUND".into()));
     assert_eq!(keyed(&api, "k", "/v1/callback-secrets", "").await.status, 201);
@@ -86,7 +86,7 @@ async fn a_malformed_key_is_refused(mut api: TestApi) {
     api.doorbell().await;
 }
 
-async fn of_many_requests_with_one_key_one_is_accepted_and_all_are_answered_alike(mut api: TestApi) {
+async fn concurrent_requests_with_one_key_are_accepted_once_and_answered_alike(mut api: TestApi) {
     api.delivered_run().await;
     let path = redeliveries(RUN);
     let replies = join_all((0..50).map(|_| keyed(&api, "k", &path, ""))).await;
@@ -100,7 +100,7 @@ async fn of_many_requests_with_one_key_one_is_accepted_and_all_are_answered_alik
 async fn a_waiting_delivery_makes_way_when_asked(mut api: TestApi) {
     api.put_run(SUCCEEDED).await;
     let path = format!("{}?supersede=true", redeliveries(RUN));
-    // Neither a new one nor one that is being sent.
+    // Neither a new delivery nor one being sent can be superseded.
     assert_eq!(api.post(&path, "").await.invalid(), ["path.run_id conflict"]);
     let job = api.doorbell().await;
     api.claim(&job).await;
@@ -122,7 +122,7 @@ async fn a_waiting_delivery_makes_way_when_asked(mut api: TestApi) {
     );
 }
 
-async fn only_true_and_false_are_taken_for_supersede(api: TestApi) {
+async fn supersede_must_be_true_or_false(api: TestApi) {
     for (query, expected) in [
         ("supersede=yes", "query.supersede bool_parsing"),
         ("supersede", "query.supersede bool_parsing"),

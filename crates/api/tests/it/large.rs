@@ -1,4 +1,4 @@
-//! What is large: pages that end early, answers in pieces, and requests that wait for room.
+//! Large data: pages that end early, responses in chunks, and requests that wait for memory.
 
 use std::time::Duration;
 
@@ -13,14 +13,14 @@ use testkit::Engine;
 use crate::harness::{TestApi, on_both_engines, redeliveries, send};
 
 on_both_engines!(
-    a_page_ends_early_by_bytes_and_nothing_is_left_out,
-    a_runs_deliveries_are_bounded_and_lead_to_the_older_ones,
-    large_requests_wait_for_room_and_are_all_served,
+    a_page_ends_at_the_byte_limit_and_no_row_is_skipped,
+    a_runs_deliveries_are_bounded_and_link_to_older_ones,
+    large_requests_wait_for_memory_and_are_all_served,
 );
 
 const KIB: usize = 1024;
 
-/// A run that has ended with an output of so many bytes.
+/// Records a run that has ended, with `output` bytes of output.
 async fn run(api: &TestApi, deliver: Deliver, output: usize) -> RunId {
     let id = RunId::new(api.clock.now());
     let body = json!({"status_code": "succeeded", "output": "x".repeat(output), "callback_url": "https://example.com/"});
@@ -37,8 +37,9 @@ fn ids(items: &Value) -> Vec<String> {
     items.as_array().unwrap().iter().map(|item| item["id"].as_str().unwrap().to_owned()).collect()
 }
 
-/// Rows of all sizes: some fit beside others, one is larger than a page may be, and 300 KiB take room.
-async fn a_page_ends_early_by_bytes_and_nothing_is_left_out(api: TestApi) {
+/// Rows of all sizes: some fit on a page together, one is larger than a page, and those of 300 KiB need
+/// reserved memory.
+async fn a_page_ends_at_the_byte_limit_and_no_row_is_skipped(api: TestApi) {
     let api = api.limited_to(Limits { page_bytes: 600 * KIB, ..Limits::default() }).await;
     let mut made = Vec::new();
     for kib in [1, 300, 250, 1, 700, 1, 1, 300, 299] {
@@ -59,18 +60,18 @@ async fn a_page_ends_early_by_bytes_and_nothing_is_left_out(api: TestApi) {
             assert!(page.text.len() < 640 * KIB || items == 1, "{items} items in {} bytes", page.text.len());
         }
         assert!(pages.len() <= 5, "{} pages", pages.len());
-        // And back again.
+        // Backwards.
         let last = pages.last().unwrap().json();
         let back = format!("{first}&from_prev=true&pq={}", last["previous"].as_str().unwrap());
         let back = ids(&api.get(&back).await.json()["items"]);
         assert_eq!(back, ids(&pages[pages.len() - 2].json()["items"]));
-        // Fields that are not asked for are not read.
+        // Fields that are not selected are not read.
         let slim = api.get(&format!("{first}&fields=id,status_code")).await.json();
         assert_eq!(ids(&slim["items"]), expected);
     }
 }
 
-async fn a_runs_deliveries_are_bounded_and_lead_to_the_older_ones(api: TestApi) {
+async fn a_runs_deliveries_are_bounded_and_link_to_older_ones(api: TestApi) {
     let mut api = api.limited_to(Limits { page_bytes: 700 * KIB, ..Limits::default() }).await;
     let id = run(&api, Deliver::Automatically, 150 * KIB).await;
     let mut made = ids(&api.get(&format!("/v1/runs/{id}/callback")).await.json());
@@ -92,8 +93,8 @@ async fn a_runs_deliveries_are_bounded_and_lead_to_the_older_ones(api: TestApi) 
     assert_eq!((ids(&slim.json()), slim.header("link")), (made.clone(), ""));
 }
 
-/// Room for two of them at once, and half of it for one organization.
-async fn large_requests_wait_for_room_and_are_all_served(api: TestApi) {
+/// Memory for two of them at once, half of it for one organization.
+async fn large_requests_wait_for_memory_and_are_all_served(api: TestApi) {
     let limits = Limits { working: 20 << 20, arriving: 1 << 20, ..Limits::default() };
     let mut api = api.limited_to(limits).await;
     let mut runs = Vec::new();
@@ -115,9 +116,9 @@ async fn large_requests_wait_for_room_and_are_all_served(api: TestApi) {
     assert!(shown.iter().all(|reply| reply.status == 200 && reply.text.len() > 500 * KIB));
 }
 
-/// A row that is written before an older one is committed must not be what is gone on from.
+/// A cursor must not point to a row while an older row is uncommitted.
 #[tokio::test(flavor = "multi_thread")]
-async fn following_a_list_in_ascending_order_misses_nothing_while_others_write() {
+async fn following_a_list_in_ascending_order_misses_no_concurrent_write() {
     for engine in [Engine::Postgres, Engine::Sqlite] {
         let followed = tokio::time::timeout(Duration::from_secs(60), follow(engine)).await;
         followed.unwrap_or_else(|_| panic!("{engine:?}: some runs were never seen"));
@@ -138,7 +139,7 @@ async fn follow(engine: Engine) {
                 let write = store.write_within(Duration::from_secs(60), move |tx, now| {
                     let id = RunId::new(now);
                     store::record_run(tx, now, &policy, Deliver::Never, (org, id), &update, "r")?;
-                    // Some commit long after they began, as behind a lock.
+                    // Some transactions commit long after they began, as behind a lock.
                     std::thread::park_timeout(Duration::from_millis(((writer * 7 + n * 13) % 40) as u64));
                     Ok::<_, store::StoreError>(())
                 });
@@ -166,5 +167,5 @@ async fn follow(engine: Engine) {
     let mut distinct = seen.clone();
     distinct.sort();
     distinct.dedup();
-    assert_eq!(distinct.len(), seen.len(), "none twice");
+    assert_eq!(distinct.len(), seen.len(), "a run was seen twice");
 }

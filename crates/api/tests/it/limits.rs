@@ -1,4 +1,4 @@
-//! Rate limits, and what clients that mean no good may take.
+//! Rate limits of organizations and clients.
 
 use std::net::IpAddr;
 use std::num::NonZeroU32;
@@ -12,7 +12,7 @@ use crate::harness::{RUN, Reply, TestApi, send};
 
 const SECOND: Duration = Duration::from_secs(1);
 
-/// Makes a test of each async function, on both engines, with those limits.
+/// Generates tests on both engines, with `$limits`, for each async function.
 macro_rules! limited {
     ($limits:expr => $($test:ident),* $(,)?) => {$(
         mod $test {
@@ -44,18 +44,18 @@ fn failures() -> Limits {
 }
 
 limited!(requests() =>
-    an_organization_over_its_rate_is_told_when_to_come_again,
-    each_organization_has_a_rate_of_its_own,
-    requests_count_whatever_becomes_of_them_once_their_token_is_known,
+    an_organization_over_its_rate_gets_a_retry_time,
+    each_organization_has_its_own_rate,
+    authenticated_requests_count_whatever_their_outcome,
     health_and_unknown_paths_are_not_limited,
 );
 
 limited!(failures() =>
-    a_client_that_guesses_tokens_is_refused_and_good_ones_beside_it_are_not,
-    clients_of_a_trusted_proxy_are_limited_one_by_one,
-    peers_are_limited_one_by_one,
+    a_client_that_guesses_tokens_is_limited_and_valid_tokens_are_not,
+    clients_behind_a_trusted_proxy_are_limited_separately,
+    peers_are_limited_separately,
     requests_that_cost_no_look_up_do_not_count_as_failures,
-    good_tokens_do_not_count_as_failures,
+    valid_tokens_do_not_count_as_failures,
 );
 
 fn assert_limited(reply: &Reply, retry_after: &str) {
@@ -64,7 +64,7 @@ fn assert_limited(reply: &Reply, retry_after: &str) {
     assert_eq!(reply.json()["errors"], serde_json::Value::Null);
 }
 
-async fn an_organization_over_its_rate_is_told_when_to_come_again(api: TestApi) {
+async fn an_organization_over_its_rate_gets_a_retry_time(api: TestApi) {
     let other = api.token(contracts::Scopes::All).await;
     let run = format!("/v1/runs/{RUN}");
     for _ in 0..2 {
@@ -81,7 +81,7 @@ async fn an_organization_over_its_rate_is_told_when_to_come_again(api: TestApi) 
     assert_limited(&api.get(&run).await, "1");
 }
 
-async fn each_organization_has_a_rate_of_its_own(api: TestApi) {
+async fn each_organization_has_its_own_rate(api: TestApi) {
     let (_, other) = api.another_organization().await;
     let run = format!("/v1/runs/{RUN}");
     for token in [&api.token, &other] {
@@ -93,8 +93,8 @@ async fn each_organization_has_a_rate_of_its_own(api: TestApi) {
     }
 }
 
-/// The limit comes right after the token: what else is wrong with a request does not matter.
-async fn requests_count_whatever_becomes_of_them_once_their_token_is_known(api: TestApi) {
+/// The limit is checked right after the token, whatever else is wrong with a request.
+async fn authenticated_requests_count_whatever_their_outcome(api: TestApi) {
     let foreign = uuid::Uuid::from_u128(1).to_string();
     let weak = api.token(contracts::Scopes::Named(vec![])).await;
     let path = format!("/v1/runs/{RUN}");
@@ -127,19 +127,19 @@ async fn guess(api: &TestApi, n: u8) -> Reply {
     send(api.bare(Method::GET, "/v1/runs/x").bearer_auth(unknown(n))).await
 }
 
-async fn a_client_that_guesses_tokens_is_refused_and_good_ones_beside_it_are_not(api: TestApi) {
-    assert_eq!(api.get("/v1/runs/x").await.status, 422); // now the token is known
+async fn a_client_that_guesses_tokens_is_limited_and_valid_tokens_are_not(api: TestApi) {
+    assert_eq!(api.get("/v1/runs/x").await.status, 422); // the token is cached from here on
     for n in 0..3 {
         assert_eq!(guess(&api, n).await.status, 401);
     }
     assert_limited(&guess(&api, 3).await, "10");
     assert_limited(&guess(&api, 0).await, "10");
-    // Nor is one that was never shown before.
+    // A token not used before is accepted as well.
     let fresh = api.token(contracts::Scopes::All).await;
     assert_eq!(send(api.bare(Method::GET, "/v1/runs/x").bearer_auth(&fresh)).await.status, 422);
     for _ in 0..3 {
         assert_eq!(api.get("/v1/runs/x").await.status, 422);
-        api.clock.advance(Duration::from_secs(3)); // it is looked up again meanwhile
+        api.clock.advance(Duration::from_secs(3)); // the token is looked up again in between
     }
     assert_limited(&guess(&api, 4).await, "1");
     api.clock.advance(SECOND);
@@ -147,8 +147,8 @@ async fn a_client_that_guesses_tokens_is_refused_and_good_ones_beside_it_are_not
     assert_limited(&guess(&api, 5).await, "10");
 }
 
-/// The tests' own address is a trusted proxy, another one of the host is not.
-async fn clients_of_a_trusted_proxy_are_limited_one_by_one(api: TestApi) {
+/// The address of the tests' client is a trusted proxy; another address of the host is not.
+async fn clients_behind_a_trusted_proxy_are_limited_separately(api: TestApi) {
     let guess_for = async |client: &str, n| {
         let request = api.bare(Method::GET, "/v1/runs/x").header("x-forwarded-for", client);
         send(request.bearer_auth(unknown(n))).await
@@ -169,7 +169,7 @@ async fn clients_of_a_trusted_proxy_are_limited_one_by_one(api: TestApi) {
     }
 }
 
-async fn peers_are_limited_one_by_one(api: TestApi) {
+async fn peers_are_limited_separately(api: TestApi) {
     let guess_from = async |address: [u8; 4], n| {
         let client = reqwest::Client::builder().no_proxy().local_address(IpAddr::from(address));
         let request = client.build().unwrap().get(format!("http://{}/v1/runs/x", api.addr));
@@ -191,7 +191,7 @@ async fn requests_that_cost_no_look_up_do_not_count_as_failures(api: TestApi) {
     assert_eq!(guess(&api, 0).await.status, 401);
 }
 
-/// Nor does the database's silence, however many tokens it could not tell good from bad.
+/// Tokens that could not be looked up are not failures, however many there are.
 #[tokio::test]
 async fn an_outage_does_not_count_as_a_failure() {
     let database = TestDatabase::new(Engine::Postgres);
@@ -214,7 +214,7 @@ async fn an_outage_does_not_count_as_a_failure() {
     assert_eq!(status, 422);
 }
 
-async fn good_tokens_do_not_count_as_failures(api: TestApi) {
+async fn valid_tokens_do_not_count_as_failures(api: TestApi) {
     for _ in 0..20 {
         let fresh = api.token(contracts::Scopes::All).await;
         assert_eq!(send(api.bare(Method::GET, "/v1/runs/x").bearer_auth(fresh)).await.status, 422);

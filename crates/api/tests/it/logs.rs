@@ -24,7 +24,7 @@ impl Write for Captured {
 }
 
 #[tokio::test]
-async fn each_request_is_one_line_without_its_token() {
+async fn each_request_logs_one_line_without_its_token() {
     let captured = Captured::default();
     let writer = Captured(captured.0.clone());
     let subscriber = tracing_subscriber::fmt().json().with_writer(move || writer.clone()).finish();

@@ -1,4 +1,4 @@
-//! The API from outside, over HTTP, on both engines.
+//! Tests of the API over HTTP, on both engines.
 #![allow(clippy::unwrap_used)] // the configured exemption covers test functions only, not their helpers
 
 mod auth;

@@ -1,4 +1,4 @@
-//! Another organization's things look exactly like things that do not exist (contract section 3).
+//! Other organizations' resources look exactly like resources that do not exist (contract section 3).
 
 use contracts::Scopes;
 use futures_util::future::join_all;
@@ -10,7 +10,7 @@ use crate::harness::{Reply, TestApi, on_both_engines, send};
 
 on_both_engines!(a_thousand_foreign_ids_are_answered_like_unknown_ones_by_every_call);
 
-/// How many foreign things each call is asked for.
+/// Number of foreign IDs requested from each call.
 const PAIRS: usize = 1_000;
 
 async fn a_thousand_foreign_ids_are_answered_like_unknown_ones_by_every_call(mut api: TestApi) {
@@ -47,7 +47,7 @@ async fn a_thousand_foreign_ids_are_answered_like_unknown_ones_by_every_call(mut
     ] {
         let ask = |id: Uuid| {
             let request = api.request(method.clone(), &format!("{before}{id}{after}"));
-            // Only what a client chose itself may differ.
+            // Only values chosen by the client may differ.
             let request = request.header("x-request-id", "same").header("content-type", "application/json");
             send(if method == Method::PATCH { request.body(r#"{"label": "x"}"#) } else { request })
         };
@@ -59,7 +59,7 @@ async fn a_thousand_foreign_ids_are_answered_like_unknown_ones_by_every_call(mut
             }
         }
     }
-    // Lists and filters say nothing of them either.
+    // Lists and filters do not reveal them either.
     for run in runs.iter().take(50) {
         let list = api.get(&format!("/v1/callback-deliveries?run_id={run}")).await;
         assert_eq!(list.text, r#"{"items":[],"first":null,"next":null,"previous":null}"#);

@@ -1,4 +1,4 @@
-//! When the database is away, or holds what can't be shown.
+//! Database outages, and rows that can't be shown.
 
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
@@ -13,13 +13,13 @@ use testkit::{Engine, Proxy, TestDatabase};
 use crate::harness::{CONNECTIONS, RUN, Reply, SUCCEEDED, TestApi, on_both_engines, redeliveries, send};
 
 on_both_engines!(
-    an_internal_error_says_nothing_of_its_cause,
-    when_all_connections_stay_busy_a_request_is_asked_to_come_again_after_a_second,
+    an_internal_error_does_not_reveal_its_cause,
+    while_all_connections_are_busy_a_request_fails_after_a_second,
 );
 
-/// PostgreSQL only: an open SQLite file doesn't go away.
+/// PostgreSQL only: an open SQLite file does not go away.
 #[tokio::test]
-async fn without_its_database_the_api_asks_to_come_again() {
+async fn without_its_database_the_api_asks_clients_to_retry() {
     let mut api = TestApi::start(Engine::Postgres).await;
     assert_eq!(api.put_run(SUCCEEDED).await.status, 201);
     api.doorbell().await;
@@ -48,12 +48,12 @@ async fn without_its_database_the_api_is_not_ready_and_says_why() {
     assert!(message.starts_with("the database has not answered for "), "{message}");
 }
 
-/// A full disk and a deadlock, in whatever language the server says so.
+/// A full disk and a deadlock, in whatever language the server reports them.
 #[tokio::test]
-async fn while_its_database_takes_nothing_the_api_asks_to_come_again() {
+async fn while_its_database_rejects_writes_the_api_asks_clients_to_retry() {
     let mut api = TestApi::start(Engine::Postgres).await;
     api.delivered_run().await;
-    let database = api.database.as_ref().expect("it is not lost");
+    let database = api.database.as_ref().expect("the database was dropped");
     for (state, words) in [("53100", "No queda espacio en el dispositivo"), ("40P01", "Verklemmung entdeckt")]
     {
         database.execute(&format!(
@@ -70,7 +70,7 @@ async fn while_its_database_takes_nothing_the_api_asks_to_come_again() {
     api.doorbell().await;
 }
 
-async fn an_internal_error_says_nothing_of_its_cause(mut api: TestApi) {
+async fn an_internal_error_does_not_reveal_its_cause(mut api: TestApi) {
     api.delivered_run().await;
     let delivery = api.record().await.1.remove(0);
     let broken = Delivery {
@@ -96,7 +96,7 @@ fn assert_unavailable(reply: &Reply) {
     assert_eq!(reply.json()["message"], "the service is temporarily unavailable");
 }
 
-async fn when_all_connections_stay_busy_a_request_is_asked_to_come_again_after_a_second(api: TestApi) {
+async fn while_all_connections_are_busy_a_request_fails_after_a_second(api: TestApi) {
     let (release, busy) = hold(&api).await;
     let asked = Instant::now();
     let reply = api.get(&format!("/v1/runs/{RUN}")).await;
@@ -108,7 +108,7 @@ async fn when_all_connections_stay_busy_a_request_is_asked_to_come_again_after_a
     assert_eq!(api.get(&format!("/v1/runs/{RUN}")).await.status, 404);
 }
 
-/// Takes every connection that requests could read with, until the sender is dropped.
+/// Occupies every connection available to reads until the senders are dropped.
 async fn hold(api: &TestApi) -> (Vec<mpsc::Sender<()>>, Vec<tokio::task::JoinHandle<()>>) {
     let (mut release, mut busy) = (Vec::new(), Vec::new());
     for _ in 0..CONNECTIONS {
@@ -130,7 +130,8 @@ async fn hold(api: &TestApi) -> (Vec<mpsc::Sender<()>>, Vec<tokio::task::JoinHan
     (release, busy)
 }
 
-/// An API with a run to redeliver, which reaches its PostgreSQL through a line that can be disturbed.
+/// Returns an API with a run to redeliver, connected to PostgreSQL through a proxy that can disturb the
+/// connection.
 async fn behind_a_proxy() -> (TestApi, Proxy) {
     let database = TestDatabase::new(Engine::Postgres);
     let proxy = Proxy::start(database.server()).await;
@@ -140,8 +141,8 @@ async fn behind_a_proxy() -> (TestApi, Proxy) {
     (api, proxy)
 }
 
-/// Many requests at once of every kind: read, written, accepted in a batch, with a token that is known and with one
-/// that must be looked up. All are answered 503 within five seconds.
+/// Sends many concurrent requests of every kind: reads, writes, redeliveries accepted in a batch, with a
+/// cached token and with an unknown one. All get 503 within five seconds.
 async fn all_are_told_to_come_again_in_time(api: &TestApi) {
     let asked = Instant::now();
     let unknown = format!("rf_live_{}", "0".repeat(64));
@@ -162,7 +163,7 @@ async fn all_are_told_to_come_again_in_time(api: &TestApi) {
     assert!(took < Duration::from_secs(5), "{took:?}");
 }
 
-/// A redelivery is accepted again, however the ones before ended that were told to come again.
+/// Checks that redeliveries are accepted again, whatever became of the earlier ones that got 503.
 async fn works_again(api: &mut TestApi) {
     let deadline = Instant::now() + Duration::from_secs(30);
     let reply = loop {
@@ -172,7 +173,7 @@ async fn works_again(api: &mut TestApi) {
         }
         assert!(Instant::now() < deadline, "still unavailable");
     };
-    // One of the requests before may have been committed after its client was told to come again.
+    // An earlier redelivery may have been committed although its client got 503.
     assert!(reply.status == 201 || reply.invalid() == ["path.run_id conflict"], "{}", reply.text);
     let deliveries = api.record().await.1;
     assert_eq!(deliveries.len(), 2, "the automatic one and one redelivery");
@@ -180,15 +181,15 @@ async fn works_again(api: &mut TestApi) {
 }
 
 #[tokio::test]
-async fn a_database_that_refuses_connections_is_answered_for_in_time() {
+async fn requests_fail_in_time_if_the_database_refuses_connections() {
     let (api, proxy) = behind_a_proxy().await;
     drop(proxy);
     all_are_told_to_come_again_in_time(&api).await;
 }
 
-/// As when PostgreSQL's main process hangs: the kernel goes on accepting connections.
+/// As if the main process of PostgreSQL hangs: the kernel still accepts connections.
 #[tokio::test]
-async fn a_database_that_accepts_connections_and_says_nothing_is_answered_for_in_time() {
+async fn requests_fail_in_time_if_the_database_accepts_connections_but_never_responds() {
     let (mut api, proxy) = behind_a_proxy().await;
     proxy.swallow();
     all_are_told_to_come_again_in_time(&api).await;
@@ -196,13 +197,13 @@ async fn a_database_that_accepts_connections_and_says_nothing_is_answered_for_in
     works_again(&mut api).await;
 }
 
-/// As when the host or its disk hangs: connections in use say nothing more, and are not closed either.
+/// As if the host or its disk hangs: open connections stop responding but are not closed.
 #[tokio::test]
-async fn a_database_that_falls_silent_is_answered_for_in_time() {
+async fn requests_fail_in_time_if_the_database_stops_responding() {
     let (mut api, proxy) = behind_a_proxy().await;
     proxy.freeze();
     all_are_told_to_come_again_in_time(&api).await;
-    // By now the threads that wait for it have used up the connections.
+    // By now, waiting threads occupy all connections.
     all_are_told_to_come_again_in_time(&api).await;
     proxy.thaw();
     works_again(&mut api).await;

@@ -1,4 +1,4 @@
-//! Lists, page by page.
+//! Paging through lists.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -13,24 +13,24 @@ use uuid::Uuid;
 use crate::harness::{TestApi, on_both_engines, redeliveries, send};
 
 on_both_engines!(
-    an_empty_list_is_a_page_of_nothing,
-    a_list_is_walked_forwards_and_back_without_losing_or_repeating_anything,
-    rows_that_come_meanwhile_shift_nothing,
+    an_empty_list_is_an_empty_page,
+    paging_forwards_and_backwards_neither_skips_nor_repeats_rows,
+    rows_added_while_paging_do_not_shift_pages,
     deliveries_are_filtered_by_each_property_and_by_several,
-    deliveries_are_filtered_by_host_however_it_is_written,
+    deliveries_are_filtered_by_any_spelling_of_a_host,
     a_host_that_no_delivery_can_have_is_refused_as_a_filter,
     runs_are_filtered_by_status_and_time,
     secrets_are_listed_without_their_plain_text,
-    a_delivery_in_a_list_is_the_one_that_is_shown_by_its_id,
+    a_delivery_looks_the_same_in_a_list_and_by_its_id,
     another_organizations_rows_are_in_no_list,
-    parameters_that_make_no_sense_are_refused_each,
-    a_cursor_that_is_not_ours_is_refused,
+    each_invalid_parameter_is_reported,
+    a_cursor_that_the_api_did_not_issue_is_refused,
     the_statuses_are_listed_in_their_order,
 );
 
 const DELIVERIES: &str = "/v1/callback-deliveries";
 
-/// A run that has ended, announced by an automatic delivery if it is to be.
+/// Records a run that has ended, with an automatic delivery if `deliver` says so.
 async fn run(api: &TestApi, deliver: Deliver, url: &str) -> RunId {
     let id = RunId::new(api.clock.now());
     let body = format!(r#"{{"status_code": "succeeded", "callback_url": "{url}"}}"#);
@@ -52,7 +52,7 @@ async fn page(api: &TestApi, path: &str, query: &str) -> Value {
     reply.json()
 }
 
-async fn an_empty_list_is_a_page_of_nothing(api: TestApi) {
+async fn an_empty_list_is_an_empty_page(api: TestApi) {
     for path in [DELIVERIES, "/v1/runs", "/v1/callback-secrets"] {
         let reply = api.get(path).await;
         assert_eq!(reply.text, r#"{"items":[],"first":null,"next":null,"previous":null}"#, "{path}");
@@ -60,7 +60,7 @@ async fn an_empty_list_is_a_page_of_nothing(api: TestApi) {
 }
 
 /// Seven runs, of which three were created at the same moment.
-async fn a_list_is_walked_forwards_and_back_without_losing_or_repeating_anything(api: TestApi) {
+async fn paging_forwards_and_backwards_neither_skips_nor_repeats_rows(api: TestApi) {
     let mut made = Vec::new();
     for i in 0..7 {
         made.push(run(&api, Deliver::Automatically, "https://example.com/").await.to_string());
@@ -68,7 +68,7 @@ async fn a_list_is_walked_forwards_and_back_without_losing_or_repeating_anything
             api.clock.advance(Duration::from_secs(1));
         }
     }
-    made[2..5].sort(); // the order of ids decides
+    made[2..5].sort(); // ordered by ID
     for (path, order, limit) in
         [("/v1/runs", "asc", 2), ("/v1/runs", "desc", 3), (DELIVERIES, "asc", 3), (DELIVERIES, "desc", 1)]
     {
@@ -98,7 +98,7 @@ async fn a_list_is_walked_forwards_and_back_without_losing_or_repeating_anything
     }
 }
 
-async fn rows_that_come_meanwhile_shift_nothing(api: TestApi) {
+async fn rows_added_while_paging_do_not_shift_pages(api: TestApi) {
     let mut made = BTreeSet::new();
     for _ in 0..4 {
         made.insert(run(&api, Deliver::Never, "https://example.com/").await.to_string());
@@ -161,7 +161,7 @@ async fn deliveries_are_filtered_by_each_property_and_by_several(mut api: TestAp
     }
 }
 
-async fn deliveries_are_filtered_by_host_however_it_is_written(api: TestApi) {
+async fn deliveries_are_filtered_by_any_spelling_of_a_host(api: TestApi) {
     for (url, hosts) in [
         (
             "https://xn--bcher-kva.example:8443/",
@@ -245,7 +245,7 @@ async fn secrets_are_listed_without_their_plain_text(api: TestApi) {
     assert_eq!(ids(&page(&api, "/v1/callback-secrets", &format!("pq={next}")).await), made[2..]);
 }
 
-async fn a_delivery_in_a_list_is_the_one_that_is_shown_by_its_id(mut api: TestApi) {
+async fn a_delivery_looks_the_same_in_a_list_and_by_its_id(mut api: TestApi) {
     api.delivered_run().await;
     let shown = api.redeliver().await;
     let job = api.doorbell().await;
@@ -275,7 +275,7 @@ async fn another_organizations_rows_are_in_no_list(mut api: TestApi) {
     }
 }
 
-async fn parameters_that_make_no_sense_are_refused_each(api: TestApi) {
+async fn each_invalid_parameter_is_reported(api: TestApi) {
     let path = format!(
         "{DELIVERIES}?limit=0&sort_by=id&from_prev=1&pq=%00&status_code=done&run_id=7&is_automatic=yes&\
          failure_reason_code=x&created_after=2026-01-01&created_before=2026-01-01T00:00:00&callback_host=%00&page=2"
@@ -309,7 +309,7 @@ async fn parameters_that_make_no_sense_are_refused_each(api: TestApi) {
     }
 }
 
-async fn a_cursor_that_is_not_ours_is_refused(api: TestApi) {
+async fn a_cursor_that_the_api_did_not_issue_is_refused(api: TestApi) {
     for _ in 0..2 {
         run(&api, Deliver::Never, "https://example.com/").await;
         api.clock.advance(Duration::from_secs(1));
@@ -329,7 +329,7 @@ async fn a_cursor_that_is_not_ours_is_refused(api: TestApi) {
     }
     refused(&format!("pq={cursor}A")).await;
     refused(&format!("pq={cursor}=")).await;
-    refused(&format!("pq={cursor}&sort_by=created_at:asc")).await; // it is of the other order
+    refused(&format!("pq={cursor}&sort_by=created_at:asc")).await; // a cursor of the other order
     let next = page(&api, "/v1/runs", &format!("pq={cursor}")).await;
     refused(&format!("pq={}&from_prev=true", next["first"].as_str().unwrap())).await;
 }

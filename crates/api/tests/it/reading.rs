@@ -1,4 +1,4 @@
-//! Deliveries and their attempts, as they are shown.
+//! Representation of deliveries and their attempts.
 
 use std::time::Duration;
 

@@ -1,4 +1,4 @@
-//! Sending a run's callback again.
+//! Redelivery of a run's callback.
 
 use std::time::Duration;
 
@@ -13,14 +13,14 @@ use crate::harness::{RUN, SUCCEEDED, TestApi, on_both_engines, redeliveries, sen
 on_both_engines!(
     a_redelivery_is_answered_with_a_delivery_of_the_runs_current_state,
     a_redelivery_is_signed_with_the_current_secret,
-    a_redelivery_is_committed_before_it_is_rung_for,
+    a_redelivery_is_committed_before_its_doorbell_rings,
     the_body_may_be_empty_or_an_empty_object,
     any_other_body_is_refused_and_changes_nothing,
     a_foreign_run_looks_exactly_like_an_unknown_one,
     a_run_that_has_not_ended_is_refused,
     a_run_without_url_is_refused,
     a_delivery_in_flight_is_named_in_the_conflict,
-    of_many_redeliveries_at_once_exactly_one_is_accepted,
+    exactly_one_of_many_concurrent_redeliveries_is_accepted,
 );
 
 async fn a_redelivery_is_answered_with_a_delivery_of_the_runs_current_state(mut api: TestApi) {
@@ -46,7 +46,7 @@ async fn a_redelivery_is_signed_with_the_current_secret(mut api: TestApi) {
     api.doorbell().await;
 }
 
-async fn a_redelivery_is_committed_before_it_is_rung_for(mut api: TestApi) {
+async fn a_redelivery_is_committed_before_its_doorbell_rings(mut api: TestApi) {
     api.delivered_run().await;
     let (store, org) = (api.store.clone(), api.org);
     let request = api.request(Method::POST, &redeliveries(RUN));
@@ -120,7 +120,7 @@ async fn a_run_without_url_is_refused(api: TestApi) {
     assert_eq!(api.record().await, before);
 }
 
-/// New, being sent, and waiting for its retry.
+/// A new delivery, one being sent, and one waiting for its retry.
 async fn a_delivery_in_flight_is_named_in_the_conflict(mut api: TestApi) {
     api.put_run(SUCCEEDED).await;
     let job = api.doorbell().await;
@@ -144,7 +144,7 @@ async fn a_delivery_in_flight_is_named_in_the_conflict(mut api: TestApi) {
     in_flight(Some("2026-01-02T03:04:15.678000Z")).await;
 }
 
-async fn of_many_redeliveries_at_once_exactly_one_is_accepted(mut api: TestApi) {
+async fn exactly_one_of_many_concurrent_redeliveries_is_accepted(mut api: TestApi) {
     api.delivered_run().await;
     let replies = join_all((0..64).map(|_| api.redeliver())).await;
     let (accepted, refused): (Vec<_>, Vec<_>) = replies.iter().partition(|reply| reply.status == 201);

@@ -1,20 +1,20 @@
-//! What holds of every call: ids, parameters, bodies, paths and methods, and the envelope around refusals.
+//! Behaviour common to all calls: IDs, parameters, bodies, paths, methods and the error envelope.
 
 use reqwest::Method;
 
 use crate::harness::{MAX_BODY, RUN, TestApi, on_both_engines, redeliveries, send};
 
 on_both_engines!(
-    a_request_id_is_taken_over_or_made_and_echoed,
+    a_request_id_is_accepted_or_generated_and_echoed,
     an_id_in_the_path_must_be_a_hyphenated_uuid,
     unknown_query_parameters_are_refused_on_every_call,
     a_body_must_be_declared_as_json,
     a_body_over_the_limit_is_refused_whether_announced_or_not,
     an_unknown_path_is_not_found,
-    a_wrong_method_is_answered_with_those_allowed,
+    a_wrong_method_is_answered_with_the_allowed_ones,
 );
 
-async fn a_request_id_is_taken_over_or_made_and_echoed(api: TestApi) {
+async fn a_request_id_is_accepted_or_generated_and_echoed(api: TestApi) {
     let echoed = async |path: &str, id: &str| {
         let reply = send(api.bare(Method::GET, path).header("x-request-id", id)).await;
         reply.header("x-request-id").to_owned()
@@ -101,9 +101,9 @@ async fn a_body_over_the_limit_is_refused_whether_announced_or_not(api: TestApi)
             Content-Type: application/json\r\n{framing}\r\n\r\n"
         )
     };
-    // No byte of it is awaited.
+    // Refused before any byte of the body.
     let announced = api.raw(&head("Content-Length: 100000000")).await;
-    // Nor is its end.
+    // Refused before the end of the body.
     let chunk = body(MAX_BODY + 1);
     let dripped =
         api.raw(&format!("{}{:x}\r\n{chunk}\r\n", head("Transfer-Encoding: chunked"), chunk.len())).await;
@@ -121,7 +121,7 @@ async fn an_unknown_path_is_not_found(api: TestApi) {
     }
 }
 
-async fn a_wrong_method_is_answered_with_those_allowed(api: TestApi) {
+async fn a_wrong_method_is_answered_with_the_allowed_ones(api: TestApi) {
     let run = format!("/v1/runs/{RUN}");
     for (method, path, allow) in [
         (Method::POST, "/v1/health", "GET"),

@@ -1,4 +1,4 @@
-//! What the run engine tells, and what follows from it.
+//! Reports of the run engine, and the deliveries that result.
 
 use contracts::{Destination, Job, RunId};
 use futures_util::future::join_all;
@@ -10,15 +10,15 @@ use crate::harness::{RUN, SUCCEEDED, TestApi, on_both_engines, send};
 
 on_both_engines!(
     a_run_is_created_then_replaced_until_it_ends,
-    a_run_that_ends_gets_one_automatic_delivery_rung_for_after_the_commit,
-    of_a_run_that_has_ended_only_output_is_taken,
+    a_run_that_ends_gets_one_automatic_delivery_and_a_doorbell_after_the_commit,
+    after_a_run_has_ended_only_its_output_can_change,
     an_ended_runs_status_never_changes,
     a_run_without_url_gets_no_delivery,
     many_reports_of_the_same_end_make_one_delivery,
-    a_runs_body_is_judged_in_full_and_refused_without_a_trace,
+    an_invalid_run_is_refused_with_all_its_errors_and_not_recorded,
     a_callback_url_must_be_callable_and_allowed,
-    a_callback_url_is_kept_and_shown_as_it_goes_on_the_wire,
-    whatever_text_is_accepted_can_be_recorded,
+    a_callback_url_is_recorded_and_shown_as_used_on_the_wire,
+    any_accepted_text_can_be_recorded,
     the_same_id_in_two_organizations_is_two_runs,
 );
 
@@ -34,7 +34,7 @@ async fn a_run_is_created_then_replaced_until_it_ends(api: TestApi) {
     assert_eq!(api.get(&format!("/v1/runs/{RUN}")).await.text, replaced.text);
 }
 
-async fn a_run_that_ends_gets_one_automatic_delivery_rung_for_after_the_commit(mut api: TestApi) {
+async fn a_run_that_ends_gets_one_automatic_delivery_and_a_doorbell_after_the_commit(mut api: TestApi) {
     assert_eq!(api.put_run(r#"{"status_code": "queued"}"#).await.status, 201);
     let request = api.put(&format!("/v1/runs/{RUN}"), SUCCEEDED).header("x-request-id", "engine-7");
     let (store, org) = (api.store.clone(), api.org);
@@ -47,7 +47,7 @@ async fn a_run_that_ends_gets_one_automatic_delivery_rung_for_after_the_commit(m
         )
     });
     assert_eq!(put.status, 200);
-    let delivery = committed.expect("what is rung for has been committed");
+    let delivery = committed.expect("the doorbell rang before the commit");
     assert!(delivery.is_automatic);
     let expected = Job {
         delivery_id: delivery.id,
@@ -62,7 +62,7 @@ async fn a_run_that_ends_gets_one_automatic_delivery_rung_for_after_the_commit(m
     assert_eq!(api.record().await.1, [delivery]);
 }
 
-async fn of_a_run_that_has_ended_only_output_is_taken(mut api: TestApi) {
+async fn after_a_run_has_ended_only_its_output_can_change(mut api: TestApi) {
     let first = api.put_run(SUCCEEDED).await;
     api.doorbell().await;
     api.clock.advance(std::time::Duration::from_secs(60));
@@ -105,7 +105,7 @@ async fn many_reports_of_the_same_end_make_one_delivery(mut api: TestApi) {
     assert_eq!(deliveries.iter().map(|delivery| delivery.id).collect::<Vec<_>>(), [job.delivery_id]);
 }
 
-async fn a_runs_body_is_judged_in_full_and_refused_without_a_trace(api: TestApi) {
+async fn an_invalid_run_is_refused_with_all_its_errors_and_not_recorded(api: TestApi) {
     for (body, expected) in [
         ("", &["body.0 json_invalid"][..]),
         ("[]", &["body object_type"]),
@@ -168,7 +168,7 @@ async fn a_callback_url_must_be_callable_and_allowed(api: TestApi) {
     assert_eq!(api.get(&format!("/v1/runs/{RUN}")).await.status, 404);
 }
 
-async fn a_callback_url_is_kept_and_shown_as_it_goes_on_the_wire(mut api: TestApi) {
+async fn a_callback_url_is_recorded_and_shown_as_used_on_the_wire(mut api: TestApi) {
     let body = r#"{"status_code": "succeeded", "callback_url": "HTTPS://BÜCHER.example:443/a/../é?q=ü"}"#;
     let url = "https://xn--bcher-kva.example/%C3%A9?q=%C3%BC";
     let first = api.put_run(body).await;
@@ -180,8 +180,9 @@ async fn a_callback_url_is_kept_and_shown_as_it_goes_on_the_wire(mut api: TestAp
     assert_eq!(deliveries.iter().map(|delivery| &*delivery.callback_url).collect::<Vec<_>>(), [url]);
 }
 
-/// Texts of all lengths and planes, hosts above all: they are part of an index, whose entries are bounded.
-async fn whatever_text_is_accepted_can_be_recorded(mut api: TestApi) {
+/// Texts of all lengths and Unicode planes, above all in hosts: they are part of an index, whose entries are
+/// bounded.
+async fn any_accepted_text_can_be_recorded(mut api: TestApi) {
     let mut state = 1_u32;
     let mut text = |length: usize, from: u32, count: u32| {
         let chars = (0..length).map(|_| {

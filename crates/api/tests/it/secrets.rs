@@ -15,13 +15,13 @@ on_both_engines!(
     a_body_with_anything_but_a_label_is_refused,
     a_secret_stays_readable_without_its_plain_text,
     a_label_is_set_and_cleared,
-    promoting_a_secret_makes_it_the_one_that_new_deliveries_are_frozen_with,
+    new_deliveries_use_the_promoted_secret,
     deleting_the_current_secret_makes_the_newest_enabled_one_current,
     a_deleted_secret_stays_readable_and_cannot_be_promoted,
     an_update_of_anything_else_is_refused_and_changes_nothing,
-    a_secret_that_is_unknown_or_another_organizations_is_not_found,
-    whatever_happens_at_once_exactly_one_enabled_secret_is_current,
-    a_creation_repeated_with_its_key_shows_the_same_secret,
+    an_unknown_or_foreign_secret_is_not_found,
+    exactly_one_enabled_secret_is_current_after_concurrent_changes,
+    a_repeated_creation_shows_the_same_secret,
 );
 
 const PATH: &str = "/v1/callback-secrets";
@@ -42,7 +42,7 @@ async fn patch(api: &TestApi, secret: &Reply, body: &'static str) -> Reply {
     send(request.body(body)).await
 }
 
-/// 204, and nothing else.
+/// Deletes a secret and checks that the response is an empty 204.
 async fn delete(api: &TestApi, secret: &Reply) {
     let answer = api.request(Method::DELETE, &path(secret)).send().await.unwrap();
     assert_eq!(answer.status(), 204);
@@ -74,7 +74,7 @@ async fn a_label_is_set_and_cleared(api: TestApi) {
     assert_eq!(patch(&api, &made, r#"{"label": null}"#).await.json()["label"], serde_json::Value::Null);
 }
 
-async fn promoting_a_secret_makes_it_the_one_that_new_deliveries_are_frozen_with(mut api: TestApi) {
+async fn new_deliveries_use_the_promoted_secret(mut api: TestApi) {
     let (first, second) = (create(&api).await, create(&api).await);
     let promoted = patch(&api, &second, r#"{"is_current": true}"#).await;
     assert_eq!((promoted.status, &promoted.json()["is_current"]), (200, &true.into()));
@@ -133,7 +133,7 @@ async fn an_update_of_anything_else_is_refused_and_changes_nothing(api: TestApi)
     assert_eq!(api.get(&path(&made)).await.text, before);
 }
 
-async fn a_secret_that_is_unknown_or_another_organizations_is_not_found(mut api: TestApi) {
+async fn an_unknown_or_foreign_secret_is_not_found(mut api: TestApi) {
     let foreign = create(&api).await;
     let before = api.get(&path(&foreign)).await.text;
     let (ours, other) = (api.token.clone(), api.another_organization().await.1);
@@ -151,7 +151,7 @@ async fn a_secret_that_is_unknown_or_another_organizations_is_not_found(mut api:
     assert_eq!(api.get(&path(&foreign)).await.text, before);
 }
 
-async fn whatever_happens_at_once_exactly_one_enabled_secret_is_current(api: TestApi) {
+async fn exactly_one_enabled_secret_is_current_after_concurrent_changes(api: TestApi) {
     let secrets = join_all((0..6).map(|_| create(&api))).await;
     let (doomed, kept) = secrets.split_at(3);
     let promotions = join_all((0..24).map(|i| patch(&api, &secrets[i % 6], r#"{"is_current": true}"#)));
@@ -169,7 +169,7 @@ async fn whatever_happens_at_once_exactly_one_enabled_secret_is_current(api: Tes
     assert!(kept.iter().chain(&created).any(|secret| secret.json()["id"] == current[0]));
 }
 
-async fn a_creation_repeated_with_its_key_shows_the_same_secret(api: TestApi) {
+async fn a_repeated_creation_shows_the_same_secret(api: TestApi) {
     let ask = async |body: &'static str| {
         let request = api.request(Method::POST, PATH).header("content-type", "application/json");
         send(request.header("idempotency-key", "k-1").body(body)).await
@@ -183,7 +183,7 @@ async fn a_creation_repeated_with_its_key_shows_the_same_secret(api: TestApi) {
     assert_eq!((again.status, again.text), (201, first.text));
     assert_eq!(ask(r#"{"label": "other"}"#).await.error(), (409, "CONFLICT".into()));
     let second = create(&api).await;
-    assert!(is_current(&api, &second).await, "it is the only other one");
+    assert!(is_current(&api, &second).await, "the only other secret");
 }
 
 async fn a_secret_is_shown_once_with_its_plain_text_first(api: TestApi) {
@@ -223,5 +223,5 @@ async fn a_body_with_anything_but_a_label_is_refused(api: TestApi) {
     let too_long = format!(r#"{{"label": "{}"}}"#, "a".repeat(256));
     let request = api.request(Method::POST, PATH).header("content-type", "application/json").body(too_long);
     assert_eq!(send(request).await.invalid(), ["body.label string_too_long"]);
-    assert_eq!(api.post(PATH, "").await.json()["is_current"], true); // none was made before
+    assert_eq!(api.post(PATH, "").await.json()["is_current"], true); // the refused requests created no secret
 }

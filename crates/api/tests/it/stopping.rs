@@ -1,4 +1,4 @@
-//! Stopping without breaking off.
+//! Graceful shutdown.
 
 use std::time::Duration;
 
@@ -22,7 +22,7 @@ async fn a_request_in_flight_is_answered_before_the_server_returns(mut api: Test
     );
     stream.write_all(head.as_bytes()).await.unwrap();
     let mut go_on = [0; 25];
-    stream.read_exact(&mut go_on).await.unwrap(); // now the server has the request
+    stream.read_exact(&mut go_on).await.unwrap(); // the server has read the head
     assert_eq!(go_on, *b"HTTP/1.1 100 Continue\r\n\r\n");
     api.shutdown.cancel();
     while TcpStream::connect(api.addr).await.is_ok() {
@@ -35,12 +35,12 @@ async fn a_request_in_flight_is_answered_before_the_server_returns(mut api: Test
     (&mut api.server).await.unwrap().unwrap();
 }
 
-/// They could hold up a stop for the whole time that requests in flight are given.
+/// Idle connections could delay a shutdown for the whole grace period of requests in flight.
 #[tokio::test]
 async fn idle_connections_are_closed_at_once() {
     let mut api = TestApi::start(Engine::Sqlite).await;
     assert_eq!(api.get("/v1/health").await.status, 200); // the client keeps its connection
     api.shutdown.cancel();
     let stopped = timeout(Duration::from_secs(4), &mut api.server).await;
-    stopped.expect("stopped before the five seconds of grace").unwrap().unwrap();
+    stopped.expect("not stopped before the grace period of five seconds").unwrap().unwrap();
 }

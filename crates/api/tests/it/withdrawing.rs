@@ -1,4 +1,4 @@
-//! Withdrawing deliveries that wait.
+//! Withdrawal of waiting deliveries.
 
 use std::time::Duration;
 
@@ -16,8 +16,8 @@ on_both_engines!(
     a_delivery_that_is_being_sent_or_has_ended_otherwise_is_a_conflict,
     a_foreign_delivery_looks_exactly_like_an_unknown_one,
     withdrawing_takes_neither_query_nor_body_and_needs_its_scope,
-    a_request_repeated_with_its_key_is_answered_as_before,
-    of_many_withdrawals_at_once_all_are_answered_alike,
+    a_repeated_withdrawal_with_its_key_gets_the_same_response,
+    concurrent_withdrawals_are_answered_alike,
 );
 
 fn path(id: impl std::fmt::Display) -> String {
@@ -120,7 +120,7 @@ async fn withdrawing_takes_neither_query_nor_body_and_needs_its_scope(mut api: T
     assert_eq!(api.post(&path(id), "").await.status, 200);
 }
 
-async fn a_request_repeated_with_its_key_is_answered_as_before(mut api: TestApi) {
+async fn a_repeated_withdrawal_with_its_key_gets_the_same_response(mut api: TestApi) {
     api.put_run(SUCCEEDED).await;
     let job = api.doorbell().await;
     api.claim(&job).await;
@@ -142,7 +142,7 @@ async fn a_request_repeated_with_its_key_is_answered_as_before(mut api: TestApi)
     assert_eq!(still_waits.json()["status_code"], "pending");
 }
 
-async fn of_many_withdrawals_at_once_all_are_answered_alike(mut api: TestApi) {
+async fn concurrent_withdrawals_are_answered_alike(mut api: TestApi) {
     api.put_run(SUCCEEDED).await;
     let path = path(api.doorbell().await.delivery_id);
     let replies = join_all((0..32).map(|_| api.post(&path, ""))).await;
