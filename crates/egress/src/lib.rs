@@ -1,5 +1,5 @@
-//! Which URLs and addresses a callback may go to, pure. No IO: names are resolved by the caller, who then has
-//! each address judged at the moment of connecting.
+//! The egress policy: which URLs and addresses a callback may be sent to. No I/O: the caller resolves names
+//! and has each address judged just before connecting to it.
 
 mod nat64;
 mod policy;

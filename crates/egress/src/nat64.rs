@@ -1,4 +1,4 @@
-//! Addresses that a NAT64 translator of the network turns into IPv4.
+//! NAT64 prefixes: IPv6 addresses that a translator in the network maps to IPv4.
 
 use std::fmt;
 use std::net::{Ipv4Addr, Ipv6Addr};
@@ -7,23 +7,23 @@ use std::str::FromStr;
 use ipnet::Ipv6Net;
 use thiserror::Error;
 
-/// The bits 64 to 71 of such an address, which are zero (RFC 6052, section 2.2).
+/// Index of the octet with bits 64 to 71, which must be zero (RFC 6052, section 2.2).
 const RESERVED_OCTET: usize = 8;
 
-/// A network-specific NAT64 prefix (RFC 6052): each address in it stands for an IPv4 address.
+/// A network-specific NAT64 prefix (RFC 6052). Each address in it embeds an IPv4 address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Nat64Prefix(Ipv6Net);
 
-/// Why a text is no [`Nat64Prefix`].
+/// Why a text is not a valid [`Nat64Prefix`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
 pub enum Nat64PrefixError {
-    /// No address and length.
+    /// Not an IPv6 address with a prefix length.
     #[error("expected an IPv6 prefix such as 2001:db8:64::/96")]
     Syntax,
-    /// RFC 6052 has no such length.
+    /// A length that RFC 6052 doesn't define.
     #[error("a NAT64 prefix has a length of 32, 40, 48, 56, 64 or 96")]
     Length,
-    /// Only one of 96 bits is long enough for this.
+    /// Bits 64 to 71 are not zero. Only a /96 is long enough to contain them.
     #[error("the bits 64 to 71 of a NAT64 prefix must be zero")]
     ReservedBits,
 }
@@ -33,8 +33,8 @@ impl Nat64Prefix {
         self.0.contains(&address)
     }
 
-    /// The IPv4 address that an address in this prefix stands for. `None`: its reserved bits are not zero, and a
-    /// translator may make anything of it.
+    /// Returns the IPv4 address embedded in `address`, which must be in this prefix. `None`: its reserved
+    /// bits are not zero, so a translator may map it to anything.
     pub(crate) fn embedded(self, address: Ipv6Addr) -> Option<Ipv4Addr> {
         let octets = address.octets();
         if octets[RESERVED_OCTET] != 0 {

@@ -1,4 +1,4 @@
-//! Which URLs and addresses may be called.
+//! The policy for URLs and addresses.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -9,22 +9,22 @@ use url::Host;
 use crate::special::block_name;
 use crate::{Nat64Prefix, PortRange, TargetUrl};
 
-/// What a [`Policy`] is made of: the settings `egress.*`.
+/// The rules of a [`Policy`]: the settings `egress.*`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Rules {
     /// Ranges that may be called although they are not public.
     pub allow: Vec<IpNet>,
-    /// Ranges that may not be called, public or allowed.
+    /// Ranges that may not be called, even if they are public or in `allow`.
     pub deny: Vec<IpNet>,
     /// Ports that may be called.
     pub ports: Vec<PortRange>,
-    /// Whether nothing may be called over plain http.
+    /// Whether plain http is refused.
     pub https_only: bool,
-    /// Prefixes whose addresses are judged as the IPv4 addresses within.
+    /// NAT64 prefixes. Each address in one is judged as the IPv4 address it embeds.
     pub nat64: Vec<Nat64Prefix>,
 }
 
-/// Public addresses, on [`PortRange::DEFAULT`].
+/// Allows public addresses on the ports of [`PortRange::DEFAULT`].
 impl Default for Rules {
     fn default() -> Self {
         let ports = PortRange::DEFAULT.to_vec();
@@ -32,30 +32,30 @@ impl Default for Rules {
     }
 }
 
-/// What may be called.
+/// Decides which URLs and addresses may be called.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Policy {
     rules: Rules,
 }
 
-/// The target may not be called.
+/// Why a target may not be called.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 pub enum Refused {
     /// The address is in a refused range.
     #[error("address {address} is refused: {range}")]
     Address {
-        /// As it was given.
+        /// The address as passed to [`Policy::judge_address`].
         address: IpAddr,
         /// The range's name.
         range: &'static str,
     },
-    /// Plain http, where only https may be called.
+    /// The scheme is http, but only https may be called.
     #[error("http is refused: only https may be called")]
     PlainHttp,
-    /// None of the ports that may be called.
+    /// The port is in no range of [`Rules::ports`].
     #[error("port {0} is refused")]
     Port(u16),
-    /// A name that can only mean this machine.
+    /// The name always means this machine.
     #[error("host {0} is refused: loopback")]
     Name(String),
 }
@@ -76,13 +76,13 @@ impl From<Rules> for Policy {
 }
 
 impl Policy {
-    /// The default policy that also lets through the ranges of `allow`.
+    /// Returns the default policy with the ranges of `allow` added.
     pub fn new(allow: Vec<IpNet>) -> Self {
         Self::from(Rules { allow, ..Rules::default() })
     }
 
-    /// Judges one address, to be asked for each one just before connecting to it. An IPv4-mapped IPv6 address, and
-    /// one of a NAT64 prefix, is judged as the IPv4 address it reaches.
+    /// Judges one address. Must be called for each address just before connecting to it. An IPv4-mapped IPv6
+    /// address, or one in a NAT64 prefix, is judged as the IPv4 address it reaches.
     pub fn judge_address(&self, address: IpAddr) -> Result<(), Refused> {
         match self.refusal(address.to_canonical()) {
             Some(range) => Err(Refused::Address { address, range }),
@@ -90,8 +90,8 @@ impl Policy {
         }
     }
 
-    /// Judges what a URL tells without resolving: scheme, port, an address as host, and names that are this machine
-    /// by definition (RFC 6761). Any other name passes here, and its addresses are judged when connecting.
+    /// Judges a URL without resolving its host: scheme, port, an address as host, and names that mean this
+    /// machine by definition (RFC 6761). Any other name passes; its addresses are judged when connecting.
     pub fn judge_url(&self, target: &TargetUrl) -> Result<(), Refused> {
         if self.rules.https_only && target.url().scheme() != "https" {
             return Err(Refused::PlainHttp);
@@ -110,7 +110,7 @@ impl Policy {
         }
     }
 
-    /// Why an address that is not IPv4-mapped is refused: the name of its range.
+    /// Returns the name of the range for which `address` is refused. `address` must not be IPv4-mapped.
     fn refusal(&self, address: IpAddr) -> Option<&'static str> {
         let Rules { allow, deny, nat64, .. } = &self.rules;
         if deny.iter().any(|net| net.contains(&address)) {
@@ -134,13 +134,13 @@ impl Policy {
     }
 }
 
-/// `name` is in lower case: a [`TargetUrl`] host is normalised.
+/// `name` must be in lower case, like any host of a [`TargetUrl`].
 fn means_this_machine(name: &str) -> bool {
     let name = name.trim_end_matches('.');
     name == "localhost" || name.ends_with(".localhost")
 }
 
-/// A range of IPv4-mapped addresses as the IPv4 range it means.
+/// Returns a range of IPv4-mapped addresses as an IPv4 range, and any other range unchanged.
 fn canonical(net: IpNet) -> IpNet {
     let IpNet::V6(mapped) = net else { return net };
     let ipv4 = mapped.prefix_len().checked_sub(96).zip(mapped.addr().to_ipv4_mapped());

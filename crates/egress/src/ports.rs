@@ -1,4 +1,4 @@
-//! Which ports may be called.
+//! Ranges of ports that may be called.
 
 use std::fmt;
 use std::ops::RangeInclusive;
@@ -6,17 +6,18 @@ use std::str::FromStr;
 
 use thiserror::Error;
 
-/// One port, or all from one to another.
+/// One port or an inclusive range of ports.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PortRange(RangeInclusive<u16>);
 
-/// A text is no [`PortRange`].
+/// The text is not a valid [`PortRange`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
 #[error("expected a port from 1 to 65535, or a range such as 1024-65535")]
 pub struct PortRangeError;
 
 impl PortRange {
-    /// 80, 443, and those that need no privilege: no mail, name, file or directory service listens there by default.
+    /// Ports 80, 443 and all unprivileged ports. By default, mail, name, file and directory services don't
+    /// listen on these.
     pub const DEFAULT: [PortRange; 3] = [PortRange(80..=80), PortRange(443..=443), PortRange(1024..=65535)];
 
     pub(crate) fn contains(&self, port: u16) -> bool {

@@ -1,16 +1,17 @@
-//! Address blocks that are refused unless the settings open them.
+//! Address blocks that are refused unless the settings allow them.
 
 use std::net::IpAddr;
 use std::sync::LazyLock;
 
 use ipnet::IpNet;
 
-/// Every refused block with its name and, as a comment, its source.
+/// All refused blocks with their names. The trailing comment is each block's source.
 ///
-/// "IPv4" and "IPv6" mean IANA's special-purpose address registries as of 2025-10-09, which are here completely,
-/// IPv4-mapped addresses excepted: those are judged as what they reach. Blocks that the registries call globally
-/// reachable mean a service of the nearest network (AS112, AMT, PCP, relays), which may be ours, and are refused with
-/// the rest. IPv6 is an allow-list: what lies outside 2000::/3 is refused (RFC 4291, section 2.4).
+/// "IPv4" and "IPv6" mean IANA's special-purpose address registries as of 2025-10-09. All their blocks are
+/// listed, except IPv4-mapped addresses, which are judged as the IPv4 addresses they reach. Blocks that the
+/// registries call globally reachable are refused too: they reach a service of the nearest network (AS112,
+/// AMT, PCP, relays), which may be ours. IPv6 is an allow-list: everything outside 2000::/3 is refused (RFC
+/// 4291, section 2.4).
 const BLOCKS: &[(&str, &str)] = &[
     ("0.0.0.0/8", "this network"),                     // IPv4, RFC 791
     ("0.0.0.0/32", "this host"),                       // IPv4, RFC 1122
@@ -20,7 +21,7 @@ const BLOCKS: &[(&str, &str)] = &[
     ("127.0.0.0/8", "loopback"),                       // IPv4, RFC 1122
     ("168.63.129.16/32", "cloud metadata"),            // Azure's documentation; public space
     ("169.254.0.0/16", "link-local"),                  // IPv4, RFC 3927
-    ("169.254.169.254/32", "cloud metadata"),          // AWS's documentation, and most others'
+    ("169.254.169.254/32", "cloud metadata"),          // documentation of AWS and most other clouds
     ("172.16.0.0/12", "private network"),              // IPv4, RFC 1918
     ("192.0.0.0/24", "protocol assignments"),          // IPv4, RFC 6890
     ("192.0.0.0/29", "IPv4 service continuity"),       // IPv4, RFC 7335
@@ -43,15 +44,15 @@ const BLOCKS: &[(&str, &str)] = &[
     ("240.0.0.0/4", "reserved"),                       // IPv4, RFC 1112
     ("255.255.255.255/32", "broadcast"),               // IPv4, RFC 8190 and RFC 919
     ("::/3", "not global unicast"),                    // IANA IPv6 address space
-    ("::/96", "IPv4-compatible"),                      // RFC 4291; a tunnel may call the IPv4 address within
+    ("::/96", "IPv4-compatible"),                      // RFC 4291; a tunnel may reach the embedded IPv4 one
     ("::/128", "unspecified"),                         // IPv6, RFC 4291
     ("::1/128", "loopback"),                           // IPv6, RFC 4291
-    ("64:ff9b::/96", "NAT64"), // IPv6, RFC 6052; a translator may call the IPv4 address within
+    ("64:ff9b::/96", "NAT64"), // IPv6, RFC 6052; a translator may reach the embedded IPv4 address
     ("64:ff9b:1::/48", "NAT64"), // IPv6, RFC 8215; likewise
     ("100::/64", "discard only"), // IPv6, RFC 6666
     ("100:0:0:1::/64", "dummy prefix"), // IPv6, RFC 9780
     ("2001::/23", "protocol assignments"), // IPv6, RFC 2928
-    ("2001::/32", "Teredo"),   // IPv6, RFC 4380 and RFC 8190; carries an IPv4 address
+    ("2001::/32", "Teredo"),   // IPv6, RFC 4380 and RFC 8190; embeds an IPv4 address
     ("2001:1::1/128", "PCP anycast"), // IPv6, RFC 7723
     ("2001:1::2/128", "TURN anycast"), // IPv6, RFC 8155
     ("2001:1::3/128", "service registration anycast"), // IPv6, RFC 9665
@@ -62,7 +63,7 @@ const BLOCKS: &[(&str, &str)] = &[
     ("2001:20::/28", "ORCHIDv2"), // IPv6, RFC 7343
     ("2001:30::/28", "drone remote identification"), // IPv6, RFC 9374
     ("2001:db8::/32", "documentation"), // IPv6, RFC 3849
-    ("2002::/16", "6to4"),     // IPv6, RFC 3056; carries an IPv4 address
+    ("2002::/16", "6to4"),     // IPv6, RFC 3056; embeds an IPv4 address
     ("2620:4f:8000::/48", "AS112 anycast"), // IPv6, RFC 7534
     ("3fff::/20", "documentation"), // IPv6, RFC 9637
     ("4000::/2", "not global unicast"), // IANA IPv6 address space
@@ -76,7 +77,7 @@ const BLOCKS: &[(&str, &str)] = &[
     ("ff00::/8", "multicast"), // IANA IPv6 address space, RFC 4291
 ];
 
-/// [`BLOCKS`], the narrowest first.
+/// [`BLOCKS`], narrowest first.
 static BY_LENGTH: LazyLock<Vec<(IpNet, &str)>> = LazyLock::new(|| {
     let parsed = BLOCKS.iter().map(|&(block, name)| (block.parse().expect("BLOCKS holds CIDRs"), name));
     let mut blocks: Vec<(IpNet, &str)> = parsed.collect();
@@ -84,7 +85,7 @@ static BY_LENGTH: LazyLock<Vec<(IpNet, &str)>> = LazyLock::new(|| {
     blocks
 });
 
-/// The name of the narrowest refused block that holds the address. `None`: a public address.
+/// Returns the name of the narrowest refused block that contains `address`. `None`: the address is public.
 pub(crate) fn block_name(address: IpAddr) -> Option<&'static str> {
     BY_LENGTH.iter().find(|(block, _)| block.contains(&address)).map(|&(_, name)| name)
 }

@@ -1,29 +1,30 @@
-//! A `callback_url` that keeps the rules of contract section 3.
+//! Validation of a `callback_url` (contract section 3).
 
 use thiserror::Error;
 use url::{Host, Url};
 
-/// The longest accepted URL, in characters (contract section 3).
+/// Maximum length of a URL, in characters (contract section 3).
 pub const MAX_URL_CHARS: usize = 2048;
 
-/// The longest host name in its ASCII form, and the longest of its labels, in octets (RFC 1035).
+/// Maximum lengths of a host name in its ASCII form, and of one label, in octets (RFC 1035).
 const MAX_HOST: usize = 253;
 const MAX_LABEL: usize = 63;
 
-/// An absolute http or https URL with a host, without userinfo and fragment.
+/// An absolute http or https URL with a host, without userinfo or fragment.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct TargetUrl(Url);
 
-/// Why a text is no [`TargetUrl`].
+/// Why a text is not a valid [`TargetUrl`].
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 pub enum TargetUrlError {
-    /// More than [`MAX_URL_CHARS`].
+    /// Longer than [`MAX_URL_CHARS`].
     #[error("the URL is longer than {MAX_URL_CHARS} characters")]
     TooLong,
-    /// A URL parser drops some of these silently, and then another URL is called than the one on record.
+    /// Whitespace or a control character. A URL parser drops some of these silently, so the URL called would
+    /// differ from the URL on record.
     #[error("the URL contains whitespace or control characters; percent-encode them")]
     Whitespace,
-    /// Relative, without a host, a bad port and the like.
+    /// Relative, without a host, with an invalid port and the like.
     #[error("not an absolute URL: {0}")]
     Syntax(#[from] url::ParseError),
     /// Neither http nor https.
@@ -35,40 +36,40 @@ pub enum TargetUrlError {
     /// `#...`, which is never sent.
     #[error("the URL must not contain a fragment")]
     Fragment,
-    /// Too few slashes, or too many.
+    /// Too few or too many slashes after the scheme.
     #[error("the scheme must be followed by `://` and the host")]
     Slashes,
-    /// To a URL parser it is a slash, to others it is not.
+    /// A backslash: some URL parsers read it as a slash, others don't.
     #[error("the URL contains a backslash; use a slash, or percent-encode it")]
     Backslash,
-    /// See [`HostError`].
+    /// The host is invalid, see [`HostError`].
     #[error(transparent)]
     Host(#[from] HostError),
-    /// Nothing listens there.
+    /// Port 0, where nothing listens.
     #[error("port 0 can't be called")]
     Port,
-    /// More than [`MAX_URL_CHARS`], but only in its normalised form.
+    /// Longer than [`MAX_URL_CHARS`], but only in its normalised form.
     #[error(
         "the URL is longer than {MAX_URL_CHARS} characters once it is percent-encoded and its host in ASCII"
     )]
     GrowsTooLong,
 }
 
-/// Why a text is no host that can be called.
+/// Why a text is not a host that can be called.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 pub enum HostError {
     /// Neither a name nor an address.
     #[error("not a host: {0}")]
     Syntax(#[from] url::ParseError),
-    /// Longer than any name.
+    /// Longer than a name may be.
     #[error("the host is longer than {MAX_HOST} octets in its ASCII form")]
     TooLong,
-    /// Empty, or longer than any label.
+    /// A label is empty or longer than a label may be.
     #[error(
         "the host has an empty part between dots, or one of more than {MAX_LABEL} octets in its ASCII form"
     )]
     LabelLength,
-    /// Names with such labels can't be looked up or can't be verified by TLS.
+    /// A label is malformed: the name can't be looked up or can't be verified by TLS.
     #[error(
         "a part of the host has other characters than letters, digits, - and _, or - at its start or end"
     )]
@@ -76,8 +77,8 @@ pub enum HostError {
 }
 
 impl TargetUrl {
-    /// Reads a URL that is to be recorded. Beyond [`TargetUrl::parse`] it refuses what can't be called, and spellings
-    /// that a URL parser mends silently and others read otherwise.
+    /// Parses a URL that is to be recorded. Stricter than [`TargetUrl::parse`]: also refuses URLs that can't
+    /// be called, and spellings that this parser corrects silently but others read differently.
     pub fn parse_new(text: &str) -> Result<Self, TargetUrlError> {
         let target = Self::parse(text)?;
         check_spelling(text)?;
@@ -93,8 +94,8 @@ impl TargetUrl {
         Ok(target)
     }
 
-    /// Reads a URL on record, which older rules may have let in. Checks the form only; whether the target may be
-    /// called is for [`Policy`](crate::Policy) to say.
+    /// Parses a URL on record, which older rules may have accepted. Checks its form only;
+    /// [`Policy`](crate::Policy) decides whether the target may be called.
     pub fn parse(text: &str) -> Result<Self, TargetUrlError> {
         if text.chars().count() > MAX_URL_CHARS {
             return Err(TargetUrlError::TooLong);
@@ -118,33 +119,34 @@ impl TargetUrl {
         Ok(Self(url))
     }
 
-    /// The URL to call. As text it is the normalised form: ASCII only, and what goes on the wire.
+    /// Returns the URL to call. Its text is normalised, ASCII only, and sent unchanged.
     pub fn url(&self) -> &Url {
         &self.0
     }
 
-    /// The host, normalised: names in lower-case ASCII, every spelling of an address as that address.
+    /// Returns the normalised host: names in lower-case ASCII, an address in any spelling as that address.
     pub fn host(&self) -> Host<&str> {
         self.0.host().expect("parse() refuses URLs without a host")
     }
 
-    /// [`TargetUrl::host`] as text, IPv6 addresses in brackets.
+    /// Returns [`TargetUrl::host`] as text, with IPv6 addresses in brackets.
     pub fn host_str(&self) -> &str {
         self.0.host_str().expect("parse() refuses URLs without a host")
     }
 
-    /// The port, given or the scheme's.
+    /// Returns the URL's port, or the default port of its scheme.
     pub fn port(&self) -> u16 {
         self.0.port_or_known_default().expect("http and https have a known port")
     }
 
-    /// Scheme, host and port, the port always present: `https://example.com:443`.
+    /// Returns scheme, host and port, always with the port: `https://example.com:443`.
     pub fn origin(&self) -> String {
         format!("{}://{}:{}", self.0.scheme(), self.host_str(), self.port())
     }
 }
 
-/// A host without port as [`TargetUrl::host_str`] has it, by the rules of [`TargetUrl::parse_new`].
+/// Normalises a host without port to the form of [`TargetUrl::host_str`], by the rules of
+/// [`TargetUrl::parse_new`].
 pub fn normalize_host(text: &str) -> Result<String, HostError> {
     let host = Host::parse(text)?;
     if let Host::Domain(name) = &host {
@@ -153,7 +155,7 @@ pub fn normalize_host(text: &str) -> Result<String, HostError> {
     Ok(host.to_string())
 }
 
-/// `text` has been parsed as an http or https URL.
+/// `text` must have been parsed as an http or https URL.
 fn check_spelling(text: &str) -> Result<(), TargetUrlError> {
     let (before_query, _) = text.split_once('?').unwrap_or((text, ""));
     if before_query.contains('\\') {
@@ -165,11 +167,11 @@ fn check_spelling(text: &str) -> Result<(), TargetUrlError> {
     if authority.is_empty() {
         return Err(TargetUrlError::Slashes);
     }
-    // An empty user, which the parser drops.
+    // An empty user name, which the parser drops.
     if authority.contains('@') { Err(TargetUrlError::Userinfo) } else { Ok(()) }
 }
 
-/// `name` is in ASCII. A dot at its end is the root's, and legal.
+/// `name` must be ASCII. A trailing dot denotes the DNS root and is legal.
 fn check_name(name: &str) -> Result<(), HostError> {
     let name = name.strip_suffix('.').unwrap_or(name);
     if name.len() > MAX_HOST {

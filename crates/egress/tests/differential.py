@@ -1,16 +1,17 @@
-"""Which addresses Python's ipaddress calls global, for tests/it/differential.rs to compare with.
+"""Classifies addresses with is_global of Python's ipaddress, for tests/it/differential.rs to compare with.
 
-Writes records of 17 bytes to stdout, for as many addresses as the argument says and the bounds of all blocks besides:
-1 or 0, whether it is global, and the address, IPv4 as IPv4-mapped with 2 added to the first byte. Half of them are IPv4,
-uniformly; of IPv6 half lie within a block, a quarter near a bound, a quarter anywhere in global unicast. Everything is
-seeded, so runs are equal.
+Writes 17-byte records to stdout, for as many random addresses as the argument says and for the bounds of all
+blocks: a byte that is 1 for a global address and 0 otherwise, then the address. IPv4 is written as
+IPv4-mapped, with 2 added to the first byte. Half of the random addresses are IPv4, uniformly distributed; of
+the IPv6 ones half lie within a block, a quarter near a bound, a quarter anywhere in global unicast. The
+generator is seeded, so all runs are equal.
 """
 
 import sys
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from random import Random
 
-# IANA's special-purpose address registries as of 2025-10-09, and what else has a meaning of its own.
+# IANA's special-purpose address registries as of 2025-10-09, and other blocks with a special meaning.
 IPV4 = """
     0.0.0.0/8 0.0.0.0/32 10.0.0.0/8 100.64.0.0/10 127.0.0.0/8 169.254.0.0/16 172.16.0.0/12 192.0.0.0/24 192.0.0.0/29
     192.0.0.8/32 192.0.0.9/32 192.0.0.10/32 192.0.0.170/32 192.0.0.171/32 192.0.2.0/24 192.31.196.0/24 192.52.193.0/24

@@ -1,4 +1,4 @@
-//! Compares the default policy with Python's `ipaddress`, which tests/differential.py asks. Needs python3.
+//! Compares the default policy with Python's `ipaddress`, called by tests/differential.py. Needs python3.
 
 use std::io::{BufReader, ErrorKind, Read as _};
 use std::net::{IpAddr, Ipv6Addr};
@@ -8,10 +8,10 @@ use egress::Policy;
 use ipnet::IpNet;
 
 const SCRIPT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/differential.py");
-/// How many addresses, if `EGRESS_ADDRESSES` does not say.
+/// Number of addresses to compare, unless `EGRESS_ADDRESSES` is set.
 const ADDRESSES: &str = "500000";
 
-/// What is refused although some version of Python calls it global.
+/// Blocks refused although some Python version calls them global, with the reason.
 const REFUSED_ALTHOUGH_GLOBAL: &[(&str, &str)] = &[
     ("168.63.129.16/32", "Azure's metadata service in public space"),
     ("192.0.0.0/24", "private to Python in parts only, and its anycast services are the nearest network's"),
@@ -32,7 +32,7 @@ const REFUSED_ALTHOUGH_GLOBAL: &[(&str, &str)] = &[
     ("3fff::/20", "documentation; global to older versions"),
 ];
 
-/// What is let through although some version of Python does not call it global.
+/// Blocks let through although some Python version doesn't call them global, with the reason.
 const CALLED_ALTHOUGH_NOT_GLOBAL: &[(&str, &str)] =
     &[("::ffff:0:0/96", "IPv4-mapped, judged as the IPv4 address; private to older versions, all of it")];
 
@@ -41,7 +41,7 @@ fn nets(documented: &[(&str, &str)]) -> Vec<IpNet> {
 }
 
 #[test]
-fn exactly_the_global_addresses_of_python_may_be_called_but_for_the_documented_ones() {
+fn the_default_policy_agrees_with_python_except_for_documented_blocks() {
     let count = std::env::var("EGRESS_ADDRESSES");
     let mut child = Command::new("python3")
         .args([SCRIPT, count.as_deref().unwrap_or(ADDRESSES)])

@@ -1,4 +1,4 @@
-//! The egress rules from outside, as tables.
+//! The egress rules through the public API, as tables.
 #![allow(clippy::unwrap_used)] // the configured exemption covers test functions only, not their helpers
 
 mod differential;

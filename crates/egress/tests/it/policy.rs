@@ -16,7 +16,7 @@ fn opening(ranges: &[&str]) -> Policy {
 }
 
 #[test]
-fn the_first_and_the_last_address_of_each_block_are_refused_by_the_narrowest_ones_name() {
+fn the_first_and_last_address_of_each_block_are_refused_with_the_narrowest_blocks_name() {
     for (first, last, name) in [
         ("0.0.0.0", "0.0.0.0", "this host"),
         ("0.0.0.1", "0.255.255.255", "this network"),
@@ -89,7 +89,7 @@ fn the_first_and_the_last_address_of_each_block_are_refused_by_the_narrowest_one
 }
 
 #[test]
-fn the_addresses_next_to_each_range_are_let_through() {
+fn the_addresses_adjacent_to_each_block_are_let_through() {
     for address in [
         "1.0.0.0",
         "9.255.255.255",
@@ -177,7 +177,7 @@ fn every_spelling_of_a_refused_address_is_refused() {
 }
 
 #[test]
-fn names_that_must_be_resolved_first_pass_the_judgement_of_the_url() {
+fn names_that_need_resolving_pass_judge_url() {
     for url in
         ["https://example.com/", "http://localhost.example.com/", "http://notlocalhost/", "http://8.8.8.8/"]
     {
@@ -186,7 +186,7 @@ fn names_that_must_be_resolved_first_pass_the_judgement_of_the_url() {
 }
 
 #[test]
-fn a_refusal_says_what_and_why() {
+fn a_refusal_names_the_target_and_the_reason() {
     let policy = Policy::default();
     assert_eq!(judge(&policy, "10.0.0.7").unwrap_err(), "address 10.0.0.7 is refused: private network");
     assert_eq!(
@@ -196,7 +196,7 @@ fn a_refusal_says_what_and_why() {
 }
 
 #[test]
-fn opened_ranges_and_nothing_else_are_let_through() {
+fn only_allowed_ranges_are_let_through() {
     let policy = opening(&["10.1.0.0/16", "fd12::/16"]);
     for (address, allowed) in [
         ("10.1.2.3", true),
@@ -213,14 +213,14 @@ fn opened_ranges_and_nothing_else_are_let_through() {
 }
 
 #[test]
-fn localhost_is_let_through_once_loopback_is_opened() {
+fn localhost_is_let_through_if_loopback_is_allowed() {
     for (opened, allowed) in [("127.0.0.0/8", true), ("::1/128", true), ("10.0.0.0/8", false)] {
         assert_eq!(judge_url(&opening(&[opened]), "http://localhost:9000/").is_ok(), allowed, "{opened}");
     }
 }
 
 #[test]
-fn opening_all_of_ipv6_does_not_open_mapped_ipv4() {
+fn allowing_all_of_ipv6_does_not_allow_mapped_ipv4() {
     let policy = opening(&["::/0"]);
     assert_eq!(judge(&policy, "::1"), Ok(()));
     assert!(judge(&policy, "::ffff:127.0.0.1").is_err());
@@ -254,7 +254,7 @@ fn denied_ranges_are_refused_whether_public_or_allowed() {
 }
 
 #[test]
-fn localhost_is_refused_when_loopback_is_denied_beside_being_allowed() {
+fn localhost_is_refused_if_loopback_is_both_allowed_and_denied() {
     let loopback = || vec!["127.0.0.0/8".parse().unwrap(), "::1/128".parse().unwrap()];
     let policy = Policy::from(Rules { allow: loopback(), deny: loopback(), ..Rules::default() });
     assert!(judge_url(&policy, "http://localhost:9000/").is_err());
@@ -290,7 +290,7 @@ fn ports_are_refused_unless_they_are_in_a_range() {
 }
 
 #[test]
-fn a_port_range_is_a_port_or_two_in_order() {
+fn a_port_range_is_one_port_or_two_in_order() {
     for (text, shown) in [("80", "80"), ("1024-65535", "1024-65535"), (" 1 - 2 ", "1-2"), ("7-7", "7")] {
         assert_eq!(text.parse::<PortRange>().unwrap().to_string(), shown);
     }
@@ -309,7 +309,7 @@ fn plain_http_is_refused_where_only_https_may_be_called() {
 
 /// RFC 6052, section 2.4: 192.0.2.33 under a prefix of each length.
 #[test]
-fn an_address_of_a_nat64_prefix_is_judged_as_the_ipv4_address_within() {
+fn an_address_in_a_nat64_prefix_is_judged_as_the_embedded_ipv4_address() {
     for (prefix, documentation, public, loopback) in [
         ("2001:db8::/32", "2001:db8:c000:221::", "2001:db8:808:808::", "2001:db8:7f00:1::"),
         ("2001:db8:100::/40", "2001:db8:1c0:2:21::", "2001:db8:108:808:8::", "2001:db8:17f:0:1::"),
@@ -354,7 +354,7 @@ fn an_address_of_a_nat64_prefix_is_judged_as_the_ipv4_address_within() {
 }
 
 #[test]
-fn an_address_of_a_nat64_prefix_whose_reserved_bits_are_set_is_refused() {
+fn an_address_in_a_nat64_prefix_with_reserved_bits_set_is_refused() {
     let policy = Policy::from(Rules { nat64: vec!["2600:64::/32".parse().unwrap()], ..Rules::default() });
     assert_eq!(judge(&policy, "2600:64:808:808::"), Ok(()));
     assert_eq!(
@@ -364,7 +364,7 @@ fn an_address_of_a_nat64_prefix_whose_reserved_bits_are_set_is_refused() {
 }
 
 #[test]
-fn allow_and_deny_reach_through_nat64() {
+fn allow_and_deny_apply_to_the_address_embedded_by_nat64() {
     let policy = Policy::from(Rules {
         allow: vec!["10.0.0.0/8".parse().unwrap(), "fd00::/8".parse().unwrap()],
         deny: vec!["8.8.8.8/32".parse().unwrap(), "2600:64::9.0.0.0/104".parse().unwrap()],
@@ -375,7 +375,7 @@ fn allow_and_deny_reach_through_nat64() {
         ("2600:64::10.0.0.1", true),
         ("2600:64::8.8.8.8", false),
         ("2600:64::8.8.4.4", true),
-        ("2600:64::9.9.9.9", false), // itself in a denied range
+        ("2600:64::9.9.9.9", false), // in a denied range itself
         ("9.9.9.9", true),
         ("fd00:64::127.0.0.1", false),
         ("fd00:65::127.0.0.1", true),
@@ -385,7 +385,7 @@ fn allow_and_deny_reach_through_nat64() {
 }
 
 #[test]
-fn of_overlapping_nat64_prefixes_none_lets_through_what_another_refuses() {
+fn an_address_in_overlapping_nat64_prefixes_is_refused_if_one_of_them_refuses_it() {
     let nat64 = vec!["2600:64::/32".parse().unwrap(), "2600:64:808:808::/96".parse().unwrap()];
     let policy = Policy::from(Rules { nat64, ..Rules::default() });
     assert_eq!(judge(&policy, "2600:64:808:808::8.8.8.8"), Ok(()));
@@ -395,7 +395,7 @@ fn of_overlapping_nat64_prefixes_none_lets_through_what_another_refuses() {
 }
 
 #[test]
-fn a_nat64_prefix_has_one_of_six_lengths_and_its_reserved_bits_are_zero() {
+fn a_nat64_prefix_needs_one_of_six_lengths_and_zero_reserved_bits() {
     for (text, error) in [
         ("2001:db8::/33", Nat64PrefixError::Length),
         ("2001:db8::/0", Nat64PrefixError::Length),
@@ -409,7 +409,7 @@ fn a_nat64_prefix_has_one_of_six_lengths_and_its_reserved_bits_are_zero() {
         assert_eq!(text.parse::<Nat64Prefix>(), Err(error), "{text}");
     }
     let kept: Nat64Prefix = "2001:db8::ffff:1/64".parse().unwrap();
-    assert_eq!(kept.to_string(), "2001:db8::/64", "what lies behind the prefix is no part of it");
+    assert_eq!(kept.to_string(), "2001:db8::/64", "bits after the prefix are dropped");
 }
 
 proptest! {

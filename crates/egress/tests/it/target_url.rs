@@ -6,7 +6,7 @@ fn parse(text: &str) -> Result<String, TargetUrlError> {
 }
 
 #[test]
-fn http_and_https_urls_are_taken_as_they_are() {
+fn http_and_https_urls_are_accepted_unchanged() {
     for text in ["https://example.com/cb?run=1&x=%20", "http://example.com:8080/a/b", "http://[2600::1]:99/"]
     {
         assert_eq!(parse(text).as_deref(), Ok(text));
@@ -14,7 +14,7 @@ fn http_and_https_urls_are_taken_as_they_are() {
 }
 
 #[test]
-fn what_the_contract_rules_out_is_refused() {
+fn urls_that_the_contract_rules_out_are_refused() {
     for text in
         ["", "/cb", "example.com/cb", "https://", "https:///", "http://example.com:99999/", "http://[::1/"]
     {
@@ -41,14 +41,14 @@ fn what_the_contract_rules_out_is_refused() {
 }
 
 #[test]
-fn the_length_is_counted_in_characters() {
+fn the_length_limit_counts_characters() {
     let of_length = |n: usize| format!("https://example.com/{}", "é".repeat(n - 20));
     assert!(parse(&of_length(MAX_URL_CHARS)).is_ok());
     assert_eq!(parse(&of_length(MAX_URL_CHARS + 1)), Err(TargetUrlError::TooLong));
 }
 
 #[test]
-fn the_origin_always_has_its_port() {
+fn the_origin_always_includes_the_port() {
     for (text, origin, host) in [
         ("https://Example.com/cb?x=1", "https://example.com:443", "example.com"),
         ("http://example.com", "http://example.com:80", "example.com"),

@@ -20,7 +20,7 @@ fn lines() -> impl Iterator<Item = Line<'static>> {
     })
 }
 
-/// Reads the escapes that a line of text needs.
+/// Decodes the Rust escapes in a URL of the table.
 fn unescaped(text: &str) -> String {
     let mut url = String::new();
     let mut rest = text;
@@ -55,7 +55,7 @@ fn judged(url: &str) -> (&'static str, String) {
 }
 
 #[test]
-fn each_tricky_url_is_accepted_in_its_normal_form_or_refused_for_the_reason_given() {
+fn each_tricky_url_is_accepted_in_its_normalised_form_or_refused_for_the_listed_reason() {
     let mut wrong = String::new();
     for Line { verdict, expected, url } in lines() {
         let (is, shows) = judged(&url);
@@ -67,7 +67,8 @@ fn each_tricky_url_is_accepted_in_its_normal_form_or_refused_for_the_reason_give
     assert!(lines().count() >= 300);
 }
 
-/// What is stored is ASCII, accepted again as the same, and what the HTTP client makes of it.
+/// Checks that the stored form of `url` is ASCII, parses to the same target again, and is left unchanged by
+/// the HTTP client.
 fn require_stored_form(url: &str) {
     let Ok(target) = TargetUrl::parse_new(url) else { return };
     let stored = target.url().as_str();
@@ -78,13 +79,13 @@ fn require_stored_form(url: &str) {
 }
 
 #[test]
-fn what_is_stored_of_a_tricky_url_goes_on_the_wire_unchanged() {
+fn the_stored_form_of_each_tricky_url_is_sent_unchanged() {
     lines().for_each(|line| require_stored_form(&line.url));
 }
 
 proptest! {
     #[test]
-    fn what_is_stored_of_any_url_goes_on_the_wire_unchanged(
+    fn the_stored_form_of_any_url_is_sent_unchanged(
         host in "[a-zé漢0-9._%。-]{1,12}",
         rest in "(:[0-9]{0,5})?([/?]\\PC{0,20})?",
     ) {
@@ -92,9 +93,9 @@ proptest! {
     }
 }
 
-/// Old rows are still called.
+/// Such rows must stay callable.
 #[test]
-fn what_was_recorded_under_looser_rules_is_still_read() {
+fn urls_recorded_under_looser_rules_still_parse() {
     for (url, read) in [
         ("http:example.com/hook", "http://example.com/hook"),
         ("https:\\\\example.com\\hook", "https://example.com/hook"),
