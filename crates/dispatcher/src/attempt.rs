@@ -1,4 +1,4 @@
-//! One attempt, from its claim to its outcome: signed and sent.
+//! One attempt, from its claim to its outcome.
 
 use std::net::IpAddr;
 use std::time::Duration;
@@ -12,30 +12,30 @@ use crate::sender::Sender;
 use crate::signer::Signer;
 use crate::trace::Trace;
 
-/// What every attempt needs.
+/// The parts shared by all attempts.
 pub(crate) struct Attempts {
     pub(crate) sender: Sender,
     pub(crate) signer: Signer,
 }
 
-/// An attempt that is over.
+/// A finished attempt.
 pub(crate) struct Ended {
     pub(crate) outcome: Outcome,
     pub(crate) measured: Measured,
     pub(crate) logged: Logged,
 }
 
-/// What is logged of an attempt, and not recorded.
+/// Fields of an attempt that are logged but not recorded.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Logged {
-    /// `Runflow-Request-Id`, if a request was made, whether or not it was sent.
+    /// `Runflow-Request-Id`, if a request was built, sent or not.
     pub(crate) runflow_request_id: Option<Uuid>,
-    /// An address of the receiver's name that may not be called: its customer must not learn of it.
+    /// A refused address of the receiver's name. The customer must not learn of it.
     pub(crate) refused_address: Option<IpAddr>,
 }
 
 impl Attempts {
-    /// Makes the attempt, if it can begin before `send_before` on the clock's monotonic time.
+    /// Signs and sends the attempt, if it can begin before `send_before` on the clock's monotonic time.
     pub(crate) async fn make(&self, claimed: Claimed, send_before: Duration) -> Ended {
         failpoint("claimed");
         let held = &claimed.held;
@@ -54,7 +54,7 @@ impl Attempts {
 }
 
 impl Ended {
-    /// An attempt whose task panicked: nobody knows how far it had come.
+    /// Returns the result of an attempt whose task panicked. How far the attempt got is unknown.
     pub(crate) fn panicked() -> Ended {
         let outcome =
             Outcome::failed(FailureReason::OutcomeUnknown, "the attempt broke off by an error of Redial's");

@@ -1,6 +1,6 @@
-//! The HTTP clients to send with. reqwest can neither limit the age of a connection nor the number of idle ones nor
-//! close them on demand, so its clients are replaced instead: a replaced one finishes what it has begun, and its idle
-//! connections close when its last request ends.
+//! The HTTP clients. reqwest can't limit the age of a connection or the number of idle ones, and can't close
+//! them on demand. So its clients are replaced instead: a replaced client finishes its requests in flight,
+//! and its idle connections close when the last one ends.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -22,62 +22,63 @@ use crate::response::MAX_HEADERS;
 use crate::trace::Trace;
 use crate::{DispatcherError, Settings, tls};
 
-/// Provides the client for a request.
+/// Provides the client for each request.
 pub(crate) struct Clients {
     factory: Factory,
-    /// Connections that all clients may have opened in their life, an upper bound of those they keep.
+    /// Maximum number of connections that all clients may open in their lifetime, an upper bound of those
+    /// they keep.
     max_kept: usize,
     state: Mutex<State>,
-    /// Origins that close idle connections early, and until when that is remembered.
+    /// Origins that close idle connections early, with the time when each entry expires.
     short_keep_alives: Mutex<HashMap<String, Instant>>,
 }
 
 struct State {
     current: Generation,
-    /// Connections of replaced clients that may still be open: those of the living ones.
+    /// Connection counts of replaced clients. A count lives as long as its client may have open connections.
     replaced: Vec<Weak<AtomicUsize>>,
 }
 
 struct Factory {
-    /// Loaded once, so that making a client needs no file descriptor.
+    /// Loaded once, so that building a client needs no file descriptor.
     tls: rustls::ClientConfig,
     resolver: Arc<Resolver>,
     connect_timeout: Duration,
     max_in_flight: usize,
-    /// How old clients become, jitter apart.
+    /// Maximum age of a client, before jitter.
     max_age: Duration,
 }
 
-/// Clients made at one time.
+/// The clients in use at one time, built together.
 struct Generation {
     usual: reqwest::Client,
     /// For receivers that close idle connections early.
     brief: reqwest::Client,
-    /// Connections opened.
+    /// Number of connections opened.
     connections: Arc<AtomicUsize>,
     made_at: Instant,
     max_age: Duration,
 }
 
-/// File descriptors for anything but connections to receivers: database, broker, listeners, DNS.
+/// File descriptors reserved for everything but connections to receivers: database, broker, listeners, DNS.
 const OTHER_FILES: u64 = 128;
-/// `max_kept` where there are hardly any file descriptors.
+/// Lower bound of `max_kept`, for hosts with very few file descriptors.
 const MIN_KEPT: usize = 16;
-/// Clients replaced for lack of sockets are at least this old.
+/// Minimum age of clients before they are replaced for lack of sockets.
 const MIN_AGE: Duration = Duration::from_secs(1);
-/// How long a connection is used before its host's name is resolved again, and by which share that varies.
+/// How long a connection is used before its host's name is resolved again, and the relative jitter of that.
 const MAX_AGE: Duration = Duration::from_secs(60);
 const MAX_AGE_JITTER: f64 = 0.1;
 
-/// How long a connection is kept without a request. The defaults of Node and Apache are 5 s.
+/// How long a connection is kept idle. Node and Apache close idle connections after 5 s by default.
 const IDLE: Duration = Duration::from_secs(4);
-/// The same where the receiver closes connections sooner than that.
+/// [`IDLE`] for receivers that close connections sooner.
 const BRIEF_IDLE: Duration = Duration::from_millis(500);
-/// The shortest `Keep-Alive: timeout` for which [`IDLE`] is safe on a slow path, in seconds.
+/// Minimum `Keep-Alive: timeout` with which [`IDLE`] is safe on a slow path, in seconds.
 const MIN_KEEP_ALIVE: u64 = 5;
-/// How long it is remembered that a receiver closes connections early, from the last request to it.
+/// How long a receiver is remembered to close connections early, from the last request to it.
 const SHORT_KEEP_ALIVE_TTL: Duration = Duration::from_secs(24 * 3600);
-/// Origins remembered; with more, all are forgotten.
+/// Maximum number of origins remembered. Beyond it, all are forgotten.
 const MAX_SHORT_KEEP_ALIVES: usize = 10_000;
 
 impl Clients {
@@ -86,7 +87,7 @@ impl Clients {
         Clients::keeping(max_kept(files, settings.limits.max_in_flight), MAX_AGE, settings, resolver)
     }
 
-    /// As [`Clients::new`], with limits of the caller's.
+    /// Like [`Clients::new`], with the given limits.
     pub(crate) fn keeping(
         max_kept: usize,
         max_age: Duration,
@@ -104,7 +105,7 @@ impl Clients {
         Ok(Clients { factory, max_kept, state, short_keep_alives: Mutex::default() })
     }
 
-    /// Returns the client to send one request to `origin` with.
+    /// Returns the client for one request to `origin`.
     pub(crate) fn get(&self, origin: &str) -> reqwest::Client {
         let is_brief = self.has_short_keep_alive(origin);
         let mut state = self.state();
@@ -116,7 +117,7 @@ impl Clients {
         if is_brief { current.brief.clone() } else { current.usual.clone() }
     }
 
-    /// Closes idle connections, because the system has no more sockets.
+    /// Closes idle connections because the system has run out of sockets.
     pub(crate) fn close_idle(&self) {
         let mut state = self.state();
         if state.current.made_at.elapsed() >= MIN_AGE {
@@ -125,7 +126,7 @@ impl Clients {
         }
     }
 
-    /// Learns from a response how long its receiver keeps connections.
+    /// Learns from a response's headers how long its receiver keeps idle connections.
     pub(crate) fn learn_keep_alive(&self, origin: &str, headers: &HeaderMap) {
         if keep_alive_timeout(headers).is_some_and(|seconds| seconds < MIN_KEEP_ALIVE) {
             self.learn_short_keep_alive(origin);
@@ -141,7 +142,7 @@ impl Clients {
         known.insert(origin.to_owned(), Instant::now() + SHORT_KEEP_ALIVE_TTL);
     }
 
-    /// Whether a receiver is known to close idle connections early. Asking prolongs the memory of it.
+    /// Whether a receiver is known to close idle connections early. Each call extends the entry's lifetime.
     pub(crate) fn has_short_keep_alive(&self, origin: &str) -> bool {
         let (mut known, now) = (self.short_keep_alives(), Instant::now());
         let Some(until) = known.get_mut(origin) else { return false };
@@ -168,7 +169,7 @@ impl Clients {
                 state.replaced.push(Arc::downgrade(&replaced.connections));
             }
             Err(error) => {
-                tracing::error!(%error, "the HTTP clients were not replaced");
+                tracing::error!(%error, "HTTP clients not replaced");
                 state.current.made_at = Instant::now();
             }
         }
@@ -180,16 +181,16 @@ impl State {
         self.current.connections.load(Ordering::Relaxed)
     }
 
-    /// Counts the connections of replaced clients that still have requests.
+    /// Returns the number of connections of replaced clients that still have requests in flight.
     fn left(&mut self) -> usize {
-        // The connectors of a client hold its count.
+        // A count is held by the connectors of its client, and dropped with them.
         self.replaced.retain(|connections| connections.strong_count() > 0);
         let living = self.replaced.iter().filter_map(Weak::upgrade);
         living.map(|connections| connections.load(Ordering::Relaxed)).sum()
     }
 }
 
-/// The timeout that a response announces in `Keep-Alive`, in seconds.
+/// Returns the timeout that a response announces in `Keep-Alive`, in seconds.
 fn keep_alive_timeout(headers: &HeaderMap) -> Option<u64> {
     let parameters = headers.get("keep-alive")?.to_str().ok()?;
     parameters.split(',').find_map(|parameter| {
@@ -228,7 +229,7 @@ impl Factory {
             }))
             .pool_max_idle_per_host(self.max_in_flight)
             .pool_idle_timeout(idle)
-            // Faults that leave the status beyond doubt are overlooked.
+            // Tolerate faults that leave no doubt about the status.
             .http1_max_headers(MAX_HEADERS)
             .http1_ignore_invalid_headers_in_responses(true)
             .http1_allow_obsolete_multiline_headers_in_responses(true)
@@ -242,7 +243,7 @@ impl Factory {
     }
 }
 
-/// A connector that counts connections and tells the attempt's trace of them.
+/// A connector that counts connections and reports them to the attempt's trace.
 #[derive(Clone)]
 struct Observed<C> {
     connector: C,
@@ -280,8 +281,8 @@ where
     }
 }
 
-/// Returns `max_kept` for a limit of open files; `None` is unlimited. Half of what requests in flight leave, since
-/// replaced clients may keep as many for a while.
+/// Returns `max_kept` for a limit of open files; `None` is unlimited. Half of the files that requests in
+/// flight leave, since replaced clients may keep the same number for a while.
 pub(crate) fn max_kept(files: Option<u64>, max_in_flight: usize) -> usize {
     let Some(files) = files else { return usize::MAX };
     let left = files.saturating_sub(OTHER_FILES + max_in_flight as u64) / 2;
@@ -293,7 +294,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn clients_keep_no_more_connections_than_there_are_files() {
+    fn kept_connections_fit_the_limit_of_open_files() {
         assert_eq!(max_kept(None, 256), usize::MAX);
         assert_eq!(max_kept(Some(20_000), 256), 9_808);
         assert_eq!(max_kept(Some(512), 64), 160);
@@ -301,7 +302,7 @@ mod tests {
     }
 
     #[test]
-    fn the_timeout_of_keep_alive_is_read_among_other_parameters() {
+    fn the_keep_alive_timeout_is_found_among_other_parameters() {
         let timeout = |value: &str| {
             keep_alive_timeout(
                 &[("keep-alive".parse().unwrap(), value.parse().unwrap())].into_iter().collect(),

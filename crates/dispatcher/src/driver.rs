@@ -1,4 +1,5 @@
-//! Drives the engine's state machine: does what it says, and tells it what happened. Nothing is decided here.
+//! Drives the engine's state machine: executes its actions and passes it the events. Makes no decisions of
+//! its own.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
@@ -29,13 +30,13 @@ pub(crate) struct Driver {
     pub(crate) state: State,
 }
 
-/// What the driver keeps for the machine.
+/// The driver's bookkeeping for the machine.
 #[derive(Default)]
 pub(crate) struct State {
-    /// Doorbells by their token.
+    /// Messages of unacknowledged doorbells, by token.
     messages: HashMap<u64, Message>,
     last_token: u64,
-    /// What is logged of attempts that are not done with.
+    /// Attempts not reported yet, with the fields to log.
     attempts: BTreeMap<AttemptKey, (HeldAttempt, Logged)>,
     tasks: JoinSet<Ended>,
     keys: HashMap<task::Id, AttemptKey>,
@@ -43,10 +44,10 @@ pub(crate) struct State {
     is_stopped: bool,
 }
 
-/// How a transaction ended.
+/// The result of a transaction.
 struct Answer {
     event: Option<Event>,
-    /// Results that no attempt of this dispatcher's stands for.
+    /// Recorded results of expired leases, which belong to no attempt of this dispatcher.
     recovered: Recovered,
 }
 
@@ -56,13 +57,13 @@ impl From<Event> for Answer {
     }
 }
 
-/// The present moment.
+/// Reads the current time from both clocks.
 pub(crate) fn now(clock: &Clock) -> Now {
     Now { monotonic: clock.monotonic(), clock: clock.now() }
 }
 
 impl Driver {
-    /// Works until `shutdown`, and then until nothing is left in flight.
+    /// Works until `shutdown`, then until nothing is in flight.
     pub(crate) async fn run(mut self, shutdown: CancellationToken) {
         let clock = self.store.clock().clone();
         let mut is_stopping = false;
@@ -100,7 +101,7 @@ impl Driver {
         }
     }
 
-    /// That message, and those that are here already.
+    /// Takes `first` and the messages already received, as far as the machine has room.
     fn heard(&mut self, first: Message) -> Event {
         let room = self.dispatch.doorbell_room();
         let mut doorbells = Vec::new();
@@ -121,7 +122,7 @@ impl Driver {
         let Ended { outcome, measured, logged } = match ended {
             Ok((_, ended)) => ended,
             Err(error) => {
-                tracing::error!(%error, delivery_id = %key.delivery_id, "an attempt broke off");
+                tracing::error!(%error, delivery_id = %key.delivery_id, "attempt task panicked");
                 Ended::panicked()
             }
         };
@@ -186,7 +187,7 @@ impl Driver {
                     message.ack();
                 }
             }
-            // Dropped unacknowledged, they go back once the connection is closed.
+            // Unacknowledged messages return to the queue when the connection is closed.
             Action::GiveBack(tokens) => tokens.iter().for_each(|token| {
                 self.state.messages.remove(token);
             }),
@@ -210,5 +211,5 @@ impl Driver {
     }
 }
 
-/// The clock may run on while the timer does not, as when the host is suspended.
+/// Upper bound of a sleep. The clock may advance while the timer does not, such as on a suspended host.
 const LONGEST_SLEEP: Duration = Duration::from_secs(1);

@@ -1,4 +1,4 @@
-//! What went wrong when no response came, as an outcome with a sentence that says what to do.
+//! Outcomes of requests without a response, each with a sentence that says what to do.
 
 use std::error::Error;
 use std::io;
@@ -16,8 +16,8 @@ use crate::shortage::{has_route, shortage};
 use crate::tls;
 use crate::trace::Trace;
 
-/// Finds out from the client's error what went wrong. Its own text is not used: it names the URL, which may carry
-/// secrets in its query.
+/// Returns the outcome for an error of the HTTP client. The error's own text is not used: it contains the
+/// URL, whose query may carry secrets.
 pub(crate) fn failed(error: &reqwest::Error, target: &TargetUrl, trace: &Trace) -> Outcome {
     let mut last = None;
     for cause in causes(error) {
@@ -33,7 +33,7 @@ pub(crate) fn failed(error: &reqwest::Error, target: &TargetUrl, trace: &Trace) 
         if cause.is::<TooLate>() {
             return Outcome::NotSent(LocalFailure::LeaseTooShort);
         }
-        // Once connected, something may have been sent.
+        // After connecting, part of the request may have been sent.
         if error.is_connect()
             && let Some(failure) = cause.downcast_ref().and_then(shortage)
             && (failure != LocalFailure::NoLocalPort || is_routable(target))
@@ -68,13 +68,13 @@ pub(crate) fn failed(error: &reqwest::Error, target: &TargetUrl, trace: &Trace) 
     Outcome::failed(FailureReason::ConnectionError, detail)
 }
 
-/// The budget ran out before there was a response.
+/// Returns the outcome of an attempt that timed out before a complete response.
 pub(crate) fn timed_out(timeout: Duration, trace: &Trace) -> Outcome {
     let detail = format!("no complete response within {} s{}", timeout.as_secs_f64(), upload(trace));
     Outcome::failed(FailureReason::Timeout, detail)
 }
 
-/// How far the upload came, if not to its end.
+/// Describes how far the upload got. Empty if it did not start or was complete.
 fn upload(trace: &Trace) -> String {
     match trace.progress() {
         (sent, size) if 0 < sent && sent < size => format!(", {sent} of {size} bytes were sent"),
@@ -82,11 +82,11 @@ fn upload(trace: &Trace) -> String {
     }
 }
 
-/// What is wrong with a response that can't be read.
+/// Describes what is wrong with a response that can't be parsed.
 fn response_fault(cause: &(dyn Error + 'static)) -> Option<String> {
     let error = cause.downcast_ref::<hyper::Error>().filter(|error| error.is_parse())?;
     let said = error.to_string();
-    // hyper has a method for this with its server alone.
+    // hyper has a method for this, but only in builds with its server.
     let is_too_large = said.contains("too large");
     Some(if is_too_large {
         HEAD_TOO_LARGE.to_owned()
@@ -95,7 +95,7 @@ fn response_fault(cause: &(dyn Error + 'static)) -> Option<String> {
     })
 }
 
-/// An error of the connection in plain words.
+/// Describes a connection error in plain words.
 fn plain(cause: &(dyn Error + 'static)) -> String {
     let text = cause.to_string();
     let kind = cause.downcast_ref::<io::Error>().map(io::Error::kind);
@@ -103,7 +103,7 @@ fn plain(cause: &(dyn Error + 'static)) -> String {
         Some(io::ErrorKind::ConnectionRefused) => "nothing listens there",
         Some(io::ErrorKind::ConnectionReset) => "the receiver reset it",
         Some(io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionAborted) => "the receiver closed it",
-        // TLS that was not closed as it should be.
+        // TLS closed without close_notify.
         Some(io::ErrorKind::UnexpectedEof) => return "the receiver closed it".to_owned(),
         Some(io::ErrorKind::HostUnreachable | io::ErrorKind::NetworkUnreachable) => {
             "the network has no way there"
@@ -120,7 +120,7 @@ fn causes<'e>(error: &'e (dyn Error + 'static)) -> impl Iterator<Item = &'e (dyn
     })
 }
 
-/// Whether the receiver closed the connection instead of answering.
+/// Whether the receiver closed the connection instead of responding.
 pub(crate) fn was_closed(error: &reqwest::Error) -> bool {
     causes(error).any(|cause| {
         let is_io = |error: &io::Error| {
@@ -132,7 +132,8 @@ pub(crate) fn was_closed(error: &reqwest::Error) -> bool {
     })
 }
 
-/// Whether this host has a route to the target. The resolver returns only addresses that have one.
+/// Whether this host has a route to the target. True for names: the resolver returns only addresses with a
+/// route.
 fn is_routable(target: &TargetUrl) -> bool {
     match target.host() {
         Host::Ipv6(address) => has_route(address.into()),
@@ -140,7 +141,7 @@ fn is_routable(target: &TargetUrl) -> bool {
     }
 }
 
-/// rustls' error, which travels inside one or more `io::Error`s and is not among their sources.
+/// Finds rustls' error, which is wrapped in one or more `io::Error`s and not among their sources.
 fn tls_error<'e>(cause: &'e (dyn Error + 'static)) -> Option<&'e rustls::Error> {
     cause.downcast_ref().or_else(|| tls_error(cause.downcast_ref::<io::Error>()?.get_ref()?))
 }

@@ -1,4 +1,4 @@
-//! The headers of a request (contract section 2).
+//! Headers of a request (contract section 2).
 
 use contracts::{Signing, Timestamp};
 use engine::Claimed;
@@ -12,7 +12,7 @@ const WEBHOOK_TIMESTAMP: HeaderName = HeaderName::from_static("webhook-timestamp
 const WEBHOOK_SIGNATURE: HeaderName = HeaderName::from_static("webhook-signature");
 const REDIAL_ATTEMPT: HeaderName = HeaderName::from_static("redial-attempt");
 
-/// All headers but the HTTP client's own. `now` is the moment of signing.
+/// Returns all headers except those that the HTTP client adds. `now` is the time of signing.
 pub(crate) fn headers(
     claimed: &Claimed,
     signing: Option<&Signing>,

@@ -1,4 +1,4 @@
-//! The encryption keys of signing secrets, read again when one is missing.
+//! Encryption keys of signing secrets, read again when one is missing.
 
 use std::error::Error;
 use std::sync::Arc;
@@ -6,12 +6,12 @@ use std::time::Duration;
 
 use store::Keyring;
 
-/// Reads `secrets.keys` afresh from where it is configured. May block.
+/// Reads `secrets.keys` again from its configured source. May block.
 pub type KeySource = Arc<dyn Fn() -> Result<Keyring, KeySourceError> + Send + Sync>;
 /// Why keys could not be read.
 pub type KeySourceError = Box<dyn Error + Send + Sync>;
 
-/// The keys in use, and where to read them again.
+/// The keys in use and the source to read them from again.
 pub(crate) struct Keys {
     source: KeySource,
     state: tokio::sync::Mutex<KeysRead>,
@@ -19,13 +19,13 @@ pub(crate) struct Keys {
 
 struct KeysRead {
     keyring: Keyring,
-    /// Counts successful readings.
+    /// Number of successful reads.
     reading: u64,
-    /// When they were read last, successfully or not, on the clock's monotonic time.
+    /// Time of the last read, successful or not, on the clock's monotonic time.
     tried_at: Option<Duration>,
 }
 
-/// Minimum interval between two readings of the keys: a missing key must not cost a file read for each attempt.
+/// Minimum interval between two reads of the keys: a missing key must not cost a file read per attempt.
 pub(crate) const KEYS_READ_EVERY: Duration = Duration::from_secs(10);
 
 impl Keys {
@@ -33,14 +33,14 @@ impl Keys {
         Keys { source, state: KeysRead { keyring, reading: 0, tried_at: None }.into() }
     }
 
-    /// The keys and the number of their reading.
+    /// Returns the keys, and the number of the read that returned them.
     pub(crate) async fn current(&self) -> (Keyring, u64) {
         let state = self.state.lock().await;
         (state.keyring.clone(), state.reading)
     }
 
-    /// Reads the keys again unless that was tried lately, and returns whether they are newer than `reading`. Concurrent
-    /// callers share one reading.
+    /// Reads the keys again unless the last read is recent, and returns whether they are newer than
+    /// `reading`. Concurrent callers share one read.
     pub(crate) async fn read_again(&self, reading: u64, now: Duration) -> bool {
         let mut state = self.state.lock().await;
         if state.reading != reading {

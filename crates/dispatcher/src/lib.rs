@@ -1,9 +1,10 @@
-//! Brings deliveries to their receivers: claims attempts, signs and sends them, and records what came of them. Any
-//! number of dispatchers share one database and one queue.
+//! Sends deliveries to their receivers: claims attempts, signs and sends them, and records their results. Any
+//! number of dispatchers can share one database and one queue.
 //!
-//! What is done when is decided by `engine`'s state machine; this crate drives it. One attempt's way through the files:
-//! `driver` hears a doorbell or a tick and hands it to the machine → `transactions` claims → `attempt` signs
-//! (`signer`) and sends (`sender`, `client`, `resolver`, measured by `trace`) → `transactions` records → `report` logs.
+//! The state machine in `engine` decides what to do and when; this crate executes it. The path of an attempt
+//! through the files: `driver` passes a doorbell or a tick to the machine → `transactions` claims → `attempt`
+//! signs (`signer`) and sends (`sender`, `client`, `resolver`, measured by `trace`) → `transactions` records
+//! → `report` logs.
 
 mod attempt;
 mod client;
@@ -50,70 +51,70 @@ use crate::driver::{Driver, State, now};
 use crate::sender::Sender;
 use crate::signer::Signer;
 
-/// How a dispatcher works.
+/// Settings of a dispatcher.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Settings {
-    /// What is decided within which limits.
+    /// Limits of the state machine.
     pub limits: Limits,
-    /// How much of an attempt's budget connecting may take.
+    /// Timeout for connecting, part of an attempt's timeout.
     pub connect_timeout: Duration,
-    /// How long a response body may take once its head is complete. Whatever has come by then is recorded.
+    /// Timeout for a response body once the head is complete. The part received by then is recorded.
     pub body_timeout: Duration,
-    /// Certificates for TLS beside the system's.
+    /// Certificates for TLS in addition to the system's.
     pub certificates: Certificates,
-    /// How long after a promotion requests are signed with the secret before, too.
+    /// How long after a promotion requests are also signed with the previous secret.
     pub secret_overlap: Duration,
-    /// How long what has ended is kept.
+    /// How long ended deliveries and runs are kept.
     pub retention: Retention,
-    /// How long a shutdown may take, what is in flight included.
+    /// Timeout for a shutdown, including the attempts in flight.
     pub drain: Duration,
 }
 
-/// One dispatcher.
+/// A dispatcher, ready to [run](Dispatcher::run).
 pub struct Dispatcher {
-    /// Where deliveries are.
+    /// The database with the deliveries.
     pub store: Store,
-    /// Opens signing secrets.
+    /// Decrypts signing secrets.
     pub keyring: Keyring,
-    /// Where keys that it lacks are looked for again.
+    /// Source from which the keys are read again when `keyring` lacks one.
     pub key_source: KeySource,
     /// Which addresses may be called.
     pub egress: egress::Policy,
-    /// How it works.
+    /// Its settings.
     pub settings: Settings,
-    /// Where it says how it gets on.
+    /// Where it publishes its progress.
     pub progress: Progress,
 }
 
-/// Why a dispatcher could not start, or go on.
+/// Why a dispatcher could not start.
 #[derive(Debug, Error)]
 pub enum DispatcherError {
     /// The HTTP client could not be set up.
     #[error("the HTTP client could not be set up: {0}")]
     Client(#[from] reqwest::Error),
-    /// No TLS sessions can be set up.
+    /// The system's certificate authorities could not be loaded.
     #[error("the system's certificate authorities could not be loaded: {0}")]
     Tls(#[from] rustls::Error),
-    /// A file with certificates can't be used.
+    /// A certificate file can't be used.
     #[error("{key}: {}: {problem}", path.display())]
     Certificates {
-        /// The setting that names it.
+        /// The setting that names the file.
         key: &'static str,
-        /// Where it is.
+        /// The file's path.
         path: PathBuf,
-        /// What is wrong with it.
+        /// What is wrong with the file.
         problem: String,
     },
-    /// Names can't be resolved.
+    /// The system's resolver configuration could not be read.
     #[error("the system's configuration for resolving names could not be read: {0}")]
     Names(#[from] hickory_resolver::net::NetError),
 }
 
-/// How long to wait before a database that is away is asked again for a secret.
+/// Pause before an unavailable database is queried again for a secret.
 const OUTAGE_PAUSE: Duration = Duration::from_millis(250);
 
-/// A place where a build for failure tests can be made to stop: the variable `FAILPOINTS=claimed=return` sends the
-/// process SIGSTOP there.
+/// A point at which a build for failure tests can be stopped: `FAILPOINTS=claimed=return` in the environment
+/// makes the process send itself SIGSTOP there.
 fn failpoint(_name: &'static str) {
     #[cfg(feature = "failpoints")]
     fail::fail_point!(_name, |_| {
@@ -123,7 +124,7 @@ fn failpoint(_name: &'static str) {
 }
 
 impl Dispatcher {
-    /// Works until `shutdown`, then claims nothing more and finishes what is in flight, for at most `drain`.
+    /// Works until `shutdown`, then claims no more and finishes the attempts in flight, for at most `drain`.
     pub async fn run(self, consumer: Consumer, shutdown: CancellationToken) -> Result<(), DispatcherError> {
         let Dispatcher { store, keyring, key_source, egress, settings, progress } = self;
         let clock = store.clock().clone();

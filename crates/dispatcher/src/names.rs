@@ -1,4 +1,5 @@
-//! Asynchronous DNS lookups that tell an outage of our name servers from a silent zone of a customer's.
+//! Asynchronous DNS lookups that distinguish an outage of our name servers from an unresponsive zone of a
+//! customer's.
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr};
@@ -25,7 +26,7 @@ use tokio::time::{Instant, sleep, timeout};
 use crate::shortage::shortage;
 use engine::LocalFailure;
 
-/// Why a lookup found no address. All but `Local` are about the name.
+/// Why a lookup found no address. All variants but `Local` are about the name.
 #[derive(Clone, Debug, Error, PartialEq)]
 pub(crate) enum NameError {
     #[error("it is not a valid host name")]
@@ -33,7 +34,7 @@ pub(crate) enum NameError {
     /// NXDOMAIN.
     #[error("there is no such name")]
     NoSuchName,
-    /// The name exists without A and AAAA records.
+    /// The name exists, but has no A or AAAA records.
     #[error("it has no address")]
     NoAddress,
     /// SERVFAIL, REFUSED and the like.
@@ -41,17 +42,17 @@ pub(crate) enum NameError {
     ServerError(ResponseCode),
     #[error("{0}")]
     InvalidResponse(String),
-    /// The name servers are up, but did not answer for this name in time.
+    /// The name servers are up but did not answer for this name in time.
     #[error("no answer")]
     NoAnswer,
     #[error("{}", .0.detail())]
     Local(LocalFailure),
 }
 
-/// Returns the error of a lookup that got no response. A name server that has responded to anything since then is up:
-/// it was itself waiting for the servers of the name's zone.
+/// Returns the error of a lookup that got no response. A name server that has responded to any query since
+/// `asked_at` is up: it was itself waiting for the servers of the name's zone.
 ///
-/// The caller has sent a probe before, so a silent zone is recognised even when nothing else is being looked up.
+/// The caller has sent a probe before, so an unresponsive zone is recognised even without other lookups.
 fn no_response(asked_at: Instant, last_response_at: Option<Instant>) -> NameError {
     match last_response_at {
         Some(at) if at >= asked_at => NameError::NoAnswer,
@@ -68,21 +69,21 @@ pub(crate) struct Names {
     timeout: Duration,
 }
 
-/// Cached responses of each name server.
+/// Number of responses cached per name server.
 const CACHE_SIZE: u64 = 1_000;
-/// Upper bound of any TTL: a record may be wrong, and be mended.
+/// Upper bound of any TTL, in case a wrong record is corrected.
 const MAX_TTL: Duration = Duration::from_secs(300);
-/// Upper bound of the TTL of NXDOMAIN and empty responses: the record may just be being created.
+/// Upper bound of the TTL of NXDOMAIN and empty responses: the record may be in the process of being created.
 const NEGATIVE_MAX_TTL: Duration = Duration::from_secs(10);
-/// As many as glibc uses.
+/// Maximum number of name servers, as in glibc.
 const MAX_SERVERS: usize = 3;
-/// How long one address family waits for the other (RFC 8305 section 3).
+/// How long one address family waits for the other (RFC 8305, section 3).
 const RESOLUTION_DELAY: Duration = Duration::from_millis(50);
-/// Addresses used of one name. They share the connect timeout.
+/// Maximum number of addresses used per name. They share the connect timeout.
 const MAX_ADDRESSES: usize = 16;
 
-/// Sockets held by one lookup that gets no response: A and AAAA, each sent three times from a socket of its own to each
-/// name server.
+/// Sockets held by one lookup without a response: A and AAAA queries, each sent three times to each name
+/// server, from a separate socket each time.
 pub(crate) const MAX_SOCKETS: usize = 2 * 3 * MAX_SERVERS;
 
 impl Names {
@@ -94,13 +95,13 @@ impl Names {
         timeout: Duration,
     ) -> Result<Names, NetError> {
         let responses = Responses::default();
-        // A single try: a late response to its first packet still counts.
+        // A single try, so that a late response to its first packet still counts.
         options.timeout = timeout;
         options.attempts = 0;
         options.cache_size = CACHE_SIZE;
         options.positive_max_ttl = Some(MAX_TTL);
         options.negative_max_ttl = Some(NEGATIVE_MAX_TTL);
-        // hickory would query DNS for the address family that a name in the file lacks.
+        // hickory would query DNS for the address family that a name in the hosts file lacks.
         options.use_hosts_file = ResolveHosts::Never;
         let (domain, search, servers) = config.into_parts();
         let client = |server: NameServerConfig| {
@@ -138,8 +139,8 @@ impl Names {
         found.flat_map(|found| addresses(&found)).collect()
     }
 
-    /// Asks for the root's name servers, which every recursive name server knows, if there was no response at all for
-    /// half of the time. Never returns: it runs beside the lookup that it is about.
+    /// Queries the root's name servers, which every recursive name server knows, if there was no response at
+    /// all for half of the timeout. Never returns: it runs alongside its lookup.
     async fn probe<T>(&self, asked_at: Instant) -> T {
         sleep(self.timeout / 2).await;
         if self.responses.last_at().is_none_or(|at| at < asked_at) {
@@ -152,7 +153,8 @@ impl Names {
         pending().await
     }
 
-    /// Asks the name servers in their order: the next one when one can't tell, or has said nothing for a while.
+    /// Queries the name servers in order. Moves on to the next one after an inconclusive response, or after
+    /// some time without a response.
     async fn query_servers(&self, name: &Name) -> Result<Vec<IpAddr>, Miss> {
         let mut servers = self.servers.iter();
         let mut queries = FuturesUnordered::new();
@@ -173,8 +175,8 @@ impl Names {
     }
 }
 
-/// Asks one name server for both address families at once. When one is known, the other is not waited for long: the
-/// servers of some zones drop AAAA queries.
+/// Queries one name server for both address families at once. Once one family has addresses, waits only
+/// briefly for the other: the servers of some zones drop AAAA queries.
 async fn query(server: &Resolver<Wire>, name: &Name) -> Result<Vec<IpAddr>, Miss> {
     let v4 = pin!(server.lookup(name.clone(), RecordType::A));
     let v6 = pin!(server.lookup(name.clone(), RecordType::AAAA));
@@ -195,7 +197,7 @@ async fn query(server: &Resolver<Wire>, name: &Name) -> Result<Vec<IpAddr>, Miss
     Ok(found)
 }
 
-/// Why one query brought no address.
+/// Why a query returned no address.
 #[derive(Clone, Debug, PartialEq)]
 enum Miss {
     NoResponse,
@@ -203,14 +205,14 @@ enum Miss {
 }
 
 impl Miss {
-    /// Whether other name servers need not be asked.
+    /// Whether the miss is final, so that no other name server has to be queried.
     fn is_final(&self) -> bool {
         use NameError::{InvalidResponse, ServerError};
         !matches!(self, Miss::NoResponse | Miss::Error(ServerError(_) | InvalidResponse(_)))
     }
 
-    /// Combines two queries for one name into the miss that says more. That the name has no address is only known when
-    /// both families say so.
+    /// Returns the more informative miss of two queries for one name. `NoAddress` holds only if both families
+    /// report it.
     fn or(self, other: Miss) -> Miss {
         let weight = |miss: &Miss| match miss {
             Miss::Error(NameError::NoSuchName | NameError::Malformed) => 4,
@@ -249,7 +251,7 @@ fn addresses(found: &Lookup) -> Vec<IpAddr> {
     found.answers().iter().filter_map(|record| record.data.ip_addr()).collect()
 }
 
-/// When a name server responded last, whatever it said. Cached responses don't count.
+/// When a name server last responded, whatever the response. Cached responses don't count.
 #[derive(Clone, Default)]
 struct Responses(Arc<Mutex<Option<Instant>>>);
 
@@ -267,14 +269,14 @@ impl Responses {
     }
 }
 
-/// Connects to name servers and records that they respond.
+/// Connects to name servers and records when they respond.
 #[derive(Clone)]
 struct Wire {
     io: TokioRuntimeProvider,
     responses: Responses,
 }
 
-/// Stands for an I/O error for want of sockets: hickory reports any I/O error as "no connections".
+/// Represents an I/O error for lack of sockets: hickory reports every I/O error as "no connections".
 const NO_SOCKET: &str = "no socket";
 
 fn keep_shortage(error: NetError) -> NetError {
@@ -327,7 +329,7 @@ impl DnsHandle for Exchange {
     }
 }
 
-/// The system's name servers and hosts file. Both files are read again when they have changed.
+/// The system's name servers and hosts file. Both files are read again when one has changed.
 pub(crate) struct SystemNames {
     timeout: Duration,
     state: Mutex<(Modified, Arc<Names>)>,
@@ -336,7 +338,7 @@ pub(crate) struct SystemNames {
 const RESOLV_CONF: &str = "/etc/resolv.conf";
 const HOSTS: &str = "/etc/hosts";
 
-/// Modification times of the two files, `None` where one is missing.
+/// Modification times of the two files, `None` for a missing one.
 type Modified = [Option<SystemTime>; 2];
 
 impl SystemNames {
@@ -346,7 +348,7 @@ impl SystemNames {
         Ok(SystemNames { timeout, state: Mutex::new((modified, Arc::new(read(timeout)?))) })
     }
 
-    /// The name servers to use now.
+    /// Returns the name servers to use now.
     pub(crate) fn current(&self) -> Arc<Names> {
         let modified = modified();
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
@@ -372,7 +374,7 @@ fn read(timeout: Duration) -> Result<Names, NetError> {
         Err(NetError::Io(error))
             if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::Other) =>
         {
-            tracing::warn!(%error, "{RESOLV_CONF} names no name server; using the local machine's");
+            tracing::warn!(%error, "{RESOLV_CONF} lists no name server; using 127.0.0.1");
             let local = NameServerConfig::udp_and_tcp(Ipv4Addr::LOCALHOST.into());
             (ResolverConfig::from_name_servers(vec![local]), ResolverOpts::default())
         }
@@ -393,7 +395,7 @@ mod tests {
     use crate::test_name_server::{NameServer, Reply};
 
     const TIMEOUT: Duration = Duration::from_secs(1);
-    /// For lookups that must not wait for any timeout.
+    /// For lookups that must not wait for a timeout.
     const LONG: Duration = Duration::from_secs(40);
     const NO_NAME_SERVER: NameError = NameError::Local(LocalFailure::NoNameServer);
 
@@ -405,7 +407,7 @@ mod tests {
         "2606:2800::1".parse().unwrap()
     }
 
-    /// Looks a name up at a server that replies like that.
+    /// Looks up `name` at a server with these replies.
     async fn look_up(
         name: &str,
         timeout: Duration,
@@ -415,7 +417,7 @@ mod tests {
     }
 
     #[test]
-    fn name_servers_that_have_responded_since_are_up() {
+    fn name_servers_that_responded_after_the_query_are_up() {
         let asked_at = Instant::now();
         let before = asked_at - Duration::from_millis(1);
         assert_eq!(no_response(asked_at, None), NO_NAME_SERVER);
@@ -425,7 +427,7 @@ mod tests {
     }
 
     #[test]
-    fn of_two_misses_the_one_that_says_more_counts() {
+    fn the_more_informative_of_two_misses_counts() {
         let misses = [
             Miss::Error(NameError::NoAddress),
             Miss::NoResponse,
@@ -473,10 +475,10 @@ mod tests {
         let server = NameServer::start(|name, family| match (name, family) {
             ("example.com.", RecordType::A) => Reply::Address(address()),
             ("example.com.", _) => Reply::Address(address_v6()),
-            _ => Reply::Silence, // to the probe, too
+            _ => Reply::Silence, // also to the probe
         });
         let names = server.await.names(Hosts::default(), TIMEOUT);
-        // The second time it comes from the cache, which proves nothing.
+        // The second response for example.com comes from the cache, which proves nothing.
         for error in [NameError::NoAnswer, NO_NAME_SERVER] {
             let (silent, found) = tokio::join!(names.look_up("silent.example"), names.look_up("example.com"));
             assert_eq!(found.unwrap(), [address_v6(), address()]);
@@ -510,7 +512,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_hundred_names_without_a_response_delay_no_other() {
+    async fn a_hundred_names_without_a_response_do_not_delay_another_lookup() {
         let server = NameServer::start(|name, _| match name {
             "example.com." => Reply::Address(address()),
             _ => Reply::Silence,
@@ -529,7 +531,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn the_next_name_server_is_asked_at_once_when_one_fails_and_soon_when_one_is_silent() {
+    async fn the_next_name_server_is_queried_at_once_when_one_fails_and_soon_when_one_is_silent() {
         let found = |_: &str, _| Reply::Address(address());
         let fails = NameServer::start(|_, _| Reply::Code(ResponseCode::ServFail)).await;
         let is_silent = NameServer::start(|_, _| Reply::Silence).await;
@@ -568,7 +570,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn no_query_is_sent_for_localhost_and_names_of_the_hosts_file() {
+    async fn no_query_is_sent_for_localhost_or_names_in_the_hosts_file() {
         let server = NameServer::start(|_, _| Reply::Silence).await;
         let mut hosts = Hosts::default();
         hosts.read_hosts_conf("10.1.2.3 Inside # a name\n".as_bytes()).unwrap();
@@ -583,7 +585,7 @@ mod tests {
     }
 
     #[test]
-    fn the_systems_configuration_is_read_once() {
+    fn an_unchanged_system_configuration_is_read_once() {
         let system = SystemNames::new(TIMEOUT).unwrap();
         assert!(Arc::ptr_eq(&system.current(), &system.current()));
     }

@@ -1,11 +1,11 @@
-//! Whether a dispatcher gets on with its work, for readiness.
+//! Progress of a dispatcher, for readiness checks.
 
 use std::time::Instant;
 
 use engine::LocalFailure;
 use tokio::sync::watch;
 
-/// A dispatcher's progress, as others may read it. Cheap to clone.
+/// The progress that a dispatcher publishes. Cheap to clone.
 #[derive(Clone, Debug)]
 pub struct Progress(watch::Sender<State>);
 
@@ -32,17 +32,17 @@ impl Progress {
         self.0.send_modify(|state| (state.unrecorded_since, state.troubles) = (unrecorded_since, troubles));
     }
 
-    /// When it last claimed, or found nothing to claim.
+    /// Returns when the dispatcher last claimed attempts, or found none to claim.
     pub fn claimed_at(&self) -> Instant {
         self.0.borrow().claimed_at
     }
 
-    /// Since when it has had results that it could not record.
+    /// Returns since when the dispatcher has had results that it could not record.
     pub fn unrecorded_since(&self) -> Option<Instant> {
         self.0.borrow().unrecorded_since
     }
 
-    /// Why attempts can't be sent at present, where the reason is ours.
+    /// Returns the local failures that currently keep attempts from being sent.
     pub fn troubles(&self) -> Vec<LocalFailure> {
         self.0.borrow().troubles.clone()
     }

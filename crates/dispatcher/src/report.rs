@@ -1,4 +1,4 @@
-//! What a dispatcher logs: one wide line per attempt.
+//! The dispatcher's log: one wide line per attempt.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -10,7 +10,7 @@ use reqwest::header::LOCATION;
 
 use crate::attempt::Logged;
 
-/// Logs a result that is done with.
+/// Logs the final state of an attempt's result.
 pub(crate) fn attempt(held: &HeldAttempt, logged: Logged, recorded: &Recorded) {
     let AttemptResult { record, settlement, .. } = &recorded.result;
     let Some(effect) = recorded.effect else {
@@ -52,7 +52,8 @@ pub(crate) fn attempt(held: &HeldAttempt, logged: Logged, recorded: &Recorded) {
         },
         status = record.status_code,
         reason = failure.map(|failure| <&str>::from(failure.reason)),
-        // That of an HTTP error says no more than the status, and where a redirect leads, which may be secret.
+        // For an HTTP error the detail adds only a redirect's target to the status, and the target may be
+        // secret.
         detail = failure.filter(|failure| failure.reason != FailureReason::HttpError).map(|failure| failure.detail.as_str()),
         response_time_ms = record.response_time_ms,
         resolve_ms = timing.resolve,
@@ -80,24 +81,24 @@ pub(crate) fn attempt(held: &HeldAttempt, logged: Logged, recorded: &Recorded) {
     );
 }
 
-/// The kept headers without those that may be secret, if any is left.
+/// Returns the recorded headers without those that may be secret, or `None` if no header remains.
 fn loggable(headers: &BTreeMap<String, String>) -> Option<BTreeMap<&str, &str>> {
     let headers = headers.iter().filter(|(name, _)| *name != LOCATION.as_str());
     let headers: BTreeMap<_, _> = headers.map(|(name, value)| (name.as_str(), value.as_str())).collect();
     (!headers.is_empty()).then_some(headers)
 }
 
-/// Logs that the database refuses to move a delivery.
+/// Logs that the database refuses to update a delivery.
 pub(crate) fn stepped_over(delivery_id: DeliveryId, wait: Duration) {
-    tracing::error!(%delivery_id, ?wait, "the database refuses to move this delivery; it is left alone for a while");
+    tracing::error!(%delivery_id, ?wait, "the database refuses to update this delivery; skipped for a while");
 }
 
-/// Logs why attempts can't be sent, once.
+/// Logs the start of a local failure that keeps attempts from being sent.
 pub(crate) fn trouble(cause: LocalFailure) {
     tracing::error!(cause = cause.detail(), "attempts can't be sent; they are handed back");
 }
 
-/// Logs that they can be again.
+/// Logs the end of such a failure.
 pub(crate) fn trouble_over(cause: LocalFailure) {
     tracing::info!(cause = cause.detail(), "attempts can be sent again");
 }

@@ -1,4 +1,4 @@
-//! The payload on its way out: not too late, and counted.
+//! The request body: counts the payload bytes sent, and refuses to be sent too late.
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -12,12 +12,13 @@ use thiserror::Error;
 
 use crate::trace::Trace;
 
-/// Bytes handed to the connection at once. hyper takes sixteen of them ahead of what it has written: few enough to tell how
-/// far an upload came.
+/// Bytes handed to the connection at once. hyper takes up to sixteen chunks ahead of what it has written; the
+/// chunks are small enough to show how far an upload got.
 const CHUNK: usize = 4 * 1024;
 
-/// A payload that refuses to be written too late. It is asked for in the same step that writes the request's head, so
-/// a process that was stopped while it connected, or at any moment before, sends nothing when it goes on.
+/// A payload that refuses to be written too late. hyper polls it in the same step that writes the request's
+/// head. So a process that was stopped while connecting, or at any moment before, sends nothing when it
+/// continues.
 pub(crate) struct TimelyBody {
     left: Bytes,
     has_begun: bool,
@@ -26,7 +27,7 @@ pub(crate) struct TimelyBody {
     trace: Arc<Trace>,
 }
 
-/// What [`TimelyBody`] refuses with.
+/// The error with which [`TimelyBody`] refuses.
 #[derive(Debug, Error)]
 #[error("too late to be sent")]
 pub(crate) struct TooLate;

@@ -1,4 +1,4 @@
-//! Name resolution under the egress policy: the client only ever sees addresses that were judged.
+//! Name resolution under the egress policy: the client only receives addresses that may be called.
 
 use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
@@ -53,16 +53,16 @@ impl Resolver {
     }
 }
 
-/// Shares of the connect timeout: one to wait for a free lookup slot, three for the lookup. Both end before the connect
-/// timeout, which would be taken for the receiver's.
+/// Shares of the connect timeout: one to wait for a free lookup slot, three for the lookup. Both must end
+/// before the connect timeout, which would be attributed to the receiver.
 const SHARES: u32 = 5;
 const LOOKUP_SHARES: u32 = 3;
 
 /// Why there is no address to connect to.
 #[derive(Debug, Error)]
 pub(crate) enum ResolveError {
-    /// There is no such name, or it has no address or only refused ones: the same to customers, who could otherwise find
-    /// out which internal names exist.
+    /// The name doesn't exist, has no address or only refused ones. Customers get the same error for all of
+    /// these; otherwise they could find out which internal names exist.
     #[error("{0} does not resolve to an address that may be called")]
     NoAddress(String),
     #[error("{0} could not be resolved: {1}")]
@@ -93,7 +93,7 @@ impl Resolve for Resolver {
                 trace.org_id()
             });
             let found = lookups.look_up(org, &name).await;
-            // None if the request went another way meanwhile.
+            // `None` if the request was sent on another connection meanwhile.
             let trace = Trace::current();
             let trace = trace.as_deref();
             trace.inspect(|trace| trace.resolve_ended());
@@ -112,8 +112,9 @@ impl Resolve for Resolver {
     }
 }
 
-/// Runs a limited number of lookups at a time, fewer of each organization, and one for each name: attempts whose name
-/// servers are silent must not use up the slots of others.
+/// Limits the number of concurrent lookups, in total and per organization, and makes an organization's
+/// attempts share one lookup per name. Attempts whose name servers are silent must not use up the slots of
+/// others.
 struct Lookups {
     look_up: LookUp,
     slots: Semaphore,
@@ -126,24 +127,25 @@ struct Lookups {
 #[derive(Default)]
 struct Running {
     lookups: HashMap<Subject, watch::Receiver<Option<Found>>>,
-    /// The slots of organizations that look something up.
+    /// The slots of organizations with lookups in progress.
     organizations: HashMap<Option<OrgId>, Arc<Semaphore>>,
 }
 
-/// Who looks up what. Organizations don't share a lookup, as they don't share its slots.
+/// The organization and the name of a lookup. Organizations share neither lookups nor slots.
 type Subject = (Option<OrgId>, String);
 
-/// Looks a name up within a time limit of its own.
+/// Looks up a name, with a timeout of its own.
 type LookUp = Box<dyn Fn(String) -> BoxFuture<'static, Result<Vec<IpAddr>, NameError>> + Send + Sync>;
 type Found = Result<Arc<[IpAddr]>, NameError>;
 
-/// Concurrent lookups, further limited to a quarter of the file descriptors.
+/// Maximum number of concurrent lookups, further limited to a quarter of the file descriptors.
 const MAX_LOOKUPS: u64 = 1024;
 const MIN_LOOKUPS: u64 = 8;
-/// The share of one organization.
+/// An organization may use one in this many slots.
 const ORGANIZATION_SHARE: usize = 4;
 
-/// No more than attempts in flight, or the share of an organization would be no limit.
+/// Returns the number of lookup slots: at most `max_in_flight`, or the share of an organization would be no
+/// limit.
 fn max_lookups(files: Option<u64>, max_in_flight: usize) -> usize {
     let share = files.map_or(MAX_LOOKUPS, |files| files / 4 / MAX_SOCKETS as u64);
     share.min(max_in_flight as u64).clamp(MIN_LOOKUPS, MAX_LOOKUPS) as usize
@@ -169,7 +171,7 @@ impl Lookups {
         let subject = (org, name.to_owned());
         let mut answer = {
             let mut running = self.running();
-            // A closed one has panicked.
+            // A closed channel means that the lookup panicked.
             let known = running.lookups.get(&subject).filter(|answer| answer.has_changed().is_ok()).cloned();
             known.unwrap_or_else(|| {
                 let (asked, answer) = watch::channel(None);
@@ -202,7 +204,7 @@ impl Lookups {
                 }
                 (self.look_up)(subject.1.clone()).await
             }
-            // Every slot is waiting for a response.
+            // All slots are waiting for responses.
             Err(_) => Err(NameError::Local(LocalFailure::NoLookup)),
         };
         // Later callers start a new lookup.
@@ -210,10 +212,10 @@ impl Lookups {
         result.send_replace(Some(found.map(Arc::from)));
     }
 
-    /// Whether no caller waits for the result any more. The lookup is forgotten then.
+    /// Whether no caller waits for the result any more. If so, removes the lookup.
     fn is_abandoned(&self, subject: &Subject, result: &watch::Sender<Option<Found>>) -> bool {
         let mut running = self.running();
-        // `running` holds a receiver itself.
+        // `running` itself holds a receiver.
         let is_abandoned = result.receiver_count() == 1;
         if is_abandoned {
             running.forget(subject);
@@ -229,14 +231,14 @@ impl Lookups {
 impl Running {
     fn forget(&mut self, subject: &Subject) {
         self.lookups.remove(subject);
-        // Held here, and by each lookup that is running or waits for a slot: this one is the last.
+        // The map and each running or waiting lookup hold one reference: this lookup is the last.
         if self.organizations.get(&subject.0).is_some_and(|slots| Arc::strong_count(slots) <= 2) {
             self.organizations.remove(&subject.0);
         }
     }
 }
 
-/// Returns the addresses that may be called and have a route.
+/// Returns the addresses in `found` that may be called and have a route.
 fn permitted(
     policy: &Policy,
     name: &str,
@@ -251,7 +253,7 @@ fn permitted(
     if permitted.is_empty() {
         return Err(ResolveError::NoAddress(name.to_owned()));
     }
-    // Connecting to an address without a route fails like a shortage of local ports.
+    // Connecting to an address without a route fails with the error of a shortage of local ports.
     permitted.retain(|address| address.is_ipv4() || has_route(*address));
     if permitted.is_empty() { Err(ResolveError::NoRoute(name.to_owned())) } else { Ok(permitted) }
 }
@@ -262,7 +264,7 @@ mod tests {
 
     use super::*;
 
-    /// Longer than anything here takes.
+    /// A timeout that is never reached.
     const LONG: Duration = Duration::from_secs(60);
 
     fn judged(found: &[&str]) -> Result<Vec<IpAddr>, ResolveError> {
@@ -271,7 +273,7 @@ mod tests {
     }
 
     #[test]
-    fn refused_addresses_are_left_out_and_a_name_with_no_other_has_none() {
+    fn refused_addresses_are_dropped_and_a_name_without_others_has_no_address() {
         assert_eq!(judged(&["10.0.0.1", "93.184.216.34"]).unwrap().len(), 1);
         assert!(matches!(judged(&["127.0.0.1", "::1"]), Err(ResolveError::NoAddress(_))));
     }
@@ -311,7 +313,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn an_abandoned_lookup_is_not_begun() {
+    async fn an_abandoned_lookup_is_not_started() {
         static CALLS: AtomicUsize = AtomicUsize::new(0);
         let look_up = |_| {
             CALLS.fetch_add(1, Ordering::Relaxed);
@@ -328,7 +330,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn lookups_of_one_organization_leave_slots_to_the_others() {
+    async fn lookups_of_one_organization_leave_slots_for_others() {
         let look_up = |name: String| {
             if name.starts_with("silent") {
                 return std::future::pending().boxed();

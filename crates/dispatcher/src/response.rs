@@ -1,17 +1,17 @@
-//! What a response's head says for the record.
+//! Fields of a response's head for the record.
 
 use std::collections::BTreeMap;
 
 use reqwest::header::{CONTENT_TYPE, HeaderMap, LOCATION};
 
-/// The largest response head, in bytes.
+/// Maximum size of a response head, in bytes.
 pub(crate) const MAX_HEAD: usize = 64 * 1024;
-/// The most headers in one.
+/// Maximum number of headers in a response head.
 pub(crate) const MAX_HEADERS: usize = 500;
-/// What is said of larger ones.
+/// Failure detail for a larger head.
 pub(crate) const HEAD_TOO_LARGE: &str = "the response's head is too large: more than 64 KiB or 500 headers";
 
-/// The headers kept: those that tell who answered, and what to do.
+/// The headers to record: those that identify the responder or say what to do.
 const KEPT: [&str; 10] = [
     "allow",
     "cf-ray",
@@ -24,21 +24,21 @@ const KEPT: [&str; 10] = [
     "x-amzn-requestid",
     "x-request-id",
 ];
-/// The longest value kept, in bytes.
+/// Maximum length of a recorded value, in bytes.
 const VALUE_KEPT: usize = 256;
 
-/// Returns the size of a head with these headers, in bytes, its first line apart.
+/// Returns the size of a head with these headers in bytes, without its first line.
 pub(crate) fn head_size(headers: &HeaderMap) -> usize {
-    // Each has a colon, a blank and a line end.
+    // Each header has a colon, a space and a line end.
     headers.iter().map(|(name, value)| name.as_str().len() + value.len() + 4).sum()
 }
 
-/// Returns the response's `Content-Type`.
+/// Returns the response's `Content-Type` for the record.
 pub(crate) fn content_type(headers: &HeaderMap) -> Option<String> {
     headers.get(CONTENT_TYPE).map(|value| kept(value.as_bytes()))
 }
 
-/// Returns the headers for the record, several of one name joined by commas.
+/// Returns the headers to record. Several values of one name are joined by commas.
 pub(crate) fn kept_headers(headers: &HeaderMap) -> BTreeMap<String, String> {
     let values = |name: &str| {
         let values = headers.get_all(name).iter().map(|value| kept(value.as_bytes()));
@@ -47,14 +47,14 @@ pub(crate) fn kept_headers(headers: &HeaderMap) -> BTreeMap<String, String> {
     };
     let found = KEPT.iter().filter_map(|name| Some(((*name).to_owned(), values(name)?)));
     let found = found.map(|(name, value)| {
-        // Where a redirect leads may be secret; that it leads to a login page is not.
+        // A redirect's query and user may be secret; that it leads to a login page is not.
         let value = if name == LOCATION.as_str() { without_secrets(&value) } else { value };
         (name, value)
     });
     found.collect()
 }
 
-/// A URL without user, password and query.
+/// Returns a URL without user, password and query.
 fn without_secrets(url: &str) -> String {
     let end = url.find(['?', '#']).unwrap_or(url.len());
     let (url, query) = url.split_at(end);
@@ -65,7 +65,8 @@ fn without_secrets(url: &str) -> String {
     format!("{scheme}//{}{query}", &rest[host..])
 }
 
-/// A value as it is stored: short, and without control characters, such as NUL, which PostgreSQL refuses.
+/// Returns a value as recorded: shortened and without control characters, such as NUL, which PostgreSQL
+/// refuses.
 fn kept(value: &[u8]) -> String {
     let text = String::from_utf8_lossy(value);
     let text = text.replace(char::is_control, " ");

@@ -1,4 +1,4 @@
-//! The start of a response body as text for the record.
+//! Decoding of the start of a response body to text for the record.
 
 use std::io::Read;
 
@@ -7,13 +7,14 @@ use engine::{BODY_KEPT, kept_body};
 use flate2::read::{DeflateDecoder, MultiGzDecoder, ZlibDecoder};
 use reqwest::header::{CONTENT_ENCODING, CONTENT_TYPE, HeaderMap};
 
-/// Bytes decoded of a body: in no charset do the kept bytes of text need more.
+/// Maximum number of decoded bytes of a body. In no charset does [`BODY_KEPT`] need more.
 const DECODED: u64 = 4 * BODY_KEPT as u64;
 
-/// The longest name of an unknown coding that is shown, in bytes.
+/// Maximum length of an unknown coding's name in the record, in bytes.
 const CODING_SHOWN: usize = 32;
 
-/// Returns the body's start as text, by its `Content-Encoding` and charset. `body` may be cut off anywhere.
+/// Returns the start of the body as text, by its `Content-Encoding` and charset. `body` may be truncated
+/// anywhere.
 pub(crate) fn text(headers: &HeaderMap, body: &[u8]) -> String {
     if body.is_empty() {
         return String::new();
@@ -23,7 +24,7 @@ pub(crate) fn text(headers: &HeaderMap, body: &[u8]) -> String {
     let decoded = match coding.as_str() {
         "" | "identity" => return decode(header(CONTENT_TYPE), body),
         "gzip" | "x-gzip" => inflate(MultiGzDecoder::new(body)),
-        // Some send zlib, as RFC 9110 has it, others bare deflate.
+        // Some receivers send zlib, as RFC 9110 requires, others raw deflate.
         "deflate" => inflate(ZlibDecoder::new(body)).or_else(|| inflate(DeflateDecoder::new(body))),
         _ => None,
     };
@@ -36,10 +37,10 @@ pub(crate) fn text(headers: &HeaderMap, body: &[u8]) -> String {
     }
 }
 
-/// What can be decompressed of the input; `None` if that is nothing.
+/// Decompresses as much of the input as possible. `None`: nothing could be decompressed.
 fn inflate(decoder: impl Read) -> Option<Vec<u8>> {
     let mut decoded = Vec::new();
-    // Input that is cut off ends with an error; what came before it is good.
+    // Truncated input ends with an error; the bytes before it are good.
     let _ = decoder.take(DECODED).read_to_end(&mut decoded);
     (!decoded.is_empty()).then_some(decoded)
 }
@@ -55,7 +56,7 @@ fn decode(content_type: &str, body: &[u8]) -> String {
     kept_body(encoding.decode_without_bom_handling(start).0.as_bytes())
 }
 
-/// The parameter `charset` of a media type (RFC 9110 section 8.3.1).
+/// Returns the parameter `charset` of a media type (RFC 9110, section 8.3.1).
 fn charset(content_type: &str) -> Option<&str> {
     content_type.split(';').skip(1).find_map(|parameter| {
         let (name, value) = parameter.split_once('=')?;
@@ -85,14 +86,14 @@ mod tests {
     }
 
     #[test]
-    fn a_body_is_read_in_its_charset() {
+    fn a_body_is_decoded_by_its_charset() {
         for (content_type, body, expected) in [
             ("text/plain", "Fehler: zu groß".as_bytes(), "Fehler: zu groß"),
             ("text/plain; charset=iso-8859-1", b"zu gro\xdf".as_slice(), "zu groß"),
             ("text/html; boundary=x; Charset=\"windows-1252\"", b"\x80 5", "€ 5"),
             ("text/plain; charset=Shift_JIS", b"\x83\x47\x83\x89\x81\x5b", "エラー"),
             ("text/plain; charset=utf-16", b"o\0k\0", "ok"),
-            // The mark at its start knows better.
+            // The byte order mark takes precedence.
             ("text/plain; charset=iso-8859-1", b"\xef\xbb\xbf\xc3\x9f", "ß"),
             ("text/plain; charset=no-such-charset", b"a\xffb", "a\u{fffd}b"),
             ("", b"a\0b", "ab"),
@@ -102,7 +103,7 @@ mod tests {
     }
 
     #[test]
-    fn a_compressed_body_is_read_as_far_as_it_came() {
+    fn a_compressed_body_is_decoded_as_far_as_it_was_received() {
         let long = "no such run. ".repeat(10_000);
         let whole = gzip(long.as_bytes());
         let cut = &whole[..whole.len() / 2];
@@ -122,7 +123,7 @@ mod tests {
     }
 
     #[test]
-    fn a_body_that_cannot_be_decompressed_is_named() {
+    fn a_body_that_cannot_be_decompressed_is_described() {
         assert_eq!(text(&headers("", "zstd"), b"\x28\xb5\x2f"), "(3 bytes with Content-Encoding: zstd)");
         assert_eq!(text(&headers("", "gzip"), b"no gzip"), "(7 bytes with Content-Encoding: gzip)");
         assert_eq!(text(&headers("", "gzip"), b""), "");
@@ -131,7 +132,7 @@ mod tests {
     }
 
     #[test]
-    fn a_small_body_that_grows_without_bound_is_cut_off() {
+    fn a_decompression_bomb_is_truncated() {
         let bomb = gzip(&vec![b'0'; 50 << 20]);
         assert_eq!(text(&headers("", "gzip"), &bomb).len(), BODY_KEPT);
     }

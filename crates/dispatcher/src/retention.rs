@@ -1,5 +1,5 @@
-//! Removing what ended long ago, off the path of deliveries: one process at a time, in small batches, and half of the time
-//! at most.
+//! Deletion of old deliveries and runs, apart from sending: by one process at a time, in small batches, and
+//! for at most half of the time.
 
 use std::time::{Duration, Instant};
 
@@ -8,18 +8,18 @@ use store::{
 };
 use tokio_util::sync::CancellationToken;
 
-/// How long after their end deliveries and runs are kept; for ever if not said.
+/// How long deliveries and runs are kept after their end. `None` is forever.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Retention {
     /// Deliveries with their attempts.
     pub deliveries: Option<Duration>,
-    /// Runs that have no delivery left.
+    /// Runs without any delivery left.
     pub runs: Option<Duration>,
 }
 
-/// The most rows of a batch: a few milliseconds.
+/// Maximum number of rows in a batch: a few milliseconds of work.
 const BATCH: usize = 200;
-/// What was kept a tenth too long does no harm.
+/// Sweeps per shortest retention period: keeping a row a tenth too long does no harm.
 const PART: u32 = 10;
 const SHORTEST: Duration = Duration::from_secs(2);
 const LONGEST: Duration = Duration::from_secs(300);
@@ -31,24 +31,25 @@ impl Retention {
     }
 }
 
-/// Keeps to the retention until `shutdown`.
+/// Deletes rows past their retention, periodically until `shutdown`.
 pub(crate) async fn keep(store: Store, retention: Retention, shutdown: CancellationToken) {
     let Some(period) = retention.period() else { return };
     while shutdown.run_until_cancelled(tokio::time::sleep(period)).await.is_some() {
         let (began, mut removed) = (Instant::now(), Pruned::default());
         let swept = sweep(&store, retention, &shutdown, &mut removed).await;
         if let Err(error) = swept {
-            tracing::debug!(%error, "not everything that ended long ago was removed");
+            tracing::debug!(%error, "deletion of old deliveries and runs incomplete");
         }
         if removed != Pruned::default() {
             let Pruned { deliveries, attempts, runs, .. } = removed;
             let took_ms = u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX);
-            tracing::info!(deliveries, attempts, runs, took_ms, "removed what ended long ago");
+            tracing::info!(deliveries, attempts, runs, took_ms, "old deliveries and runs deleted");
         }
     }
 }
 
-/// Goes through everything once, until it is somebody else's turn, or something goes wrong.
+/// Makes one pass over all organizations. Stops early on an error, at `shutdown` or when another process has
+/// its turn.
 async fn sweep(
     store: &Store,
     retention: Retention,

@@ -1,4 +1,4 @@
-//! One HTTP exchange: sign, POST, read the start of the answer, all under one budget (contract section 2).
+//! One HTTP exchange within one timeout: sign, POST, read the start of the response (contract section 2).
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -21,7 +21,7 @@ use crate::response::{HEAD_TOO_LARGE, MAX_HEAD, content_type, head_size, kept_he
 use crate::trace::Trace;
 use crate::{DispatcherError, Settings, response_body};
 
-/// Sends attempts.
+/// Sends the requests of attempts.
 pub(crate) struct Sender {
     clients: Clients,
     policy: Arc<Policy>,
@@ -30,7 +30,7 @@ pub(crate) struct Sender {
     clock: Clock,
 }
 
-/// A body longer than this is not read to its end, which costs its connection.
+/// A response body longer than this is not read to its end, so its connection can't be reused. In bytes.
 const BODY_READ: usize = 64 * 1024;
 
 impl Sender {
@@ -47,8 +47,9 @@ impl Sender {
         Sender { clients, policy, timeout: limits.timeout, body_timeout: *body_timeout, clock }
     }
 
-    /// Sends one attempt, if its budget allows that before `send_before` on the clock's monotonic time. `request_id`
-    /// is what the receiver sees as `Runflow-Request-Id`. Returns what the response's head says beside its status, too.
+    /// Sends one attempt, if it can begin before `send_before` on the clock's monotonic time. `request_id` is
+    /// sent as `Runflow-Request-Id`. The `Timing` also holds the `Content-Type` and the recorded headers of
+    /// the response.
     pub(crate) async fn send(
         &self,
         claimed: &Claimed,
@@ -92,8 +93,8 @@ impl Sender {
         self.read(response, deadline, trace).await
     }
 
-    /// Reads a response whose head is complete. The head has decided; the body is for the record, as far as it comes
-    /// within `body_timeout`.
+    /// Reads a response whose head is complete. The head decides the outcome; the body is only recorded, as
+    /// far as it arrives within `body_timeout`.
     async fn read(
         &self,
         mut response: reqwest::Response,

@@ -1,4 +1,4 @@
-//! Exhausted resources of this host, recognised by error numbers.
+//! Detection of exhausted resources of this host, by error numbers.
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, UdpSocket};
@@ -7,14 +7,14 @@ use rustix::io::Errno;
 
 use engine::LocalFailure;
 
-/// Returns the shortage that `error` reports. EADDRNOTAVAIL is ambiguous: it also means that this host has no address
-/// of the destination's family, see [`has_route`].
+/// Returns the shortage that `error` reports. EADDRNOTAVAIL is ambiguous: it also means that this host has no
+/// address of the destination's family, see [`has_route`].
 pub(crate) fn shortage(error: &io::Error) -> Option<LocalFailure> {
     match Errno::from_io_error(error) {
         Some(Errno::MFILE | Errno::NFILE | Errno::NOBUFS | Errno::NOMEM) => Some(LocalFailure::NoSocket),
         Some(Errno::ADDRNOTAVAIL) => Some(LocalFailure::NoLocalPort),
         Some(_) => None,
-        // An I/O error may wrap another, as TLS does.
+        // An I/O error may wrap another one, as with TLS.
         None => shortage(error.get_ref()?.downcast_ref()?),
     }
 }
@@ -51,7 +51,7 @@ mod tests {
     }
 
     #[test]
-    fn this_host_reaches_itself() {
+    fn loopback_has_a_route() {
         assert!(has_route(Ipv4Addr::LOCALHOST.into()));
     }
 }

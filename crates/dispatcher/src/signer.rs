@@ -1,4 +1,5 @@
-//! Which secrets a request is signed with (contract section 2): read every few seconds, opened once and kept.
+//! Selection of the secrets that sign a request (contract section 2). The valid ones are read every few
+//! seconds; each is decrypted once and cached.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -14,48 +15,48 @@ use crate::OUTAGE_PAUSE;
 use crate::keys::{KeySource, Keys};
 use engine::{LocalFailure, Outcome};
 
-/// Finds out which secrets are valid, opens them and remembers them.
+/// Reads which secrets are valid, decrypts them and caches them.
 pub(crate) struct Signer {
     store: Store,
     keys: Keys,
-    /// How long after a promotion requests are signed with the secret before, too.
+    /// How long after a promotion requests are also signed with the previous secret.
     overlap: Duration,
     memory: Mutex<Memory>,
-    /// Held by the one attempt that reads, for all that wait.
+    /// Held by the attempt that reads, on behalf of all waiting ones.
     reading: tokio::sync::Mutex<()>,
 }
 
-/// An organization, and the secret that a delivery of its was frozen with.
+/// An organization, and the secret with which one of its deliveries was frozen.
 type Wanted = (OrgId, Option<SecretId>);
 
-/// Every secret of `valid` is among `opened`.
+/// Every secret in `valid` is also in `opened`.
 #[derive(Default)]
 struct Memory {
-    /// What an id stands for never changes.
+    /// Never outdated: the secret of an id doesn't change.
     opened: HashMap<SecretId, Opened>,
     valid: HashMap<Wanted, Valid>,
-    /// What attempts wait for.
+    /// Entries that attempts are waiting for.
     wanted: HashSet<Wanted>,
 }
 
 struct Opened {
     secret: SigningSecret,
-    /// When its use was noted last, on the clock's monotonic time.
+    /// When its use was last recorded, on the clock's monotonic time.
     noted: Option<Duration>,
 }
 
-/// What was valid for a delivery.
+/// The secrets that were valid for a delivery.
 struct Valid {
     /// On the clock's monotonic time.
     read_at: Duration,
     secrets: Result<Secrets, Refusal>,
 }
 
-/// The secrets to sign with, in the order of `webhook-signature`; none: unsigned.
+/// The secrets to sign with, in the order of `webhook-signature`. Empty: send unsigned.
 #[derive(Default)]
 struct Secrets {
     listed: Vec<SecretId>,
-    /// The index of the one of `Runflow-Signature`.
+    /// Index of the secret for `Runflow-Signature`.
     main: usize,
 }
 
@@ -66,22 +67,24 @@ enum Refusal {
     DoesNotOpen,
 }
 
-/// How old an answer about valid secrets may be: a disabled secret is not signed with any more after that.
+/// Maximum age of the cached valid secrets. A disabled secret is not used any more after that.
 const READ_EVERY: Duration = Duration::from_secs(5);
 
-/// After that a connection has gone silent, and another one is tried.
+/// Timeout of a read: its connection counts as silent after that, and another one is tried.
 const READ_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// The most that is read in one transaction.
+/// Maximum number of entries read in one transaction.
 const BATCH: usize = 256;
 
-/// The most signatures of one request.
+/// Maximum number of signatures of one request.
 const MOST_LISTED: usize = 4;
 
-/// How often the use of a secret is noted: in no transaction of a delivery's, and seldom enough not to be felt.
+/// How often the use of a secret is recorded: rarely enough not to be felt, and never in a delivery's
+/// transaction.
 const NOTED_EVERY: Duration = Duration::from_secs(60);
 
-/// With more organizations or secrets than this in use at once, forgetting all of them costs little.
+/// Size at which the cache is cleared. With so many organizations or secrets in use at once, that costs
+/// little.
 const REMEMBERED: usize = 10_000;
 
 impl Signer {
@@ -90,9 +93,10 @@ impl Signer {
         Signer { store, keys, overlap, memory: Mutex::default(), reading: tokio::sync::Mutex::default() }
     }
 
-    /// Returns the secrets valid for a delivery frozen with `frozen`, `None` when there is none to sign with, or the
-    /// outcome of the attempt that they can't be had for. A database outage is waited for until `deadline` on the
-    /// clock's monotonic time. Before a secret is said not to open, the keys are read again.
+    /// Returns the secrets valid for a delivery frozen with `frozen`. `None`: the organization has no secret
+    /// to sign with. The error is the outcome of an attempt whose secrets are unavailable. A database outage
+    /// is retried until `deadline` on the clock's monotonic time. Keys are read again before a secret counts
+    /// as not openable.
     pub(crate) async fn signing(
         &self,
         org: OrgId,
@@ -129,7 +133,7 @@ impl Signer {
                     tokio::time::sleep(OUTAGE_PAUSE).await;
                     continue;
                 }
-                // A row that can't be read fails its own organization only.
+                // An unreadable row must fail its own organization only.
                 Err(_) if batch.len() > 1 => {
                     batch = vec![wanted];
                     continue;
@@ -151,7 +155,7 @@ impl Signer {
         self.memory.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// What is wanted now, `own` included; never empty.
+    /// Takes a batch of the waiting entries, `own` included. Never empty.
     fn gathered(&self, own: Wanted) -> Vec<Wanted> {
         let mut memory = self.memory();
         memory.wanted.remove(&own);
@@ -169,7 +173,7 @@ impl Signer {
         timeout(READ_TIMEOUT, read).await.map_err(silent)?
     }
 
-    /// Opens what was not opened before, and returns what does not open.
+    /// Decrypts the secrets not cached yet, and returns the errors of those that don't open.
     fn open(&self, secrets: &[ValidSecret], keyring: &Keyring) -> HashMap<SecretId, OpenError> {
         let mut memory = self.memory();
         if memory.opened.len().max(memory.valid.len()) >= REMEMBERED {
@@ -203,7 +207,7 @@ impl Signer {
         for (org, frozen) in batch {
             let known = of_org.get(org).map_or(&[][..], Vec::as_slice);
             let secrets = select(known, *frozen, refusals);
-            // A key that keeps attempts from being sent is logged once, as that.
+            // A missing key is logged elsewhere, once: it keeps attempts from being sent.
             if !matches!(secrets, Err(Refusal::KeyMissing)) {
                 for secret in known {
                     if let Some(error) = refusals.get(&secret.id) {
@@ -240,15 +244,15 @@ impl Signer {
         let store = self.store.clone();
         tokio::spawn(async move {
             if let Err(error) = store.write(move |tx, now| note_secret_used(tx, now, id)).await {
-                tracing::debug!(%error, secret_id = %id, "the use of a signing secret was not noted");
+                tracing::debug!(%error, secret_id = %id, "use of a signing secret not recorded");
             }
         });
     }
 }
 
-/// Chooses what a delivery is signed with from its organization's secrets: the current one, the one it was frozen with,
-/// and as many as fit of those demoted lately, newest first. What does not open is left out, unless
-/// `Runflow-Signature` needs it.
+/// Selects the secrets for a delivery from those of its organization: the current one, the one it was frozen
+/// with, and as many recently demoted ones as fit, newest first. A secret that doesn't open is left out,
+/// unless `Runflow-Signature` needs it.
 fn select(
     secrets: &[&ValidSecret],
     frozen: Option<SecretId>,

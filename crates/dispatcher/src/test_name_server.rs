@@ -1,4 +1,4 @@
-//! A name server of a test's own.
+//! A name server for one test.
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex};
@@ -15,17 +15,17 @@ use crate::names::Names;
 /// Serves UDP until the runtime ends.
 pub(crate) struct NameServer {
     addr: SocketAddr,
-    /// What it was asked.
+    /// The queries received: name and record type.
     pub(crate) queries: Arc<Mutex<Vec<(String, RecordType)>>>,
 }
 
 /// The reply to a query.
 pub(crate) enum Reply {
-    /// That address with a TTL of an hour, or no record if the query is for the other family.
+    /// The address with a TTL of an hour, or no record if the query is for the other family.
     Address(IpAddr),
-    /// The same with a TTL of 0.
+    /// Like `Address`, with a TTL of 0.
     Uncacheable(IpAddr),
-    /// No records.
+    /// The response code without records.
     Code(ResponseCode),
     Silence,
 }
@@ -68,7 +68,7 @@ impl NameServer {
         vec![NameServerConfig::new(self.addr.ip(), true, vec![udp])]
     }
 
-    /// A client of this server alone.
+    /// Returns a client that uses only this server.
     pub(crate) fn names(&self, hosts: Hosts, timeout: Duration) -> Names {
         let config = ResolverConfig::from_name_servers(self.config());
         Names::new(config, ResolverOpts::default(), hosts, timeout).unwrap()

@@ -1,4 +1,4 @@
-//! TLS towards receivers: whom to trust, and what is wrong with a certificate in plain words.
+//! TLS to receivers: which certificates are trusted, and plain-word descriptions of certificate errors.
 
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
@@ -25,18 +25,19 @@ use x509_parser::time::ASN1Time;
 use crate::DispatcherError;
 use crate::trace::Trace;
 
-/// Certificates of an installation's own, in PEM files.
+/// Certificates specific to an installation, in PEM files.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Certificates {
-    /// Trusted beside the public authorities: authorities, or receivers' own self-signed certificates.
+    /// Trusted in addition to the public authorities: other authorities, or self-signed certificates of
+    /// receivers.
     pub ca_file: Option<PathBuf>,
-    /// A certificate with its chain and its private key, for receivers that ask for one.
+    /// A client certificate with its chain and private key, for receivers that ask for one.
     pub client_cert: Option<PathBuf>,
 }
 
-/// Returns the configuration for connections to receivers.
+/// Returns the TLS configuration for connections to receivers.
 pub(crate) fn config(certificates: &Certificates) -> Result<ClientConfig, DispatcherError> {
-    // Fails only if another part of the process has chosen a provider, which is fine.
+    // Fails only if another part of the process has installed a provider, which is fine.
     let _ = rustls::crypto::ring::default_provider().install_default();
     let provider = CryptoProvider::get_default().cloned().expect("a provider was installed above");
     let added = certificates.ca_file.as_deref().map(read_trusted).transpose()?.unwrap_or_default();
@@ -84,11 +85,11 @@ fn unusable(key: &'static str, path: &Path, problem: &dyn ToString) -> Dispatche
     DispatcherError::Certificates { key, path: path.to_owned(), problem: problem.to_string() }
 }
 
-/// Trusts the system's authorities and those added, and explains its refusals in the attempt's trace.
+/// Trusts the system's authorities and the added certificates. Explains its refusals in the attempt's trace.
 #[derive(Debug)]
 struct ReceiverVerifier {
     authorities: Verifier,
-    /// Trusted as they are, for their names.
+    /// Trusted themselves, for the names they contain.
     added: Vec<CertificateDer<'static>>,
 }
 
@@ -97,14 +98,14 @@ impl ReceiverVerifier {
         added: Vec<CertificateDer<'static>>,
         provider: Arc<CryptoProvider>,
     ) -> Result<ReceiverVerifier, Error> {
-        // A receiver's own certificate must not vouch for others.
+        // A receiver's own certificate must not authenticate others.
         let roots: Vec<_> = added.iter().filter(|added| is_authority(added)).cloned().collect();
         let authorities = Verifier::new_with_extra_roots(roots, provider)?;
         Ok(ReceiverVerifier { authorities, added })
     }
 
-    /// Whether the certificate itself was added, and is in force for that name. WebPKI refuses those that are
-    /// authorities as well, which many self-signed ones are.
+    /// Whether the certificate itself was added and is valid now for `name`. WebPKI refuses receivers'
+    /// certificates that are also authorities, as many self-signed ones are.
     fn is_added(&self, certificate: &CertificateDer<'_>, name: &ServerName<'_>, now: UnixTime) -> bool {
         self.added.contains(certificate)
             && ParsedCertificate::try_from(certificate)
@@ -161,14 +162,15 @@ impl ServerCertVerifier for ReceiverVerifier {
     }
 }
 
-/// Whether it may vouch for other certificates. Those of X.509 version 1 can't say.
+/// Whether the certificate may issue others. X.509 version 1 can't express that, so those certificates count
+/// as authorities.
 fn is_authority(certificate: &CertificateDer<'_>) -> bool {
     let Ok((_, parsed)) = X509Certificate::from_der(certificate) else { return true };
     let constraints = parsed.basic_constraints().ok().flatten();
     constraints.map_or(parsed.version() == X509Version::V1, |constraints| constraints.value.ca)
 }
 
-/// Says what is wrong with a receiver's certificate. `is_added`: it is trusted as it is.
+/// Describes what is wrong with a receiver's certificate. `is_added`: the certificate itself is trusted.
 fn certificate_fault(
     fault: &CertificateError,
     is_added: bool,
@@ -212,17 +214,17 @@ fn certificate_fault(
     }
 }
 
-/// Whether the certificate would do for another name.
+/// Whether the certificate would be acceptable for another name.
 fn is_about_name(fault: &CertificateError, is_added: bool) -> bool {
     match fault {
         CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. } => true,
-        // Trusted and in force, or it would be another fault: only its name is left.
+        // An added certificate is trusted, and an expired one has another fault: only the name can be wrong.
         CertificateError::UnknownIssuer | CertificateError::Other(_) => is_added,
         _ => false,
     }
 }
 
-/// How many names of a certificate a sentence has.
+/// Maximum number of a certificate's names in a sentence.
 const MAX_NAMES: usize = 5;
 
 fn valid_for(certificate: &X509Certificate<'_>) -> String {
@@ -243,14 +245,14 @@ fn valid_for(certificate: &X509Certificate<'_>) -> String {
     }
 }
 
-/// Four or sixteen bytes.
+/// Formats an address of four or sixteen bytes.
 fn address(bytes: &[u8]) -> Option<String> {
     let v4 = <[u8; 4]>::try_from(bytes).map(IpAddr::from);
     let v6 = || <[u8; 16]>::try_from(bytes).map(IpAddr::from);
     v4.or_else(|_| v6()).map(|address| address.to_string()).ok()
 }
 
-/// Says why there is no TLS session. `certificate_fault` is what the verifier found.
+/// Describes why there is no TLS session. `certificate_fault` is what the verifier found.
 pub(crate) fn fault(error: &Error, certificate_fault: Option<String>) -> String {
     match error {
         Error::InvalidCertificate(fault) => {
@@ -278,7 +280,7 @@ pub(crate) fn fault(error: &Error, certificate_fault: Option<String>) -> String 
     }
 }
 
-/// Whether a TLS error that comes after the handshake belongs to it: receivers judge a client's certificate last.
+/// Whether a TLS error after the handshake is about it: receivers check the client certificate last.
 pub(crate) fn ends_handshake(error: &Error) -> bool {
     let Error::AlertReceived(alert) = error else { return false };
     *alert == AlertDescription::CertificateRequired || is_about_client_certificate(*alert)
@@ -301,13 +303,13 @@ fn is_about_client_certificate(alert: AlertDescription) -> bool {
     )
 }
 
-/// Sessions to resume. It is asked as a handshake begins, which nothing else tells.
+/// Sessions to resume. rustls queries it when a handshake begins, which is the only signal for that.
 #[derive(Debug)]
 struct ObservedSessions(ClientSessionMemoryCache);
 
-/// Hosts whose sessions are remembered.
+/// Number of hosts whose sessions are cached.
 const HOSTS: usize = 1024;
-/// Tickets that rustls keeps for each.
+/// Tickets that rustls keeps per host.
 const TICKETS: usize = 8;
 
 impl Default for ObservedSessions {

@@ -1,8 +1,8 @@
-//! What is measured of one attempt while it is made: when its phases began and ended, and who it talked to.
+//! Measurements of one attempt in progress: start and end of its phases, and the addresses involved.
 //!
-//! The client calls the resolver, the TLS layer and the connector within the task of the attempt, so a task-local
-//! connects them with it. Connecting goes on in another task when the request is sent on a connection that has become idle
-//! meanwhile: it finds no trace there.
+//! The client calls the resolver, the TLS layer and the connector within the attempt's task, so they find the
+//! trace in a task-local. If the request is sent on a connection that has become idle meanwhile, connecting
+//! continues in another task, where there is no trace.
 
 use std::future::Future;
 use std::net::{IpAddr, SocketAddr};
@@ -25,11 +25,11 @@ pub(crate) struct Trace {
     marks: Mutex<Marks>,
 }
 
-/// What has happened so far.
+/// The events so far.
 #[derive(Clone, Default)]
 struct Marks {
     resolve: Phase,
-    /// Looking up, connecting and the TLS handshake.
+    /// Name lookup, TCP connect and TLS handshake.
     connector: Phase,
     tls_began_at: Option<Instant>,
     send: Phase,
@@ -59,17 +59,17 @@ impl Phase {
 }
 
 impl Trace {
-    /// Begins to measure an attempt of that organization, with a payload of `size` bytes.
+    /// Starts measuring an attempt of `org_id` with a payload of `size` bytes.
     pub(crate) fn begin(org_id: OrgId, size: usize) -> Arc<Trace> {
         Arc::new(Trace { org_id, size, began_at: Instant::now(), marks: Mutex::default() })
     }
 
-    /// The trace of the attempt that the running task makes.
+    /// Returns the trace of the attempt that the current task makes.
     pub(crate) fn current() -> Option<Arc<Trace>> {
         CURRENT.try_with(Arc::clone).ok()
     }
 
-    /// Runs a future as part of this attempt.
+    /// Runs `exchange` as part of this attempt.
     pub(crate) async fn measure<T>(self: &Arc<Trace>, exchange: impl Future<Output = T>) -> T {
         CURRENT.scope(self.clone(), exchange).await
     }
@@ -86,12 +86,12 @@ impl Trace {
         self.marks().resolve.end();
     }
 
-    /// Forgets how long everything took: it would tell names that don't exist from internal ones.
+    /// Discards all durations: they would distinguish names that don't exist from internal ones.
     pub(crate) fn forget_times(&self) {
         self.marks().has_no_times = true;
     }
 
-    /// Notes an address of the receiver's name that may not be called.
+    /// Records a refused address of the receiver's name.
     pub(crate) fn refused(&self, address: IpAddr) {
         self.marks().refused_address = Some(address);
     }
@@ -100,7 +100,7 @@ impl Trace {
         self.marks().connector.begin();
     }
 
-    /// A connection is there, and ready to be written to.
+    /// Records that a connection is established and ready to be written to.
     pub(crate) fn connected(&self, to: Option<SocketAddr>) {
         let mut marks = self.marks();
         marks.connector.end();
@@ -111,7 +111,7 @@ impl Trace {
         self.marks().tls_began_at.get_or_insert_with(Instant::now);
     }
 
-    /// Notes what is wrong with the receiver's certificate, in a sentence.
+    /// Records what is wrong with the receiver's certificate, as a sentence.
     pub(crate) fn certificate_refused(&self, fault: String) {
         self.marks().certificate_fault = Some(fault);
     }
@@ -126,7 +126,7 @@ impl Trace {
         marks.tls_began_at.is_some() && marks.connector.ended_at.is_none()
     }
 
-    /// Counts bytes of the payload handed to the connection.
+    /// Counts payload bytes handed to the connection.
     pub(crate) fn sent(&self, bytes: usize) {
         let mut marks = self.marks();
         marks.send.begin();
@@ -136,18 +136,18 @@ impl Trace {
         }
     }
 
-    /// Returns how many bytes of the payload were sent, and its size.
+    /// Returns the number of payload bytes sent, and the payload's size.
     pub(crate) fn progress(&self) -> (usize, usize) {
         (self.marks().sent, self.size)
     }
 
-    /// Whether the request was written to a connection that an earlier one had opened.
+    /// Whether the request was written to a connection that an earlier request had opened.
     pub(crate) fn is_on_reused_connection(&self) -> bool {
         let marks = self.marks();
         marks.send.began_at.is_some() && marks.connector.ended_at.is_none()
     }
 
-    /// The head of the response is complete. `from` is who sent it.
+    /// Records that the response's head is complete. `from` is the receiver's address.
     pub(crate) fn answered(&self, from: Option<SocketAddr>) {
         let mut marks = self.marks();
         marks.head_at = Some(Instant::now());
@@ -162,13 +162,15 @@ impl Trace {
         self.marks().refused_address
     }
 
-    /// From the beginning to the complete head of the response, or until now.
+    /// Returns the time from the start to the complete head of the response, or until now without one. `None`
+    /// if durations are discarded.
     pub(crate) fn response_time(&self) -> Option<Duration> {
         let marks = self.marks();
         (!marks.has_no_times).then(|| marks.head_at.unwrap_or_else(Instant::now) - self.began_at)
     }
 
-    /// Returns the phases that have ended and the receiver's address; the rest is the response's.
+    /// Returns the durations of the phases that have ended, and the receiver's address. The fields from the
+    /// response's headers are left empty.
     pub(crate) fn timing(&self) -> Timing {
         let marks = self.marks().clone();
         if marks.has_no_times {

@@ -1,4 +1,5 @@
-//! The machine's actions that are one transaction each. Each answers with the event that tells it how it went.
+//! The machine's actions that are one transaction each. Each function returns the event that reports the
+//! result.
 
 use std::time::Duration;
 
@@ -6,10 +7,10 @@ use engine::dispatch::{Batch, Claim, Event, Recovery};
 use engine::{AttemptResult, Effect, HeldAttempt};
 use store::{AnyConnection, RowsRefused, Store, StoreError};
 
-/// Transaction limit, above the server's `statement_timeout`; reached only if the server is silent.
+/// Transaction timeout, above the server's `statement_timeout`; reached only if the server is silent.
 const TIMEOUT: Duration = Duration::from_secs(40);
 
-/// Claims.
+/// Claims attempts.
 pub(crate) async fn claim(store: Store, claim: Claim, lease: Duration) -> Event {
     let claiming = move |tx: &mut AnyConnection, now| store::claim(tx, now, lease, &claim);
     match store.write_within(TIMEOUT, claiming).await {
@@ -17,7 +18,7 @@ pub(crate) async fn claim(store: Store, claim: Claim, lease: Duration) -> Event 
             Event::Claimed { claimed, is_recovered, look }
         }
         Err(RowsRefused { error, .. }) if error.is_outage() => {
-            tracing::warn!(%error, "nothing claimed, the database is away");
+            tracing::warn!(%error, "nothing claimed: the database is unavailable");
             Event::ClaimUnknown
         }
         Err(RowsRefused { rows, error }) => {
@@ -27,7 +28,7 @@ pub(crate) async fn claim(store: Store, claim: Claim, lease: Duration) -> Event 
     }
 }
 
-/// Records results.
+/// Records the results of attempts.
 pub(crate) async fn record(store: Store, Batch { id, results }: Batch) -> Event {
     let rows = results.len();
     let recording = move |tx: &mut AnyConnection, now| store::finish(tx, now, &results);
@@ -44,7 +45,7 @@ pub(crate) async fn record(store: Store, Batch { id, results }: Batch) -> Event 
     }
 }
 
-/// Expired leases that were recorded.
+/// Expired leases that were recorded, with their results.
 pub(crate) type Recovered = Vec<(HeldAttempt, AttemptResult, Effect)>;
 
 /// Records expired leases.
@@ -68,9 +69,9 @@ pub(crate) async fn recover_leases(store: Store, recovery: Recovery) -> (Event, 
     }
 }
 
-/// Deletes holds that nobody needs. It is tried again a minute later.
+/// Deletes holds that are no longer needed. A failure is only logged: the machine repeats this every minute.
 pub(crate) async fn tidy(store: Store) {
     if let Err(error) = store.write_within(TIMEOUT, store::forget_holds).await {
-        tracing::debug!(%error, "holds not tidied up");
+        tracing::debug!(%error, "old holds not deleted");
     }
 }

@@ -61,7 +61,8 @@ fn settings() -> Settings {
 
 const LONG: Duration = Duration::from_secs(3600);
 
-/// A sender with that name server and those limits of kept connections, which may call the ranges of `allow`.
+/// Creates a sender that may call the ranges of `allow`, with the given name server and limits of
+/// connections.
 fn sender_to(
     allow: &str,
     settings: &Settings,
@@ -103,7 +104,7 @@ impl Sender {
 
 /// As after a SIGSTOP between connecting and writing.
 #[tokio::test]
-async fn what_is_too_late_when_it_would_be_written_is_not_written() {
+async fn a_request_that_is_too_late_when_it_would_be_written_is_not_written() {
     let _ = rustls::crypto::ring::default_provider().install_default();
     let receiver = TcpListener::bind("127.0.0.1:0").unwrap();
     let url = format!("http://{}/", receiver.local_addr().unwrap());
@@ -121,7 +122,7 @@ async fn what_is_too_late_when_it_would_be_written_is_not_written() {
 }
 
 #[tokio::test]
-async fn names_of_headers_are_sent_in_lower_case() {
+async fn header_names_are_sent_in_lower_case() {
     let receiver = TcpListener::bind("127.0.0.1:0").unwrap();
     let url = format!("http://{}/Path?Q", receiver.local_addr().unwrap());
     let heard = tokio::task::spawn_blocking(move || {
@@ -131,7 +132,7 @@ async fn names_of_headers_are_sent_in_lower_case() {
         String::from_utf8(request[..length].to_vec()).unwrap()
     });
     let outcome = sender(&NameServer::start(|_, _| Reply::Silence).await, usize::MAX).sent(&url).await;
-    assert!(matches!(outcome, Outcome::Failed(_)), "it hung up: {outcome:?}");
+    assert!(matches!(outcome, Outcome::Failed(_)), "the receiver hung up: {outcome:?}");
     let request = heard.await.unwrap();
     let (head, _) = request.split_once("\r\n\r\n").unwrap();
     let mut lines = head.lines();
@@ -141,7 +142,7 @@ async fn names_of_headers_are_sent_in_lower_case() {
     assert!(names.iter().all(|name| *name == name.to_lowercase()), "{names:?}");
 }
 
-/// A receiver that accepts and says nothing, not even of TLS.
+/// The receiver accepts the connection and stays silent, even in the TLS handshake.
 #[tokio::test]
 async fn a_connection_that_takes_too_long_is_a_timeout() {
     let silent = TcpListener::bind("127.0.0.1:0").unwrap();
@@ -154,7 +155,7 @@ async fn a_connection_that_takes_too_long_is_a_timeout() {
 }
 
 #[tokio::test]
-async fn a_lease_too_short_for_the_whole_budget_is_ours() {
+async fn a_lease_too_short_for_the_whole_budget_is_a_local_failure() {
     let sender = sender(&NameServer::start(|_, _| Reply::Silence).await, usize::MAX);
     let now = sender.clock.monotonic();
     let trace = Trace::begin(OrgId(Uuid::nil()), 2);
@@ -164,7 +165,7 @@ async fn a_lease_too_short_for_the_whole_budget_is_ours() {
 }
 
 #[tokio::test]
-async fn a_name_that_name_servers_answer_is_the_receivers_and_their_silence_is_ours() {
+async fn errors_from_name_servers_are_dns_errors_and_their_silence_is_a_local_failure() {
     let receiver = Receiver::bind(([127, 0, 0, 1], 0).into(), receiver::Options::default()).unwrap();
     let names = NameServer::start(|name, _| match name {
         "receiver.example." => Reply::Address([127, 0, 0, 1].into()),
@@ -205,7 +206,7 @@ async fn a_name_that_name_servers_answer_is_the_receivers_and_their_silence_is_o
 }
 
 const DESTINATIONS: usize = 700;
-/// Tells the process below where its receiver is.
+/// Environment variable with the receiver's port, for the child process below.
 const PORT: &str = "REDIAL_TEST_PORT";
 
 #[tokio::test(flavor = "multi_thread")]
@@ -226,7 +227,7 @@ async fn seven_hundred_destinations_are_called_with_512_open_files() {
     assert_eq!(receiver.posts() as usize, 2 * DESTINATIONS + 3);
 }
 
-/// A process of its own, since the limit is a process's.
+/// Runs in a process of its own, since the limit applies to the process.
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "run by the test above"]
 async fn with_512_open_files() {
@@ -235,7 +236,7 @@ async fn with_512_open_files() {
     setrlimit(Resource::Nofile, limit).unwrap();
     let names = NameServer::start(|_, _| Reply::Address([127, 0, 0, 1].into())).await;
 
-    // Files of somebody else: not even a name can be asked for.
+    // All file descriptors are in use: a name can't even be looked up.
     let starved = sender(&names, usize::MAX);
     let url = format!("http://receiver.example:{port}/ok");
     let files: Vec<File> = std::iter::from_fn(|| File::open("/dev/null").ok()).collect();
@@ -246,17 +247,18 @@ async fn with_512_open_files() {
     drop(starved);
 
     let bounded = sender(&names, max_kept(Some(512), settings().limits.max_in_flight));
-    assert_eq!(call_all(&bounded, port).await, 0, "connections are given back before they are missing");
+    assert_eq!(call_all(&bounded, port).await, 0, "connections are closed before sockets run out");
     drop(bounded);
 
     let unbounded = sender(&names, usize::MAX);
     let began_at = Instant::now();
-    assert!(call_all(&unbounded, port).await > 0, "files were enough for all");
-    assert!(began_at.elapsed() < Duration::from_secs(15), "idle connections were waited for");
+    assert!(call_all(&unbounded, port).await > 0, "there was no shortage of files");
+    assert!(began_at.elapsed() < Duration::from_secs(15), "waited for idle connections");
     drop(unbounded);
 }
 
-/// Calls as many destinations until each has answered, while one hangs, and returns how often there was no socket.
+/// Calls all destinations until each has answered, while one request hangs. Returns how often there was no
+/// socket.
 async fn call_all(sender: &Sender, port: u16) -> usize {
     let shortages = AtomicUsize::new(0);
     let hang = async {

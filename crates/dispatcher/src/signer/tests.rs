@@ -16,7 +16,7 @@ fn ring(keys: &[&str]) -> Keyring {
     Keyring::parse(keys).unwrap()
 }
 
-/// An organization with a secret sealed with the first of `keys`.
+/// Creates an organization with a secret sealed with the first of `keys`.
 async fn secret(store: &Store, keys: &[&str]) -> NewSecret {
     let keyring = ring(keys);
     let made = store.write(move |tx, now| {
@@ -31,18 +31,18 @@ fn fixed(keyring: &Keyring) -> KeySource {
     Arc::new(move || Ok(keyring.clone()))
 }
 
-/// A signer with those keys and no others to be found.
+/// Creates a signer with `keys`, whose key source has no others.
 fn signer(store: &Store, keys: &[&str]) -> Signer {
     Signer::new(store.clone(), ring(keys), fixed(&ring(keys)), OVERLAP)
 }
 
-/// The plain text of the secret of `Runflow-Signature`.
+/// Returns the plain text of the secret for `Runflow-Signature`.
 async fn opened(signer: &Signer, made: &NewSecret, deadline: Duration) -> Result<String, Outcome> {
     let signing = signer.signing(made.secret.org_id, Some(made.secret.id), deadline).await?;
     Ok(signing.expect("there is a secret").runflow.plain().to_owned())
 }
 
-/// The plain texts of all secrets, the one of `Runflow-Signature` first.
+/// Returns the plain texts of all secrets, that of `Runflow-Signature` first.
 async fn all(signer: &Signer, org: OrgId, frozen: Option<&NewSecret>) -> Vec<String> {
     let signing = signer.signing(org, frozen.map(|made| made.secret.id), SOON).await.unwrap();
     let secrets = signing
@@ -55,7 +55,7 @@ fn plain<const N: usize>(secrets: [&NewSecret; N]) -> Vec<String> {
     secrets.map(|made| made.plain_secret.plain().to_owned()).into()
 }
 
-/// Another secret of the same organization.
+/// Creates another secret for the organization of `first`.
 async fn another(store: &Store, key: &str, first: &NewSecret) -> NewSecret {
     let (keyring, org) = (ring(&[key]), first.secret.org_id);
     store.write(move |tx, now| create_secret(tx, now, &keyring, org, None)).await.unwrap()
@@ -72,7 +72,7 @@ async fn disable(store: &Store, made: &NewSecret) {
     assert!(store.write(move |tx, now| disable_secret(tx, now, org, id)).await.unwrap());
 }
 
-/// A database with a clock that stands still.
+/// Opens the database with a clock that only the test advances.
 async fn still(database: &TestDatabase) -> (Store, Clock) {
     let clock = Clock::manual(Timestamp::from_micros(1_800_000_000_000_000));
     (database.store_with_clock(clock.clone()).await, clock)
@@ -101,7 +101,7 @@ async fn a_key_corrected_since_the_start_is_found() {
 }
 
 #[tokio::test]
-async fn a_missing_key_is_looked_for_every_ten_seconds_and_is_a_local_failure() {
+async fn a_missing_key_is_a_local_failure_and_keys_are_read_again_every_ten_seconds() {
     let database = TestDatabase::new(Engine::Sqlite);
     let clock = Clock::manual(Timestamp::from_micros(1_000_000));
     let store = database.store_with_clock(clock.clone()).await;
@@ -136,12 +136,12 @@ async fn a_secret_that_its_key_does_not_open_is_unavailable() {
     for _ in 0..2 {
         let Err(Outcome::Failed(failure)) = opened(&signer, &made, SOON).await else { panic!() };
         assert_eq!(failure.reason, FailureReason::SigningUnavailable);
-        made.secret.id = SecretId::new(made.secret.created_at); // one that does not exist: the current one's turn
+        made.secret.id = SecretId::new(made.secret.created_at); // unknown id: the current secret is used
     }
 }
 
 #[tokio::test]
-async fn a_database_that_is_away_or_refuses_is_a_local_failure() {
+async fn a_database_outage_or_refusal_is_a_local_failure() {
     let database = TestDatabase::new(Engine::Postgres);
     let line = Proxy::start(database.server()).await;
     let store = Store::open(&database.url_through(line.addr), 2).await.unwrap();
@@ -158,8 +158,7 @@ async fn a_database_that_is_away_or_refuses_is_a_local_failure() {
 }
 
 #[tokio::test]
-async fn the_current_secret_signs_and_the_one_before_within_the_overlap_or_while_something_is_frozen_with_it()
-{
+async fn the_previous_secret_also_signs_within_the_overlap_or_for_deliveries_frozen_with_it() {
     let database = TestDatabase::new(Engine::Sqlite);
     let (store, clock) = still(&database).await;
     let key = Keyring::generate("k");
@@ -178,7 +177,7 @@ async fn the_current_secret_signs_and_the_one_before_within_the_overlap_or_while
 }
 
 #[tokio::test]
-async fn a_secret_disabled_since_is_signed_with_for_five_seconds_and_the_current_one_from_then_on() {
+async fn a_disabled_secret_signs_for_five_more_seconds_and_the_current_one_after_that() {
     let database = TestDatabase::new(Engine::Sqlite);
     let (store, clock) = still(&database).await;
     let key = Keyring::generate("k");
@@ -201,7 +200,7 @@ async fn a_secret_disabled_since_is_signed_with_for_five_seconds_and_the_current
 }
 
 #[tokio::test]
-async fn at_most_four_secrets_sign_the_current_and_the_frozen_one_among_them() {
+async fn at_most_four_secrets_sign_including_the_current_and_the_frozen_one() {
     let database = TestDatabase::new(Engine::Sqlite);
     let (store, clock) = still(&database).await;
     let key = Keyring::generate("k");
@@ -220,7 +219,7 @@ async fn at_most_four_secrets_sign_the_current_and_the_frozen_one_among_them() {
 }
 
 #[tokio::test]
-async fn of_an_overlap_what_does_not_open_is_left_out_unless_runflow_signature_needs_it() {
+async fn a_secret_that_does_not_open_is_left_out_unless_runflow_signature_needs_it() {
     let database = TestDatabase::new(Engine::Sqlite);
     let (store, _) = still(&database).await;
     let (key, lost) = (Keyring::generate("k"), Keyring::generate("lost"));
@@ -234,7 +233,7 @@ async fn of_an_overlap_what_does_not_open_is_left_out_unless_runflow_signature_n
 }
 
 #[tokio::test]
-async fn what_is_known_needs_no_database_for_five_seconds() {
+async fn cached_secrets_need_no_database_for_five_seconds() {
     let database = TestDatabase::new(Engine::Sqlite);
     let (store, clock) = still(&database).await;
     let key = Keyring::generate("k");
@@ -250,7 +249,7 @@ async fn what_is_known_needs_no_database_for_five_seconds() {
 }
 
 #[tokio::test]
-async fn attempts_that_wait_at_once_share_one_reading_whosever_they_are() {
+async fn waiting_attempts_of_all_organizations_share_one_read() {
     let database = TestDatabase::new(Engine::Sqlite);
     let (store, _) = still(&database).await;
     let key = Keyring::generate("k");
@@ -293,7 +292,7 @@ async fn a_row_that_cannot_be_read_fails_its_own_organization_only() {
 }
 
 #[tokio::test]
-async fn a_database_that_falls_silent_is_waited_for_until_the_deadline() {
+async fn a_silent_database_is_retried_until_the_deadline() {
     let database = TestDatabase::new(Engine::Postgres);
     let line = Proxy::start(database.server()).await;
     let store = Store::open(&database.url_through(line.addr), 2).await.unwrap();
@@ -302,12 +301,12 @@ async fn a_database_that_falls_silent_is_waited_for_until_the_deadline() {
     let signer = signer(&store, &[&key]);
     line.freeze();
     let attempt = opened(&signer, &made, store.clock().monotonic());
-    let ended = timeout(3 * READ_TIMEOUT, attempt).await.expect("no longer than one reading may take");
+    let ended = timeout(3 * READ_TIMEOUT, attempt).await.expect("the attempt ends when its read does");
     assert_eq!(ended, Err(Outcome::NotSent(LocalFailure::LeaseTooShort)));
 }
 
 #[tokio::test]
-async fn what_is_remembered_is_bounded() {
+async fn the_cache_is_bounded() {
     let database = TestDatabase::new(Engine::Sqlite);
     let (store, clock) = still(&database).await;
     let key = Keyring::generate("k");

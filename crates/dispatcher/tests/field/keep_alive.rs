@@ -1,4 +1,4 @@
-//! Callbacks that are aimed at the moment in which a receiver drops its idle connection, across a slow path.
+//! Callbacks timed for the moment at which a receiver drops its idle connection, across a slow path.
 
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -14,14 +14,16 @@ use crate::Stack;
 use crate::receivers::{read_request, receiver};
 
 pub(crate) const CALLBACKS: usize = 40;
-/// When the receiver drops an idle connection.
+/// Idle time after which the receiver drops a connection.
 const IDLE: Duration = Duration::from_secs(1);
-/// Each way.
+/// In each direction.
 const LATENCY: Duration = Duration::from_millis(50);
-/// A request is lost if it is sent less than the latency before or after the end. The callbacks are spread over this time.
+/// A request is lost if it is sent less than the latency before or after the drop. The callbacks are spread
+/// over this time.
 const SPREAD: Duration = Duration::from_millis(140);
 
-/// Returns how many cost an attempt. `is_announced`: the receivers announce when they drop connections, as Node does.
+/// Returns how many callbacks failed. `is_announced`: the receivers announce when they drop connections, as
+/// Node does.
 pub(crate) async fn aimed_at_idle_ends(stack: &Stack, is_announced: bool) -> usize {
     let stack = &stack;
     let aims = (0..CALLBACKS).map(|n| async move {
@@ -64,7 +66,8 @@ async fn drops_idle_connections(
     }
 }
 
-/// Leads to `origin` with a delay each way, the end of a connection included.
+/// Returns the URL of a proxy for `origin` with a delay in each direction, which also applies to the end of a
+/// connection.
 async fn slow_path(origin: String) -> String {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let url = format!("http://{}", listener.local_addr().unwrap());

@@ -1,5 +1,5 @@
-//! The receivers' zoo: what a dispatcher records of receivers that are odd, careless, broken or hostile, one row for each.
-//! `scripts/field` prints the table. Each is called once, on both storage engines.
+//! The receivers' zoo: what a dispatcher records for odd, careless, broken or hostile receivers, one row
+//! each. `scripts/field` prints the table. Each receiver is called once, on both storage engines.
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 #![allow(clippy::print_stdout, reason = "the table is for people")]
@@ -24,9 +24,9 @@ use uuid::Uuid;
 use crate::keep_alive::CALLBACKS;
 use crate::situations::{Expected, situations};
 
-/// Budget of an attempt: short, for those that use it up.
+/// Timeout of an attempt: short, since some receivers use it up.
 const TIMEOUT: Duration = Duration::from_secs(4);
-/// Longer than anything here takes; only a failing test waits for it.
+/// Timeout of a test. Only a failing test reaches it.
 const PATIENCE: Duration = Duration::from_secs(60);
 
 fn settings() -> Settings {
@@ -53,7 +53,7 @@ fn settings() -> Settings {
     }
 }
 
-/// A dispatcher at work on a database of its own.
+/// A running dispatcher with a database of its own.
 struct Stack {
     store: Store,
     org: OrgId,
@@ -84,7 +84,7 @@ impl Stack {
         Stack { store, org, shutdown, publisher, _database: database }
     }
 
-    /// Accepts a delivery of a run whose output is a text of `size` bytes.
+    /// Accepts a delivery of a run whose output is a string of `size` bytes.
     async fn accept(&self, url: &str, size: usize) -> Job {
         let policy = AcceptPolicy { max_attempts: 1, payload_format: contracts::PayloadFormat::Python };
         let (org, mut update) = (self.org, testkit::terminal_run(url));
@@ -110,7 +110,8 @@ impl Stack {
         }
     }
 
-    /// The one attempt of a delivery, once it is recorded: there is no event to wait for but the row itself.
+    /// Returns the only attempt of a delivery, once it is recorded. Polls the row, since there is no event to
+    /// wait for.
     async fn attempt(&self, id: DeliveryId) -> Attempt {
         let deadline = Instant::now() + PATIENCE;
         loop {
@@ -130,7 +131,7 @@ impl Stack {
     }
 }
 
-/// Calls every receiver at once, prints the table, and returns the rows that are wrong.
+/// Calls all receivers at once, prints the table, and returns the rows that are wrong.
 async fn zoo(engine: Engine) -> Vec<String> {
     let stack = Stack::start(engine).await;
     let mut called = Vec::new();
@@ -163,16 +164,16 @@ async fn zoo(engine: Engine) -> Vec<String> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_receivers_do_is_recorded_as_what_it_is() {
+async fn the_behaviour_of_each_receiver_is_recorded_correctly() {
     let mut wrong = Vec::new();
     for engine in [Engine::Sqlite, Engine::Postgres] {
-        wrong.extend(timeout(2 * PATIENCE, zoo(engine)).await.expect("all is recorded in time"));
+        wrong.extend(timeout(2 * PATIENCE, zoo(engine)).await.expect("all attempts are recorded in time"));
     }
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn no_callback_meets_the_end_of_an_idle_connection_that_was_announced() {
+async fn no_callback_is_lost_at_the_announced_end_of_an_idle_connection() {
     let stack = Stack::start(Engine::Sqlite).await;
     let aims = [true, false].map(|is_announced| keep_alive::aimed_at_idle_ends(&stack, is_announced));
     let [announced, silent] = <[usize; 2]>::try_from(join_all(aims).await).unwrap();
@@ -183,7 +184,7 @@ async fn no_callback_meets_the_end_of_an_idle_connection_that_was_announced() {
     assert_eq!(announced, 0);
 }
 
-/// Whether an attempt is what was expected.
+/// Checks an attempt against the expected record; the error says what differs.
 impl Expected {
     fn check(&self, attempt: &Attempt) -> Result<(), String> {
         match self {

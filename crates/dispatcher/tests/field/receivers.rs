@@ -1,4 +1,4 @@
-//! Receivers that speak TCP themselves, so that they can say anything.
+//! Receivers on plain TCP, so that they can send anything.
 
 use std::future::Future;
 use std::time::Duration;
@@ -7,7 +7,7 @@ use socket2::SockRef;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 
-/// Serves each connection with `act`, and returns where.
+/// Serves each connection with `act`, and returns the URL.
 pub(crate) async fn receiver<F>(act: impl Fn(TcpStream) -> F + Send + 'static) -> String
 where
     F: Future<Output = ()> + Send + 'static,
@@ -23,7 +23,7 @@ where
     format!("http://127.0.0.1:{port}")
 }
 
-/// Reads a request to its end, and says whether one came.
+/// Reads a whole request, and returns whether one arrived.
 pub(crate) async fn read_request(connection: &mut TcpStream) -> bool {
     let Some((head, body)) = read_head(connection).await else { return false };
     let length = head.lines().find_map(|line| {
@@ -32,7 +32,7 @@ pub(crate) async fn read_request(connection: &mut TcpStream) -> bool {
     read(connection, length.unwrap_or(0).saturating_sub(body)).await
 }
 
-/// Reads a request's head, and how much of its body came along.
+/// Reads a request's head. Returns it with the number of body bytes received along with it.
 async fn read_head(connection: &mut TcpStream) -> Option<(String, usize)> {
     let mut received = Vec::new();
     loop {
@@ -46,7 +46,7 @@ async fn read_head(connection: &mut TcpStream) -> Option<(String, usize)> {
     }
 }
 
-/// Reads so many bytes, and says whether they came.
+/// Reads `bytes` bytes, and returns whether they arrived.
 pub(crate) async fn read(connection: &mut TcpStream, bytes: usize) -> bool {
     let mut left = bytes;
     let mut buffer = vec![0; 16 * 1024];
@@ -60,7 +60,7 @@ pub(crate) async fn read(connection: &mut TcpStream, bytes: usize) -> bool {
     true
 }
 
-/// Stays silent until the other side goes.
+/// Stays silent until the other side closes the connection.
 pub(crate) async fn hang(mut connection: TcpStream) {
     let mut buffer = vec![0; 16 * 1024];
     while let Ok(1..) = connection.read(&mut buffer).await {}
@@ -72,7 +72,7 @@ pub(crate) fn reset(connection: TcpStream) {
     drop(connection);
 }
 
-/// Answers each request with these bytes and keeps the connection.
+/// Starts a receiver that answers each request with `answer` and keeps the connection open.
 pub(crate) async fn answering(answer: impl Into<Vec<u8>>) -> String {
     let answer: Vec<u8> = answer.into();
     receiver(move |mut connection| {
@@ -84,7 +84,7 @@ pub(crate) async fn answering(answer: impl Into<Vec<u8>>) -> String {
     .await
 }
 
-/// Answers one request with these bytes and closes.
+/// Starts a receiver that answers one request with `answer` and closes the connection.
 pub(crate) async fn answering_once(answer: impl Into<Vec<u8>>) -> String {
     let answer: Vec<u8> = answer.into();
     receiver(move |mut connection| {

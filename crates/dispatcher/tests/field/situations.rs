@@ -1,4 +1,4 @@
-//! The receivers and what is expected on record.
+//! The receivers and the expected records.
 
 use std::io::Write;
 use std::time::Duration;
@@ -9,21 +9,21 @@ use tokio::io::AsyncWriteExt;
 
 use crate::receivers::{answering, answering_once, hang, read, read_request, receiver, reset};
 
-/// A receiver and how it is called.
+/// A receiver and how to call it.
 pub(crate) struct Situation {
-    /// What the receiver does, as the rest of a sentence.
+    /// What the receiver does, to complete the sentence "the receiver …".
     pub(crate) name: &'static str,
     pub(crate) url: String,
-    /// Bytes of payload, about.
+    /// Approximate size of the payload, in bytes.
     pub(crate) payload: usize,
     pub(crate) expected: Expected,
 }
 
-/// What is expected on record.
+/// The expected record.
 pub(crate) enum Expected {
-    /// That status soon, and in the body that text. A 2xx has succeeded.
+    /// This status, soon, and a body that contains the text. A 2xx has succeeded.
     Status(i32, &'static str),
-    /// No success, and a message with these words.
+    /// No success, and a message that contains these texts.
     Failed(&'static [&'static str]),
 }
 
@@ -51,7 +51,7 @@ fn gzipped(text: &str) -> Vec<u8> {
     [head.into_bytes(), body].concat()
 }
 
-/// Every receiver, ready to be called.
+/// Starts all receivers and returns them.
 pub(crate) async fn situations() -> Vec<Situation> {
     let mut zoo = Zoo::default();
     zoo.accepted().await;
@@ -76,7 +76,7 @@ impl Zoo {
         self.situations.push(Situation { name, url, payload, expected });
     }
 
-    /// Odd responses whose 2xx is beyond doubt.
+    /// Odd responses with an unambiguous 2xx.
     async fn accepted(&mut self) {
         for (name, answer) in [
             ("sends 101 headers", many_headers(101)),
@@ -133,14 +133,14 @@ impl Zoo {
         let resets = receiver(|mut connection| async move {
             read_request(&mut connection).await;
             let _ = connection.write_all(&ok_with("")).await;
-            // Until it has been read: RST discards what is on its way.
+            // Wait until the answer has been read: RST discards data in transit.
             tokio::time::sleep(Duration::from_millis(300)).await;
             reset(connection);
         });
         self.add("resets after its answer", resets.await, Status(200, "done"));
     }
 
-    /// Responses whose body is slow or endless; the head has decided.
+    /// Responses with a slow or endless body; the head decides.
     async fn slow_bodies(&mut self) {
         let drips = receiver(|mut connection| async move {
             read_request(&mut connection).await;
@@ -167,7 +167,7 @@ impl Zoo {
         self.add("never ends its body, at full speed", fast.await, Status(200, "yyyy"));
     }
 
-    /// Responses other than 2xx, and none within the budget.
+    /// Responses other than 2xx, or no response within the timeout.
     async fn refused(&mut self) {
         let redirect = "HTTP/1.1 302 Found\r\nLocation: https://example.com/login?token=s3cret\r\nContent-Length: 0\r\n\r\n";
         let words =
@@ -192,7 +192,7 @@ impl Zoo {
         self.add("stops in its head", half.await, Failed(&["timeout"]));
     }
 
-    /// Responses that can't be read, and connections that break.
+    /// Unreadable responses and broken connections.
     async fn broken(&mut self) {
         let too_large: &[&str] = &["connection_error", "head", "large"];
         self.add("sends a head of 100 KiB", answering(large_head(100 * 1024)).await, Failed(too_large));
@@ -205,7 +205,7 @@ impl Zoo {
             }
         });
         self.add("never ends its head", endless.await, Failed(too_large));
-        // 2xx that hyper refuses, whatever its settings.
+        // 2xx responses that hyper refuses with any settings.
         for (name, answer) in [
             ("sends NUL in a value", "HTTP/1.1 200 OK\r\nX-Nul: a\0b\r\nContent-Length: 0\r\n\r\n"),
             ("gives a length that is no number", "HTTP/1.1 200 OK\r\nContent-Length: many\r\n\r\n"),
@@ -253,7 +253,7 @@ impl Zoo {
         self.add("speaks plain HTTP on an https port", plain, Failed(&["tls_error", "is not TLS"]));
     }
 
-    /// Large payloads, and receivers that don't want them.
+    /// Large payloads, and receivers that don't read them.
     async fn uploads(&mut self) {
         self.with_payload("takes 1.9 MB", answering(ok_with("")).await, UPLOAD, Status(200, "done"));
         let early = |answer: &'static str| {

@@ -1,4 +1,4 @@
-//! One destination never costs another one its attempts.
+//! A destination never costs another one its attempts.
 
 use std::time::Duration;
 
@@ -8,7 +8,7 @@ use testkit::Engine;
 use crate::harness::{Harness, limited, settings};
 use crate::on_both_engines;
 
-/// The receiver under another name: another destination.
+/// Returns a URL of the receiver under another name, which is another destination.
 fn elsewhere(harness: &Harness, path: &str) -> String {
     harness.receiver.url(path).replace("127.0.0.1", "localhost")
 }
@@ -37,7 +37,7 @@ async fn a_destination_that_hangs_holds_few_slots_and_the_others_are_served(engi
     running.stop().await;
 }
 
-async fn what_a_full_destination_waits_for_is_sent_as_soon_as_it_has_room(engine: Engine) {
+async fn deliveries_of_a_full_destination_are_sent_as_soon_as_it_has_room(engine: Engine) {
     let harness = Harness::new(engine).await;
     let running = harness.dispatch(limited(|limits| limits.max_in_flight_per_destination = 1));
     let mut deliveries = Vec::new();
@@ -49,7 +49,7 @@ async fn what_a_full_destination_waits_for_is_sent_as_soon_as_it_has_room(engine
     for delivery in deliveries {
         let settled = harness.settled(delivery.id).await;
         let waited = settled.attempts[0].created_at.since(settled.created_at);
-        assert!(waited < Duration::from_secs(2), "a doorbell's grace was waited for: {waited:?}");
+        assert!(waited < Duration::from_secs(2), "waited for the doorbell's grace period: {waited:?}");
     }
     running.stop().await;
 }
@@ -71,7 +71,7 @@ async fn a_retry_after_holds_the_whole_destination_and_spends_no_attempts(engine
     assert_eq!(harness.receiver.posts(), 2);
 }
 
-async fn when_a_hold_ends_one_attempt_goes_first_and_opens_the_destination(engine: Engine) {
+async fn one_attempt_is_sent_first_when_a_hold_ends_and_opens_the_destination(engine: Engine) {
     let harness = Harness::new(engine).await;
     let running = harness.dispatch(settings());
     let first = harness.after_first_attempt(&running, &harness.receiver.url("/retry-after/1")).await;
@@ -95,7 +95,7 @@ async fn when_a_hold_ends_one_attempt_goes_first_and_opens_the_destination(engin
 
 on_both_engines! {
     a_destination_that_hangs_holds_few_slots_and_the_others_are_served,
-    what_a_full_destination_waits_for_is_sent_as_soon_as_it_has_room,
+    deliveries_of_a_full_destination_are_sent_as_soon_as_it_has_room,
     a_retry_after_holds_the_whole_destination_and_spends_no_attempts,
-    when_a_hold_ends_one_attempt_goes_first_and_opens_the_destination,
+    one_attempt_is_sent_first_when_a_hold_ends_and_opens_the_destination,
 }

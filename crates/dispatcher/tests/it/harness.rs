@@ -1,4 +1,4 @@
-//! A dispatcher with its database, its queue and a receiver, all of the test's own.
+//! A dispatcher with a database, a queue and a receiver of the test's own.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -16,7 +16,7 @@ use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
-/// Longer than anything here takes; only a failing test waits for it.
+/// Timeout of a wait. Only a failing test reaches it.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
 
 pub(crate) struct Harness {
@@ -30,7 +30,7 @@ pub(crate) struct Harness {
     pub(crate) database: TestDatabase,
 }
 
-/// A dispatcher at work.
+/// A running dispatcher.
 pub(crate) struct Running {
     pub(crate) publisher: Publisher,
     pub(crate) progress: Progress,
@@ -38,7 +38,7 @@ pub(crate) struct Running {
     pub(crate) task: JoinHandle<Result<(), DispatcherError>>,
 }
 
-/// Short waits, and otherwise what production has.
+/// Returns settings with short waits, otherwise as in production.
 pub(crate) fn settings() -> Settings {
     let schedule = vec![Duration::from_millis(300), Duration::from_millis(600)];
     let hold_cap = Duration::from_secs(900);
@@ -60,7 +60,7 @@ pub(crate) fn settings() -> Settings {
     }
 }
 
-/// The same but for some limits.
+/// Returns [`settings`] with some limits changed.
 pub(crate) fn limited(change: impl FnOnce(&mut Limits)) -> Settings {
     let mut settings = settings();
     change(&mut settings.limits);
@@ -115,7 +115,7 @@ impl Harness {
         Running { publisher, progress, shutdown, task }
     }
 
-    /// Records a run that has ended and accepts a redelivery of it.
+    /// Records an ended run and accepts a redelivery of it.
     pub(crate) async fn accept(&self, url: &str) -> Delivery {
         let (org, accept) = (self.org, self.accept);
         let update = testkit::terminal_run(url);
@@ -131,7 +131,7 @@ impl Harness {
         accepted.await.unwrap()
     }
 
-    /// The doorbell for an attempt.
+    /// Returns the doorbell for an attempt.
     pub(crate) fn job(&self, delivery: &Delivery, attempt: i32) -> Job {
         Job {
             delivery_id: delivery.id,
@@ -156,7 +156,8 @@ impl Harness {
             .unwrap()
     }
 
-    /// When a secret was used last, as soon as that is noted, which is done beside the attempt.
+    /// Returns when a secret was last used, once that is recorded. Polls the row, since it is written
+    /// concurrently to the attempt.
     pub(crate) async fn secret_used_at(&self, id: SecretId) -> Timestamp {
         let (org, deadline) = (self.org, Instant::now() + PATIENCE);
         loop {
@@ -164,12 +165,12 @@ impl Harness {
             if let Some(used_at) = secret.last_used_at {
                 return used_at;
             }
-            assert!(Instant::now() < deadline, "its use is not noted in time");
+            assert!(Instant::now() < deadline, "the use of the secret is not recorded in time");
             tokio::task::yield_now().await;
         }
     }
 
-    /// The delivery as soon as `is_there`: there is no event to wait for but the row itself.
+    /// Returns the delivery once `is_there` holds. Polls the row, since there is no event to wait for.
     pub(crate) async fn delivery_when(
         &self,
         id: DeliveryId,
@@ -186,7 +187,7 @@ impl Harness {
         }
     }
 
-    /// The delivery once its first attempt has been claimed and handed back.
+    /// Returns the delivery once its first attempt has been claimed and handed back.
     pub(crate) async fn handed_back(&self, delivery: &Delivery) -> Delivery {
         let is_back = |now: &Delivery| now.updated_at > delivery.updated_at && now.attempt_count == 0;
         self.delivery_when(delivery.id, is_back).await
@@ -196,7 +197,7 @@ impl Harness {
         self.delivery_when(id, |delivery| delivery.completed_at.is_some()).await
     }
 
-    /// Sends one attempt to `url` and answers the delivery with that attempt on record.
+    /// Sends one attempt to `url` and returns the delivery with that attempt on record.
     pub(crate) async fn after_first_attempt(&self, running: &Running, url: &str) -> Delivery {
         let delivery = self.accept(url).await;
         running.publisher.ring(self.job(&delivery, 1));
@@ -205,7 +206,7 @@ impl Harness {
 }
 
 impl Running {
-    /// Stops the dispatcher and waits for it.
+    /// Stops the dispatcher and waits until it has stopped.
     pub(crate) async fn stop(self) {
         self.shutdown.cancel();
         timeout(PATIENCE, self.task).await.expect("the dispatcher stops in time").unwrap().unwrap();

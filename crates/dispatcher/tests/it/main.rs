@@ -1,4 +1,4 @@
-//! The dispatcher on both engines, with a real receiver: what is sent, what is recorded, what follows.
+//! The dispatcher on both storage engines, with a real receiver: requests sent, results recorded, retries.
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
@@ -10,7 +10,7 @@ mod retention;
 mod retries;
 mod sending;
 
-/// Makes a test of each function for each engine.
+/// Defines a test of each function for each storage engine.
 macro_rules! on_both_engines {
     ($($name:ident),* $(,)?) => {
         mod postgres {

@@ -10,7 +10,7 @@ use tokio::time::Instant;
 use crate::harness::{Harness, PATIENCE, limited, settings};
 use crate::on_both_engines;
 
-async fn a_shutdown_finishes_what_is_in_flight_and_claims_nothing_more(engine: Engine) {
+async fn a_shutdown_finishes_attempts_in_flight_and_claims_no_more(engine: Engine) {
     let mut harness = Harness::new(engine).await;
     let running = harness.dispatch(settings());
     let slow = harness.accept(&harness.receiver.url("/hang/1")).await;
@@ -26,14 +26,14 @@ async fn a_shutdown_finishes_what_is_in_flight_and_claims_nothing_more(engine: E
     assert_eq!(harness.receiver.posts(), 1);
 }
 
-async fn a_shutdown_does_not_wait_for_a_receiver_longer_than_it_may(engine: Engine) {
+async fn a_shutdown_waits_for_a_receiver_no_longer_than_drain(engine: Engine) {
     let mut harness = Harness::new(engine).await;
     let running = harness.dispatch(dispatcher::Settings { drain: Duration::from_millis(100), ..settings() });
     let hanging = harness.accept(&harness.receiver.url("/hang/60")).await;
     running.publisher.ring(harness.job(&hanging, 1));
     harness.arrival().await;
     running.stop().await;
-    // Its lease decides what becomes of it.
+    // Its outcome is decided when its lease expires.
     assert_eq!(harness.delivery(hanging.id).await.status_code, DeliveryStatus::Delivering);
 }
 
@@ -41,7 +41,7 @@ async fn an_attempt_whose_dispatcher_died_becomes_outcome_unknown_and_is_tried_a
     let mut harness = Harness::new(engine).await;
     let delivery = harness.accept(&harness.receiver.url("/ok")).await;
     let job = harness.job(&delivery, 1);
-    // A dispatcher claims the attempt under a lease that has ended already, and is never heard of again.
+    // A dispatcher claims the attempt under a lease that has already expired, and dies.
     let claimed = harness
         .store
         .write(move |tx, now| claim_jobs(tx, now, Duration::ZERO, ClaimId::new(now), &[job]))
@@ -88,7 +88,7 @@ async fn a_send_that_could_outlive_its_lease_is_handed_back_and_spends_no_attemp
     assert_eq!(harness.receiver.posts(), 0);
 }
 
-/// As with a deadlock, a full disk, a broken page or a lock, on a server that says so in German.
+/// As with a deadlock, a full disk, a broken page or a lock, on a server with German messages.
 #[tokio::test]
 async fn a_result_that_the_database_refuses_for_a_while_is_kept_and_recorded() {
     let mut harness = Harness::new(Engine::Postgres).await;
@@ -118,7 +118,7 @@ async fn a_result_that_the_database_refuses_for_a_while_is_kept_and_recorded() {
     assert_eq!(harness.receiver.posts(), 1);
 }
 
-/// As with a person's `psql`.
+/// As with an interactive `psql` session.
 #[tokio::test]
 async fn a_lock_on_one_delivery_holds_up_neither_results_nor_expired_leases_of_others() {
     let mut harness = Harness::new(Engine::Postgres).await;
@@ -135,7 +135,7 @@ async fn a_lock_on_one_delivery_holds_up_neither_results_nor_expired_leases_of_o
         harness.database.lock(&format!("open_deliveries WHERE id IN ('{}', '{}')", locked.id, expired.id));
 
     let running = harness.dispatch(settings());
-    // Its claim passes over the lock, and finds it when it is gone.
+    // Its claim skips the locked row. It is claimed once the lock is released.
     running.publisher.ring(harness.job(&locked, 1));
     assert_eq!(harness.settled(lost.id).await.attempts.len(), 2);
     let other = harness.accept(&harness.receiver.url("/hang/1")).await;
@@ -160,9 +160,9 @@ async fn a_lock_on_one_delivery_holds_up_neither_results_nor_expired_leases_of_o
     running.stop().await;
 }
 
-/// As with a constraint of an operator's own, or a page that can't be read.
+/// As with a constraint added by an operator, or an unreadable page.
 #[tokio::test]
-async fn a_delivery_that_the_database_refuses_to_claim_is_stepped_over_and_the_others_are_served() {
+async fn a_delivery_that_the_database_refuses_to_claim_is_skipped_and_the_others_are_served() {
     let harness = Harness::new(Engine::Postgres).await;
     let mut deliveries = Vec::new();
     for _ in 0..40 {
@@ -214,8 +214,8 @@ async fn two_dispatchers_on_one_database_send_each_delivery_once(engine: Engine)
 }
 
 on_both_engines! {
-    a_shutdown_finishes_what_is_in_flight_and_claims_nothing_more,
-    a_shutdown_does_not_wait_for_a_receiver_longer_than_it_may,
+    a_shutdown_finishes_attempts_in_flight_and_claims_no_more,
+    a_shutdown_waits_for_a_receiver_no_longer_than_drain,
     an_attempt_whose_dispatcher_died_becomes_outcome_unknown_and_is_tried_again,
     a_last_attempt_whose_dispatcher_died_fails_the_delivery,
     a_send_that_could_outlive_its_lease_is_handed_back_and_spends_no_attempt,

@@ -1,4 +1,4 @@
-//! Receivers that are down, slow, hostile or wrong, and addresses that are never called.
+//! Receivers that are down, slow, hostile or broken, and addresses that are never called.
 
 use std::time::Duration;
 
@@ -11,7 +11,7 @@ use testkit::Engine;
 use crate::harness::{Harness, limited, settings};
 use crate::on_both_engines;
 
-/// One attempt under a short budget; answers what is on record.
+/// Makes one attempt with a short timeout and returns the delivery on record.
 async fn attempted(harness: &Harness, url: &str) -> Delivery {
     let hasty = limited(|limits| limits.timeout = Duration::from_millis(500));
     let running = harness.dispatch(hasty);
@@ -100,7 +100,7 @@ async fn internal_addresses_are_never_called_however_they_are_written(engine: En
     assert_eq!(harness.receiver.posts(), 0);
 }
 
-/// Runs may have been recorded under other settings, and in spellings that are no longer taken.
+/// Runs may have been recorded under other settings, with URLs in spellings that are no longer accepted.
 async fn settings_hold_for_runs_recorded_before_them(engine: Engine) {
     let harness = Harness::new(engine).await;
     let open = || Rules { allow: vec!["127.0.0.0/8".parse().unwrap()], ..Rules::default() };
@@ -122,7 +122,7 @@ async fn settings_hold_for_runs_recorded_before_them(engine: Engine) {
 
 async fn a_name_that_resolves_to_an_internal_address_is_not_called(engine: Engine) {
     let harness = Harness::new(engine).await;
-    // This machine's own name, which no policy knows; its address is loopback or private.
+    // This machine's host name, which no policy lists. Its address is loopback or private.
     let name = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap();
     let running = harness.dispatch_under(settings(), egress::Policy::default());
     let url = format!("http://{}:{}/ok", name.trim().to_lowercase(), harness.receiver.addr().port());

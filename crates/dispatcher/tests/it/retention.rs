@@ -1,4 +1,4 @@
-//! What ended long ago goes by itself.
+//! Deliveries and runs are deleted when their retention has passed.
 
 use std::time::Duration;
 
@@ -9,8 +9,8 @@ use tokio::time::Instant;
 use crate::harness::{Harness, limited};
 use crate::on_both_engines;
 
-/// Two dispatchers share the work; what waits stays.
-async fn deliveries_and_runs_go_when_their_retention_is_over(engine: Engine) {
+/// Two dispatchers share the work. A pending delivery is kept.
+async fn deliveries_and_runs_are_deleted_after_their_retention(engine: Engine) {
     let harness = Harness::new(engine).await;
     let retention = Retention { deliveries: Some(Duration::ZERO), runs: Some(Duration::ZERO) };
     let patient = limited(|limits| limits.retry.schedule = vec![Duration::from_secs(600)]);
@@ -33,7 +33,7 @@ async fn deliveries_and_runs_go_when_their_retention_is_over(engine: Engine) {
         if left.await.unwrap() == (1, 1) && harness.receiver.posts() == 6 {
             break;
         }
-        assert!(Instant::now() < deadline, "it stays");
+        assert!(Instant::now() < deadline, "not deleted in time");
         tokio::task::yield_now().await;
     }
     assert_eq!(harness.delivery(waiting.id).await.attempts.len(), 1);
@@ -42,4 +42,4 @@ async fn deliveries_and_runs_go_when_their_retention_is_over(engine: Engine) {
     }
 }
 
-on_both_engines!(deliveries_and_runs_go_when_their_retention_is_over);
+on_both_engines!(deliveries_and_runs_are_deleted_after_their_retention);

@@ -1,4 +1,4 @@
-//! What follows a failed attempt (contract section 2, "Success is …").
+//! Retries after a failed attempt (contract section 2, "Success is …").
 
 use contracts::{DeliveryStatus, FailureReason};
 use testkit::Engine;

@@ -1,4 +1,4 @@
-//! What a receiver gets (contract section 2).
+//! The request that a receiver gets (contract section 2).
 
 use contracts::{DeliveryStatus, SecretId, SigningSecret, sign};
 use receiver::Verdict;
@@ -63,7 +63,7 @@ async fn a_delivery_without_a_secret_is_sent_without_signatures(engine: Engine) 
     running.stop().await;
 }
 
-/// Makes the organization another secret, and disables `old`, which leaves the new one current.
+/// Creates another secret for the organization and disables `old`, which makes the new one current.
 async fn rotate(harness: &Harness, old: Option<SecretId>) -> SigningSecret {
     let (org, keyring) = (harness.org, harness.keyring.clone());
     let rotated = harness.store.write(move |tx, now| {
@@ -125,7 +125,7 @@ async fn a_repeated_doorbell_sends_nothing_twice(engine: Engine) {
     harness.settled(delivery.id).await;
     running.publisher.ring(harness.job(&delivery, 1));
     running.publisher.ring(harness.job(&delivery, 2));
-    // A doorbell behind them is served last, so those before it were.
+    // Doorbells are served in order: once a later one is served, the earlier ones are, too.
     let last = harness.accept(&harness.receiver.url("/ok")).await;
     running.publisher.ring(harness.job(&last, 1));
     assert_eq!(harness.arrival().await.header("webhook-id"), Some(last.id.to_string().as_str()));
@@ -133,7 +133,7 @@ async fn a_repeated_doorbell_sends_nothing_twice(engine: Engine) {
     assert!(harness.arrivals.try_recv().is_err(), "nothing more is sent");
 }
 
-async fn a_delivery_no_doorbell_announced_is_served_by_the_relay(engine: Engine) {
+async fn a_delivery_without_a_doorbell_is_served_by_the_relay(engine: Engine) {
     let mut harness = Harness::new(engine).await;
     let running = harness.dispatch(settings());
     let delivery = harness.accept(&harness.receiver.url("/ok")).await;
@@ -173,6 +173,6 @@ on_both_engines! {
     a_delivery_accepted_before_there_was_a_secret_is_signed_with_the_current_one,
     a_delivery_whose_organization_disabled_its_last_secret_is_sent_without_signatures,
     a_repeated_doorbell_sends_nothing_twice,
-    a_delivery_no_doorbell_announced_is_served_by_the_relay,
+    a_delivery_without_a_doorbell_is_served_by_the_relay,
     many_deliveries_are_each_sent_once,
 }

@@ -1,4 +1,5 @@
-//! How long connections are used: not longer than the facts, nor than the receiver keeps them.
+//! How long connections are used: at most up to their maximum age, and not longer than the receiver keeps
+//! them.
 
 use std::io::Write;
 use std::net::TcpStream;
@@ -6,7 +7,8 @@ use std::sync::Mutex;
 
 use super::*;
 
-/// A receiver that answers each request with `answer`, and counts its connections. One that answers nothing closes.
+/// Starts a receiver that answers each request with `answer` and counts its connections. On an empty answer
+/// it closes the connection.
 fn receiver(
     address: &str,
     answer: impl Fn(usize) -> &'static str + Send + Sync + 'static,
@@ -55,7 +57,7 @@ async fn succeeds(sender: &Sender, url: &str) {
 const PLAIN: &str = "HTTP/1.1 204 No Content\r\n\r\n";
 
 #[tokio::test]
-async fn a_connection_is_used_again() {
+async fn a_connection_is_reused() {
     let (url, connections) = receiver("127.0.0.1:0", |_| PLAIN);
     let sender = sender(&no_names().await, usize::MAX);
     for _ in 0..3 {
@@ -68,7 +70,7 @@ async fn a_connection_is_used_again() {
 }
 
 #[tokio::test]
-async fn a_connection_is_not_used_beyond_its_age() {
+async fn a_connection_is_not_reused_beyond_its_maximum_age() {
     let (url, connections) = receiver("127.0.0.1:0", |_| PLAIN);
     let names = no_names().await;
     let sender = sender_to("127.0.0.0/8", &settings(), &names, usize::MAX, Duration::ZERO);
@@ -78,9 +80,9 @@ async fn a_connection_is_not_used_beyond_its_age() {
     assert_eq!(connections.load(Ordering::SeqCst), 3);
 }
 
-/// With a receiver that is called all the time, so that no connection is ever idle for long.
+/// The receiver is called all the time, so that no connection is ever idle for long.
 #[tokio::test]
-async fn a_name_that_has_moved_is_followed_when_the_connection_is_renewed() {
+async fn a_names_new_address_is_used_when_the_connection_is_renewed() {
     let (old, _) = receiver("127.0.0.2:0", |_| PLAIN);
     let port = old.rsplit_once(':').unwrap().1.to_owned();
     let (_, moved_to) = receiver(&format!("127.0.0.3:{port}"), |_| PLAIN);
@@ -105,12 +107,12 @@ async fn connections_of_a_receiver_that_announces_a_short_timeout_are_kept_brief
     for _ in 0..3 {
         succeeds(&sender, &url).await;
     }
-    // The first one is left alone, the second one used again while that is safe.
+    // The first connection is not reused; the second one is, while that is safe.
     assert_eq!(connections.load(Ordering::SeqCst), 2);
 }
 
 #[tokio::test]
-async fn connections_of_a_receiver_that_closed_one_as_it_was_used_again_are_kept_briefly() {
+async fn connections_of_a_receiver_that_closed_a_reused_one_are_kept_briefly() {
     let (url, connections) = receiver("127.0.0.1:0", |request| if request == 1 { "" } else { PLAIN });
     let (origin, sender) = (TargetUrl::parse(&url).unwrap().origin(), sender(&no_names().await, usize::MAX));
     succeeds(&sender, &url).await;

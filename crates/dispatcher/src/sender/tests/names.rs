@@ -1,4 +1,4 @@
-//! Names that lead to the wrong place.
+//! Names that resolve to the wrong addresses.
 
 use std::net::Ipv6Addr;
 use std::sync::Mutex;
@@ -10,7 +10,8 @@ use tokio::task::JoinSet;
 
 use super::*;
 
-/// Listens at these addresses, all on one free port, and records the address of each connection. Answers 204 and closes.
+/// Listens on `addresses`, all on one free port, and records the local address of each connection. Answers
+/// 204 and closes.
 async fn canaries(addresses: &[IpAddr]) -> (u16, Arc<Mutex<Vec<IpAddr>>>) {
     let connected = Arc::<Mutex<Vec<IpAddr>>>::default();
     let first = TcpListener::bind((addresses[0], 0)).await.unwrap();
@@ -45,7 +46,7 @@ async fn canaries(addresses: &[IpAddr]) -> (u16, Arc<Mutex<Vec<IpAddr>>>) {
 
 const TRIES: usize = 1_000;
 
-/// DNS rebinding: a TTL of 0, and another address for each query.
+/// DNS rebinding: a TTL of 0 and a different address for each query.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_name_that_changes_its_address_with_each_query_never_leads_to_a_refused_one() {
     let allowed = IpAddr::from([127, 0, 0, 2]);
@@ -70,7 +71,7 @@ async fn a_name_that_changes_its_address_with_each_query_never_leads_to_a_refuse
     let mut outcomes = Vec::new();
     for _ in 0..TRIES {
         let (sender, url) = (sender.clone(), format!("http://rebinding.example:{port}/"));
-        // Tries don't share a lookup.
+        // A new organization each time, so that attempts don't share a lookup.
         tries.spawn(async move { sender.sent_for(OrgId(Uuid::new_v4()), &url).await.0 });
         if tries.len() >= 16 {
             outcomes.push(tries.join_next().await.unwrap().unwrap());
@@ -88,10 +89,10 @@ async fn a_name_that_changes_its_address_with_each_query_never_leads_to_a_refuse
     assert!(connected.iter().all(|address| *address == allowed), "a refused address was connected to");
 }
 
-/// Whatever a URL's host looks like, it is judged by the address it would connect to.
+/// A host in any spelling is judged by the address it would connect to.
 #[tokio::test]
 async fn no_spelling_of_loopback_is_connected_to() {
-    let (port, connected) = canaries(&[Ipv6Addr::UNSPECIFIED.into()]).await; // takes IPv4, too
+    let (port, connected) = canaries(&[Ipv6Addr::UNSPECIFIED.into()]).await; // accepts IPv4, too
     let names = NameServer::start(|_, _| Reply::Uncacheable([127, 0, 0, 1].into())).await;
     let sender = sender_to("192.0.2.0/24", &settings(), &names, usize::MAX, LONG);
     let hosts = [
@@ -137,7 +138,7 @@ async fn no_spelling_of_loopback_is_connected_to() {
     assert_eq!(*connected.lock().unwrap(), Vec::<IpAddr>::new());
 }
 
-/// Names whose servers are silent, many more at once than come in at 15 a second.
+/// Names with silent servers, many more at once than arrive at a rate of 15 a second.
 #[tokio::test(flavor = "multi_thread")]
 async fn hanging_names_of_one_organization_fail_no_attempt_of_another() {
     let receiver = Receiver::bind(([127, 0, 0, 1], 0).into(), receiver::Options::default()).unwrap();

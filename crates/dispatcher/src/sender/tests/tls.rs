@@ -1,4 +1,4 @@
-//! TLS with receivers, good and bad.
+//! TLS with good and bad receivers.
 
 use std::io::Write as _;
 use std::path::PathBuf;
@@ -29,7 +29,7 @@ fn for_name(name: &str) -> CertificateParams {
     params
 }
 
-/// A certificate that a receiver shows, with its chain and key.
+/// A receiver's certificate with its chain and key.
 struct Shown {
     chain: Vec<CertificateDer<'static>>,
     key: KeyPair,
@@ -50,7 +50,7 @@ impl Shown {
         PrivateKeyDer::try_from(self.key.serialize_der()).unwrap()
     }
 
-    /// Certificate and key as a file.
+    /// Writes certificate and key to a PEM file.
     fn file(&self) -> NamedTempFile {
         file(&format!("{}{}", pem(&self.chain[0]), self.key.serialize_pem()))
     }
@@ -68,7 +68,8 @@ fn file(text: &str) -> NamedTempFile {
     file
 }
 
-/// A receiver that answers 204 over TLS; where `clients` is given, only to clients that it vouches for.
+/// Starts a receiver that answers 204 over TLS. With `clients`, it requires a client certificate issued by
+/// that authority.
 async fn receiver(shown: &Shown, clients: Option<&Authority>) -> u16 {
     let _ = rustls::crypto::ring::default_provider().install_default();
     let builder = ServerConfig::builder();
@@ -108,7 +109,7 @@ fn with(ca_file: Option<PathBuf>, client_cert: Option<PathBuf>) -> Settings {
     Settings { certificates: Certificates { ca_file, client_cert }, ..settings() }
 }
 
-/// Calls `receiver.example` at that port.
+/// Calls `receiver.example` at `port`.
 async fn called(port: u16, settings: &Settings) -> Outcome {
     let sender = sender_with(settings, &names().await, usize::MAX);
     let (outcome, timing, _) = sender.traced(&format!("https://receiver.example:{port}/")).await;
@@ -131,7 +132,7 @@ fn is_answered(outcome: &Outcome) -> bool {
 }
 
 #[tokio::test]
-async fn what_is_wrong_with_a_certificate_is_said_in_plain_words() {
+async fn certificate_errors_are_described_in_plain_words() {
     let trusted = authority("Private Root");
     let roots = file(&trusted.pem());
     let settings = with(Some(roots.path().to_owned()), None);
@@ -219,7 +220,7 @@ async fn a_self_signed_certificate_in_the_file_is_accepted_for_its_names_while_i
 }
 
 #[tokio::test]
-async fn the_clients_certificate_is_shown_to_receivers_that_ask_for_one() {
+async fn the_client_certificate_is_sent_to_receivers_that_ask_for_one() {
     let trusted = authority("Private Root");
     let roots = file(&trusted.pem());
     let ca_file = Some(roots.path().to_owned());
@@ -231,7 +232,7 @@ async fn the_clients_certificate_is_shown_to_receivers_that_ask_for_one() {
 }
 
 #[tokio::test]
-async fn a_receiver_that_does_not_speak_tls_or_hangs_up_is_told_of() {
+async fn a_receiver_that_does_not_speak_tls_or_hangs_up_is_reported_as_such() {
     let http = Receiver::bind(([127, 0, 0, 1], 0).into(), receiver::Options::default()).unwrap();
     let outcome = called(http.addr().port(), &settings()).await;
     assert_refused(&outcome, "what the receiver says on this port is not TLS");
@@ -248,7 +249,7 @@ async fn a_receiver_that_does_not_speak_tls_or_hangs_up_is_told_of() {
 }
 
 #[test]
-fn certificates_that_cannot_be_used_are_named_with_their_setting_and_file() {
+fn unusable_certificates_are_reported_with_their_setting_and_file() {
     let empty = file("no PEM");
     let path = empty.path().to_owned();
     let good = Shown::self_signed(&for_name("redial.example"));
