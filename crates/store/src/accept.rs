@@ -1,4 +1,4 @@
-//! Accepting deliveries: what is fixed on a new one, the automatic one of a run that ends, and the two ways to insert.
+//! Accepts deliveries: builds and inserts new deliveries, including the automatic one of a run that ends.
 
 use std::collections::HashSet;
 
@@ -20,28 +20,28 @@ use crate::schema::open_deliveries;
 use crate::secrets::current_secret;
 use crate::steps::holds::wait_for_holds;
 
-/// In octets, the root's dot included (RFC 1035).
+/// Maximum length of a host in octets, including the root's dot (RFC 1035).
 const LONGEST_HOST: usize = 254;
 
-/// What is fixed on a delivery when it is accepted.
+/// Properties that are fixed on a delivery when it is accepted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct AcceptPolicy {
-    /// The most attempts it will have.
+    /// Maximum number of attempts.
     pub max_attempts: AttemptNumber,
-    /// How its payload is written.
+    /// Format of the payload.
     pub payload_format: PayloadFormat,
 }
 
-/// A delivery that was accepted in this transaction: once it commits, ring for it.
+/// A delivery that was accepted in this transaction. Ring its doorbell after the commit.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Accepted {
-    /// Its organization.
+    /// The delivery's organization.
     pub org_id: OrgId,
-    /// As it stands, with no attempts yet.
+    /// The new delivery, without attempts.
     pub delivery: Delivery,
 }
 
-/// Accepts the one automatic delivery of a run that has just become terminal, if it names a URL.
+/// Accepts the one automatic delivery of a run that has just become terminal, if the run has a callback URL.
 pub(crate) fn accept_automatic(
     tx: &mut AnyConnection,
     now: Timestamp,
@@ -57,7 +57,7 @@ pub(crate) fn accept_automatic(
 
 pub(crate) struct IsAutomatic(pub(crate) bool);
 
-/// The delivery that `run` calls for, its payload frozen. None when it names no URL.
+/// Builds a delivery of `run` with its payload fixed. Returns `None` if the run has no callback URL.
 pub(crate) fn build(
     now: Timestamp,
     policy: &AcceptPolicy,
@@ -88,16 +88,16 @@ pub(crate) fn build(
     }))
 }
 
-/// A delivery to be inserted.
+/// A delivery to insert.
 #[derive(Clone, Copy)]
 pub(crate) struct NewDelivery<'a> {
     pub(crate) org_id: OrgId,
-    /// The API request that asked for it.
+    /// The API request that created it.
     pub(crate) request_id: &'a str,
     pub(crate) delivery: &'a Delivery,
 }
 
-/// Inserts the new deliveries, except those whose run has an open one, and returns the ids that were inserted.
+/// Inserts the new deliveries, except those whose run has an open one, and returns the inserted ids.
 pub(crate) fn insert_unless_in_flight(
     tx: &mut AnyConnection,
     new: &[NewDelivery<'_>],
@@ -109,7 +109,7 @@ pub(crate) fn insert_unless_in_flight(
     Ok(opened)
 }
 
-/// Inserts a new delivery; a unique violation when another one of its run is open.
+/// Inserts a new delivery. Fails with a unique violation if another delivery of its run is open.
 pub fn insert_delivery(
     tx: &mut AnyConnection,
     org_id: OrgId,
@@ -136,7 +136,8 @@ macro_rules! open_on_sqlite {
     };
 }
 
-/// Opens those of the deliveries whose run has no open one.
+/// Inserts rows into `open_deliveries` for the deliveries whose run has no open one, and returns the inserted
+/// ids.
 fn open(tx: &mut AnyConnection, new: &[NewDelivery<'_>]) -> QueryResult<HashSet<DeliveryId>> {
     let state = |new: &NewDelivery<'_>| transition::accepted(new.delivery.created_at);
     let created_at = |new: &NewDelivery<'_>| Time::from(new.delivery.created_at);
@@ -193,7 +194,7 @@ fn open(tx: &mut AnyConnection, new: &[NewDelivery<'_>]) -> QueryResult<HashSet<
     Ok(opened.into_iter().map(DeliveryId::from).collect())
 }
 
-/// Writes down what never changes about deliveries.
+/// Inserts the immutable facts of deliveries.
 fn insert_facts(tx: &mut AnyConnection, new: &[NewDelivery<'_>]) -> QueryResult<()> {
     match tx {
         AnyConnection::Postgres(_) if new.is_empty() => {}
@@ -247,8 +248,8 @@ fn destination(new: &NewDelivery<'_>) -> i64 {
     Destination::of(new.org_id, &new.delivery.callback_url).as_i64()
 }
 
-/// The host of a URL, lower-case and without its port; empty when it has none, or one longer than any name, as older
-/// versions have recorded. No index could take that.
+/// Returns the lower-case host of a URL without its port. Returns an empty text if there is no host or if it
+/// is longer than any valid name, which no index could store; older versions have recorded such URLs.
 pub(crate) fn host(url: &str) -> String {
     let host = url::Url::parse(url).ok().and_then(|url| url.host_str().map(str::to_owned));
     host.filter(|host| host.len() <= LONGEST_HOST).unwrap_or_default()

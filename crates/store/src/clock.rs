@@ -1,4 +1,5 @@
-//! The one source of time: it follows the database's clock, so that many hosts agree on when something is due.
+//! The only source of time. It follows the database's clock, so that all hosts agree on when an attempt is
+//! due.
 
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -7,40 +8,40 @@ use std::time::Duration;
 use contracts::Timestamp;
 use rustix::time::{ClockId, clock_gettime};
 
-/// A clock: suspend-counting monotonic time plus an offset. Cheap to clone; clones share the offset.
+/// Monotonic time that includes suspend, plus an offset. Cheap to clone; clones share the offset.
 #[derive(Clone)]
 pub struct Clock(Arc<Source>);
 
 enum Source {
-    /// Microseconds to add to the time since boot, and how well they are known.
+    /// Microseconds to add to the time since boot, and the accuracy of this offset.
     System { offset: AtomicI64, known: Mutex<Known> },
-    /// The moment a test has set, in microseconds since 1970.
+    /// The time set by a test, in microseconds since 1970.
     Manual(AtomicI64),
 }
 
-/// How well an offset was known when it was sampled, and when on monotonic time that was.
+/// Accuracy of a sampled offset in microseconds, and the monotonic time of the sample.
 struct Known {
     within: u64,
     sampled_at: Duration,
 }
 
-/// One part in so many of the time that passes is what one clock may gain on another: a quartz does no worse.
+/// Assumed drift between two clocks: 1 in 10,000. A quartz clock drifts no more.
 const DRIFT: u64 = 10_000;
 
 impl Clock {
-    /// This host's clock, until [`Clock::align`] is told better.
+    /// Returns this host's clock, until [`Clock::align`] gets a better time.
     pub fn system() -> Clock {
-        // It may be a day off.
+        // The host's clock may be a day off.
         let known = Known { within: u64::MAX, sampled_at: since_boot() };
         Clock(Arc::new(Source::System { offset: AtomicI64::new(host_offset()), known: Mutex::new(known) }))
     }
 
-    /// A clock that stands still until it is set.
+    /// Returns a clock that only [`Clock::advance`] moves.
     pub fn manual(now: Timestamp) -> Clock {
         Clock(Arc::new(Source::Manual(AtomicI64::new(now.as_micros()))))
     }
 
-    /// The present moment.
+    /// Returns the current time.
     pub fn now(&self) -> Timestamp {
         Timestamp::from_micros(match &*self.0 {
             Source::System { offset, .. } => micros(since_boot()) + offset.load(Ordering::Relaxed),
@@ -48,7 +49,7 @@ impl Clock {
         })
     }
 
-    /// Time that only goes forward, and goes on while the host is suspended: what a lease is judged by.
+    /// Returns time that never goes backwards and includes suspend. Leases are judged by it.
     pub fn monotonic(&self) -> Duration {
         match &*self.0 {
             Source::System { .. } => since_boot(),
@@ -63,16 +64,17 @@ impl Clock {
         }
     }
 
-    /// Takes over this host's time, which may have been set since.
+    /// Aligns with this host's clock, which may have been changed since.
     pub fn align_with_host(&self) {
         if let Source::System { offset, .. } = &*self.0 {
             offset.store(host_offset(), Ordering::Relaxed);
         }
     }
 
-    /// Takes over the database's time: it said `theirs` between `asked` and `answered` of [`Clock::monotonic`].
-    /// Answers whether the sample was used: when it says more than is known, or proves that wrong, as when the database
-    /// has become another one. What a sample says is as good as its round trip is short; what is known ages.
+    /// Takes a sample of the database's clock: `theirs` was read between `asked` and `answered` of
+    /// [`Clock::monotonic`]. Returns whether the sample was used: if it is more accurate than the current
+    /// offset, or contradicts it, for example because the database was replaced. A sample is accurate to
+    /// half its round trip; the current offset loses accuracy with age.
     pub fn align(&self, theirs: Timestamp, asked: Duration, answered: Duration) -> bool {
         let Source::System { offset, known } = &*self.0 else { return false };
         let mut known = known.lock().unwrap_or_else(PoisonError::into_inner);
@@ -91,7 +93,7 @@ impl Clock {
     }
 }
 
-/// What this host's clock is ahead of the time since boot, in microseconds.
+/// Returns how far this host's clock is ahead of the time since boot, in microseconds.
 #[expect(clippy::disallowed_methods, reason = "the one place where the wall clock is read")]
 fn host_offset() -> i64 {
     let wall = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
@@ -112,7 +114,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_sample_is_used_when_it_says_more_than_is_known_or_proves_that_wrong() {
+    fn a_sample_is_used_when_it_is_more_accurate_than_the_offset_or_contradicts_it() {
         let (clock, slow, second) = (Clock::system(), Duration::from_secs(2), Duration::from_secs(1));
         let asked = clock.monotonic();
         let day_ahead = clock.now() + Duration::from_secs(86_400);
@@ -125,7 +127,7 @@ mod tests {
         assert!(clock.align(another, asked, asked + slow));
         assert!(clock.now() >= another - slow);
         assert!(clock.align(another, asked, asked + second), "shorter than the last one");
-        // What was known has aged by then.
+        // The offset has lost accuracy by then.
         let later = asked + Duration::from_secs(4_000);
         assert!(clock.align(another + Duration::from_secs(4_000), later, later + second));
         assert!(!clock.align(another + Duration::from_secs(4_000), later, later + slow));

@@ -1,4 +1,4 @@
-//! The two column types that PostgreSQL and SQLite store differently: ids and moments.
+//! The two column types that PostgreSQL and SQLite store differently: ids and timestamps.
 
 use contracts::Timestamp;
 use diesel::deserialize::{self, FromSql, FromSqlRow};
@@ -33,9 +33,9 @@ pub struct Key(pub Uuid);
 pub struct Time(i64);
 
 impl Time {
-    /// Before every moment of ours.
+    /// Earlier than every stored time.
     pub(crate) const MIN: Time = Time(-62_135_596_800_000_000);
-    /// After every moment of ours.
+    /// Later than every stored time.
     pub(crate) const MAX: Time = Time(253_402_300_799_999_999);
 }
 
@@ -69,7 +69,7 @@ macro_rules! keys {
 
 keys!(OrgId, RunId, DeliveryId, AttemptId, SecretId, TokenId, ClaimId);
 
-/// PostgreSQL counts from 2000-01-01.
+/// 2000-01-01, the epoch of PostgreSQL's timestamps, in microseconds since 1970.
 const POSTGRES_EPOCH: i64 = 946_684_800_000_000;
 
 impl ToSql<Id, Pg> for Key {
@@ -122,7 +122,8 @@ impl FromSql<Moment, Sqlite> for Time {
     }
 }
 
-/// Hands a column type and its Rust type through the generated backend to whichever engine is behind it.
+/// Implements a column type and its Rust type for the generated backend, which delegates to the actual
+/// engine.
 macro_rules! portable {
     ($($sql:ty => $rust:ty),* $(,)?) => {$(
         impl HasSqlType<$sql> for MultiBackend {

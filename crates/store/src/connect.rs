@@ -1,4 +1,4 @@
-//! Either engine behind one connection type.
+//! One connection type for both engines.
 
 use std::fmt;
 use std::str::FromStr;
@@ -8,8 +8,8 @@ use diesel::connection::{AnsiTransactionManager, CacheSize, SimpleConnection, Tr
 use diesel::{Connection as _, PgConnection, SqliteConnection};
 use thiserror::Error;
 
-/// Either engine. Everything below the pool is written once, against this type. (It cannot be called
-/// `Connection`: the derive's code would take it for diesel's trait.)
+/// A connection to either engine. All code that uses a connection is written once, against this type. (It
+/// can't be named `Connection`: the derive's code would take it for diesel's trait.)
 #[derive(diesel::MultiConnection)]
 pub enum AnyConnection {
     /// PostgreSQL, for services.
@@ -18,8 +18,8 @@ pub enum AnyConnection {
     Sqlite(SqliteConnection),
 }
 
-/// Where the database is. The scheme chooses the engine: `postgres:`, `postgresql:` or `sqlite:`. Shown without
-/// its password.
+/// The URL of a database. The scheme selects the engine: `postgres:`, `postgresql:` or `sqlite:`. Formatted
+/// without its password.
 #[derive(Clone, PartialEq, Eq)]
 pub enum DatabaseUrl {
     /// A libpq connection URI.
@@ -31,16 +31,17 @@ pub enum DatabaseUrl {
 /// Why a text is not a [`DatabaseUrl`].
 #[derive(Debug, Error, PartialEq, Eq)]
 pub enum DatabaseUrlError {
-    /// Another scheme, or none.
+    /// An unknown scheme, or no scheme.
     #[error("expected a URL that begins with postgres:// or sqlite:")]
     Scheme,
-    /// `sqlite:` with nothing behind it.
+    /// `sqlite:` without a path.
     #[error("a sqlite: URL needs the path of a file, such as sqlite:redial.db")]
     Path,
-    /// Characters that would make the parts of the URL run into each other, and put a password into messages.
+    /// Characters that make the URL's parts ambiguous and would put a password into messages.
     #[error("a password or name in the URL has a character that must be percent-encoded, such as %, / or @")]
     Unencoded,
-    /// Asks for TLS of a build that has none, which would otherwise fall back to clear text or fail obscurely.
+    /// Requests TLS from a build without TLS, which would otherwise fall back to clear text or fail with an
+    /// obscure error.
     #[error(
         "sslmode={0} asks for TLS, and this program was built without it: build with --features postgres-tls"
     )]
@@ -85,7 +86,7 @@ impl fmt::Display for DatabaseUrl {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             DatabaseUrl::Sqlite(path) => write!(f, "sqlite:{path}"),
-            // Everything between the scheme and the last @ of the authority may hold a password.
+            // Everything between the scheme and the last @ of the authority may contain a password.
             DatabaseUrl::Postgres(url) => match url.split_once("://").map(|(_, rest)| rest) {
                 Some(rest) => {
                     let authority = rest.split(['/', '?']).next().unwrap_or(rest);
@@ -105,10 +106,11 @@ impl fmt::Debug for DatabaseUrl {
     }
 }
 
-/// What says in a URL that PgBouncer or the like stands before the server, and may give each transaction another session.
+/// URL parameter which states that a pooler such as PgBouncer is in front of the server and may run each
+/// transaction in a different session.
 const POOLED: &str = "pgbouncer=true";
 
-/// The URL as libpq takes it.
+/// Returns the URL in the form that libpq accepts.
 fn for_libpq(url: &str) -> String {
     let is_pooled = url.split(['?', '&']).any(|part| part == POOLED);
     let own = url.split_once('?').map_or(url.to_owned(), |(place, parameters)| {
@@ -116,14 +118,16 @@ fn for_libpq(url: &str) -> String {
         if left.is_empty() { place.to_owned() } else { format!("{place}?{}", left.join("&")) }
     });
     let mut url = with_time_limits(&own);
-    // PgBouncer takes no setting of a session that it would have to give to every session: so it is noticed at once.
+    // PgBouncer refuses a setting that it would have to apply to every session. So a pooler that the URL does
+    // not declare is detected at connect.
     if !is_pooled && !url.contains("options=") {
         url.push_str("&options=-c%20redial.direct%3Don");
     }
     url
 }
 
-/// What the sessions of a server are set to, each for itself or, behind a pooler, for each transaction.
+/// Returns the statements that set up a session of a server, or each transaction if the server is behind a
+/// pooler.
 pub(crate) fn session_settings(scope: &str) -> String {
     format!(
         "SET {scope} client_min_messages = warning;
@@ -143,7 +147,8 @@ pub(crate) fn session_settings(scope: &str) -> String {
     )
 }
 
-/// A server that is gone without a word is noticed within seconds instead of hours, unless the URL says otherwise.
+/// Adds time limits that the URL does not set, so that a server that vanished is detected within seconds
+/// instead of hours.
 fn with_time_limits(url: &str) -> String {
     let limits = [
         ("connect_timeout", 5),
@@ -158,7 +163,7 @@ fn with_time_limits(url: &str) -> String {
     })
 }
 
-/// PgBouncer's own words, in which it speaks to everybody.
+/// Adds advice to PgBouncer's refusal. PgBouncer does not localize its messages.
 fn advised(error: diesel::ConnectionError) -> diesel::ConnectionError {
     match error {
         diesel::ConnectionError::BadConnection(why) if why.contains("unsupported startup parameter") => {
@@ -170,7 +175,7 @@ fn advised(error: diesel::ConnectionError) -> diesel::ConnectionError {
 }
 
 impl DatabaseUrl {
-    /// Whether a pooler may give each transaction another session of the server.
+    /// Whether a pooler may run each transaction in a different session of the server.
     pub fn is_pooled(&self) -> bool {
         match self {
             DatabaseUrl::Postgres(url) => url.split(['?', '&']).any(|part| part == POOLED),
@@ -178,14 +183,15 @@ impl DatabaseUrl {
         }
     }
 
-    /// Opens one connection, set up as every connection of this program is.
+    /// Opens one connection with this program's settings.
     pub fn connect(&self) -> diesel::ConnectionResult<AnyConnection> {
         let set_up = diesel::ConnectionError::CouldntSetupConfiguration;
         Ok(match self {
             DatabaseUrl::Postgres(url) => {
                 let mut conn = PgConnection::establish(&for_libpq(url)).map_err(advised)?;
                 if self.is_pooled() {
-                    // A statement is prepared in the session, which may be another one the next time.
+                    // A prepared statement belongs to a session, and the next transaction may run in another
+                    // one.
                     conn.set_prepared_statement_cache_size(CacheSize::Disabled);
                     conn.batch_execute("SET application_name = 'redial'").map_err(set_up)?;
                 } else {
@@ -198,7 +204,8 @@ impl DatabaseUrl {
             DatabaseUrl::Sqlite(path) => {
                 let mut conn = SqliteConnection::establish(path)?;
                 conn.batch_execute(
-                    // What is rewritten is overwritten, so that erasing leaves nothing in freed pages, nor in temporary files.
+                    // Overwrites changed data, so that erasing leaves nothing in freed pages or temporary
+                    // files.
                     "PRAGMA busy_timeout = 5000; PRAGMA synchronous = FULL; PRAGMA foreign_keys = ON;
                      PRAGMA secure_delete = ON; PRAGMA temp_store = MEMORY",
                 )
@@ -210,8 +217,9 @@ impl DatabaseUrl {
     }
 }
 
-/// Switches to write-ahead logging, which lasts. Only a new file's first connection really does; SQLite's own waiting
-/// does not cover it, so others that open the file at the same moment try again.
+/// Switches to write-ahead logging, which is a property of the file. Only the first connection to a new file
+/// changes anything. SQLite's busy timeout does not cover the change, so connections opened at the same time
+/// retry it here.
 fn enable_wal(conn: &mut SqliteConnection) -> diesel::QueryResult<()> {
     let deadline = Instant::now() + Duration::from_secs(5);
     loop {
@@ -223,12 +231,12 @@ fn enable_wal(conn: &mut SqliteConnection) -> diesel::QueryResult<()> {
 }
 
 impl AnyConnection {
-    /// Begins a transaction that may write. SQLite takes the write lock at once, so that no later statement of
-    /// it can be refused for want of the lock.
+    /// Begins a transaction that may write. SQLite takes the write lock at once, so that no later statement
+    /// of the transaction fails for lack of it.
     pub(crate) fn begin_write(&mut self) -> diesel::QueryResult<()> {
         match self {
-            // Said, as the server's default may be another: after a conflict a statement must see what won, and a
-            // standby must refuse at once.
+            // Explicit, because the server's default may differ: after a conflict a statement must see the
+            // row that won, and a standby must refuse at once.
             AnyConnection::Postgres(conn) => AnsiTransactionManager::begin_transaction_sql(
                 conn,
                 "BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE",
@@ -239,7 +247,7 @@ impl AnyConnection {
         }
     }
 
-    /// Begins a transaction that only reads, all from one moment.
+    /// Begins a read-only transaction that reads from one snapshot.
     pub(crate) fn begin_read(&mut self) -> diesel::QueryResult<()> {
         match self {
             AnyConnection::Postgres(conn) => AnsiTransactionManager::begin_transaction_sql(
@@ -250,7 +258,7 @@ impl AnyConnection {
         }
     }
 
-    /// Ends the transaction begun before: commits what `work` did, or rolls it back when it failed.
+    /// Ends the current transaction: commits it, or rolls it back if `result` is an error.
     pub(crate) fn end<T, E: From<diesel::result::Error>>(&mut self, result: Result<T, E>) -> Result<T, E> {
         match result {
             Ok(value) => {

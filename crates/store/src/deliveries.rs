@@ -1,4 +1,4 @@
-//! Reading deliveries with their history.
+//! Reads deliveries with their attempts.
 
 use std::collections::HashMap;
 
@@ -17,25 +17,25 @@ use crate::runs::run_exists;
 use crate::schema::{attempts, deliveries, delivery_states, ended_deliveries, open_deliveries};
 use crate::steps::holds::wait_for_holds;
 
-/// Which costly parts of deliveries are read. One that is not is empty.
+/// Which costly parts of deliveries to read. Parts that are not read are empty.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct DeliveryParts {
-    /// `payload_bytes`, which `payload` is made of.
+    /// `payload_bytes`, from which `payload` is derived.
     pub payload: bool,
     /// The attempts.
     pub attempts: bool,
-    /// Their `timing`.
+    /// The `timing` of the attempts.
     pub timing: bool,
 }
 
 impl DeliveryParts {
     /// Everything.
     pub const ALL: DeliveryParts = DeliveryParts { payload: true, attempts: true, timing: true };
-    /// What the API shows unless told otherwise.
+    /// The API's default.
     pub const SHOWN: DeliveryParts = DeliveryParts { timing: false, ..DeliveryParts::ALL };
 }
 
-/// A page of a run's deliveries; none when the organization has no such run.
+/// Returns a page of a run's deliveries; `None` if the organization has no such run.
 pub fn deliveries_of_run(
     tx: &mut AnyConnection,
     org: OrgId,
@@ -50,7 +50,7 @@ pub fn deliveries_of_run(
     deliveries_page(tx, org, &of_run, request, parts).map(Some)
 }
 
-/// The organization's delivery of that id.
+/// Returns the organization's delivery with this id.
 pub fn find_delivery(
     tx: &mut AnyConnection,
     org: OrgId,
@@ -65,7 +65,7 @@ pub fn find_delivery(
     Ok(with_attempts(tx, rows, parts)?.pop())
 }
 
-/// Which deliveries a list shows: those that fit all that is given.
+/// Selects the deliveries of a list: those that match every field that is `Some`.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 #[allow(missing_docs)]
 pub struct DeliveryFilter {
@@ -77,7 +77,7 @@ pub struct DeliveryFilter {
     pub failure_reason_code: Option<FailureReason>,
 }
 
-/// A page of the organization's deliveries.
+/// Returns a page of the organization's deliveries.
 pub fn deliveries_page(
     tx: &mut AnyConnection,
     org: OrgId,
@@ -96,7 +96,7 @@ pub fn deliveries_page(
     Ok(found.page(request, deliveries, |delivery| delivery.id.0))
 }
 
-/// How many bytes those parts of the delivery have; 0 if there is no such delivery.
+/// Returns the size in bytes of these parts of a delivery; 0 if there is no such delivery.
 pub fn delivery_bytes(
     tx: &mut AnyConnection,
     org: OrgId,
@@ -109,7 +109,8 @@ pub fn delivery_bytes(
     Ok(bytes.values().next().map_or(0, |bytes| usize::try_from(*bytes).unwrap_or(0)))
 }
 
-/// How many bytes those parts of the deliveries have: the payload, which is shown in two ways, and the responses.
+/// Returns the size in bytes of these parts per delivery: the payload twice, because it is shown in two
+/// forms, and the responses.
 fn bytes_of(tx: &mut AnyConnection, ids: &[Key], parts: DeliveryParts) -> QueryResult<HashMap<Key, i64>> {
     let mut bytes: HashMap<Key, i64> = HashMap::new();
     if parts.payload {
@@ -132,7 +133,7 @@ fn bytes_of(tx: &mut AnyConnection, ids: &[Key], parts: DeliveryParts) -> QueryR
     Ok(bytes)
 }
 
-/// Narrows a boxed query of a table to the host and the reason that a [`DeliveryFilter`] wants.
+/// Applies the host and the failure reason of a [`DeliveryFilter`] to a boxed query of a table.
 macro_rules! narrowed {
     ($query:expr, $table:ident, $filter:expr) => {{
         let mut query = $query;
@@ -147,8 +148,8 @@ macro_rules! narrowed {
 }
 
 impl DeliveryFilter {
-    /// Where the first deliveries of a page stand, of all that fits: at most a page for each range of an index that is read.
-    /// A run's deliveries are few, and lie together; else there is a range for each status and kind.
+    /// Returns the positions of the first matching deliveries: at most one page per index range. A run's
+    /// deliveries are few and adjacent; otherwise each status and kind is a range of its own.
     fn positions(
         &self,
         tx: &mut AnyConnection,
@@ -158,7 +159,7 @@ impl DeliveryFilter {
         if let Some(run) = self.run_id {
             return self.of_run(tx, org, run, request);
         }
-        // A CHECK says that success has no failure.
+        // A CHECK constraint excludes a failure reason on success.
         let statuses = DeliveryStatus::VARIANTS.iter().copied().filter(|status| {
             self.status_code.is_none_or(|wanted| wanted == *status)
                 && (self.failure_reason_code.is_none() || *status != DeliveryStatus::Succeeded)
@@ -239,7 +240,7 @@ impl DeliveryFilter {
     }
 }
 
-/// How many deliveries the organization has of each status.
+/// Returns the organization's number of deliveries per status.
 pub fn count_deliveries(
     tx: &mut AnyConnection,
     org: OrgId,
@@ -263,7 +264,7 @@ pub fn count_deliveries(
     Ok(counts)
 }
 
-/// The payload's column, or nothing in its place: the database does not even read it then.
+/// The payload column, or an empty value in its place, which spares the database reading the payload.
 #[diesel::dsl::auto_type(no_type_alias)]
 fn payload(is_wanted: bool) -> _ {
     let is_wanted = is_wanted.into_sql::<Bool>();
@@ -271,7 +272,8 @@ fn payload(is_wanted: bool) -> _ {
     diesel::dsl::case_when(is_wanted, delivery_states::payload).otherwise(nothing)
 }
 
-/// The deliveries of those rows and payloads. What waits for a held destination waits until its hold ends.
+/// Builds deliveries from rows and payloads. A delivery to a held destination shows the end of the hold as
+/// its next attempt.
 fn with_attempts(
     tx: &mut AnyConnection,
     mut rows: Vec<(DeliveryRow, Vec<u8>)>,

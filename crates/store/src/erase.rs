@@ -1,4 +1,4 @@
-//! Erasing what one run's callbacks said, while what is known of their deliveries stays.
+//! Erases the content of a run's callbacks, and keeps the records of their deliveries.
 
 use contracts::{DeliveryId, DeliveryStatus, FailureReason, OrgId, RunId, RunStatus, Timestamp};
 use diesel::prelude::*;
@@ -15,35 +15,36 @@ use crate::schema::{attempts, deliveries, ended_deliveries, erased_parts, runs};
 use crate::steps::open::{WhenLocked, lock_open};
 use crate::steps::transitions::write_transitions;
 
-/// The answer to a request to erase a run. Only `Erased` changes anything.
+/// The result of a request to erase a run. Only `Erased` changes anything.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Erasure {
-    /// It is done.
+    /// The run is erased.
     Erased {
-        /// Deliveries whose payload is gone.
+        /// Number of deliveries whose payload was erased.
         deliveries: usize,
-        /// Attempts whose response body is gone.
+        /// Number of attempts whose response body was erased.
         response_bodies: usize,
     },
-    /// It was done then.
+    /// The run was erased earlier, at this time.
     ErasedBefore(Timestamp),
-    /// No such run in this organization.
+    /// The organization has no such run.
     RunNotFound,
-    /// The run has not ended: what is still to be reported of it would bring its data back.
+    /// The run has not ended, so a later report would restore its data.
     RunNotTerminal(RunStatus),
-    /// A callback is on its way at this moment.
+    /// A callback is in flight.
     BeingSent(DeliveryId),
 }
 
-/// What stands in place of an erased payload.
+/// Replaces an erased payload.
 const NOTHING: &[u8] = b"{}";
 
-/// Erases a run's output, metadata, failure message and URL, its deliveries' payloads, and of their attempts the
-/// response bodies, the headers and what sentences quote of them. Hashes, sizes and times stay. A delivery that waits is
-/// ended as `erased` first; while one is being sent nothing is done.
+/// Erases a run's output, metadata, failure message and URL, its deliveries' payloads, and their attempts'
+/// response bodies, headers and quotes of these in failure details. Hashes, sizes and times remain. A waiting
+/// delivery is first ended as `erased`; if a delivery is in flight, nothing is erased.
 ///
-/// Row versions that PostgreSQL keeps until its next vacuum, write-ahead logs and backups are not reached. SQLite
-/// overwrites whatever is freed in its file; [`Store::checkpoint`](crate::Store::checkpoint) empties its log.
+/// Does not reach row versions that PostgreSQL keeps until its next vacuum, write-ahead logs and backups.
+/// SQLite overwrites freed content in its file; [`Store::checkpoint`](crate::Store::checkpoint) empties its
+/// log.
 pub fn erase_run(
     tx: &mut AnyConnection,
     now: Timestamp,
@@ -51,7 +52,8 @@ pub fn erase_run(
     run: RunId,
 ) -> Result<Erasure, StoreError> {
     if let AnyConnection::Postgres(pg) = tx {
-        // Excludes requests that record the run, and those that lock its row while the advisory lock below is taken.
+        // Excludes requests that record the run, and requests that lock its row while the advisory lock below
+        // is taken.
         prepared::<Integer, _>("SELECT 1 FROM runs WHERE org_id = ? AND id = ? FOR UPDATE")
             .bind::<Id, _>(Key::from(org))
             .bind::<Id, _>(Key::from(run))
@@ -96,8 +98,8 @@ pub fn erase_run(
     Ok(Erasure::Erased { deliveries: ids.len(), response_bodies })
 }
 
-/// Locks the run's deliveries, open ones first and in id order as every batch does, and answers all, or the one that is being
-/// sent.
+/// Locks the run's deliveries, open ones first and in id order as every batch does. Returns all ids, or as
+/// `Err` the id of a delivery in flight.
 fn lock_deliveries(
     tx: &mut AnyConnection,
     org: OrgId,
@@ -129,7 +131,7 @@ struct Parts<'a> {
 }
 
 impl Parts<'_> {
-    /// Erases one delivery's payload and its attempts' responses, and answers how many bodies those had.
+    /// Erases one delivery's payload and its attempts' responses, and returns the number of erased bodies.
     fn delivery(&mut self, id: DeliveryId) -> Result<usize, StoreError> {
         let key = Key::from(id);
         let payload: Vec<u8> = deliveries::table.find(key).select(deliveries::payload).first(self.tx)?;
@@ -154,7 +156,8 @@ impl Parts<'_> {
         Ok(bodies.len())
     }
 
-    /// Replaces the sentences of HTTP errors, which may quote a header, by what the status alone says.
+    /// Replaces the failure details of HTTP errors, which may quote a header, with details from the status
+    /// alone.
     fn sentences(&mut self, delivery: Key) -> QueryResult<()> {
         let http_error = <&str>::from(FailureReason::HttpError);
         let refused: Vec<(i32, i32)> = attempts::table
@@ -200,7 +203,7 @@ impl Parts<'_> {
     }
 }
 
-/// Clears the parts of an attempt's record that are not kept of an erased run.
+/// Clears the parts of an attempt's record that are not kept for an erased run.
 pub(crate) fn forget_response(record: &mut AttemptRecord) {
     record.response_body = None;
     record.timing.content_type = None;
@@ -212,7 +215,7 @@ pub(crate) fn forget_response(record: &mut AttemptRecord) {
     }
 }
 
-/// Whether the run of that delivery has been erased: a result of it that comes late must not bring anything back.
+/// Returns whether the delivery's run has been erased, so that a late result must not restore anything.
 pub(crate) fn is_erased(tx: &mut AnyConnection, delivery: DeliveryId) -> QueryResult<bool> {
     let erased = deliveries::table
         .inner_join(runs::table.on(runs::org_id.eq(deliveries::org_id).and(runs::id.eq(deliveries::run_id))))

@@ -1,32 +1,33 @@
-//! What can go wrong between a use case and its database. A refusal is never an error: it is part of the answer.
+//! Errors between a use case and its database. A refusal is not an error: it is part of the use case's
+//! result.
 
 use contracts::{DeliveryId, JsonError};
 use diesel::result::{DatabaseErrorKind, Error};
 
-/// Why a use case did not come to its end. Nothing of it was committed, unless the connection was lost during COMMIT.
+/// Why a use case failed. Nothing of it was committed, unless the connection was lost during COMMIT.
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
-    /// No connection to be had: the database is away.
+    /// No connection: the database is unavailable.
     #[error("the database is not available: {0}")]
     Unavailable(String),
-    /// All connections of this process stayed busy; the database may be well.
+    /// All connections of this process stayed busy; the database itself may be available.
     #[error("all connections to the database are busy")]
     Busy,
     /// The database refused a statement.
     #[error("the database refused a statement: {0}")]
     Query(#[from] Error),
-    /// A stored value is not what this program writes.
+    /// A stored value is not one that this program writes.
     #[error("the database holds {what} that cannot be read: {value}")]
     Corrupt {
-        /// Which column.
+        /// The column or value.
         what: &'static str,
-        /// What stands there, or why it cannot be read.
+        /// The stored value, or why it can't be read.
         value: String,
     },
-    /// The schema is not the one this program knows.
+    /// The schema does not fit this program.
     #[error("{0}")]
     Schema(String),
-    /// There is more to read than there is room for now. With room for so many bytes it would be read.
+    /// The data to read exceeds the current limit. Contains the limit in bytes that would suffice.
     #[error("{0} bytes have to be read")]
     TooLarge(usize),
     /// The transaction's thread panicked; it was rolled back.
@@ -35,7 +36,7 @@ pub enum StoreError {
 }
 
 impl StoreError {
-    /// Whether the database is away or has ended this connection, or there is none to be had.
+    /// Whether the database is unavailable, has ended this connection, or no connection is free.
     pub fn is_outage(&self) -> bool {
         use DatabaseErrorKind::{
             ClosedConnection, ReadOnlyTransaction, SerializationFailure, UnableToSendCommand,
@@ -50,14 +51,14 @@ impl StoreError {
         }
     }
 
-    /// Whether waiting may help: an outage, or a refusal that tells nothing of its kind, such as a full disk, a deadlock,
-    /// a statement that took too long, somebody else's lock, or a broken page. (diesel shows the kind of a few SQLSTATEs
-    /// only, and words are in the language of the server.)
+    /// Whether a retry may succeed: after an outage, or after an error of unknown kind, such as a full disk,
+    /// a deadlock, a statement timeout, a lock of another session, or a broken page. (diesel exposes the kind
+    /// of a few SQLSTATEs only, and messages are in the server's language.)
     pub fn may_pass(&self) -> bool {
         self.is_outage() || matches!(self.kind(), Some(DatabaseErrorKind::Unknown))
     }
 
-    /// Whether the database refuses the data itself, which no waiting changes.
+    /// Whether the database refuses the data itself, so that a retry can't succeed.
     pub fn is_violation(&self) -> bool {
         use DatabaseErrorKind::{CheckViolation, ForeignKeyViolation, NotNullViolation, UniqueViolation};
         matches!(self.kind(), Some(UniqueViolation | ForeignKeyViolation | NotNullViolation | CheckViolation))
@@ -75,17 +76,17 @@ impl StoreError {
     }
 }
 
-/// Refuses what has more bytes than there is room for.
+/// Returns [`StoreError::TooLarge`] if `bytes` exceeds `max_bytes`.
 pub fn within(max_bytes: usize, bytes: usize) -> Result<(), StoreError> {
     if bytes > max_bytes { Err(StoreError::TooLarge(bytes)) } else { Ok(()) }
 }
 
-/// Why a batch was not claimed or recorded. Nothing of it was.
+/// Why a batch was not claimed or recorded. Nothing of the batch was written.
 #[derive(Debug, thiserror::Error)]
 #[error("{error}")]
 pub struct RowsRefused {
-    /// The deliveries whose rows were being written or read, any of which may be the cause. Empty when the batch did not
-    /// come to that.
+    /// The deliveries whose rows were being read or written; any of them may be the cause. Empty if the batch
+    /// failed before that.
     pub rows: Vec<DeliveryId>,
     /// The cause.
     #[source]

@@ -1,7 +1,7 @@
-//! Idempotency keys: a request that is repeated is answered as before and does nothing again.
+//! Idempotency keys: a repeated request gets the earlier response and has no further effect.
 //!
-//! A key is taken in the transaction that accepts the request, and only when that is answered with a 2xx. A second
-//! request with the same key waits for that transaction, then finds what it made.
+//! A key is taken in the transaction that accepts the request, and only if the response is a 2xx. A second
+//! request with the same key waits for that transaction, then finds its result.
 
 use std::collections::{HashMap, HashSet};
 use std::time::Duration;
@@ -18,19 +18,19 @@ use crate::schema::idempotency_keys as table;
 
 /// How long a key is kept (contract section 3).
 const KEPT: Duration = Duration::from_secs(24 * 3600);
-/// Keys forgotten in one transaction: a few milliseconds.
+/// Keys deleted in one transaction, which takes a few milliseconds.
 const FORGOTTEN_AT_ONCE: i64 = 1000;
 
-/// An `Idempotency-Key` and what request it came with.
+/// An `Idempotency-Key` and a hash of its request.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct IdempotencyKey {
-    /// As the client chose it.
+    /// The key that the client chose.
     pub key: String,
-    /// SHA-256 of the request's method, path, query and body: what must be the same again.
+    /// SHA-256 of the request's method, path, query and body, which must be the same in a repeated request.
     pub request_sha256: [u8; 32],
 }
 
-/// What the first request with a key made.
+/// The record of a key and of the object that its first request created.
 #[derive(Queryable, Selectable, Clone, Debug, PartialEq, Eq)]
 #[diesel(table_name = table, check_for_backend(MultiBackend))]
 pub(crate) struct Made {
@@ -41,13 +41,13 @@ pub(crate) struct Made {
 }
 
 impl Made {
-    /// Whether `key` came with the same request this time.
+    /// Whether `key` belongs to the same request.
     pub(crate) fn is_answer_to(&self, key: &IdempotencyKey) -> bool {
         self.request_sha256 == key.request_sha256
     }
 }
 
-/// What the keys that are known made.
+/// Returns the records of the keys that exist.
 pub(crate) fn find_made(
     tx: &mut AnyConnection,
     now: Timestamp,
@@ -56,7 +56,8 @@ pub(crate) fn find_made(
     if keys.is_empty() {
         return Ok(HashMap::new());
     }
-    // A few more than wanted where organizations choose the same keys; the map is asked for the right ones.
+    // Loads a few extra rows if organizations choose the same keys; callers look up the right ones in the
+    // map.
     let rows: Vec<((Key, String), Made)> = table::table
         .filter(table::org_id.eq_any(keys.iter().map(|(org, _)| Key::from(*org))))
         .filter(table::idempotency_key.eq_any(keys.iter().map(|(_, key)| &key.key)))
@@ -66,8 +67,9 @@ pub(crate) fn find_made(
     Ok(rows.into_iter().map(|((org, key), made)| ((org.into(), key), made)).collect())
 }
 
-/// Takes keys for what this transaction is about to make, and answers which are its own. Each waits for any other
-/// transaction that has taken it. Different transactions must take theirs in the same order.
+/// Takes keys for objects that this transaction is about to create, and returns the ids whose key it got.
+/// Waits for any other transaction that has taken one of the keys. All transactions must take their keys in
+/// the same order.
 pub(crate) fn take_keys(
     tx: &mut AnyConnection,
     now: Timestamp,
@@ -119,7 +121,7 @@ pub(crate) fn take_keys(
     Ok(taken.into_iter().collect())
 }
 
-/// Gives back keys that this transaction has taken for what it did not make after all.
+/// Releases keys that this transaction has taken for objects that it did not create after all.
 pub(crate) fn give_back(tx: &mut AnyConnection, keys: &[(OrgId, &IdempotencyKey)]) -> QueryResult<()> {
     for (org, key) in keys {
         diesel::delete(table::table.find((Key::from(*org), &key.key))).execute(tx)?;
@@ -127,7 +129,7 @@ pub(crate) fn give_back(tx: &mut AnyConnection, keys: &[(OrgId, &IdempotencyKey)
     Ok(())
 }
 
-/// Keeps what the answer shows that may change later.
+/// Stores the parts of the response that may change later.
 pub(crate) fn keep_answer(
     tx: &mut AnyConnection,
     org: OrgId,
@@ -140,7 +142,7 @@ pub(crate) fn keep_answer(
         .map(drop)
 }
 
-/// Forgets some of the keys older than a day, and answers whether there may be more.
+/// Deletes a batch of keys older than a day, and returns whether there may be more.
 pub fn forget_idempotency_keys(tx: &mut AnyConnection, now: Timestamp) -> Result<bool, StoreError> {
     let mut old: Vec<(Key, String)> = table::table
         .filter(table::created_at.le(Time::from(now - KEPT)))
@@ -151,7 +153,7 @@ pub fn forget_idempotency_keys(tx: &mut AnyConnection, now: Timestamp) -> Result
     old.sort_unstable(); // in the order in which keys are taken
     for (org, key) in &old {
         diesel::delete(table::table.find((*org, key)))
-            .filter(table::created_at.le(Time::from(now - KEPT))) // unless it was taken anew meanwhile
+            .filter(table::created_at.le(Time::from(now - KEPT))) // unless taken again in between
             .execute(tx)?;
     }
     Ok(i64::try_from(old.len()) == Ok(FORGOTTEN_AT_ONCE))

@@ -1,7 +1,7 @@
-//! The keys that signing secrets are encrypted with at rest.
+//! The keys that encrypt signing secrets at rest.
 //!
-//! XChaCha20-Poly1305 with a random nonce; the secret's and the organization's ids and the key's name are bound in,
-//! so a sealed secret moved to another row does not open.
+//! XChaCha20-Poly1305 with a random nonce. The associated data contains the ids of the secret and its
+//! organization and the key's name, so a sealed secret moved to another row does not open.
 
 use std::fmt;
 
@@ -13,14 +13,14 @@ use contracts::{OrgId, SecretId, SigningSecret};
 use thiserror::Error;
 use zeroize::Zeroizing;
 
-/// The keys of `secrets.keys`: the first seals, all open.
+/// The keys of `secrets.keys`: the first one seals, all of them open.
 #[derive(Clone)]
 pub struct Keyring(Vec<(String, XChaCha20Poly1305)>);
 
 /// Why the keys of `secrets.keys` can't be used.
 #[derive(Debug, Error, PartialEq, Eq)]
 pub enum KeyringError {
-    /// No key at all.
+    /// There are no keys.
     #[error(
         "secrets.keys is empty: give at least one \"kid:base64\" key of 32 bytes (`openssl rand -base64 32`)"
     )]
@@ -30,7 +30,7 @@ pub enum KeyringError {
         "secrets.keys: key number {0} is not \"kid:base64\" with 32 bytes of base64 (`openssl rand -base64 32`)"
     )]
     Malformed(usize),
-    /// Two keys of one name.
+    /// Two keys have the same name.
     #[error("secrets.keys: two keys are called {0:?}")]
     Duplicate(String),
 }
@@ -44,7 +44,7 @@ pub enum OpenError {
     /// Sealed with a key that this keyring lacks.
     #[error("the secret is sealed with key {0:?}, which is not in secrets.keys")]
     KeyMissing(String),
-    /// The key of that name does not fit, or the sealed bytes were changed or moved.
+    /// The key with this name is another one, or the sealed bytes were changed or moved.
     #[error("the sealed secret does not open with key {0:?}")]
     DoesNotOpen(String),
 }
@@ -77,13 +77,13 @@ impl Keyring {
         if ring.is_empty() { Err(KeyringError::Empty) } else { Ok(Keyring(ring)) }
     }
 
-    /// A new random key in the form [`Keyring::parse`] reads.
+    /// Generates a random key in the form that [`Keyring::parse`] reads.
     pub fn generate(kid: &str) -> Zeroizing<String> {
         let key = Zeroizing::new(rand::random::<[u8; 32]>());
         Zeroizing::new(format!("{kid}:{}", STANDARD.encode(*key)))
     }
 
-    /// The name of the key that seals.
+    /// Returns the name of the key that seals.
     pub(crate) fn first(&self) -> &str {
         &self.0[0].0
     }
@@ -108,7 +108,7 @@ impl Keyring {
     }
 }
 
-/// What a sealed secret is bound to.
+/// The associated data of a sealed secret.
 fn context(org: OrgId, id: SecretId, key_id: &str) -> Vec<u8> {
     [b"redial signing secret 2".as_slice(), org.0.as_bytes(), id.0.as_bytes(), key_id.as_bytes()].concat()
 }

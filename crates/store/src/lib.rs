@@ -1,8 +1,9 @@
-//! The only crate that knows diesel: one schema and one body of query code over PostgreSQL and SQLite.
+//! Database access: one schema and one body of query code for PostgreSQL and SQLite. Only this crate uses
+//! diesel.
 //!
-//! A use case is a plain function of a connection, `now` and its arguments ([`redeliver`], [`claim_jobs`], …);
-//! [`Store::write`] and [`Store::read`] move it to a blocking thread and put one transaction around it. A test
-//! may call the same functions one by one.
+//! A use case is a plain function of a connection, `now` and its arguments ([`redeliver`], [`claim_jobs`],
+//! …). [`Store::write`] and [`Store::read`] run it on a blocking thread in one transaction. Tests may call
+//! the same functions directly.
 
 mod accept;
 mod clock;

@@ -1,7 +1,8 @@
-//! Bringing the schema up to date while others work on it, and telling whether this program may work on it.
+//! Migrates the schema while other processes use it, and checks whether this program may use it.
 //!
-//! The rules are in `migrations/README.md`. Not diesel's own harness: it has one text for all engines, runs all or nothing
-//! in transactions, and knows nothing of older programs. Its table of what was applied is kept.
+//! The rules are in `migrations/README.md`. diesel's own harness is not used: it has one text for all
+//! engines, runs all or nothing in transactions, and does not know about older programs. Its table of applied
+//! migrations remains in use.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
@@ -19,19 +20,21 @@ use crate::prepared::prepared;
 
 type Fill = fn(&mut AnyConnection) -> Result<(), StoreError>;
 
-/// Fills in a batch of rows behind that one, in order of their ids, and answers its last; none when nothing is left.
+/// Backfills a batch of rows after the given id, in order of their ids. Returns the last id of the batch;
+/// `None` if no rows are left.
 type FillBatch = fn(&mut AnyConnection, Key) -> Result<Option<Key>, StoreError>;
 
-/// One step of the schema.
+/// A migration of the schema.
 #[derive(Clone, Copy)]
 pub struct Migration {
-    /// Its number, which grows.
+    /// Its number; later migrations have higher numbers.
     pub number: i64,
-    /// Its text; see `migrations/README.md`.
+    /// Its SQL; see `migrations/README.md`.
     pub up: &'static str,
-    /// What is filled in after it, in its transaction. (A later one would be a migration of its own.)
+    /// The backfill after the SQL, in the same transaction. (A later backfill would be a migration of its
+    /// own.)
     fill: Option<Fill>,
-    /// What is filled in before its text runs, each batch in a transaction of its own.
+    /// The backfill before the SQL. On PostgreSQL each batch has its own transaction.
     batches: Option<FillBatch>,
 }
 
@@ -41,7 +44,7 @@ macro_rules! migration {
     };
 }
 
-/// All of them, in their order.
+/// All migrations, in order.
 pub const MIGRATIONS: &[Migration] = &[
     migration!(1, "00000000000001_initial"),
     migration!(2, "00000000000002_pages").filled_by(fill_hosts),
@@ -62,7 +65,7 @@ pub const MIGRATIONS: &[Migration] = &[
 ];
 
 impl Migration {
-    /// One that is a text alone.
+    /// Creates a migration without a backfill.
     pub const fn new(number: i64, up: &'static str) -> Migration {
         Migration { number, up, fill: None, batches: None }
     }
@@ -75,14 +78,15 @@ impl Migration {
         Migration { batches: Some(batches), ..self }
     }
 
-    /// The oldest program that may run on its schema; one that says nothing admits none before it.
+    /// Returns the number of the oldest program that may run on this schema: the one that the SQL states, or
+    /// its own number.
     fn oldest_program(&self) -> i64 {
         let stated = self.up.lines().next().and_then(|line| line.strip_prefix("-- Oldest program: "));
         let number = stated.and_then(|text| text.split(' ').next()?.parse().ok());
         number.unwrap_or(self.number)
     }
 
-    /// The statements for that engine.
+    /// Returns the statements for the connection's engine.
     fn statements(&self, conn: &AnyConnection) -> Vec<String> {
         let other = match conn {
             AnyConnection::Postgres(_) => "-- SQLite:",
@@ -107,19 +111,19 @@ impl Migration {
     }
 }
 
-/// How a database's schema and this program fit.
+/// How a database's schema fits this program.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum SchemaState {
-    /// It has what the program needs, and perhaps more that admits it.
+    /// It has all migrations of this program, and any newer ones admit this program.
     Fits,
     /// Migrations are missing; `redial migrate` applies them.
     Older,
-    /// It has a migration that admits programs from that number on only; this one is older.
+    /// It has a migration that admits only programs from this number on; this program is older.
     Newer(i64),
 }
 
 impl SchemaState {
-    /// Refuses a schema on which this program may not work.
+    /// Returns an error unless this program may use the schema.
     pub(crate) fn require(self) -> Result<(), StoreError> {
         match self {
             SchemaState::Fits => Ok(()),
@@ -139,16 +143,17 @@ fn newest(known: &[Migration]) -> i64 {
     known.last().map_or(0, |migration| migration.number)
 }
 
-/// Applies what is missing, and answers how many migrations that were. Two at once are safe: the second waits and finds
-/// nothing to do. A schema that does not admit this program is refused; one that does is left as it is.
+/// Applies the missing migrations and returns their number. Two concurrent calls are safe: the second waits
+/// and finds nothing to do. Fails if a newer schema does not admit this program; leaves it unchanged if it
+/// does.
 pub fn migrate(conn: &mut AnyConnection) -> Result<usize, StoreError> {
     migrate_to(conn, MIGRATIONS)
 }
 
-/// The same with other migrations than this program's: for tests of what a later program does.
+/// Like [`migrate`], with other migrations than this program's: for tests of later programs.
 pub fn migrate_to(conn: &mut AnyConnection, migrations: &[Migration]) -> Result<usize, StoreError> {
     match conn {
-        // One transaction: BEGIN IMMEDIATE shuts others out.
+        // One transaction: BEGIN IMMEDIATE excludes other writers.
         AnyConnection::Sqlite(_) => {
             conn.begin_write()?;
             let applied = apply(conn, migrations, |conn, migration| {
@@ -173,15 +178,16 @@ pub fn migrate_to(conn: &mut AnyConnection, migrations: &[Migration]) -> Result<
     }
 }
 
-/// Waits for its turn, however long another migration takes. The lock is the session's, as an index is built outside of
-/// transactions, and is tried for: to build an index, PostgreSQL waits for all statements under way, waiting ones too.
+/// Waits for the migration lock without a timeout. It is a session lock, because indexes are built outside of
+/// transactions. It is polled: to build an index, PostgreSQL waits for all running statements, including
+/// those that wait for a lock.
 fn take_turn(conn: &mut AnyConnection) -> Result<(), StoreError> {
     loop {
         let lock = prepared::<diesel::sql_types::Bool, _>("SELECT pg_try_advisory_lock(7351246807413)");
         if lock.get_result(conn)? {
             return Ok(());
         }
-        std::thread::park_timeout(PAUSE / 10); // a command has this thread for itself
+        std::thread::park_timeout(PAUSE / 10); // a command has its own thread
     }
 }
 
@@ -208,14 +214,14 @@ fn apply(
     Ok(count)
 }
 
-/// The longest wait for the locks of one transaction together. Other sessions that want a table queue behind the wait, and
-/// behind the locks that the transaction has meanwhile.
+/// Maximum wait for all locks of one transaction together. Meanwhile other sessions queue behind the wait and
+/// behind the locks that the transaction already has.
 const LOCK_WAIT: Duration = Duration::from_millis(450);
 const PAUSE: Duration = Duration::from_secs(1);
-/// How long a migration tries to get its locks.
+/// How long a migration retries to get its locks.
 const PATIENCE: Duration = Duration::from_secs(120);
 
-/// Runs a migration on PostgreSQL while others use the tables.
+/// Runs a migration on PostgreSQL while other sessions use the tables.
 fn run_beside_others(conn: &mut AnyConnection, migration: &Migration) -> Result<(), StoreError> {
     each_batch(migration, |fill, behind| {
         conn.begin_write()?;
@@ -232,7 +238,7 @@ fn run_beside_others(conn: &mut AnyConnection, migration: &Migration) -> Result<
     }
     for statement in &statements {
         patiently(conn, |conn| {
-            // What an earlier try has built is there already, or is of no use.
+            // An earlier try may have left a complete index or an invalid one.
             if let Some(index) = index_of(statement) {
                 match is_valid(conn, index)? {
                     Some(true) => return Ok(()),
@@ -246,7 +252,7 @@ fn run_beside_others(conn: &mut AnyConnection, migration: &Migration) -> Result<
     note(conn, migration)
 }
 
-/// Fills a migration's batches in, if it has any.
+/// Runs the batches of a migration's backfill, if it has any.
 fn each_batch(
     migration: &Migration,
     mut fill_one: impl FnMut(FillBatch, Key) -> Result<Option<Key>, StoreError>,
@@ -259,7 +265,8 @@ fn each_batch(
     Ok(())
 }
 
-/// Tries again while a lock can't be had. (The server says so in its own language: that it took so long tells.)
+/// Retries while a lock is not available. (The server's message is localized, so a lock timeout is recognized
+/// by its duration.)
 fn patiently(
     conn: &mut AnyConnection,
     mut work: impl FnMut(&mut AnyConnection) -> Result<(), StoreError>,
@@ -283,7 +290,8 @@ fn patiently(
     }
 }
 
-/// Runs a migration in the transaction at hand. On PostgreSQL all its locks together are waited for until `locked_by`.
+/// Runs a migration in the current transaction. On PostgreSQL `locked_by` is the deadline for all its locks
+/// together.
 fn run(
     conn: &mut AnyConnection,
     migration: &Migration,
@@ -312,13 +320,13 @@ fn note(conn: &mut AnyConnection, migration: &Migration) -> Result<(), StoreErro
     Ok(())
 }
 
-/// The index that a statement builds concurrently.
+/// Returns the index that a statement builds concurrently.
 fn index_of(statement: &str) -> Option<&str> {
     let (_, rest) = statement.split_once("INDEX CONCURRENTLY ")?;
     rest.split_whitespace().next()
 }
 
-/// Whether an index is there, and is of use.
+/// Returns whether an index is valid; `None` if it does not exist.
 fn is_valid(conn: &mut AnyConnection, index: &str) -> Result<Option<bool>, StoreError> {
     let valid = prepared::<diesel::sql_types::Bool, _>(
         "SELECT indisvalid FROM pg_index WHERE indexrelid = to_regclass(?)",
@@ -326,7 +334,7 @@ fn is_valid(conn: &mut AnyConnection, index: &str) -> Result<Option<bool>, Store
     Ok(valid.bind::<Text, _>(index.to_owned()).get_result(conn).optional()?)
 }
 
-/// Compares the migrations the database has seen with those of this program.
+/// Compares the applied migrations with this program's.
 pub(crate) fn schema_state(conn: &mut AnyConnection) -> Result<SchemaState, StoreError> {
     state(conn, MIGRATIONS)
 }
@@ -344,7 +352,7 @@ fn state(conn: &mut AnyConnection, known: &[Migration]) -> Result<SchemaState, S
             .collect(),
         false => BTreeMap::new(),
     };
-    // What admits nobody that it names needs a program that knows it.
+    // A migration without a row in `schema_admits` needs a program that knows it.
     let needed =
         seen.iter().filter(|number| **number > own).map(|number| admits.get(number).unwrap_or(number));
     match needed.max() {
@@ -374,7 +382,7 @@ fn has_table(conn: &mut AnyConnection, name: &str) -> Result<bool, StoreError> {
     Ok(count > 0)
 }
 
-/// Fills `callback_host` in where it is not: in rows that are older than the column.
+/// Fills `callback_host` in rows that are older than the column.
 fn fill_hosts(conn: &mut AnyConnection) -> Result<(), StoreError> {
     let mut behind = Key(uuid::Uuid::nil());
     loop {
@@ -394,13 +402,13 @@ fn fill_hosts(conn: &mut AnyConnection) -> Result<(), StoreError> {
     }
 }
 
-/// Fills `destination` in where it is not: in open rows that are older than the column. In one that has ended nothing
-/// reads it, and a long history would have to be rewritten.
+/// Fills `destination` in open rows that are older than the column. Ended rows are skipped: nothing reads it
+/// there, and a long history would have to be rewritten.
 fn fill_destinations(conn: &mut AnyConnection) -> Result<(), StoreError> {
     type Row = (Key, Key, Key, String);
     let (mut org, mut run) = (Key(uuid::Uuid::nil()), Key(uuid::Uuid::nil()));
     loop {
-        // The order of the index of open deliveries, of which a run has at most one.
+        // In the order of the index of open deliveries. A run has at most one open delivery.
         let rows: Vec<Row> = prepared::<(Id, Id, Id, Text), _>(
             "SELECT id, org_id, run_id, callback_url FROM deliveries
              WHERE completed_at IS NULL AND destination = 0 AND (org_id, run_id) > (?, ?)
@@ -420,7 +428,7 @@ fn fill_destinations(conn: &mut AnyConnection) -> Result<(), StoreError> {
     }
 }
 
-/// Copies the results of ended deliveries to `ended_deliveries`. Rows that are there already stay, so that an interrupted
+/// Copies the results of ended deliveries to `ended_deliveries`. Existing rows remain, so that an interrupted
 /// backfill can be resumed.
 fn fill_ended(conn: &mut AnyConnection, behind: Key) -> Result<Option<Key>, StoreError> {
     const BATCH: usize = 5_000;

@@ -1,4 +1,4 @@
-//! Organizations.
+//! Creates and reads organizations.
 
 use contracts::{OrgId, Timestamp};
 use diesel::prelude::*;
@@ -8,7 +8,7 @@ use crate::connect::AnyConnection;
 use crate::error::StoreError;
 use crate::schema::organizations;
 
-/// An owner of runs, tokens and secrets.
+/// The owner of runs, tokens and secrets.
 #[derive(Clone, Debug, PartialEq, serde::Serialize)]
 #[allow(missing_docs)]
 pub struct Organization {
@@ -17,7 +17,7 @@ pub struct Organization {
     pub created_at: Timestamp,
 }
 
-/// Makes an organization.
+/// Creates an organization.
 pub fn create_organization(
     tx: &mut AnyConnection,
     now: Timestamp,
@@ -34,7 +34,7 @@ pub fn create_organization(
     Ok(organization)
 }
 
-/// The organization of that id.
+/// Returns the organization with this id.
 pub fn find_organization(tx: &mut AnyConnection, id: OrgId) -> Result<Option<Organization>, StoreError> {
     let row: Option<(String, Time)> = organizations::table
         .find(Key::from(id))
@@ -44,7 +44,7 @@ pub fn find_organization(tx: &mut AnyConnection, id: OrgId) -> Result<Option<Org
     Ok(row.map(|(name, created_at)| Organization { id, name, created_at: created_at.into() }))
 }
 
-/// Every organization's id.
+/// Returns the ids of all organizations.
 pub fn organization_ids(tx: &mut AnyConnection) -> Result<Vec<OrgId>, StoreError> {
     let ids: Vec<Key> =
         organizations::table.order_by(organizations::id).select(organizations::id).load(tx)?;

@@ -1,7 +1,7 @@
-//! Pages of lists that are ordered by `(created_at, id)`.
+//! Pages of lists ordered by `(created_at, id)`.
 //!
-//! A page begins behind a position rather than after a number of rows, so that the last page costs no more than the
-//! first, and rows that come and go meanwhile shift nothing.
+//! A page starts after a position, not after a number of rows. So the last page costs no more than the first,
+//! and rows inserted or deleted meanwhile do not shift the pages.
 
 use std::collections::HashMap;
 
@@ -15,7 +15,7 @@ use diesel::sql_types::{Binary, Bool, HasSqlType, Nullable, Text};
 
 use crate::columns::{Id, Key, Moment, Time};
 
-/// In which order a list is shown.
+/// The order of a list.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum SortOrder {
     /// Oldest first.
@@ -24,52 +24,53 @@ pub enum SortOrder {
     Descending,
 }
 
-/// Where a row stands in a list.
+/// The position of a row in a list.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Position {
-    /// Its `created_at`.
+    /// The row's `created_at`.
     pub created_at: Timestamp,
-    /// Its id, which decides between rows of one moment.
+    /// The row's id, which orders rows with the same `created_at`.
     pub id: uuid::Uuid,
 }
 
-/// Which page of a list is wanted.
+/// Selects one page of a list.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PageRequest {
-    /// The most rows.
+    /// Maximum number of rows.
     pub limit: usize,
-    /// How they are ordered.
+    /// The order of the rows.
     pub order: SortOrder,
-    /// Behind which row it begins; at the beginning if none.
+    /// The page starts after this row; `None` means at the beginning of the list.
     pub from: Option<Position>,
-    /// Whether it is the page that ends before `from` instead.
+    /// Whether to return the page that ends before `from` instead.
     pub backwards: bool,
-    /// The earliest `created_at`.
+    /// Lower bound of `created_at`, inclusive.
     pub created_after: Option<Timestamp>,
-    /// The first `created_at` that is too late.
+    /// Upper bound of `created_at`, exclusive.
     pub created_before: Option<Timestamp>,
-    /// The most bytes of what is stored of the rows and shown. The row with which they would be more is the next page's.
+    /// Maximum stored bytes of the shown parts of the rows. A row that would exceed it belongs to the next
+    /// page.
     pub max_bytes: usize,
-    /// Whether the first row is given, however large it is.
+    /// Whether to return the first row regardless of its size.
     pub never_empty: bool,
 }
 
-/// The rows of a page, in the order wanted.
+/// The rows of a page, in the requested order.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Rows<T> {
     /// The rows with their positions.
     pub rows: Vec<(Position, T)>,
-    /// Whether there are more in the direction in which was read.
+    /// Whether there are more rows in reading direction.
     pub more: bool,
-    /// Whether the page ended early, since more would have been too many bytes.
+    /// Whether the page ended early because of `max_bytes`.
     pub is_cut: bool,
 }
 
-/// What a row is counted as beside its payload and the like.
+/// Bytes counted for a row in addition to its payload and similar parts.
 const ROW_BYTES: i64 = 512;
 
 impl PageRequest {
-    /// All that a list has, newest first.
+    /// The whole list, newest first.
     pub const NEWEST: PageRequest = PageRequest {
         limit: usize::MAX,
         order: SortOrder::Descending,
@@ -86,14 +87,14 @@ impl PageRequest {
         (self.order == SortOrder::Descending) != self.backwards
     }
 
-    /// How many rows to read to know whether there are more than wanted.
+    /// Returns how many rows to read to know whether there are more than `limit`.
     pub(crate) fn reads(&self) -> i64 {
         i64::try_from(self.limit).unwrap_or(i64::MAX).saturating_add(1)
     }
 
-    /// Where reading begins and ends: the earliest `created_at`, the first one that is too late, and the position behind
-    /// which it begins. Of two bounds on one side only the tighter one is given, since a range of an index is entered at
-    /// either of them.
+    /// Returns the range to read: the earliest `created_at`, the exclusive upper bound, and the position to
+    /// start after. If two bounds apply to the same side, only the tighter one is returned, because the
+    /// database may enter the index at either of them.
     pub(crate) fn bounds(&self) -> (Option<Timestamp>, Option<Timestamp>, Option<Position>) {
         let (after, before) = (self.created_after, self.created_before);
         match self.from {
@@ -109,7 +110,7 @@ impl PageRequest {
         }
     }
 
-    /// Of what was read for each range of the index: the page's positions, in reading order.
+    /// Merges the positions of all index ranges into one page, in reading order.
     pub(crate) fn gather(&self, mut found: Vec<Position>) -> Found {
         found.sort_unstable();
         if self.reads_descending() {
@@ -121,7 +122,7 @@ impl PageRequest {
     }
 }
 
-/// The positions of a page, in the order in which they were read.
+/// The positions of a page, in reading order.
 pub(crate) struct Found {
     pub(crate) positions: Vec<Position>,
     more: bool,
@@ -129,12 +130,12 @@ pub(crate) struct Found {
 }
 
 impl Found {
-    /// Their ids.
+    /// Returns the ids of the rows.
     pub(crate) fn ids(&self) -> Vec<Key> {
         self.positions.iter().map(|at| Key(at.id)).collect()
     }
 
-    /// Leaves out what would be too many bytes.
+    /// Drops the rows that would exceed `max_bytes`.
     pub(crate) fn cut(&mut self, request: &PageRequest, bytes: &HashMap<Key, i64>) {
         let (mut left, is_first) =
             (i64::try_from(request.max_bytes).unwrap_or(i64::MAX), request.never_empty);
@@ -149,7 +150,7 @@ impl Found {
         self.positions.truncate(count);
     }
 
-    /// The page, of rows that were found by their ids.
+    /// Builds the page from rows that were loaded by their ids.
     pub(crate) fn page<T>(
         mut self,
         request: &PageRequest,
@@ -166,13 +167,13 @@ impl Found {
 }
 
 diesel::define_sql_function! {
-    /// How many bytes a value has; PostgreSQL does not read a long one for that.
+    /// The size of a text in bytes. PostgreSQL does not read a long value for it.
     #[sql_name = "octet_length"]
     fn text_bytes(text: Nullable<Text>) -> Nullable<Integer>;
 }
 
 diesel::define_sql_function! {
-    /// The same of a blob.
+    /// The size of a blob in bytes.
     #[sql_name = "octet_length"]
     fn blob_bytes(blob: Binary) -> Integer;
 }
@@ -187,8 +188,8 @@ pub(crate) fn position((created_at, id): (Time, Key)) -> Position {
     Position { created_at: created_at.into(), id: id.0 }
 }
 
-/// Compares the columns of a row, `created_at` and `id`, with a position. A row value, unlike conditions on each column, is
-/// one bound of an index over both, so rows of one moment are not read to be left out.
+/// Compares a row's `created_at` and `id` with a position. Unlike conditions on each column, a row value is
+/// one bound of an index over both, so rows with the same `created_at` are not read and discarded.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Behind<C, I> {
     pub(crate) columns: (C, I),
@@ -211,7 +212,7 @@ impl<C, I> ValidGrouping<()> for Behind<C, I> {
     type IsAggregate = is_aggregate::No;
 }
 
-/// Not told apart by type: `descending` changes its text.
+/// The type does not identify the query: `descending` changes its text.
 impl<C, I> QueryId for Behind<C, I> {
     type QueryId = ();
     const HAS_STATIC_QUERY_ID: bool = false;
@@ -239,7 +240,7 @@ where
     }
 }
 
-/// Narrows a boxed query of a table to the rows that a [`PageRequest`] reads, and orders it.
+/// Restricts a boxed query of a table to the rows that a [`PageRequest`] reads, and orders it.
 macro_rules! paged {
     ($query:expr, $table:ident, $request:expr) => {{
         use $crate::columns::Time;

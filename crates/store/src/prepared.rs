@@ -1,4 +1,4 @@
-//! Hand-written statements that diesel keeps prepared: it never keeps a `sql_query`, nor an `update`.
+//! Hand-written statements that diesel keeps prepared. It never keeps a `sql_query` or an `update` prepared.
 
 use std::marker::PhantomData;
 
@@ -8,8 +8,9 @@ use diesel::query_builder::{AstPass, Query, QueryFragment, QueryId};
 use diesel::serialize::ToSql;
 use diesel::sql_types::HasSqlType;
 
-/// A statement with one `?` per bind, yielding rows of SQL type `Row`. The backend turns each `?` into its own
-/// placeholder, so one text may serve both engines; a `?` can't stand in the text for anything else.
+/// A statement with one `?` per bind, which yields rows of SQL type `Row`. The backend replaces each `?` with
+/// its own placeholder, so one text can serve both engines. The text must not contain `?` for any other
+/// purpose.
 pub(crate) struct Prepared<'a, DB: Backend, Row = ()> {
     text: &'static str,
     binds: Vec<Box<dyn Bind<DB> + 'a>>,
@@ -60,7 +61,7 @@ impl<DB: Backend, Row> QueryFragment<DB> for Prepared<'_, DB, Row> {
     }
 }
 
-/// Not told apart by type: diesel finds the prepared statement by its text.
+/// The type does not identify the statement: diesel finds the prepared statement by its text.
 impl<DB: Backend, Row> QueryId for Prepared<'_, DB, Row> {
     type QueryId = ();
     const HAS_STATIC_QUERY_ID: bool = false;
@@ -72,7 +73,7 @@ impl<DB: Backend, Row> Query for Prepared<'_, DB, Row> {
 
 impl<DB: Backend, Row, Conn: Connection<Backend = DB>> RunQueryDsl<Conn> for Prepared<'_, DB, Row> {}
 
-/// One column of a batch, for `unnest`.
+/// Collects one column of a batch, for `unnest`.
 pub(crate) fn column<'r, R, V>(rows: &'r [R], value: impl Fn(&'r R) -> V) -> Vec<V> {
     rows.iter().map(value).collect()
 }

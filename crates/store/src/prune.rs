@@ -1,4 +1,4 @@
-//! Removing what ended long ago: deliveries with their attempts, and runs that have no delivery left.
+//! Prunes rows that ended long ago: deliveries with their attempts, and runs without deliveries.
 
 use contracts::{DeliveryStatus, OrgId, RunStatus, Timestamp};
 use diesel::prelude::*;
@@ -13,18 +13,18 @@ use crate::prepared::prepared;
 use crate::runs::wait_for_keepers;
 use crate::schema::{attempts, deliveries, ended_deliveries, erased_parts, runs};
 
-/// What is next to each other in one index, oldest first, and ended before a moment.
+/// Rows that are adjacent in one index, oldest first, and ended before a given time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PruneRange {
-    /// Whose.
+    /// The organization.
     pub org_id: OrgId,
-    /// What of it.
+    /// The kind of rows.
     pub kind: PruneKind,
-    /// When it must have ended.
+    /// The rows ended before this time.
     pub before: Timestamp,
 }
 
-/// Rows of one kind.
+/// A kind of rows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[allow(missing_docs)]
 pub enum PruneKind {
@@ -32,13 +32,13 @@ pub enum PruneKind {
         status_code: DeliveryStatus,
         is_automatic: bool,
     },
-    /// Those that have no delivery.
+    /// Runs without deliveries.
     Runs {
         status_code: RunStatus,
     },
 }
 
-/// What one batch removed.
+/// The number of rows that one batch removed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Pruned {
     /// Deliveries.
@@ -47,12 +47,12 @@ pub struct Pruned {
     pub attempts: usize,
     /// Runs.
     pub runs: usize,
-    /// Behind which row the next batch begins; none when the range is done.
+    /// The next batch starts after this row; `None` if the range is done.
     pub behind: Option<Position>,
 }
 
 impl Pruned {
-    /// Adds what another batch removed.
+    /// Adds the numbers of another batch.
     pub fn add(&mut self, batch: &Pruned) {
         self.deliveries += batch.deliveries;
         self.attempts += batch.attempts;
@@ -61,8 +61,8 @@ impl Pruned {
 }
 
 impl PruneRange {
-    /// All ranges of an organization's deliveries, and then of its runs, that ended before those moments; none of a kind
-    /// without one.
+    /// Returns all ranges of an organization's deliveries, then of its runs, that ended before the given
+    /// times. A kind whose time is `None` has no ranges.
     pub fn all_of(
         org_id: OrgId,
         deliveries: Option<Timestamp>,
@@ -80,19 +80,19 @@ impl PruneRange {
     }
 }
 
-/// For [`prune`], when it is done by itself: whether it is this process's turn, until the transaction ends.
+/// Tries to take the lock of automatic pruning until the transaction ends, and returns whether it succeeded.
 pub fn take_pruning_turn(tx: &mut AnyConnection) -> Result<bool, StoreError> {
     match tx {
         AnyConnection::Postgres(pg) => {
             Ok(prepared::<Bool, _>("SELECT pg_try_advisory_xact_lock(7351246807414)").get_result(pg)?)
         }
-        // Its one writer has taken it.
+        // SQLite has one writer at a time, which is this transaction.
         AnyConnection::Sqlite(_) => Ok(true),
     }
 }
 
-/// Removes up to `limit` rows of a range. Those that somebody else has locked are passed over: the next time they will be
-/// older still.
+/// Removes up to `limit` rows of a range. Skips rows locked by another session; the next pruning removes
+/// them.
 pub fn prune(
     tx: &mut AnyConnection,
     range: PruneRange,
@@ -118,7 +118,8 @@ fn prune_deliveries(
     (begin, first): (Time, Key),
     limit: usize,
 ) -> Result<Pruned, StoreError> {
-    // A delivery ends after it was made, so `before` bounds both, and the index is over the making.
+    // A delivery ends after it was created, so `before` bounds both times, and the index is over
+    // `created_at`.
     let text = match tx {
         AnyConnection::Postgres(_) => {
             "SELECT id, created_at FROM ended_deliveries
@@ -151,7 +152,7 @@ fn prune_deliveries(
     Ok(Pruned { deliveries: removed, attempts, runs: 0, behind: last_of(&rows, limit) })
 }
 
-/// The candidates are read whether or not they have deliveries, so that a batch is bounded.
+/// Reads candidates whether or not they have deliveries, so that a batch is bounded.
 fn prune_runs(
     tx: &mut AnyConnection,
     range: PruneRange,
@@ -173,7 +174,7 @@ fn prune_runs(
     .load(tx)?;
     let org = Key::from(range.org_id);
     let mut ids: Vec<Key> = rows.iter().map(|(id, _)| *id).collect();
-    // Locked first: then no delivery of it can be accepted any more, and those that were are seen.
+    // Locks the runs first: then no further delivery of them can be accepted, and accepted ones are visible.
     if let AnyConnection::Postgres(pg) = tx {
         ids = prepared::<Id, _>(
             "SELECT id FROM runs WHERE org_id = ? AND id = ANY(?) ORDER BY id FOR UPDATE SKIP LOCKED",
@@ -183,7 +184,7 @@ fn prune_runs(
         .load(pg)?;
     }
     wait_for_keepers(tx)?;
-    // Moments that the producer gave say nothing: a run is as old as what was last told of it.
+    // The producer's times may be arbitrary, so the last update must be old as well.
     let is_old =
         runs::completed_at.lt(Time::from(range.before)).and(runs::updated_at.lt(Time::from(range.before)));
     let its_deliveries =
@@ -203,7 +204,7 @@ fn prune_runs(
     Ok(Pruned { runs: removed, behind: last_of(&rows, limit), ..Pruned::default() })
 }
 
-/// Where the next batch begins, if this one was full.
+/// Returns the position at which the next batch starts, if this batch was full.
 fn last_of(rows: &[(Key, Time)], limit: usize) -> Option<Position> {
     let (id, created_at) = rows.last().filter(|_| rows.len() == limit)?;
     Some(Position { created_at: (*created_at).into(), id: id.0 })

@@ -1,4 +1,4 @@
-//! Recording runs, as the run engine tells of them.
+//! Records runs as the run engine reports them.
 
 use contracts::{JsonText, OrgId, Run, RunId, RunStatus, RunUpdate, Timestamp};
 use diesel::prelude::*;
@@ -11,31 +11,31 @@ use crate::error::StoreError;
 use crate::runs::{RunRow, find_run, run_exists};
 use crate::schema::runs;
 
-/// What became of a `PUT` of a run.
+/// The result of a `PUT` of a run.
 #[derive(Debug)]
 pub enum RecordedRun {
     /// The run is new.
     Created(Run, Option<Accepted>),
-    /// The run was known, and is now as shown.
+    /// The run existed; contains its new state.
     Updated(Run, Option<Accepted>),
-    /// The run has ended with this other status, which never changes.
+    /// The run has already ended with this other status, and a terminal status never changes.
     StatusConflict(RunStatus),
-    /// The run's data was erased, and nothing brings it back.
+    /// The run's data was erased and can't be restored.
     Erased,
 }
 
-/// Whether a run that ends is to be announced.
+/// Whether a run that ends gets an automatic delivery.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Deliver {
-    /// By one automatic delivery, if it has a `callback_url`.
+    /// One automatic delivery, if the run has a `callback_url`.
     Automatically,
-    /// Not at all: history is being imported.
+    /// No delivery, for importing history.
     Never,
 }
 
-/// Records a run (contract section 3, "Run object"): creates it, replaces it while it is not terminal, and of a
-/// terminal one takes only a fresh `output`. The first record that makes it terminal creates its one automatic
-/// delivery, in the same transaction.
+/// Records a run (contract section 3, "Run object"): creates it, or replaces it while it is not terminal. On
+/// a terminal run it updates only `output`. The first record that makes the run terminal creates its one
+/// automatic delivery, in the same transaction.
 pub fn record_run(
     tx: &mut AnyConnection,
     now: Timestamp,
@@ -46,7 +46,7 @@ pub fn record_run(
     request_id: &str,
 ) -> Result<RecordedRun, StoreError> {
     let (org, id) = run;
-    // Each turn ends, or finds that someone else has just inserted or ended the run.
+    // Repeats only if another transaction has just inserted or ended the run.
     loop {
         let Some(known) = find_run(tx, org, id)? else {
             let run = update.clone().into_run(org, id, now);
@@ -74,13 +74,13 @@ pub fn record_run(
             if updated == 1 {
                 return Ok(RecordedRun::Updated(run, None));
             }
-            // Erased, or pruned in this moment.
+            // Erased, or pruned concurrently.
             if run_exists(tx, org, id)? {
                 return Ok(RecordedRun::Erased);
             }
             continue;
         }
-        // A run keeps the moment it was first recorded at, unless told another.
+        // The first recorded `created_at` remains unless the update has one.
         let created_at = update.created_at.unwrap_or(known.created_at);
         let run = Run { created_at, ..update.clone().into_run(org, id, now) };
         let still_open = diesel::update(runs::table.find((Key::from(org), Key::from(id))))

@@ -1,4 +1,4 @@
-//! Accepting redeliveries that are asked for (contract section 3, "Redelivery guards").
+//! Accepts requested redeliveries (contract section 3, "Redelivery guards").
 
 use std::collections::{HashMap, HashSet};
 
@@ -16,26 +16,27 @@ use crate::idempotency::{IdempotencyKey, Made, find_made, give_back, take_keys};
 use crate::runs::{RunToDeliver, find_runs_to_deliver};
 use crate::steps::transitions::write_transitions;
 
-/// The answer to a request for a redelivery. Only `Accepted` changes anything.
+/// The result of a redelivery request. Only `Accepted` changes anything.
 #[derive(Debug, PartialEq)]
 pub enum Redelivery {
-    /// A new delivery is on its way.
+    /// A new delivery was accepted.
     Accepted(Accepted),
-    /// The same request was accepted before under the same idempotency key: its delivery as it was then.
+    /// The same request was accepted before with the same idempotency key. Contains its delivery as it was
+    /// then.
     Repeated(Delivery),
-    /// The same, and its delivery has been pruned since.
+    /// Like `Repeated`, but the delivery has been pruned since.
     RepeatedButPruned,
     /// The idempotency key was used for another request.
     KeyReused,
-    /// No such run in this organization.
+    /// The organization has no such run.
     RunNotFound,
     /// The run has not ended.
     RunNotTerminal(RunStatus),
-    /// The run names no URL.
+    /// The run has no callback URL.
     CallbackUrlMissing,
     /// Another delivery of the run is open.
     InFlight(InFlight),
-    /// The run, or the delivery that is repeated, has more bytes than were to be read.
+    /// The run, or the repeated delivery, is larger than the limit. Contains its size in bytes.
     TooLarge(usize),
 }
 
@@ -44,13 +45,13 @@ pub enum Redelivery {
 pub struct RedeliveryRequest {
     /// The caller's organization.
     pub org_id: OrgId,
-    /// The run whose callback is to be sent again.
+    /// The run whose callback to send again.
     pub run_id: RunId,
-    /// The API request that asks for it.
+    /// The API request that creates the redelivery.
     pub request_id: String,
-    /// Whether a delivery that waits for its retry makes way.
+    /// Whether to end a delivery that waits for its retry.
     pub supersede: bool,
-    /// What makes a repeated request known.
+    /// Identifies a repeated request.
     pub idempotency_key: Option<IdempotencyKey>,
 }
 
@@ -60,7 +61,7 @@ impl RedeliveryRequest {
     }
 }
 
-/// Accepts a redelivery: [`redeliver_batch`] of one that supersedes nothing and has no idempotency key.
+/// Accepts one redelivery without an idempotency key that supersedes nothing; see [`redeliver_batch`].
 pub fn redeliver(
     tx: &mut AnyConnection,
     now: Timestamp,
@@ -75,10 +76,11 @@ pub fn redeliver(
     Ok(answers.pop().expect("an answer for each request"))
 }
 
-/// Accepts redeliveries: for each request a new delivery with a payload built from its run's current state, or why
-/// not, in the requests' order. The partial unique index is the judge of "in flight", between the requests of a
-/// batch, too. A request that supersedes must come alone: it locks a row that the engine may be locking. What has more
-/// than `max_bytes` is not read, so that a batch is bounded.
+/// Accepts a batch of redeliveries. Returns for each request, in order, a new delivery with a payload from
+/// its run's current state, or the reason for the refusal. The unique index on open deliveries decides
+/// whether one is in flight, also between the requests of a batch. A request that supersedes must be alone in
+/// its batch: it locks a row that the engine may be locking. Runs and deliveries of more than `max_bytes` are
+/// not read, so that a batch is bounded.
 pub fn redeliver_batch(
     tx: &mut AnyConnection,
     now: Timestamp,
@@ -89,7 +91,7 @@ pub fn redeliver_batch(
     let mut answers: Vec<Option<Redelivery>> = requests.iter().map(|_| None).collect();
     let mut left: Vec<usize> = (0..requests.len()).collect();
     while !left.is_empty() {
-        // Of requests with the same key one is decided first: the others repeat it, or are told apart from it.
+        // One request per key first: the others with this key repeat it, or differ from it and are refused.
         let mut keys = HashSet::new();
         let (round, later): (Vec<usize>, Vec<usize>) = left.into_iter().partition(|place| {
             requests[*place].key().is_none_or(|(org, IdempotencyKey { key, .. })| keys.insert((org, key)))
@@ -98,7 +100,7 @@ pub fn redeliver_batch(
         left = later;
         for (place, answer) in round.into_iter().zip(decide(tx, now, policy, &batch, max_bytes)?) {
             if answer.is_none() {
-                left.push(place); // its key was somebody else's, and has been given back
+                left.push(place); // its key was taken by another request and released again
             }
             answers[place] = answer;
         }
@@ -106,7 +108,7 @@ pub fn redeliver_batch(
     Ok(answers.into_iter().map(|answer| answer.expect("every request is answered by now")).collect())
 }
 
-/// Decides requests of different idempotency keys. One stays open when its key was taken and is free again.
+/// Decides requests with distinct keys. `None`: its key was taken and released again; retry.
 fn decide(
     tx: &mut AnyConnection,
     now: Timestamp,
@@ -117,7 +119,7 @@ fn decide(
     let mut answers: Vec<Option<Redelivery>> = requests.iter().map(|_| None).collect();
     repeat_known(tx, now, requests, max_bytes, &mut answers)?;
     let mut new = build_unanswered(tx, now, policy, requests, max_bytes, &mut answers)?;
-    // In one order everywhere, so that two batches can't wait for each other.
+    // In the same order everywhere, so that two batches can't deadlock.
     new.sort_unstable_by(|(a, _), (b, _)| requests[*a].key().cmp(&requests[*b].key()));
     let keyed: Vec<_> = new
         .iter()
@@ -132,7 +134,7 @@ fn decide(
             requests[*place].idempotency_key.is_none() || taken.contains(&Key::from(delivery.id))
         });
         if taken.len() < keyed.len() {
-            // Taken by others after we had looked.
+            // Taken by other transactions since the first lookup.
             repeat_known(tx, now, requests, max_bytes, &mut answers)?;
         }
     }
@@ -176,7 +178,7 @@ fn repeat_known(
     Ok(())
 }
 
-/// Builds the deliveries of the unanswered requests, and answers those whose run has none to give.
+/// Builds the deliveries of the unanswered requests, and answers those whose run can't be delivered.
 fn build_unanswered(
     tx: &mut AnyConnection,
     now: Timestamp,
@@ -211,14 +213,14 @@ fn build_unanswered(
     Ok(new)
 }
 
-/// Inserts the new deliveries, each unless another one of its run is in flight.
+/// Inserts each new delivery unless another one of its run is in flight.
 fn insert_or_refuse(
     tx: &mut AnyConnection,
     requests: &[&RedeliveryRequest],
     mut new: Vec<(usize, Delivery)>,
     answers: &mut [Option<Redelivery>],
 ) -> Result<(), StoreError> {
-    // In one order everywhere, so that two batches can't wait for each other.
+    // In the same order everywhere, so that two batches can't deadlock.
     new.sort_unstable_by_key(|(place, _)| (requests[*place].org_id, requests[*place].run_id));
     while !new.is_empty() {
         let rows = new.iter().map(|(place, delivery)| {
@@ -242,7 +244,7 @@ fn insert_or_refuse(
                     }
                 }
                 Some(other) => answers[place] = Some(Redelivery::InFlight(other)),
-                // It ended in between: the way is free.
+                // It ended in between; retry the insert.
                 None => left.push((place, delivery)),
             }
         }
@@ -251,10 +253,10 @@ fn insert_or_refuse(
     Ok(())
 }
 
-/// What of a delivery is shown when it has been accepted.
+/// The parts of a delivery that the response to its acceptance shows.
 const AS_ACCEPTED: DeliveryParts = DeliveryParts { attempts: false, ..DeliveryParts::SHOWN };
 
-/// A delivery as it stood when it was accepted: all else about it is frozen.
+/// Returns a delivery in its state at acceptance. Its other fields never change.
 fn as_accepted(delivery: Delivery) -> Delivery {
     Delivery {
         status_code: DeliveryStatus::Pending,

@@ -1,4 +1,4 @@
-//! Whether the keys at hand fit the secrets at rest, and sealing those anew when the keys change.
+//! Checks whether the configured keys open the stored secrets, and reseals secrets when the keys change.
 
 use contracts::{OrgId, SecretId};
 use diesel::prelude::*;
@@ -10,37 +10,37 @@ use crate::error::StoreError;
 use crate::keyring::{Keyring, Sealed};
 use crate::schema::signing_secrets as table;
 
-/// Secrets sealed anew in one transaction: a few milliseconds.
+/// Secrets resealed in one transaction, which takes a few milliseconds.
 const BATCH: i64 = 100;
 
-/// A secret that none of the keys opens.
+/// A secret that no configured key opens.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Unopened {
     /// The secret.
     pub id: SecretId,
-    /// Whose it is.
+    /// Its organization.
     pub org_id: OrgId,
-    /// The key it says it is sealed with.
+    /// The name of the key that its row states.
     pub key_id: String,
     /// Why it doesn't open, in a sentence.
     pub reason: String,
 }
 
-/// What became of some of the secrets.
+/// The result for one batch of secrets.
 #[derive(Debug, Default, PartialEq)]
 pub struct Rewrapped {
-    /// How many were sealed anew.
+    /// Number of secrets that were resealed.
     pub rewrapped: usize,
-    /// Those that are as they were.
+    /// Secrets that could not be opened and are unchanged.
     pub unopened: Vec<Unopened>,
-    /// Where to go on; none when all have been seen.
+    /// The next batch starts after this secret; `None` if all have been processed.
     pub behind: Option<SecretId>,
 }
 
 type Row = (Key, Key, String, Vec<u8>);
 
-/// Seals some of the secrets whose ids come after `behind` with the first key, unless they are. It may be repeated,
-/// and be done while secrets are made and used.
+/// Reseals a batch of the secrets after `behind` with the first key; skips those sealed with it. Safe to
+/// repeat, and safe while secrets are created and used.
 pub fn rewrap_secrets(
     tx: &mut AnyConnection,
     keyring: &Keyring,
@@ -62,7 +62,7 @@ pub fn rewrap_secrets(
             Ok(secret) => {
                 let anew = keyring.seal(org, id, &secret);
                 done.rewrapped += diesel::update(table::table.find(row.0))
-                    .filter(table::sealed.eq(&sealed.bytes)) // unless someone else was quicker
+                    .filter(table::sealed.eq(&sealed.bytes)) // unless changed concurrently
                     .set((table::key_id.eq(anew.key_id), table::sealed.eq(anew.bytes)))
                     .execute(tx)?;
             }
@@ -77,20 +77,20 @@ pub fn rewrap_secrets(
     Ok(done)
 }
 
-/// Secrets that can't be opened for want of their key.
+/// Secrets that can't be opened because their key is missing or wrong.
 #[derive(Clone, Debug, PartialEq)]
 pub struct MissingKey {
-    /// The key they say they are sealed with.
+    /// The name of the key that their rows state.
     pub key_id: String,
-    /// How many there are.
+    /// Number of these secrets.
     pub secrets: i64,
-    /// Whether an attempt may still want one of them: it is enabled.
+    /// Whether one of them is enabled, so that an attempt may need it.
     pub needed: bool,
     /// Why it doesn't open, in a sentence.
     pub reason: String,
 }
 
-/// Tries each key on one secret that is sealed with it.
+/// Tries to open one secret per key, and returns the keys that fail.
 pub fn missing_keys(tx: &mut AnyConnection, keyring: &Keyring) -> Result<Vec<MissingKey>, StoreError> {
     let used: Vec<(String, i64)> = table::table
         .group_by(table::key_id)

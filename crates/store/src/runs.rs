@@ -1,4 +1,4 @@
-//! Runs as they are stored.
+//! Reads runs, and protects them while deliveries of them are created.
 
 use std::collections::HashMap;
 
@@ -80,12 +80,12 @@ impl TryFrom<RunRow> for Run {
     }
 }
 
-/// The organization's run of that id.
+/// Returns the organization's run with this id.
 pub fn find_run(tx: &mut AnyConnection, org: OrgId, id: RunId) -> Result<Option<Run>, StoreError> {
     find_row(tx, org, id)?.map(Run::try_from).transpose()
 }
 
-/// Which parts of runs are read that may be long. One that is not is as if there were none.
+/// Which potentially long parts of runs to read. Parts that are not read are `None`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[allow(missing_docs)]
 pub struct RunParts {
@@ -94,11 +94,11 @@ pub struct RunParts {
 }
 
 impl RunParts {
-    /// Both.
+    /// Both parts.
     pub const ALL: RunParts = RunParts { output: true, metadata: true };
 }
 
-/// A page of the organization's runs, of one status or of any.
+/// Returns a page of the organization's runs, of one status or of any.
 pub fn runs_page(
     tx: &mut AnyConnection,
     org: OrgId,
@@ -119,7 +119,7 @@ pub fn runs_page(
     }
     let mut found = request.gather(found);
     found.cut(request, &bytes_of(tx, org, found.ids(), parts)?);
-    // Those of a `RunRow`.
+    // The columns of a `RunRow`.
     let columns = (
         runs::org_id,
         runs::id,
@@ -149,9 +149,10 @@ pub(crate) fn run_exists(tx: &mut AnyConnection, org: OrgId, id: RunId) -> Query
     diesel::select(diesel::dsl::exists(runs::table.find((Key::from(org), Key::from(id))))).get_result(tx)
 }
 
-/// How many bytes the run's output, metadata and failure's texts have; 0 if there is no such run.
+/// Returns the size in bytes of the run's output, metadata and failure texts; 0 if there is no such run.
 pub fn run_bytes(tx: &mut AnyConnection, org: OrgId, id: RunId) -> Result<usize, StoreError> {
-    // By its whole key: of a list of ids a planner without statistics makes a walk through the organization's runs.
+    // By the whole key: for a list of ids, a planner without statistics walks through the organization's
+    // runs.
     let texts =
         runs::table.find((Key::from(org), Key::from(id))).select(texts()).first::<Texts>(tx).optional()?;
     Ok(texts.map_or(0, |texts| usize::try_from(sum(texts)).unwrap_or(0)))
@@ -159,7 +160,7 @@ pub fn run_bytes(tx: &mut AnyConnection, org: OrgId, id: RunId) -> Result<usize,
 
 type Texts = (Option<i32>, Option<i32>, Option<i32>, Option<i32>, Option<i32>);
 
-/// How many bytes each text of a run has.
+/// The size of each text of a run in bytes.
 #[diesel::dsl::auto_type(no_type_alias)]
 fn texts() -> _ {
     (
@@ -214,16 +215,16 @@ type RunSql = (
     Moment,
 );
 
-/// A run, and the secret that a new delivery of it is to be frozen with.
+/// A run, and the secret to fix on a new delivery of it.
 pub(crate) struct RunToDeliver {
-    /// Without its output, metadata and failure's texts if they are larger than was asked for.
+    /// Without its output, metadata and failure texts if they exceed the requested maximum.
     pub(crate) run: Run,
     pub(crate) secret: Option<SecretId>,
-    /// How many bytes they have.
+    /// The size of these texts in bytes.
     pub(crate) bytes: usize,
 }
 
-/// Of a run `r`: how many bytes its texts have.
+/// The size in bytes of the texts of a run `r`.
 macro_rules! texts_bytes {
     () => {
         "coalesce(octet_length(r.output), 0) + coalesce(octet_length(r.metadata), 0)
@@ -232,8 +233,8 @@ macro_rules! texts_bytes {
     };
 }
 
-/// The columns of a [`RunRow`], the current secret and the bytes, of a run `r` with a secret `s`. `b` says whether its texts
-/// are read.
+/// The columns of a [`RunRow`], the current secret and the size, from a run `r` with a secret `s`. `b` tells
+/// whether to read its texts.
 macro_rules! run_to_deliver {
     () => {
         "r.org_id, r.id, r.status_code, CASE WHEN b.is_read THEN r.output END, r.duration_ms, r.created_at, r.started_at,
@@ -243,26 +244,28 @@ macro_rules! run_to_deliver {
     };
 }
 
-/// Who removes what runs said, or runs, has this lock alone; who makes deliveries of them shares it.
+/// The key of an advisory lock: exclusive for removing runs or erasing their data, shared for creating
+/// deliveries of them.
 const RUNS_STAY: i64 = 7351246807415;
 
-/// Keeps all runs as they are until this transaction ends, without writing anything, unless somebody is removing some:
-/// `false`.
+/// Takes the shared lock, which protects all runs from removal and erasure until this transaction ends,
+/// without writing anything. Returns `false` if another session holds the lock exclusively.
 fn keep_runs(pg: &mut PgConnection) -> QueryResult<bool> {
     prepared::<Bool, _>("SELECT pg_try_advisory_xact_lock_shared(?)")
         .bind::<BigInt, _>(RUNS_STAY)
         .get_result(pg)
 }
 
-/// Before runs are removed, or what they said, whose rows this transaction has locked: waits for those that share the lock,
-/// and sees all that they wrote. Those to come lock the rows of their runs instead.
+/// Takes the exclusive lock, for removing or erasing runs whose rows this transaction has locked. Waits for
+/// the holders of the shared lock, and sees all their writes. Later transactions lock the rows of their runs
+/// instead.
 pub(crate) fn wait_for_keepers(tx: &mut AnyConnection) -> QueryResult<()> {
     let AnyConnection::Postgres(pg) = tx else { return Ok(()) };
     let lock = prepared::<(), _>("SELECT pg_advisory_xact_lock(?)").bind::<BigInt, _>(RUNS_STAY);
     lock.execute(pg).map(drop)
 }
 
-/// Runs by their keys, in one way only, whatever the planner knows of the table.
+/// Selects runs by their keys, with only one possible plan, regardless of the planner's statistics.
 macro_rules! find_runs_on_postgres {
     ($lock:literal) => {
         concat!(
@@ -281,8 +284,8 @@ macro_rules! find_runs_on_postgres {
     };
 }
 
-/// The runs that exist of these. Of those larger than `max_bytes` the texts are not read. They are kept
-/// from being erased until the deliveries made of them are there.
+/// Returns the runs among `keys` that exist. Texts of runs larger than `max_bytes` are not read. The runs
+/// can't be erased until this transaction, which inserts their deliveries, ends.
 pub(crate) fn find_runs_to_deliver(
     tx: &mut AnyConnection,
     keys: &[(OrgId, RunId)],
@@ -297,7 +300,7 @@ pub(crate) fn find_runs_to_deliver(
                 false => find_runs_on_postgres!(" FOR KEY SHARE"),
             };
             let mut keys = keys.to_vec();
-            keys.sort_unstable(); // in one order everywhere, and each once
+            keys.sort_unstable(); // in the same order everywhere, without duplicates
             keys.dedup();
             prepared::<RunToDeliverSql, _>(text)
                 .bind::<Array<Id>, _>(column(&keys, |(org, _)| Key::from(*org)))

@@ -1,4 +1,4 @@
-//! The tables as diesel sees them; `migrations/` is what they are.
+//! Table definitions for diesel. `migrations/` defines the actual schema.
 
 use diesel::{allow_tables_to_appear_in_same_query, table};
 
@@ -76,7 +76,7 @@ table! {
     use diesel::sql_types::{BigInt, Binary, Integer, Nullable, Text};
     use crate::columns::Id;
 
-    // It has no key of its own, and needs none; diesel wants one.
+    // The table has no primary key; diesel requires one.
     erased_parts (run_id) {
         org_id -> Id,
         run_id -> Id,

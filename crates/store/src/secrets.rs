@@ -1,4 +1,4 @@
-//! Signing secrets of organizations.
+//! Manages the signing secrets of organizations.
 
 use std::time::Duration;
 
@@ -16,7 +16,7 @@ use crate::page::{PageRequest, Rows, paged, position};
 use crate::prepared::prepared;
 use crate::schema::signing_secrets as table;
 
-/// Makes a secret of 32 random bytes. It becomes current when the organization has no other that is enabled.
+/// Creates a secret of 32 random bytes. It becomes current if the organization has no other enabled secret.
 pub fn create_secret(
     tx: &mut AnyConnection,
     now: Timestamp,
@@ -27,16 +27,17 @@ pub fn create_secret(
     create(tx, now, keyring, (org, SecretId::new(now)), label)
 }
 
-/// What became of a request for a secret.
+/// The result of a request to create a secret.
 #[derive(Debug)]
 pub enum CreatedSecret {
-    /// A new secret, or the one that the same request made before under the same idempotency key, as it was then.
+    /// A new secret, or the one that the same request created earlier with the same idempotency key, in its
+    /// state at creation.
     Made(NewSecret),
     /// The idempotency key was used for another request.
     KeyReused,
 }
 
-/// As [`create_secret`], once for each idempotency key.
+/// Like [`create_secret`], once per idempotency key.
 pub fn create_secret_once(
     tx: &mut AnyConnection,
     now: Timestamp,
@@ -58,7 +59,7 @@ pub fn create_secret_once(
     Ok(CreatedSecret::Made(new))
 }
 
-/// What the answer to a creation showed that may have changed since.
+/// The fields in the response to a creation that may have changed since.
 #[derive(Serialize, Deserialize)]
 struct Shown {
     is_current: bool,
@@ -109,10 +110,10 @@ fn create(
     Ok(NewSecret { plain_secret, secret })
 }
 
-/// Lets one transaction at a time change which of an organization's secrets is current.
+/// Serializes changes to which of an organization's secrets is current.
 fn lock_secrets(tx: &mut AnyConnection, org: OrgId) -> QueryResult<()> {
     let AnyConnection::Postgres(pg) = tx else { return Ok(()) }; // SQLite has one writer
-    // Not FOR UPDATE: rows that refer to the organization may be inserted meanwhile.
+    // Not FOR UPDATE: other transactions may insert rows that refer to the organization.
     prepared::<Id, _>("SELECT id FROM organizations WHERE id = ? FOR NO KEY UPDATE")
         .bind::<Id, _>(Key::from(org))
         .execute(pg)
@@ -129,7 +130,7 @@ fn newest_enabled(tx: &mut AnyConnection, org: OrgId) -> QueryResult<Option<Key>
         .optional()
 }
 
-/// The organization's secret of that id.
+/// Returns the organization's secret with this id.
 pub fn find_secret(
     tx: &mut AnyConnection,
     org: OrgId,
@@ -144,7 +145,7 @@ pub fn find_secret(
     Ok(row.map(CallbackSecret::from))
 }
 
-/// A page of the organization's secrets.
+/// Returns a page of the organization's secrets.
 pub fn secrets_page(
     tx: &mut AnyConnection,
     org: OrgId,
@@ -161,27 +162,27 @@ pub fn secrets_page(
     Ok(found.page(request, secrets, |secret: &CallbackSecret| secret.id.0))
 }
 
-/// What is to change of a secret.
+/// The requested changes of a secret.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SecretUpdate {
-    /// Its new label, or none; the outer none leaves it as it is.
+    /// The new label: `None` leaves it unchanged, `Some(None)` removes it.
     pub label: Option<Option<String>>,
-    /// Whether it becomes the current one.
+    /// Whether to make it the current secret.
     pub promote: bool,
 }
 
-/// What became of an update.
+/// The result of an update.
 #[derive(Debug, PartialEq)]
 pub enum UpdatedSecret {
-    /// The secret as it is now.
+    /// The updated secret.
     Updated(CallbackSecret),
-    /// No such secret in this organization.
+    /// The organization has no such secret.
     NotFound,
     /// A disabled secret can't become current; nothing was changed.
     Disabled,
 }
 
-/// Labels or promotes a secret. The one that was current before stays enabled.
+/// Labels or promotes a secret. The previously current secret stays enabled.
 pub fn update_secret(
     tx: &mut AnyConnection,
     now: Timestamp,
@@ -219,8 +220,8 @@ pub fn update_secret(
     Ok(UpdatedSecret::Updated(CallbackSecret { updated_at: now, ..secret }))
 }
 
-/// Disables a secret, and answers whether there is one. The newest that is enabled takes its place as the current
-/// one, and what was frozen with it is signed with that one from then on.
+/// Disables a secret, and returns whether it exists. If it was current, the newest enabled secret becomes
+/// current. Deliveries accepted with the disabled secret are signed with the current one from then on.
 pub fn disable_secret(
     tx: &mut AnyConnection,
     now: Timestamp,
@@ -255,8 +256,7 @@ pub fn disable_secret(
     Ok(true)
 }
 
-/// Of an organization's secrets that ceased to be current, so many are known as such: what a request is signed with is
-/// bounded.
+/// Maximum demoted secrets that are remembered per organization. Bounds the signatures of a request.
 const DEMOTED_KEPT: usize = 3;
 
 fn demote_current(tx: &mut AnyConnection, now: Timestamp, org: OrgId) -> QueryResult<()> {
@@ -327,7 +327,7 @@ fn insert(tx: &mut AnyConnection, secret: &CallbackSecret, sealed: &Sealed) -> Q
         .map(drop)
 }
 
-/// The secret that new deliveries of the organization are frozen with.
+/// Returns the secret to fix on new deliveries of the organization.
 pub(crate) fn current_secret(tx: &mut AnyConnection, org: OrgId) -> QueryResult<Option<SecretId>> {
     let current = table::table
         .filter(table::org_id.eq(Key::from(org)))
@@ -342,24 +342,24 @@ pub(crate) fn current_secret(tx: &mut AnyConnection, org: OrgId) -> QueryResult<
 pub struct ValidSecret {
     /// Its id.
     pub id: SecretId,
-    /// Whose it is.
+    /// Its organization.
     pub org_id: OrgId,
-    /// Whether new deliveries are frozen with it.
+    /// Whether it is fixed on new deliveries.
     pub is_current: bool,
-    /// When another one was promoted in its place, if that was after the moment asked for.
+    /// When another secret was promoted in its place, if after the requested time.
     pub demoted_at: Option<Timestamp>,
     sealed: Sealed,
 }
 
 impl ValidSecret {
-    /// Opens it to sign with it. The error is final for this keyring.
+    /// Opens the secret for signing. An error is permanent for this keyring.
     pub fn open(&self, keyring: &Keyring) -> Result<SigningSecret, OpenError> {
         keyring.open(self.org_id, self.id, &self.sealed)
     }
 }
 
-/// Returns the enabled secrets of organizations that are current, were demoted after `demoted_after` (newest first), or
-/// are named in `wanted`, in this order. Waits for no lock.
+/// Returns the enabled secrets of organizations that are current, were demoted after `demoted_after` (newest
+/// first), or are named in `wanted`, in this order. Waits for no lock.
 pub fn signing_secrets(
     tx: &mut AnyConnection,
     wanted: &[(OrgId, Option<SecretId>)],
@@ -369,7 +369,7 @@ pub fn signing_secrets(
     let columns =
         (table::id, table::org_id, table::is_current, table::demoted_at, table::key_id, table::sealed);
     let orgs: Vec<Key> = wanted.iter().map(|(org, _)| Key::from(*org)).collect();
-    // One statement for each index.
+    // One statement per index.
     let mut rows: Vec<Row> = table::table
         .filter(table::org_id.eq_any(&orgs))
         .filter(table::is_current)
@@ -403,10 +403,10 @@ pub fn signing_secrets(
     Ok(rows.into_iter().map(secret).collect())
 }
 
-/// How exact `last_used_at` is: a secret that is in use all the time is written this often.
+/// Precision of `last_used_at`: the shortest interval between updates of one secret.
 const USE_NOTED_EVERY: Duration = Duration::from_secs(60);
 
-/// Notes that something was signed with a secret, unless that was noted lately.
+/// Records that a secret was used for signing, unless that was recorded within the last minute.
 pub fn note_secret_used(tx: &mut AnyConnection, now: Timestamp, id: SecretId) -> Result<(), StoreError> {
     let lately = Time::from(now - USE_NOTED_EVERY);
     diesel::update(table::table.find(Key::from(id)))
@@ -416,7 +416,7 @@ pub fn note_secret_used(tx: &mut AnyConnection, now: Timestamp, id: SecretId) ->
     Ok(())
 }
 
-/// Opens a secret. The inner error is final for this keyring; the outer one is the database's.
+/// Opens a secret. The inner error is permanent for this keyring; the outer one is the database's.
 pub fn open_secret(
     tx: &mut AnyConnection,
     keyring: &Keyring,

@@ -1,4 +1,4 @@
-//! The pool, and the transaction around each use case.
+//! The connection pool, and the transaction around each use case.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -27,9 +27,9 @@ pub struct Store {
     alive_at: watch::Sender<Instant>,
 }
 
-/// How long a use case without a time of its own waits for a connection to be free.
+/// How long a use case without its own timeout waits for a free connection.
 const POOL_WAIT: Duration = Duration::from_secs(1);
-/// How long a sign of life is waited for.
+/// Timeout of [`Store::ping`].
 const PING_PATIENCE: Duration = Duration::from_secs(5);
 
 impl Store {
@@ -38,7 +38,7 @@ impl Store {
         Self::open_with_clock(url, connections, Clock::system()).await
     }
 
-    /// As [`Store::open`], with a clock of the caller's.
+    /// Like [`Store::open`], with the caller's clock.
     pub async fn open_with_clock(
         url: &DatabaseUrl,
         connections: u32,
@@ -61,8 +61,8 @@ impl Store {
         &self.clock
     }
 
-    /// Runs `work` in one transaction that may write. It runs to its end even when the caller's future is
-    /// dropped: a client that hangs up cannot leave a transaction open.
+    /// Runs `work` in one transaction that may write. It completes even if the caller's future is dropped, so
+    /// a client that disconnects can't leave a transaction open.
     pub async fn write<T, E, F>(&self, work: F) -> Result<T, E>
     where
         F: FnOnce(&mut AnyConnection, Timestamp) -> Result<T, E> + Send + 'static,
@@ -86,9 +86,9 @@ impl Store {
         written
     }
 
-    /// As [`Store::write`], for at most `patience`, in which it also waits for a connection that is free: an outage after
-    /// that. The transaction is left to itself, and may still commit; a connection gone silent must not hold up those to
-    /// come.
+    /// Like [`Store::write`], with the timeout `patience`, which includes the wait for a free connection. A
+    /// timeout is an outage ([`StoreError::is_outage`]). The transaction then continues and may still commit;
+    /// a silent connection must not delay later callers.
     pub async fn write_within<T, E, F>(&self, patience: Duration, work: F) -> Result<T, E>
     where
         F: FnOnce(&mut AnyConnection, Timestamp) -> Result<T, E> + Send + 'static,
@@ -99,7 +99,7 @@ impl Store {
         timeout(patience, self.write_when_free(patience, work)).await.map_err(silent)?
     }
 
-    /// Runs `work` in one transaction that only reads and sees one moment.
+    /// Runs `work` in one read-only transaction on one snapshot.
     pub async fn read<T, E, F>(&self, work: F) -> Result<T, E>
     where
         F: FnOnce(&mut AnyConnection) -> Result<T, E> + Send + 'static,
@@ -110,12 +110,12 @@ impl Store {
         self.readers.transaction(POOL_WAIT, clock, begin, |conn, _| work(conn)).await
     }
 
-    /// Up to which moment lists in ascending order are complete: nothing that is yet to be committed is older. A
-    /// transaction takes its moment at its beginning, and transactions don't end in the order in which they begin.
-    /// `None`: they do, as on SQLite.
+    /// Returns the time up to which lists in ascending order are complete: no row that is still to be
+    /// committed is older. A transaction takes its time when it begins, and transactions don't end in the
+    /// order in which they begin. `None` if they do, as on SQLite.
     ///
-    /// To be asked before the list is read. The clocks of processes differ by less than a second. A session whose
-    /// transaction this role may not see counts as if it were as old as they become.
+    /// Call this before reading the list. Assumes that the clocks of processes differ by less than a second.
+    /// A session whose transaction is hidden from this role counts as old as a transaction can become.
     pub async fn complete_until(&self) -> Result<Option<Timestamp>, StoreError> {
         const CLOCKS_DIFFER: Duration = Duration::from_secs(1);
         let oldest = |conn: &mut AnyConnection| {
@@ -132,7 +132,7 @@ impl Store {
         self.readers.run(oldest).await
     }
 
-    /// Answers whether the database takes transactions that write, within five seconds.
+    /// Checks within five seconds that the database accepts write transactions.
     pub async fn ping(&self) -> Result<(), StoreError> {
         self.write_within(PING_PATIENCE, |conn, _| {
             Ok(diesel::select(1.into_sql::<Integer>()).execute(conn).map(drop)?)
@@ -140,13 +140,14 @@ impl Store {
         .await
     }
 
-    /// When a transaction that may write last came to its end.
+    /// Returns when a write transaction last succeeded.
     pub fn alive_at(&self) -> Instant {
         *self.alive_at.borrow()
     }
 
-    /// Empties SQLite's write-ahead log into the file, so that what was erased is not read there either. An outage while
-    /// somebody else reads what the log had before. PostgreSQL sees to its own.
+    /// Moves SQLite's write-ahead log into the file and empties it, so that the log contains no erased data
+    /// either. Returns an outage while another reader uses the log's old content. PostgreSQL manages its own
+    /// log.
     pub async fn checkpoint(&self) -> Result<(), StoreError> {
         let checkpoint = |conn: &mut AnyConnection| {
             let AnyConnection::Sqlite(conn) = conn else { return Ok(()) };
@@ -160,14 +161,14 @@ impl Store {
         self.writers.run(checkpoint).await
     }
 
-    /// Keeps the clock aligned with the database's until `shutdown`, or until the schema has become one on which this
-    /// program may not work: that is the error.
+    /// Keeps the clock aligned with the database's until `shutdown`. Returns an error once this program may
+    /// no longer use the schema.
     pub async fn keep_aligned(&self, shutdown: CancellationToken) -> Result<(), StoreError> {
         let mut ticks = tokio::time::interval(Duration::from_secs(10));
         while shutdown.run_until_cancelled(ticks.tick()).await.is_some() {
             match self.require_schema().await {
                 Err(error @ StoreError::Schema(_)) => return Err(error),
-                Err(error) => tracing::debug!(%error, "the schema can't be looked at"),
+                Err(error) => tracing::debug!(%error, "the schema can't be checked"),
                 Ok(()) => {}
             }
             if let Err(error) = self.align_clock().await {
@@ -196,7 +197,7 @@ impl Store {
                 ))
                 .get_result(conn)?;
                 if !clock.align(Timestamp::from_micros(micros), asked, clock.monotonic()) {
-                    tracing::debug!("a sample of the database's clock said nothing new");
+                    tracing::debug!("a sample of the database's clock was not used");
                 }
                 Ok(())
             })
@@ -204,7 +205,7 @@ impl Store {
     }
 }
 
-/// A pool with its queue: callers wait here without holding a thread.
+/// A pool with a queue: callers wait here without holding a thread.
 #[derive(Clone)]
 struct Connections {
     pool: r2d2::Pool<Manager>,
@@ -247,7 +248,7 @@ impl Connections {
         tokio::task::spawn_blocking(work).await.map_err(|_| StoreError::Panicked)?
     }
 
-    /// Runs `work` on a connection without a transaction around it, unless a pooler needs one.
+    /// Runs `work` on a connection without a transaction, unless a pooler needs one.
     async fn run<T, F>(&self, work: F) -> Result<T, StoreError>
     where
         F: FnOnce(&mut AnyConnection) -> Result<T, StoreError> + Send + 'static,
@@ -277,9 +278,9 @@ impl Connections {
     }
 }
 
-/// A connection on which a transaction has begun. One that turns out to be dead, as all are after a restart of the
-/// server, is thrown away and the next one tried; nothing was done on it yet. A server that is there and refuses, as a
-/// standby does, is not asked on all of them.
+/// Returns a connection on which a transaction has begun. Discards dead connections, as after a restart of
+/// the server, and tries the next one; nothing was done on them yet. If the server itself refuses, as a
+/// standby does, no further connections are tried.
 fn begun(
     pool: &r2d2::Pool<Manager>,
     begin: fn(&mut AnyConnection) -> QueryResult<()>,
@@ -296,7 +297,7 @@ fn begun(
     }
 }
 
-/// Whether that is a connection's end, rather than a refusal of the server's.
+/// Whether the error means a dead connection, not a refusal by the server.
 fn is_dead(error: &Error) -> bool {
     use DatabaseErrorKind::{ClosedConnection, UnableToSendCommand};
     match error {
@@ -309,9 +310,9 @@ struct Manager(DatabaseUrl);
 
 struct Pooled {
     inner: AnyConnection,
-    /// Something failed outside any transaction: don't use it again.
+    /// Whether an operation failed outside of a transaction. The connection must not be reused.
     lost: bool,
-    /// Whether each transaction may get another session of the server.
+    /// Whether each transaction may run in a different session of the server.
     is_pooled: bool,
 }
 

@@ -1,4 +1,4 @@
-//! API tokens: made here, shown once, kept as SHA-256, good until they expire or are revoked.
+//! API tokens: created here, shown once, stored as SHA-256, valid until they expire or are revoked.
 
 use contracts::{OrgId, Scope, Scopes, Timestamp, TokenId};
 use diesel::prelude::*;
@@ -10,13 +10,13 @@ use crate::connect::AnyConnection;
 use crate::error::StoreError;
 use crate::schema::api_tokens;
 
-/// A token as its bearer shows it: `rf_live_` or `rf_svc_` and 64 hex digits (contract section 3, "Tokens").
+/// A token as a client presents it: `rf_live_` or `rf_svc_` and 64 hex digits (contract section 3, "Tokens").
 /// Only its hash is kept in memory.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub struct TokenText([u8; 32]);
 
 impl TokenText {
-    /// Takes what stands behind `Bearer `; none if it does not look like a token.
+    /// Parses the text after `Bearer `. Returns `None` if it does not have the form of a token.
     pub fn parse(text: &str) -> Option<TokenText> {
         let digits = text.strip_prefix("rf_live_").or_else(|| text.strip_prefix("rf_svc_"))?;
         let hex = digits.len() == 64 && digits.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'));
@@ -24,7 +24,7 @@ impl TokenText {
     }
 }
 
-/// A token just made; the only time its text is known.
+/// A newly created token. Its text is available only here.
 #[derive(serde::Serialize)]
 #[allow(missing_docs)]
 pub struct NewToken {
@@ -38,7 +38,7 @@ pub struct NewToken {
     pub expires_at: Option<Timestamp>,
 }
 
-/// A token's record, which does not tell the token.
+/// A token's record, without its text.
 #[derive(Clone, Debug, PartialEq, serde::Serialize)]
 #[allow(missing_docs)]
 pub struct Token {
@@ -55,20 +55,21 @@ fn shown<S: serde::Serializer>(text: &Zeroizing<String>, serializer: S) -> Resul
     serializer.serialize_str(text)
 }
 
-/// Who is calling.
+/// The authenticated caller.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Principal {
     /// The token's id, for logs.
     pub token_id: TokenId,
-    /// The one organization it belongs to.
+    /// The token's organization.
     pub org_id: OrgId,
-    /// What it may do.
+    /// The operations that the token permits.
     pub scopes: Scopes,
-    /// The moment from which its token is no longer good.
+    /// The time from which the token is invalid.
     pub expires_at: Option<Timestamp>,
 }
 
-/// Makes a token of 256 random bits for an organization that exists, good until `expires_at`, or until it is revoked.
+/// Creates a token of 256 random bits for an existing organization, valid until `expires_at` or until it is
+/// revoked.
 pub fn create_token(
     tx: &mut AnyConnection,
     now: Timestamp,
@@ -98,7 +99,7 @@ pub fn create_token(
     Ok(NewToken { id, org_id: org, token, scopes, label, created_at: now, expires_at })
 }
 
-/// Who bears this token, if it is good at `now`.
+/// Returns the principal of a token that is valid at `now`.
 pub fn authenticate(
     tx: &mut AnyConnection,
     now: Timestamp,
@@ -120,7 +121,7 @@ pub fn authenticate(
     }))
 }
 
-/// An organization's tokens, oldest first, with those that have ended.
+/// Returns an organization's tokens, oldest first, including expired and revoked ones.
 pub fn list_tokens(tx: &mut AnyConnection, org: OrgId) -> Result<Vec<Token>, StoreError> {
     let rows: Vec<TokenRow> = api_tokens::table
         .filter(api_tokens::org_id.eq(Key::from(org)))
@@ -130,8 +131,8 @@ pub fn list_tokens(tx: &mut AnyConnection, org: OrgId) -> Result<Vec<Token>, Sto
     Ok(rows.into_iter().map(Token::from).collect())
 }
 
-/// Ends a token, and answers its record; none if the organization has no such token. One that was revoked before stays
-/// as it was.
+/// Revokes a token and returns its record; `None` if the organization has no such token. A token that was
+/// revoked before is unchanged.
 pub fn revoke_token(
     tx: &mut AnyConnection,
     now: Timestamp,
@@ -176,7 +177,7 @@ impl From<TokenRow> for Token {
 fn read_scopes(scopes: Option<String>) -> Scopes {
     match scopes {
         None => Scopes::All,
-        // A scope of a later version is none of ours: it allows nothing here.
+        // Scopes of later versions are ignored: they permit nothing here.
         Some(named) => Scopes::Named(named.split(' ').filter_map(|scope| scope.parse().ok()).collect()),
     }
 }

@@ -1,4 +1,4 @@
-//! Withdrawing a delivery that waits (contract section 3).
+//! Withdraws waiting deliveries (contract section 3).
 
 use contracts::{Delivery, DeliveryId, DeliveryStatus, FailureReason, OrgId, Timestamp};
 use engine::Transition;
@@ -9,21 +9,22 @@ use crate::error::StoreError;
 use crate::idempotency::{IdempotencyKey, find_made, give_back, take_keys};
 use crate::steps::transitions::write_transitions;
 
-/// The answer to a request to withdraw a delivery. Only the first `Withdrawn` changes anything.
+/// The result of a request to withdraw a delivery. Only the first `Withdrawn` changes anything.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Withdrawal {
-    /// It has ended as `withdrawn`, now or before.
+    /// The delivery has ended as `withdrawn`, now or earlier.
     Withdrawn(Box<Delivery>),
-    /// It is being sent, or has ended otherwise.
+    /// The delivery is in flight, or has ended in another way.
     NotWaiting(DeliveryStatus),
     /// The idempotency key was used for another request.
     KeyReused,
-    /// No such delivery in this organization.
+    /// The organization has no such delivery.
     DeliveryNotFound,
 }
 
-/// Ends a delivery that waits, tried or not. To a repeated request a withdrawn delivery is shown as it stands: nothing
-/// about it changes any more but a record of `outcome_unknown` whose result comes late.
+/// Ends a waiting delivery, whether or not it was attempted. A repeated request returns the withdrawn
+/// delivery in its current state. The only later change is a late result that replaces a record of
+/// `outcome_unknown`.
 pub fn withdraw(
     tx: &mut AnyConnection,
     now: Timestamp,
@@ -47,7 +48,7 @@ pub fn withdraw(
 }
 
 fn end(tx: &mut AnyConnection, now: Timestamp, org: OrgId, id: DeliveryId) -> Result<Withdrawal, StoreError> {
-    // The row decides. Each turn ends, or finds that the delivery has been claimed, or its attempt ended, in between.
+    // The row decides. Repeats only if the delivery was claimed, or its attempt ended, in between.
     loop {
         let Some(delivery) = find_delivery(tx, org, id, DeliveryParts::SHOWN)? else {
             return Ok(Withdrawal::DeliveryNotFound);

@@ -1,4 +1,5 @@
-//! Claiming: from here an attempt belongs to one dispatcher, until its lease ends. By doorbell; `relay` claims what is due.
+//! Claims attempts for one dispatcher until their lease ends. This module claims by doorbell; `relay` claims
+//! due deliveries.
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -22,19 +23,19 @@ use crate::prepared::{Prepared, column, prepared};
 use crate::steps::holds::held_beyond;
 use crate::steps::relay::{DueClaim, claim_due};
 
-/// What a claim came to. All of it was claimed at one moment, unless it is recovered.
+/// The result of a claim. All attempts were claimed at the same time, unless they are recovered.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct ClaimResult {
-    /// Attempts that are ours to make.
+    /// Attempts that the dispatcher now holds.
     pub claimed: Vec<Claimed>,
-    /// Whether they are of an earlier try, whose commit turns out to have come through.
+    /// Whether an earlier try claimed them and its commit succeeded after all.
     pub is_recovered: bool,
-    /// How the relay's look went, if it was one.
+    /// The outcome of the relay's poll; `None` for doorbells and recovered claims.
     pub look: Option<Look>,
 }
 
-/// Makes a claim. From the second try on, which is made when an earlier one's commit may have come through, what carries
-/// the claim's id already is ours.
+/// Executes a claim. A retry first looks for rows that already carry the claim id, because the commit of an
+/// earlier try may have succeeded.
 pub fn claim(
     tx: &mut AnyConnection,
     now: Timestamp,
@@ -57,8 +58,8 @@ pub fn claim(
     Ok(ClaimResult { claimed, is_recovered: false, look })
 }
 
-/// What every claim sets; [`bind_claiming`] binds it. Claiming is the one way out of a state that is not a `Transition`:
-/// the attempt's number depends on the row.
+/// The `SET` list of every claim; [`bind_claiming`] binds it. Claiming is the only state change that is not a
+/// `Transition`, because the attempt number depends on the row.
 macro_rules! claim_set {
     () => {
         "attempt_count = attempt_count + 1, next_attempt_at = NULL, claim_id = ?, claimed_at = ?, wake_at = ?, updated_at = ?"
@@ -66,7 +67,7 @@ macro_rules! claim_set {
 }
 pub(super) use claim_set;
 
-/// The columns of [`HeldSql`] that an open delivery has, of an attempt that is no probe.
+/// The columns of [`HeldSql`] from an open delivery, for an attempt that is not a probe.
 macro_rules! claimed_columns {
     () => {
         "id, org_id, run_id, destination, attempt_count, max_attempts, claim_id, claimed_at, FALSE"
@@ -74,7 +75,8 @@ macro_rules! claimed_columns {
 }
 pub(super) use claimed_columns;
 
-/// The same of `open_deliveries o` beside its destination's row `h` for the probe made under the same claim.
+/// The columns of [`HeldSql`] from `open_deliveries o`, joined with the `destinations` row `h` whose probe
+/// has the same claim id.
 macro_rules! held_columns {
     () => {
         "o.id, o.org_id, o.run_id, o.destination, o.attempt_count, o.max_attempts, o.claim_id, o.claimed_at,
@@ -83,15 +85,15 @@ macro_rules! held_columns {
 }
 pub(super) use held_columns;
 
-/// An attempt under way, as a statement returns it.
+/// A row of an attempt in flight.
 pub(super) type HeldSql = (Id, Id, Id, BigInt, Integer, Integer, Id, Moment, Bool);
 pub(super) type HeldRow = (Key, Key, Key, i64, i32, i32, Key, Time, bool);
 
-/// What a send needs from `deliveries`: the id, the request that asked for the delivery, URL, payload and secret.
+/// The columns of `deliveries` that a send needs: id, request id, URL, payload and secret.
 type FactsSql = (Id, Text, Text, Binary, Nullable<Id>);
 type FactsRow = (Key, String, String, Vec<u8>, Option<Key>);
 
-/// Adds what is sent to claimed attempts. An open delivery without its row in `deliveries` is an error.
+/// Adds the data to send to claimed attempts. Fails if an open delivery has no row in `deliveries`.
 pub(super) fn with_facts(tx: &mut AnyConnection, rows: Vec<HeldRow>) -> Result<Vec<Claimed>, StoreError> {
     let ids = column(&rows, |(id, ..)| *id);
     let mut facts: HashMap<Key, FactsRow> = HashMap::with_capacity(rows.len());
@@ -102,7 +104,7 @@ pub(super) fn with_facts(tx: &mut AnyConnection, rows: Vec<HeldRow>) -> Result<V
                 "SELECT id, request_id, callback_url, payload, signing_secret_id FROM deliveries WHERE id = ANY (?)",
             )
             .bind::<Array<Id>, _>(ids);
-            // libpq would keep all rows in memory until the last is converted; so it hands them over one by one.
+            // Row by row: otherwise libpq keeps all rows in memory until the last one is converted.
             for row in statement.load_iter::<FactsRow, PgRowByRowLoadingMode>(pg)? {
                 let row = row?;
                 facts.insert(row.0, row);
@@ -134,7 +136,7 @@ pub(super) fn with_facts(tx: &mut AnyConnection, rows: Vec<HeldRow>) -> Result<V
     rows.into_iter().map(claimed).collect()
 }
 
-/// An attempt under way, asked for by that request.
+/// Converts a row of an attempt in flight. `request_id` is the request that created the delivery.
 pub(super) fn held(row: HeldRow, request_id: String) -> HeldAttempt {
     let (delivery, org, run, destination, number, max_attempts, claim, at, is_probe) = row;
     HeldAttempt {
@@ -151,7 +153,7 @@ pub(super) fn held(row: HeldRow, request_id: String) -> HeldAttempt {
     }
 }
 
-/// Binds what [`claim_set`] sets.
+/// Binds the parameters of [`claim_set`].
 pub(super) fn bind_claiming<'a, Row, DB>(
     statement: Prepared<'a, DB, Row>,
     claiming: &Claiming,
@@ -168,8 +170,8 @@ where
         .bind::<Moment, _>(Time::from(claiming.claimed_at))
 }
 
-/// A statement that claims the attempts of jobs, with the condition on the attempt's number. It is given the ids twice, so that
-/// the rows are found by them and nothing else. What waits has `next_attempt_at`.
+/// Claims the attempts of jobs; `$number` is the condition on the attempt number. The ids are passed twice so
+/// that the rows are found by id only. Only waiting deliveries have a `next_attempt_at`.
 macro_rules! claim_jobs_on_postgres {
     ($number:literal) => {
         concat!(
@@ -208,10 +210,10 @@ macro_rules! claim_job_on_sqlite {
     };
 }
 
-/// Claims the attempts that `jobs` ask for. A job for attempt n claims only a delivery that waits for exactly that
-/// attempt, goes where the job says and has the budget for it. It must be due, which a new one is whatever the clocks
-/// say, and its destination be ordinary: others are the relay's. Other jobs are duplicates or stale, and claim nothing.
-/// `claim_id` must be fresh.
+/// Claims the attempts that `jobs` name. A job for attempt n claims a delivery only if it waits for attempt
+/// n, has the job's destination, and has attempts left. The delivery must be due; a new one always is,
+/// regardless of clock differences. Its destination must not have a row in `destinations`; the relay serves
+/// those that do. All other jobs are duplicates or stale and claim nothing. `claim_id` must be new.
 pub fn claim_jobs(
     tx: &mut AnyConnection,
     now: Timestamp,
@@ -261,9 +263,10 @@ pub fn claim_jobs(
     with_facts(tx, rows)
 }
 
-/// The attempts held under a claim id: after a claim whose commit had an unknown outcome, these are ours.
+/// Returns the attempts held under a claim id. After a commit with an unknown outcome, the dispatcher holds
+/// exactly these.
 pub fn claimed_under(tx: &mut AnyConnection, claim_id: ClaimId) -> Result<Vec<Claimed>, StoreError> {
-    // claim_id has no index of its own; that of the leases keeps this to what is under way.
+    // `claim_id` has no index of its own; the lease index limits the scan to attempts in flight.
     let statement = prepared::<HeldSql, _>(concat!(
         "SELECT ",
         held_columns!(),

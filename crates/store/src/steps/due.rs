@@ -1,5 +1,5 @@
-//! Which destinations have something due: what a look of the relay sees. Its cost is bounded,
-//! and does not depend on how much waits, nor where.
+//! Finds destinations with due deliveries for a relay poll. The cost is bounded: it depends neither on the
+//! size of the backlog nor on its destinations.
 
 use contracts::{Destination, Timestamp};
 use diesel::prelude::*;
@@ -10,12 +10,13 @@ use crate::columns::{Moment, Time};
 use crate::connect::AnyConnection;
 use crate::prepared::prepared;
 
-/// How many due rows a look by time reads. When there are fewer, their destinations are all that have something due.
+/// Maximum due rows that [`by_time`] reads. If there are fewer, it has found every destination with due
+/// deliveries.
 const ROWS: i64 = 512;
 
-/// What a look sees.
+/// The result of [`look`].
 pub(super) struct Sight {
-    /// In ascending order.
+    /// In ascending order of destination.
     pub(super) due: Vec<DueDestination>,
     pub(super) seen: Seen,
 }
@@ -28,12 +29,13 @@ fn hold((held_until, probing_until): HoldRow, now: Timestamp) -> HoldState {
     HoldState::of(row, now)
 }
 
-/// Looks at the plan's targets if it has any. Else by time, which costs nothing while little is due; when more is due than
-/// that sees, it walks the circle of destinations.
+/// Returns the plan's targets if it has any. Otherwise reads by due time, which is cheap while few deliveries
+/// are due. With a known backlog, or if there are at least [`ROWS`] due rows, walks the destinations from the
+/// plan's cursor.
 pub(super) fn look(tx: &mut AnyConnection, now: Timestamp, plan: &RelayPlan) -> QueryResult<Sight> {
     if !plan.targets.is_empty() {
         let seen = Seen { has_backlog: plan.has_backlog, walked_to: plan.cursor };
-        // One that is held is not asked for here: its row keeps its deliveries back.
+        // Holds are not read here: the statement that locks candidates excludes held destinations.
         let due = |target: &Destination| DueDestination { destination: *target, hold: HoldState::Open };
         return Ok(Sight { due: plan.targets.iter().map(due).collect(), seen });
     }
@@ -46,7 +48,7 @@ pub(super) fn look(tx: &mut AnyConnection, now: Timestamp, plan: &RelayPlan) -> 
     walk(tx, now, plan.cursor, plan.steps())
 }
 
-/// The destinations of the rows that have been due for longest, and whether those are all that are due.
+/// Returns the destinations of the rows that have been due longest, and whether these are all due rows.
 fn by_time(tx: &mut AnyConnection, now: Timestamp) -> QueryResult<(Vec<DueDestination>, bool)> {
     let rows: Vec<(i64, i64, HoldRow)> = prepared::<(BigInt, BigInt, HoldSql), _>(
         "SELECT w.destination, w.number, h.held_until, h.probing_until
@@ -70,8 +72,8 @@ fn by_time(tx: &mut AnyConnection, now: Timestamp) -> QueryResult<(Vec<DueDestin
     Ok((rows.into_iter().map(due).collect(), is_complete))
 }
 
-/// Steps through the destinations behind `cursor` that wait for something. Each step finds the next destination's first
-/// entry in the index, whose time says whether something is due.
+/// Visits the next destinations after `cursor` that have waiting deliveries. Each step reads the next
+/// destination's first index entry, whose time tells whether a delivery is due.
 fn walk(
     tx: &mut AnyConnection,
     now: Timestamp,

@@ -1,4 +1,4 @@
-//! Recording: an attempt's record is written and its delivery moves on, in one transaction for a batch.
+//! Records attempt results: inserts the attempts and moves their deliveries, in one transaction per batch.
 
 use std::collections::{HashMap, HashSet};
 
@@ -18,16 +18,16 @@ use crate::steps::late::finish_late;
 use crate::steps::open::{OpenDelivery, WhenLocked, lock_open};
 use crate::steps::transitions::move_locked;
 
-/// Writes a batch of results and returns what became of each, in the batch's order. Each delivery is guarded by its state
-/// and claim id; a batch has at most one result of a delivery. Waits for no other session: results whose row is locked are
-/// left out and must be tried again.
+/// Writes a batch of results and returns the effect of each, in the batch's order. A result applies only if
+/// its delivery's state and claim id match. A batch has at most one result per delivery. Never waits for
+/// another session: results whose row is locked are skipped and must be retried.
 pub fn finish(
     tx: &mut AnyConnection,
     now: Timestamp,
     batch: &[AttemptResult],
 ) -> Result<Vec<Effect>, StoreError> {
     let mut open = lock_open(tx, batch.iter().map(|result| result.delivery_id), WhenLocked::PassOver)?;
-    // A hold is written to its destination's row, which another session may have as well.
+    // A hold is written to its destination's row, which another session may have locked.
     let elsewhere = holds_locked_elsewhere(tx, batch)?;
     let is_blocked =
         |result: &AttemptResult| result.hold != HoldChange::None && elsewhere.contains(&result.destination);
@@ -54,12 +54,12 @@ pub fn finish(
     batch.iter().zip(places).map(effect).collect()
 }
 
-/// Where a result's delivery is found.
+/// The state of a result's delivery.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Place {
-    /// Locked by this transaction, and held under the result's claim.
+    /// Locked by this transaction and held under the result's claim.
     Ours,
-    /// Locked by this transaction, but no longer under that claim, or ended.
+    /// Locked by this transaction, but ended or no longer held under that claim.
     Elsewhere,
     /// Locked by another session.
     Locked,
@@ -70,7 +70,7 @@ fn is_held_by(row: &OpenDelivery, result: &AttemptResult) -> bool {
     row.claim_id.is_some_and(|claim| claim == result.claim_id || is_off(Protection::Fencing))
 }
 
-/// Records the results of attempts that are still held, whose rows are locked.
+/// Records the results of attempts that are still held and whose rows are locked.
 pub(super) fn record(
     tx: &mut AnyConnection,
     now: Timestamp,
@@ -92,8 +92,8 @@ pub(super) fn record(
     Ok(write_holds(tx, now, results)?)
 }
 
-/// Locks those of the deliveries that have ended, and tells what has become of the others: another session has it, or
-/// has just moved it. One that is gone is left out.
+/// Locks the ended deliveries among `ids`, and returns the place of each delivery. `Locked`: another session
+/// has locked or just moved it. Deliveries that no longer exist are omitted.
 fn lock_ended(tx: &mut AnyConnection, ids: &[DeliveryId]) -> QueryResult<HashMap<DeliveryId, Place>> {
     if ids.is_empty() {
         return Ok(HashMap::new());
@@ -105,7 +105,7 @@ fn lock_ended(tx: &mut AnyConnection, ids: &[DeliveryId]) -> QueryResult<HashMap
         )
         .bind::<Array<Id>, _>(&ids)
         .load(pg)?,
-        // Its one writer has all that there is.
+        // SQLite has one writer, so every row is available.
         AnyConnection::Sqlite(_) => ids.clone(),
     };
     let known: Vec<Key> =
@@ -177,8 +177,9 @@ fn insert_attempts(tx: &mut AnyConnection, ours: &[&AttemptResult]) -> QueryResu
     Ok(())
 }
 
-/// Which of the deliveries whose attempt failed or was not sent have a 2xx on record all the same: that of an earlier
-/// attempt, come late, while this one was being made. They have succeeded and need no further attempt.
+/// Returns the deliveries whose attempt failed or was not sent, but that have a 2xx on record: the late
+/// result of an earlier attempt, which arrived while this attempt was in flight. They have succeeded and need
+/// no further attempt.
 fn accepted_earlier(tx: &mut AnyConnection, ours: &[&AttemptResult]) -> QueryResult<HashSet<DeliveryId>> {
     let failed_again = |r: &&&AttemptResult| r.record.number > 1 && r.settlement != Settlement::Succeeded;
     let failed_again: Vec<Key> = ours.iter().filter(failed_again).map(|r| r.delivery_id.into()).collect();
@@ -201,7 +202,7 @@ pub(super) fn detail(record: &AttemptRecord) -> Option<&str> {
     record.failure.as_ref().map(|failure| failure.detail.as_str())
 }
 
-/// The selected response headers as they are stored.
+/// Returns the selected response headers in their stored form.
 pub(super) fn response_headers(timing: &Timing) -> Option<String> {
     let headers = timing.headers.as_ref()?;
     Some(serde_json::to_string(headers).expect("a map of texts is JSON"))

@@ -1,4 +1,5 @@
-//! Holds: rows of `destinations`, which only destinations that are not ordinary have.
+//! Holds, stored as rows of `destinations`. Only a destination that is held, or was until recently, has a
+//! row.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::time::Duration;
@@ -16,13 +17,13 @@ use crate::error::StoreError;
 use crate::prepared::prepared;
 use crate::schema::destinations;
 
-/// How long a row stays after its hold has ended, when nothing comes that could be its probe.
+/// How long a row stays after its hold has ended, if no delivery waits that could be its probe.
 const FORGOTTEN_AFTER: Duration = Duration::from_secs(3600);
-/// How many rows are forgotten at once.
+/// Maximum rows deleted at once.
 const FORGOTTEN_AT_ONCE: i64 = 500;
 
-/// A destination's row keeps back what is not its probe if its hold ends after this moment: any row does, unless the
-/// simulation has switched that off.
+/// A destination's row blocks every delivery but its probe if its hold ends after the returned time. That
+/// includes all rows, unless the simulation has switched the protection off.
 pub(super) fn held_beyond(now: Timestamp) -> Time {
     if is_off(Protection::Hold) {
         Time::MAX
@@ -33,8 +34,8 @@ pub(super) fn held_beyond(now: Timestamp) -> Time {
     }
 }
 
-/// Locks the rows of those destinations whose hold has ended and whose probe may go, and returns them. One that another
-/// session has locked is left to it.
+/// Locks and returns the destinations whose hold has ended and whose probe may begin. Skips rows locked by
+/// another session.
 pub(super) fn lock_half_open(
     tx: &mut AnyConnection,
     now: Timestamp,
@@ -68,8 +69,8 @@ pub(super) fn lock_half_open(
     Ok(locked.into_iter().map(Destination::from).collect())
 }
 
-/// Locks the rows of the destinations that results hold or open, in order as every batch does, and returns those that
-/// another session has.
+/// Locks the rows of the destinations that results hold or open, in order as every batch does. Returns the
+/// destinations that another session has locked.
 pub(super) fn holds_locked_elsewhere(
     tx: &mut AnyConnection,
     results: &[AttemptResult],
@@ -94,7 +95,7 @@ pub(super) fn holds_locked_elsewhere(
     Ok(there.into_iter().map(Destination::from).collect())
 }
 
-/// Writes down that a locked destination's probe is on its way.
+/// Records that the probe of a locked destination is in flight.
 pub(super) fn begin_probe(
     tx: &mut AnyConnection,
     claiming: &Claiming,
@@ -110,17 +111,17 @@ pub(super) fn begin_probe(
         .map(drop)
 }
 
-/// What a batch of results means for one destination.
+/// The effect of a batch of results on one destination.
 struct Change {
     org: Key,
     held_until: Option<Timestamp>,
-    /// The claims of probes that have ended, and whether each opens the destination. More than one if the lease of the
+    /// The claims of ended probes, and whether each opens the destination. More than one if the lease of the
     /// first had ended.
     probes: Vec<(Key, bool)>,
 }
 
-/// Writes what results mean for their destinations. One destination after the other in order, so that two batches can't
-/// wait for each other; there are few, as a held destination has no more attempts.
+/// Writes the hold changes of results. Writes one destination at a time, in order, so that two batches can't
+/// deadlock. There are few, because a held destination gets no further attempts.
 pub(super) fn write_holds(
     tx: &mut AnyConnection,
     now: Timestamp,
@@ -172,7 +173,7 @@ fn write_change(
         .execute(tx)?;
     }
     for (claim_id, opens) in &change.probes {
-        // Unless another probe has gone in its place. What other attempts were told meanwhile stands.
+        // Unless another probe has replaced it. A hold set by another attempt in the meantime remains.
         let probe = destinations::table.find(destination).filter(destinations::probe_claim_id.eq(claim_id));
         if *opens && diesel::delete(probe.filter(destinations::held_until.le(now))).execute(tx)? > 0 {
             continue;
@@ -188,10 +189,10 @@ fn write_change(
     Ok(())
 }
 
-/// Removes rows whose hold ended an hour ago, with no probe on its way and nothing waiting that could be one; returns how
-/// many. At most 500 at once.
+/// Deletes up to 500 rows whose hold ended an hour ago, with no probe in flight and no waiting delivery that
+/// could be one. Returns the number of deleted rows.
 pub fn forget_holds(tx: &mut AnyConnection, now: Timestamp) -> Result<usize, StoreError> {
-    // What waits for a destination is found as a walk finds it.
+    // Finds the waiting deliveries of a destination in the same way as the relay's walk.
     macro_rules! forget {
         ($is_one_of:literal, $end:literal) => {
             concat!(
@@ -220,7 +221,7 @@ pub fn forget_holds(tx: &mut AnyConnection, now: Timestamp) -> Result<usize, Sto
     Ok(forgotten)
 }
 
-/// Puts off the times at which deliveries say they are attempted next, each beside its destination, to the end of a hold.
+/// Moves the shown `next_attempt_at` of deliveries, each paired with its destination, to the end of the hold.
 pub(crate) fn wait_for_holds(
     tx: &mut AnyConnection,
     mut waiting: Vec<(i64, &mut Option<Time>)>,

@@ -1,4 +1,4 @@
-//! Results that come late: after their lease has ended and been recorded.
+//! Records late results: those that arrive after their lease has ended and been recorded.
 
 use contracts::{FailureReason, Timestamp};
 use diesel::prelude::*;
@@ -13,9 +13,9 @@ use crate::schema::attempts;
 use crate::steps::finish::{detail, reason, response_headers};
 use crate::steps::transitions::write_transitions;
 
-/// A result whose claim is no longer held: its lease ended and the relay recorded `outcome_unknown`, or its delivery has
-/// been finished by this very result before. That record carries the time of the claim: the number alone could be that of
-/// another claim, after an attempt was handed back.
+/// Records a result whose claim is no longer held: its lease ended and the relay recorded `outcome_unknown`,
+/// or this same result was recorded before. The existing record must also have the same claim time, because
+/// after an attempt was handed back another claim can have the same number.
 pub(super) fn finish_late(
     tx: &mut AnyConnection,
     now: Timestamp,
@@ -25,7 +25,7 @@ pub(super) fn finish_late(
     let written: Option<(Key, Time)> =
         place.select((attempts::id, attempts::created_at)).first(tx).optional()?;
     if written.is_some_and(|(id, _)| id == result.record.id.into()) {
-        return Ok(Effect::Recorded); // by an earlier try, whose commit came through unnoticed
+        return Ok(Effect::Recorded); // by an earlier try, whose commit succeeded unnoticed
     }
     let is_of_its_claim =
         written.is_some_and(|(_, claimed_at)| claimed_at == result.record.claimed_at.into());

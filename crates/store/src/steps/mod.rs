@@ -1,5 +1,5 @@
-//! The engine's steps that touch the database, each for a batch: claiming, recording, recovering leases. What they write
-//! is decided in the crate `engine`.
+//! The engine's database steps, each for a batch: claims, records, recovers leases. The crate `engine`
+//! decides what they write.
 
 pub(crate) mod claim;
 mod due;

@@ -1,4 +1,4 @@
-//! Open deliveries, locked by this transaction.
+//! Locks open deliveries for the current transaction.
 
 use std::collections::HashMap;
 
@@ -10,7 +10,7 @@ use crate::columns::{Id, Key, Moment, Time};
 use crate::connect::AnyConnection;
 use crate::prepared::prepared;
 
-/// What a transition needs to know of the delivery it moves.
+/// The columns of an open delivery that a transition needs.
 #[derive(Clone, Debug)]
 pub(crate) struct OpenDelivery {
     pub(super) id: Key,
@@ -25,7 +25,7 @@ pub(crate) struct OpenDelivery {
 }
 
 impl OpenDelivery {
-    /// `pending` or `delivering`.
+    /// Returns `Pending` or `Delivering`.
     pub(crate) fn status(&self) -> DeliveryStatus {
         match self.claim_id {
             None => DeliveryStatus::Pending,
@@ -34,11 +34,11 @@ impl OpenDelivery {
     }
 }
 
-/// Whether a row that another session has locked is waited for.
+/// How to treat a row that another session has locked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum WhenLocked {
     Wait,
-    /// It is as if it were not there.
+    /// Skip it, as if it did not exist.
     PassOver,
 }
 
@@ -56,7 +56,7 @@ macro_rules! open_delivery {
 type OpenSql = (Id, Id, Text, Bool, Integer, Nullable<Text>, Nullable<Text>, Nullable<Id>, Moment);
 type OpenRow = (Key, Key, String, bool, i32, Option<String>, Option<String>, Option<Key>, Time);
 
-/// Locks those of the deliveries that are open, in id order as every batch does.
+/// Locks the open deliveries among `ids`, in id order as every batch does.
 pub(crate) fn lock_open(
     tx: &mut AnyConnection,
     ids: impl IntoIterator<Item = DeliveryId>,

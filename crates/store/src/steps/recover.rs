@@ -1,4 +1,4 @@
-//! Recovering attempts whose dispatcher did not come back while their lease lasted.
+//! Recovers attempts whose dispatcher recorded no result before their lease ended.
 
 use contracts::{DeliveryId, Timestamp};
 use diesel::prelude::*;
@@ -14,9 +14,10 @@ use crate::steps::claim::{HeldRow, HeldSql, held, held_columns};
 use crate::steps::finish::record;
 use crate::steps::open::{WhenLocked, lock_open};
 
-/// Records up to `limit` attempts whose lease has ended, oldest first, as `settle` says, and returns what was recorded.
-/// Rows that another session has locked are passed over: somebody else recovers them, or their result has come after all.
-/// When recording is refused the error names all of them. `is_reversed` begins with those that ended last.
+/// Records up to `limit` attempts whose lease has ended, oldest first, with the result from `settle`, and
+/// returns the recorded attempts. Skips rows locked by another session: it recovers them, or records their
+/// result after all. If the database refuses the batch, the error names all its rows. `is_reversed` starts
+/// with the leases that ended last.
 pub fn recover_leases(
     tx: &mut AnyConnection,
     now: Timestamp,
@@ -29,7 +30,7 @@ pub fn recover_leases(
     let results: Vec<AttemptResult> = expired.iter().map(&mut settle).collect();
     let ids = || expired.iter().map(|held| held.delivery_id);
     let recorded = |tx: &mut AnyConnection| {
-        let mut locked = lock_open(tx, ids(), WhenLocked::Wait)?; // they are this transaction's already
+        let mut locked = lock_open(tx, ids(), WhenLocked::Wait)?; // already locked by this transaction
         record(tx, now, &results.iter().collect::<Vec<_>>(), &mut locked)
     };
     recorded(tx).map_err(|error| RowsRefused { rows: ids().collect(), error })?;
@@ -37,7 +38,7 @@ pub fn recover_leases(
     Ok(expired.into_iter().zip(results).map(recorded).collect())
 }
 
-/// Attempts whose lease has ended, in an order.
+/// Selects attempts whose lease has ended, in the given order.
 macro_rules! expired {
     ($order:literal) => {
         concat!(

@@ -1,5 +1,5 @@
-//! What the relay claims: what is due, shared among destinations. The plan decides between the statements; here they are
-//! only made.
+//! Claims due deliveries for the relay, shared among destinations. The plan makes the decisions between the
+//! statements; this module only executes the statements.
 
 use std::collections::HashSet;
 use std::time::Duration;
@@ -18,7 +18,7 @@ use crate::steps::claim::{HeldRow, HeldSql, bind_claiming, claim_set, claimed_co
 use crate::steps::due::look;
 use crate::steps::holds::{begin_probe, held_beyond, lock_half_open};
 
-/// What a look of the relay claimed, and what it means for the next one.
+/// The attempts that a relay poll claimed, and the state for the next poll.
 #[derive(Clone, Debug, Default, PartialEq)]
 #[allow(missing_docs)]
 pub struct DueClaim {
@@ -26,9 +26,9 @@ pub struct DueClaim {
     pub look: Look,
 }
 
-/// Claims attempts whose time has come: retries, first attempts that no doorbell served, and what waits for destinations
-/// that are not ordinary. Rows that another session has locked are passed over. When the claim itself is refused the error
-/// names the rows that were chosen for it.
+/// Claims due attempts: retries, first attempts that no doorbell claimed, and deliveries to destinations with
+/// a row in `destinations`. Skips rows locked by another session. If the database refuses the claim itself,
+/// the error names the rows chosen for it.
 pub fn claim_due(
     tx: &mut AnyConnection,
     now: Timestamp,
@@ -45,7 +45,8 @@ pub fn claim_due(
         .filter(|share| !share.is_probe || probes.contains(&share.destination))
         .copied()
         .collect();
-    // Deliveries of a target are not left to their doorbells: those were heard, and forgotten for want of room.
+    // Deliveries of a target do not wait for their doorbells, which arrived and were dropped for lack of
+    // room.
     let wake_by = if plan.targets.is_empty() { now } else { now + DOORBELL_GRACE };
     let candidates = lock_candidates(tx, now, wake_by, &claimable, &plan.stepped_over)?;
     let selection = plan.select(&candidates);
@@ -54,7 +55,8 @@ pub fn claim_due(
     Ok(DueClaim { claimed, look: plan.look(&sight.due, &shares, &selection, sight.seen) })
 }
 
-/// The destinations whose probe this transaction may begin: of many, one gets each.
+/// Returns the destinations whose probe this transaction may begin. Of concurrent transactions, only one gets
+/// each.
 fn lock_probes(
     tx: &mut AnyConnection,
     now: Timestamp,
@@ -64,8 +66,9 @@ fn lock_probes(
     lock_half_open(tx, now, &probes.map(|share| share.destination).collect::<Vec<_>>())
 }
 
-/// Locks due deliveries for each share, in the shares' order and each destination's oldest first. A share that is no
-/// probe gets none if its destination has become another than ordinary since it was looked at.
+/// Locks due deliveries for each share, in the order of the shares, oldest first per destination. A share
+/// that is not a probe gets no rows if its destination has got a row in `destinations` since the poll read
+/// it.
 fn lock_candidates(
     tx: &mut AnyConnection,
     now: Timestamp,
@@ -79,8 +82,8 @@ fn lock_candidates(
     let (wake_by, due_by, held_beyond) = (Time::from(wake_by), Time::from(now), held_beyond(now));
     let attempts = |share: &Share| i64::try_from(share.attempts).unwrap_or(i64::MAX);
     let rows: Vec<(Key, i64, i32)> = match tx {
-        // As a range of the index by destination: were they equal, the planner might take the index by time and read past
-        // all that waits for others.
+        // A range makes the planner use the index by destination. With an equality it might use the index by
+        // time and read past the whole backlog of other destinations.
         AnyConnection::Postgres(pg) => prepared::<CandidateSql, _>(
             "SELECT d.id, w.destination, d.bytes
              FROM unnest(?, ?, ?) WITH ORDINALITY AS w (destination, attempts, is_probe, place)
@@ -105,7 +108,7 @@ fn lock_candidates(
         .bind::<Moment, _>(held_beyond)
         .load(pg)?,
         AnyConnection::Sqlite(sqlite) => {
-            // One writer: nobody else has locked anything.
+            // SQLite has one writer, so no row is locked by another session.
             let stepped_over: HashSet<Key> = stepped_over.iter().map(|id| Key::from(*id)).collect();
             let mut rows = Vec::new();
             for share in shares {
@@ -145,7 +148,7 @@ fn candidate((id, destination, bytes): (Key, i64, i32)) -> Candidate {
     }
 }
 
-/// Claims locked deliveries. Of a destination whose probe it is, there is one.
+/// Claims locked deliveries. A destination that is probed has at most one.
 fn claim_chosen(
     tx: &mut AnyConnection,
     claiming: &Claiming,

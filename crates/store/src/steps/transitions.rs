@@ -1,4 +1,4 @@
-//! Writing transitions: the only statements that move a delivery out of a state, beside the claim's.
+//! Writes transitions. Apart from claims, these are the only statements that move a delivery out of a state.
 
 use std::collections::{HashMap, HashSet};
 
@@ -13,8 +13,8 @@ use crate::connect::AnyConnection;
 use crate::prepared::{column, prepared};
 use crate::steps::open::{OpenDelivery, WhenLocked, lock_open};
 
-/// Moves each delivery that is in the state its transition departs from, and returns which were. Waits for those that
-/// another session has locked.
+/// Applies each transition whose delivery is in the transition's source state, and returns the ids of the
+/// moved deliveries. Waits for rows locked by another session.
 pub(crate) fn write_transitions(
     tx: &mut AnyConnection,
     transitions: &[Transition],
@@ -24,7 +24,7 @@ pub(crate) fn write_transitions(
     move_locked(tx, &mut locked, transitions)
 }
 
-/// The same for deliveries that are locked already, each of which is taken out of `locked`.
+/// Like [`write_transitions`], for deliveries that are already locked. Removes each of them from `locked`.
 pub(super) fn move_locked(
     tx: &mut AnyConnection,
     locked: &mut HashMap<DeliveryId, OpenDelivery>,
@@ -42,7 +42,7 @@ pub(super) fn move_locked(
     Ok(ending.iter().chain(&waiting).map(|row| row.open.id.into()).collect())
 }
 
-/// A delivery as it stands after a transition.
+/// A delivery after its transition.
 struct Move {
     open: OpenDelivery,
     status: &'static str,
@@ -71,7 +71,7 @@ impl Move {
     }
 }
 
-/// Deliveries end: from here nothing about them changes.
+/// Ends deliveries. An ended delivery no longer changes.
 fn end(tx: &mut AnyConnection, rows: &[Move]) -> QueryResult<()> {
     match tx {
         AnyConnection::Postgres(_) if rows.is_empty() => {}
@@ -124,13 +124,13 @@ fn end(tx: &mut AnyConnection, rows: &[Move]) -> QueryResult<()> {
     Ok(())
 }
 
-/// Deliveries wait for their next attempt.
+/// Returns deliveries to waiting for their next attempt.
 fn wait(tx: &mut AnyConnection, rows: &[Move]) -> QueryResult<()> {
     match tx {
         AnyConnection::Postgres(_) if rows.is_empty() => {}
         AnyConnection::Postgres(pg) => {
             let ids = column(rows, |row| row.open.id);
-            // It is given the ids twice, so that the rows are found by them and nothing else.
+            // The ids are passed twice so that the rows are found by id only.
             prepared::<(), _>(
                 "UPDATE open_deliveries o SET attempt_count = t.attempt_count, next_attempt_at = t.next_attempt_at,
                      wake_at = t.next_attempt_at, failure_reason_code = t.reason, failure_detail = t.detail,

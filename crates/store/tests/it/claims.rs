@@ -1,4 +1,4 @@
-//! Claiming: by doorbell, by the relay, and what is known of claims afterwards.
+//! Claims by doorbell, claims by the relay, and reading back claims.
 
 use std::time::Duration;
 
@@ -18,14 +18,14 @@ on_both_engines!(
     a_doorbell_for_a_retry_claims_it_only_once_it_is_due,
     a_doorbell_beyond_the_budget_claims_nothing,
     doorbells_of_one_attempt_claim_it_once_within_a_batch_and_after_it,
-    a_batch_claims_those_it_can,
-    doorbells_at_once_claim_each_attempt_once,
+    a_batch_claims_the_attempts_that_can_be_claimed,
+    concurrent_doorbells_claim_each_attempt_once,
     the_relay_leaves_a_new_delivery_to_its_doorbell_for_the_grace,
-    the_relay_takes_the_oldest_first_up_to_its_limit,
-    the_relay_takes_retries_when_they_fall_due,
-    the_relay_takes_nothing_without_budget_or_on_its_way_or_finished,
-    relays_at_once_take_disjoint_attempts,
-    what_is_held_under_a_claim_id_can_be_read_back,
+    the_relay_claims_the_oldest_first_up_to_its_limit,
+    the_relay_claims_retries_when_they_are_due,
+    the_relay_claims_nothing_out_of_budget_in_flight_or_finished,
+    concurrent_relays_claim_disjoint_attempts,
+    attempts_held_under_a_claim_id_can_be_read_back,
     a_lease_expires_at_its_end_and_not_before,
 );
 
@@ -35,7 +35,7 @@ async fn a_doorbell_claims_its_attempt_for_one_lease(engine: Engine) {
     let claim_id = ClaimId::new(stage.now);
     let jobs = [stage.job(delivery.id, 1)];
     let claimed = claim_jobs(&mut stage.conn, stage.now, LEASE, claim_id, &jobs).unwrap().remove(0);
-    // The doorbell's organization is not looked at: the row's is what counts.
+    // The doorbell's organization is ignored; the row's organization counts.
     assert_eq!(
         (claimed.held.org_id, claimed.held.run_id, claimed.held.delivery_id),
         (stage.org, delivery.run_id, delivery.id)
@@ -106,7 +106,7 @@ async fn doorbells_of_one_attempt_claim_it_once_within_a_batch_and_after_it(engi
     assert_eq!(stage.delivery(one).attempt_count, 1);
 }
 
-async fn a_batch_claims_those_it_can(engine: Engine) {
+async fn a_batch_claims_the_attempts_that_can_be_claimed(engine: Engine) {
     let mut stage = Stage::new(engine);
     let mut fresh = stage.accept_many(300);
     let taken: Vec<_> = fresh.iter().step_by(3).map(|id| stage.job(*id, 1)).collect();
@@ -118,7 +118,7 @@ async fn a_batch_claims_those_it_can(engine: Engine) {
     assert_eq!(ids(&claimed), fresh);
 }
 
-async fn doorbells_at_once_claim_each_attempt_once(engine: Engine) {
+async fn concurrent_doorbells_claim_each_attempt_once(engine: Engine) {
     let mut stage = Stage::new(engine);
     let mut fresh = stage.accept_many(40);
     fresh.sort_unstable();
@@ -141,14 +141,14 @@ async fn the_relay_leaves_a_new_delivery_to_its_doorbell_for_the_grace(engine: E
     assert_eq!(stage.claim(&[stage.job(delivery.id, 1)]), [], "the doorbell that comes late after all");
 }
 
-async fn the_relay_takes_the_oldest_first_up_to_its_limit(engine: Engine) {
+async fn the_relay_claims_the_oldest_first_up_to_its_limit(engine: Engine) {
     let mut stage = Stage::new(engine);
     let mut made = Vec::new();
     for _ in 0..5 {
         made.push(stage.accept().id);
         stage.advance(MICROSECOND);
     }
-    // Age is that of the moment to look, not of the delivery: the first is due last now.
+    // Deliveries are ordered by due time, not by creation time: the first one is now due last.
     let first = stage.claim_one(made[0], 1);
     stage.finish_one(retried(&first, stage.now + Duration::from_secs(5)));
     made.rotate_left(1);
@@ -162,7 +162,7 @@ async fn the_relay_takes_the_oldest_first_up_to_its_limit(engine: Engine) {
     assert_eq!(stage.claim_due(2), []);
 }
 
-async fn the_relay_takes_retries_when_they_fall_due(engine: Engine) {
+async fn the_relay_claims_retries_when_they_are_due(engine: Engine) {
     let mut stage = Stage::new(engine);
     let first = stage.claimed();
     let due = stage.now + Duration::from_secs(3_600);
@@ -175,7 +175,7 @@ async fn the_relay_takes_retries_when_they_fall_due(engine: Engine) {
     assert_eq!((claimed[0].held.claimed_at, &claimed[0].payload), (due, &first.payload));
 }
 
-async fn the_relay_takes_nothing_without_budget_or_on_its_way_or_finished(engine: Engine) {
+async fn the_relay_claims_nothing_out_of_budget_in_flight_or_finished(engine: Engine) {
     let mut stage = Stage::new(engine);
     stage.accept();
     stage.sql("UPDATE open_deliveries SET attempt_count = max_attempts").unwrap();
@@ -186,7 +186,7 @@ async fn the_relay_takes_nothing_without_budget_or_on_its_way_or_finished(engine
     assert_eq!(stage.claim_due(10), []);
 }
 
-async fn relays_at_once_take_disjoint_attempts(engine: Engine) {
+async fn concurrent_relays_claim_disjoint_attempts(engine: Engine) {
     let mut stage = Stage::new(engine);
     let mut due = stage.accept_many(40);
     due.sort_unstable();
@@ -197,15 +197,15 @@ async fn relays_at_once_take_disjoint_attempts(engine: Engine) {
     .await;
     let batches: Vec<_> = batches.into_iter().map(|due| due.claimed).collect();
     assert!(batches.iter().all(|batch| batch.len() <= 5));
-    // Passing over what is locked, some may have found less than there was.
+    // Relays skip locked rows, so some may have claimed less than was due.
     let mut taken = batches.concat();
     taken.extend(stage.claim_due(40));
     assert_eq!(ids(&taken), due);
 }
 
-/// SQLite has one writer at a time, so nothing to pass over.
+/// SQLite has one writer at a time, so no rows are locked.
 #[test]
-fn on_postgresql_claims_pass_over_rows_that_another_transaction_has_locked() {
+fn on_postgresql_claims_skip_rows_locked_by_another_transaction() {
     let mut stage = Stage::new(Engine::Postgres);
     let [locked, free] = stage.accept_many(2)[..] else { unreachable!() };
     stage.advance(GRACE);
@@ -218,7 +218,7 @@ fn on_postgresql_claims_pass_over_rows_that_another_transaction_has_locked() {
     assert_eq!(ids(&stage.claim_due(10)), [locked]);
 }
 
-async fn what_is_held_under_a_claim_id_can_be_read_back(engine: Engine) {
+async fn attempts_held_under_a_claim_id_can_be_read_back(engine: Engine) {
     let mut stage = Stage::new(engine);
     let due = stage.accept_many(3);
     stage.advance(GRACE);
@@ -254,10 +254,10 @@ async fn a_lease_expires_at_its_end_and_not_before(engine: Engine) {
     assert_eq!(stage.recover(Settlement::Failed), []);
 }
 
-/// However much else is open: the indexes of what waits, by time and by destination, and of what is under way are
-/// different ones.
+/// The cost does not depend on the backlog: waiting deliveries, by time and by destination, and attempts in
+/// flight have separate indexes.
 #[tokio::test]
-async fn the_relay_reads_nothing_but_what_it_is_after() {
+async fn the_relay_reads_only_the_index_entries_it_needs() {
     let mut stage = Stage::new(Engine::Postgres);
     let held = stage.claimed();
     let waiting = stage.accept().id;
@@ -267,21 +267,21 @@ async fn the_relay_reads_nothing_but_what_it_is_after() {
     assert_eq!(stage.recover(Settlement::Failed).len(), 1);
     let claim_id = held.held.claim_id;
     assert_eq!(stage.write(|tx| claimed_under(tx, claim_id)).len(), 0);
-    // Both have nothing but what is under way.
+    // Both indexes contain only attempts in flight.
     assert_eq!(scans(&mut stage, "leases_by_end") + scans(&mut stage, "claimed_by_age"), 2);
     assert_eq!(stage.claim_due(18).len(), 9 + 1);
     assert_eq!(scans(&mut stage, "waiting_by_wake_at"), 1);
-    // Two steps of a walk and the third that finds no more, then the candidates of two destinations.
+    // Two steps of a walk and a third that finds nothing, then the candidates of two destinations.
     assert_eq!(scans(&mut stage, "waiting_by_destination"), 5);
     let read = tuples_read(&mut stage);
-    // What waits for a full destination costs a look no more.
+    // The backlog of a full destination adds no cost to a poll.
     let rooms = [(Destination::from(0), 0)].into();
     assert_eq!(stage.look(&RelayPlan { rooms, ..plan(18) }).claimed, []);
     let again = tuples_read(&mut stage) - read;
     assert!(read.max(again) < 600, "of 5,000: {read}, {again}");
 }
 
-/// How many entries of the indexes of what waits have been read.
+/// Returns the number of entries read from the indexes of waiting deliveries.
 fn tuples_read(stage: &mut Stage) -> i64 {
     stage.sql("SELECT pg_stat_force_next_flush()").unwrap();
     stage.number(
@@ -289,7 +289,7 @@ fn tuples_read(stage: &mut Stage) -> i64 {
     )
 }
 
-/// How often an index has been used.
+/// Returns how often an index has been used.
 fn scans(stage: &mut Stage, index: &str) -> i64 {
     stage.sql("SELECT pg_stat_force_next_flush()").unwrap();
     stage.number(&format!("SELECT idx_scan FROM pg_stat_user_indexes WHERE indexrelname = '{index}'"))

@@ -1,4 +1,4 @@
-//! The schema states the state machine: what it refuses, whoever asks.
+//! The schema enforces the state machine: it rejects invalid rows from any client.
 
 use std::collections::BTreeSet;
 
@@ -13,16 +13,16 @@ use testkit::{Engine, keyring};
 use crate::stage::{Stage, failed, new_run, on_both_engines, retried};
 
 on_both_engines!(
-    every_named_check_refuses_what_it_names,
+    every_named_check_rejects_what_it_names,
     a_run_has_at_most_one_open_and_one_automatic_delivery,
     an_organization_has_at_most_one_current_secret,
-    an_attempts_number_is_taken_once,
-    rows_need_what_they_refer_to,
-    every_reason_of_a_failure_is_taken,
+    an_attempt_number_is_unique_within_its_delivery,
+    rows_need_the_rows_they_refer_to,
+    every_failure_reason_is_accepted,
     a_part_is_erased_once,
 );
 
-/// Updates of one row that break one CHECK and no other.
+/// Updates of one row that violate exactly one CHECK.
 const BREACHES: &[(&str, &str)] = &[
     ("token_is_kept_as_sha256", "api_tokens SET token_sha256 = substr(token_sha256, 1, 31)"),
     ("current_secret_is_enabled", "signing_secrets SET disabled_at = created_at"),
@@ -52,7 +52,7 @@ const BREACHES: &[(&str, &str)] = &[
     ("probe_has_a_claim", "destinations SET probe_claim_id = org_id"),
 ];
 
-async fn every_named_check_refuses_what_it_names(engine: Engine) {
+async fn every_named_check_rejects_what_it_names(engine: Engine) {
     let mut stage = Stage::new(engine);
     ::store::create_token(&mut stage.conn, stage.now, stage.org, contracts::Scopes::All, None, None).unwrap();
     ::store::create_secret(&mut stage.conn, stage.now, &keyring(), stage.org, None).unwrap();
@@ -73,7 +73,7 @@ async fn every_named_check_refuses_what_it_names(engine: Engine) {
     );
 }
 
-/// The CHECKs that there are, whatever migrations have come and gone.
+/// Returns the CHECKs of the migrated schema.
 fn named(stage: &mut Stage) -> BTreeSet<String> {
     let texts: Vec<String> = match stage.conn {
         AnyConnection::Postgres(_) => stage.texts(
@@ -85,7 +85,7 @@ fn named(stage: &mut Stage) -> BTreeSet<String> {
     let text = texts.join(" ");
     let words: Vec<&str> = text.split_whitespace().collect();
     let checks = words.windows(3).filter(|words| words[0] == "CONSTRAINT" && words[2].starts_with("CHECK"));
-    // Those of keys that nothing breaks by an update are tried by the tests of idempotency and erasing.
+    // No update above violates these CHECKs; the tests of idempotency and erasing cover them.
     let elsewhere = ["request_is_kept_as_sha256", "erased_part", "part_is_kept_as_sha256"];
     checks.map(|words| words[1].to_owned()).filter(|name| !elsewhere.contains(&name.as_str())).collect()
 }
@@ -127,7 +127,7 @@ async fn an_organization_has_at_most_one_current_secret(engine: Engine) {
     );
 }
 
-async fn an_attempts_number_is_taken_once(engine: Engine) {
+async fn an_attempt_number_is_unique_within_its_delivery(engine: Engine) {
     let mut stage = Stage::new(engine);
     let first = stage.claimed();
     stage.finish_one(retried(&first, stage.now));
@@ -136,11 +136,12 @@ async fn an_attempts_number_is_taken_once(engine: Engine) {
     refused_as(&DatabaseErrorKind::UniqueViolation, stage.sql("UPDATE attempts SET attempt_number = 1"));
 }
 
-async fn rows_need_what_they_refer_to(engine: Engine) {
+async fn rows_need_the_rows_they_refer_to(engine: Engine) {
     let mut stage = Stage::new(engine);
     let delivery = stage.accept();
     let foreign = DatabaseErrorKind::ForeignKeyViolation;
-    // PostgreSQL checks each row by a statement of its own; there the code alone sees to these.
+    // PostgreSQL would check each row with a separate statement, so there only the code ensures these
+    // references.
     if engine == Engine::Sqlite {
         let other = stage.other_org();
         // The run exists, but in another organization.
@@ -162,7 +163,7 @@ async fn rows_need_what_they_refer_to(engine: Engine) {
     );
 }
 
-async fn every_reason_of_a_failure_is_taken(engine: Engine) {
+async fn every_failure_reason_is_accepted(engine: Engine) {
     let mut stage = Stage::new(engine);
     let claimed = stage.claimed();
     stage.finish_one(failed(&claimed));

@@ -1,4 +1,4 @@
-//! Erasing a run, and pruning what ended long ago.
+//! Erasing runs, and pruning rows that ended long ago.
 
 use std::time::Duration;
 
@@ -17,19 +17,19 @@ use crate::stage::{
 };
 
 on_both_engines!(
-    erasing_a_run_leaves_nothing_of_what_its_callbacks_said,
-    nothing_of_it_is_left_in_the_file_however_often_it_was_rewritten,
-    sentences_that_quote_a_response_keep_nothing_but_its_status,
-    what_was_erased_is_kept_as_hash_and_size,
+    erasing_a_run_removes_all_content_of_its_callbacks,
+    erased_content_does_not_remain_in_the_file_after_rewrites,
+    failure_details_that_quote_a_response_keep_only_its_status,
+    erased_content_is_kept_as_hash_and_size,
     a_waiting_delivery_is_ended_before_it_is_erased,
     nothing_is_erased_while_a_callback_is_being_sent,
-    an_erased_run_can_not_be_filled_or_delivered_again,
-    a_run_that_has_not_ended_or_is_not_there_is_not_erased,
-    a_result_that_comes_after_the_erasure_keeps_its_body_and_headers_to_itself,
-    what_ended_before_the_moment_is_pruned_batch_by_batch_and_nothing_else,
-    a_pruned_automatic_delivery_is_not_made_again,
-    a_pruned_delivery_takes_its_erased_parts_along,
-    runs_without_a_delivery_are_pruned_and_others_stay,
+    an_erased_run_cannot_be_filled_or_delivered_again,
+    a_run_that_has_not_ended_or_does_not_exist_is_not_erased,
+    a_result_after_the_erasure_is_recorded_without_body_and_headers,
+    only_rows_that_ended_before_the_given_time_are_pruned_in_batches,
+    a_pruned_automatic_delivery_is_not_created_again,
+    pruning_a_delivery_removes_its_erased_parts,
+    only_runs_without_a_delivery_are_pruned,
 );
 
 fn erase(stage: &mut Stage, run: RunId) -> Erasure {
@@ -37,7 +37,7 @@ fn erase(stage: &mut Stage, run: RunId) -> Erasure {
     stage.write(|tx| erase_run(tx, now, org, run))
 }
 
-/// A run with one delivery that succeeded at its second attempt.
+/// Creates a run with one delivery that succeeded at its second attempt.
 fn delivered(stage: &mut Stage) -> contracts::Delivery {
     let delivery = stage.accept();
     let first = stage.claim_one(delivery.id, 1);
@@ -48,7 +48,7 @@ fn delivered(stage: &mut Stage) -> contracts::Delivery {
     stage.delivery(delivery.id)
 }
 
-async fn erasing_a_run_leaves_nothing_of_what_its_callbacks_said(engine: Engine) {
+async fn erasing_a_run_removes_all_content_of_its_callbacks(engine: Engine) {
     let mut stage = Stage::new(engine);
     let before = delivered(&mut stage);
     assert!(before.attempts.iter().any(|attempt| attempt.response_body.is_some()));
@@ -82,7 +82,7 @@ fn without_headers(timing: Timing) -> Timing {
     Timing { content_type: None, headers: None, ..timing }
 }
 
-async fn sentences_that_quote_a_response_keep_nothing_but_its_status(engine: Engine) {
+async fn failure_details_that_quote_a_response_keep_only_its_status(engine: Engine) {
     let mut stage = Stage::new(engine);
     let delivery = stage.accept();
     let says = |mut result: AttemptResult| {
@@ -113,8 +113,8 @@ async fn sentences_that_quote_a_response_keep_nothing_but_its_status(engine: Eng
     assert!(!stage.holds(b"private.example"));
 }
 
-/// What is longer than a page of SQLite's goes through pages of its own, which are freed at each rewriting.
-async fn nothing_of_it_is_left_in_the_file_however_often_it_was_rewritten(engine: Engine) {
+/// SQLite stores a value longer than a page in overflow pages, which are freed at each rewrite.
+async fn erased_content_does_not_remain_in_the_file_after_rewrites(engine: Engine) {
     let mut stage = Stage::new(engine);
     let (run, said) = (new_run(), "what the run said ".repeat(1000));
     for output in [said.as_str(), "something else"] {
@@ -135,9 +135,9 @@ async fn nothing_of_it_is_left_in_the_file_however_often_it_was_rewritten(engine
     assert!(!stage.holds(b"what the run said"));
 }
 
-/// Its write-ahead log can't be emptied while somebody reads what was there before.
+/// The write-ahead log can't be emptied while a reader uses its old content.
 #[tokio::test]
-async fn what_a_reader_still_sees_in_the_log_is_not_passed_over_in_silence() {
+async fn a_checkpoint_fails_while_a_reader_uses_the_old_log() {
     let mut stage = Stage::new(Engine::Sqlite);
     let before = delivered(&mut stage);
     let mut reader = stage.database.url().connect().unwrap();
@@ -150,7 +150,7 @@ async fn what_a_reader_still_sees_in_the_log_is_not_passed_over_in_silence() {
     store.checkpoint().await.unwrap();
 }
 
-async fn what_was_erased_is_kept_as_hash_and_size(engine: Engine) {
+async fn erased_content_is_kept_as_hash_and_size(engine: Engine) {
     let mut stage = Stage::new(engine);
     let before = delivered(&mut stage);
     erase(&mut stage, before.run_id);
@@ -184,7 +184,7 @@ async fn nothing_is_erased_while_a_callback_is_being_sent(engine: Engine) {
     assert!(stage.stored_run(before.run_id).output.is_some());
 }
 
-async fn an_erased_run_can_not_be_filled_or_delivered_again(engine: Engine) {
+async fn an_erased_run_cannot_be_filled_or_delivered_again(engine: Engine) {
     let mut stage = Stage::new(engine);
     let run = delivered(&mut stage).run_id;
     erase(&mut stage, run);
@@ -193,7 +193,7 @@ async fn an_erased_run_can_not_be_filled_or_delivered_again(engine: Engine) {
     assert_eq!(stage.redeliver(run), Redelivery::CallbackUrlMissing);
 }
 
-async fn a_run_that_has_not_ended_or_is_not_there_is_not_erased(engine: Engine) {
+async fn a_run_that_has_not_ended_or_does_not_exist_is_not_erased(engine: Engine) {
     let mut stage = Stage::new(engine);
     let run = new_run();
     assert_eq!(erase(&mut stage, run), Erasure::RunNotFound);
@@ -204,7 +204,7 @@ async fn a_run_that_has_not_ended_or_is_not_there_is_not_erased(engine: Engine) 
     assert!(stage.stored_run(run).metadata.is_some());
 }
 
-async fn a_result_that_comes_after_the_erasure_keeps_its_body_and_headers_to_itself(engine: Engine) {
+async fn a_result_after_the_erasure_is_recorded_without_body_and_headers(engine: Engine) {
     let mut stage = Stage::new(engine);
     let claimed = stage.claimed();
     stage.advance(LEASE);
@@ -220,7 +220,7 @@ async fn a_result_that_comes_after_the_erasure_keeps_its_body_and_headers_to_its
     assert_eq!(attempt.timing.as_ref(), Some(&timing));
 }
 
-/// Prunes everything of an organization, and answers what each batch removed.
+/// Prunes all rows of an organization, and returns the numbers that each batch removed.
 fn prune_all(stage: &mut Stage, before: contracts::Timestamp, limit: usize) -> Vec<(usize, usize)> {
     let mut batches = Vec::new();
     for range in PruneRange::all_of(stage.org, Some(before), None) {
@@ -238,7 +238,7 @@ fn prune_all(stage: &mut Stage, before: contracts::Timestamp, limit: usize) -> V
     batches
 }
 
-async fn what_ended_before_the_moment_is_pruned_batch_by_batch_and_nothing_else(engine: Engine) {
+async fn only_rows_that_ended_before_the_given_time_are_pruned_in_batches(engine: Engine) {
     let mut stage = Stage::new(engine);
     for _ in 0..5 {
         delivered(&mut stage);
@@ -258,7 +258,7 @@ async fn what_ended_before_the_moment_is_pruned_batch_by_batch_and_nothing_else(
     }
 }
 
-async fn a_pruned_automatic_delivery_is_not_made_again(engine: Engine) {
+async fn a_pruned_automatic_delivery_is_not_created_again(engine: Engine) {
     let mut stage = Stage::new(engine);
     let run = new_run();
     let RecordedRun::Created(_, Some(accepted)) = stage.record(run, &terminal_run(URL)) else {
@@ -273,7 +273,7 @@ async fn a_pruned_automatic_delivery_is_not_made_again(engine: Engine) {
     assert_eq!(stage.count("deliveries"), 0);
 }
 
-async fn a_pruned_delivery_takes_its_erased_parts_along(engine: Engine) {
+async fn pruning_a_delivery_removes_its_erased_parts(engine: Engine) {
     let mut stage = Stage::new(engine);
     let run = delivered(&mut stage).run_id;
     erase(&mut stage, run);
@@ -281,11 +281,11 @@ async fn a_pruned_delivery_takes_its_erased_parts_along(engine: Engine) {
     let now = stage.now;
     assert_eq!(prune_all(&mut stage, now, 10).len(), 1);
     assert_eq!(stage.count("erased_parts WHERE delivery_id IS NOT NULL"), 0);
-    assert!(stage.count("erased_parts") > 0, "those of the run stay");
+    assert!(stage.count("erased_parts") > 0, "those of the run remain");
     stage.conn.batch_execute("SELECT 1").unwrap();
 }
 
-/// Prunes runs, and answers how many.
+/// Prunes runs, and returns their number.
 fn prune_runs(stage: &mut Stage, limit: usize) -> usize {
     let before = stage.now;
     let mut count = 0;
@@ -303,7 +303,7 @@ fn prune_runs(stage: &mut Stage, limit: usize) -> usize {
     count
 }
 
-async fn runs_without_a_delivery_are_pruned_and_others_stay(engine: Engine) {
+async fn only_runs_without_a_delivery_are_pruned(engine: Engine) {
     let mut stage = Stage::new(engine);
     let erased = delivered(&mut stage).run_id;
     erase(&mut stage, erased);
@@ -317,7 +317,7 @@ async fn runs_without_a_delivery_are_pruned_and_others_stay(engine: Engine) {
     assert_eq!(prune_runs(&mut stage, 2), 0, "all have deliveries");
     let now = stage.now;
     prune_all(&mut stage, now, 10);
-    // What was told of one of them is too young.
+    // The last update of one of them is too recent.
     let updated = new_run();
     stage.record(updated, &terminal_run(URL));
     let deliveries = stage.count("deliveries");
@@ -329,9 +329,9 @@ async fn runs_without_a_delivery_are_pruned_and_others_stay(engine: Engine) {
     assert_eq!((prune_runs(&mut stage, 2), stage.count("deliveries")), (0, deliveries));
 }
 
-/// PostgreSQL only, where transactions are at work at the same time: a run is redelivered or is gone.
+/// PostgreSQL only, which runs write transactions concurrently: a run is either redelivered or removed.
 #[tokio::test]
-async fn a_redelivery_and_the_pruning_of_its_run_at_the_same_time_agree() {
+async fn concurrent_redelivery_and_pruning_of_a_run_agree() {
     let mut stage = Stage::new(Engine::Postgres);
     let store = stage.store().await;
     let org = stage.org;
@@ -358,9 +358,9 @@ async fn a_redelivery_and_the_pruning_of_its_run_at_the_same_time_agree() {
     }
 }
 
-/// PostgreSQL only, where transactions are at work at the same time.
+/// PostgreSQL only, which runs write transactions concurrently.
 #[tokio::test]
-async fn a_redelivery_and_an_erasure_at_the_same_time_leave_nothing() {
+async fn concurrent_redelivery_and_erasure_of_a_run_leave_no_content() {
     let mut stage = Stage::new(Engine::Postgres);
     let store = stage.store().await;
     let org = stage.org;
@@ -376,9 +376,9 @@ async fn a_redelivery_and_an_erasure_at_the_same_time_leave_nothing() {
     assert_eq!(stage.count("delivery_states WHERE payload <> '{}' OR completed_at IS NULL"), 0);
 }
 
-/// Those that come meanwhile lock the rows of their runs instead of waiting, too.
+/// Later redeliveries lock the rows of their runs, and do not wait either.
 #[test]
-fn on_postgresql_erasing_and_pruning_wait_for_the_deliveries_that_are_being_made_and_hold_up_no_others() {
+fn on_postgresql_erasing_and_pruning_wait_for_redeliveries_in_progress_and_block_no_others() {
     let mut stage = Stage::new(Engine::Postgres);
     let (org, now, url) = (stage.org, stage.now, stage.database.url().clone());
     let other_run = stage.run();
@@ -393,7 +393,7 @@ fn on_postgresql_erasing_and_pruning_wait_for_the_deliveries_that_are_being_made
         for range in ranges {
             pruned.push(prune(tx, range, None, 100)?.runs);
         }
-        Ok(pruned.iter().sum::<usize>() == 1) // the other one, which nobody is making a delivery of
+        Ok(pruned.iter().sum::<usize>() == 1) // the other run, which has no redelivery in progress
     };
     type Removing = Box<dyn Fn(&mut AnyConnection, RunId) -> Result<bool, StoreError> + Send>;
     let removals: [Removing; 2] = [Box::new(erasing), Box::new(pruning)];
@@ -410,7 +410,7 @@ fn on_postgresql_erasing_and_pruning_wait_for_the_deliveries_that_are_being_made
         }
         let third = stage.run();
         let meanwhile = stage.redeliver(third);
-        assert!(matches!(meanwhile, Redelivery::Accepted(_)), "removal {n} holds up nobody");
+        assert!(matches!(meanwhile, Redelivery::Accepted(_)), "removal {n} blocks no other run");
         making.batch_execute("COMMIT").unwrap();
         assert!(removal.join().unwrap(), "removal {n} sees the delivery");
         let delivery = stage.delivery(crate::stage::accepted(made).id);

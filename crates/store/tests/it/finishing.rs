@@ -1,4 +1,4 @@
-//! Finishing: what goes on record, and where the delivery goes from there.
+//! Recording results: the attempt's record and the delivery's next state.
 
 use std::time::Duration;
 
@@ -21,27 +21,27 @@ on_both_engines!(
     every_failure_reason_can_be_recorded,
     a_result_under_another_claim_changes_nothing,
     the_same_result_again_changes_nothing,
-    a_batch_is_answered_in_its_order,
+    effects_are_in_the_order_of_the_batch,
     a_batch_that_is_refused_leaves_nothing_behind,
-    an_empty_batch_is_nothing,
-    the_same_result_written_at_once_is_recorded_once,
+    an_empty_batch_has_no_effects,
+    the_same_result_written_concurrently_is_recorded_once,
     a_late_2xx_replaces_outcome_unknown_and_closes_the_waiting_delivery,
     a_late_failure_replaces_outcome_unknown_and_lets_the_delivery_wait,
     a_late_2xx_does_not_reopen_or_change_a_failed_delivery,
     a_late_2xx_closes_a_delivery_that_waits_after_a_newer_attempt,
-    a_late_2xx_during_a_newer_attempt_lets_no_further_one_follow,
+    a_late_2xx_during_a_newer_attempt_prevents_further_attempts,
     a_late_result_replaces_a_record_once,
     a_late_result_replaces_nothing_but_outcome_unknown,
-    outcome_unknown_itself_replaces_nothing,
+    a_late_outcome_unknown_replaces_nothing,
     a_result_of_a_vanished_delivery_is_dropped,
     a_response_body_of_odd_characters_is_kept,
-    what_was_measured_of_an_exchange_is_read_back_of_late_results_too,
+    timings_are_read_back_including_those_of_late_results,
     a_lost_attempt_has_a_timing_of_nulls,
     an_attempt_that_was_not_sent_gives_its_number_back_and_leaves_no_record,
     an_attempt_handed_back_is_not_claimed_before_its_time,
     an_attempt_handed_back_after_a_late_2xx_ends_the_delivery,
     a_late_result_that_says_nothing_was_sent_replaces_outcome_unknown,
-    a_result_of_a_number_that_was_given_back_does_not_touch_another_attempts_record,
+    a_late_result_of_a_returned_number_does_not_change_another_attempts_record,
 );
 
 async fn a_2xx_ends_the_delivery_as_succeeded(engine: Engine) {
@@ -141,7 +141,7 @@ async fn a_result_under_another_claim_changes_nothing(engine: Engine) {
     assert_eq!(stage.finish_one(stray), Effect::Dropped);
     assert_eq!(stage.delivery(claimed.held.delivery_id), before);
 
-    // Of the attempt before, whose result is known, while the next is on its way.
+    // A result of the previous attempt, which is already recorded, while the next attempt is in flight.
     stage.finish_one(retried(&claimed, stage.now));
     stage.claim_one(claimed.held.delivery_id, 2);
     let before = stage.delivery(claimed.held.delivery_id);
@@ -164,7 +164,7 @@ async fn the_same_result_again_changes_nothing(engine: Engine) {
     }
 }
 
-async fn a_batch_is_answered_in_its_order(engine: Engine) {
+async fn effects_are_in_the_order_of_the_batch(engine: Engine) {
     let mut stage = Stage::new(engine);
     let closing = stage.claimed();
     stage.lose(&closing);
@@ -189,7 +189,7 @@ async fn a_batch_is_answered_in_its_order(engine: Engine) {
         (failed(&last), Effect::Recorded),
     ];
     for turned in [0, 3, 5] {
-        // Whatever the order: a rolled back transaction lets each be tried.
+        // In any order: each transaction is rolled back, so that every order can be tried.
         let mut results = results.clone();
         results.rotate_left(turned);
         let (batch, effects): (Vec<_>, Vec<_>) = results.into_iter().unzip();
@@ -218,11 +218,11 @@ async fn a_batch_that_is_refused_leaves_nothing_behind(engine: Engine) {
     assert_eq!(stage.finish_one(succeeded(&good)), Effect::Recorded);
 }
 
-async fn an_empty_batch_is_nothing(engine: Engine) {
+async fn an_empty_batch_has_no_effects(engine: Engine) {
     assert_eq!(Stage::new(engine).finish(&[]), []);
 }
 
-async fn the_same_result_written_at_once_is_recorded_once(engine: Engine) {
+async fn the_same_result_written_concurrently_is_recorded_once(engine: Engine) {
     let mut stage = Stage::new(engine);
     let batch: Vec<_> = (0..20).map(|_| succeeded(&stage.claimed())).collect();
     let again = batch.clone();
@@ -305,7 +305,7 @@ async fn a_late_2xx_closes_a_delivery_that_waits_after_a_newer_attempt(engine: E
     assert_eq!(delivery.attempts[1].status_code, Some(503));
 }
 
-async fn a_late_2xx_during_a_newer_attempt_lets_no_further_one_follow(engine: Engine) {
+async fn a_late_2xx_during_a_newer_attempt_prevents_further_attempts(engine: Engine) {
     let mut stage = Stage::new(engine);
     let end = |second: &Claimed, now, retry| if retry { retried(second, now) } else { failed(second) };
     for retry in [true, false] {
@@ -349,7 +349,7 @@ async fn a_late_result_replaces_nothing_but_outcome_unknown(engine: Engine) {
     }
 }
 
-async fn outcome_unknown_itself_replaces_nothing(engine: Engine) {
+async fn a_late_outcome_unknown_replaces_nothing(engine: Engine) {
     let mut stage = Stage::new(engine);
     let [known, lost] = std::array::from_fn(|_| stage.claimed());
     stage.finish_one(retried(&known, stage.now));
@@ -395,7 +395,7 @@ async fn a_response_body_of_odd_characters_is_kept(engine: Engine) {
     }
 }
 
-async fn what_was_measured_of_an_exchange_is_read_back_of_late_results_too(engine: Engine) {
+async fn timings_are_read_back_including_those_of_late_results(engine: Engine) {
     let mut stage = Stage::new(engine);
     let [first, second] = std::array::from_fn(|_| stage.claimed());
     stage.lose(&second);
@@ -471,8 +471,8 @@ async fn a_late_result_that_says_nothing_was_sent_replaces_outcome_unknown(engin
     assert_eq!(known.attempt_count, 1, "the number stays taken");
 }
 
-/// Its commit came through unnoticed; meanwhile the number was claimed again and lost.
-async fn a_result_of_a_number_that_was_given_back_does_not_touch_another_attempts_record(engine: Engine) {
+/// Its commit succeeded unnoticed; in the meantime the number was claimed again and lost.
+async fn a_late_result_of_a_returned_number_does_not_change_another_attempts_record(engine: Engine) {
     let mut stage = Stage::new(engine);
     let first = stage.claimed();
     let result = handed_back(&first, stage.now);
@@ -487,7 +487,7 @@ async fn a_result_of_a_number_that_was_given_back_does_not_touch_another_attempt
 
 /// SQLite has one writer at a time.
 #[test]
-fn on_postgresql_a_hold_whose_destination_is_locked_is_left_out_and_other_results_are_not() {
+fn on_postgresql_a_hold_whose_destination_is_locked_is_skipped_and_others_are_recorded() {
     let mut stage = Stage::new(Engine::Postgres);
     let [holding, again, other] = [0, 1, 2].map(|_| stage.claimed());
     let until = HoldChange::HoldUntil(stage.now + Duration::from_secs(30));
@@ -503,7 +503,7 @@ fn on_postgresql_a_hold_whose_destination_is_locked_is_left_out_and_other_result
 
 /// SQLite has one writer at a time.
 #[test]
-fn on_postgresql_a_result_whose_row_is_locked_is_left_out_and_the_others_are_not() {
+fn on_postgresql_a_result_whose_row_is_locked_is_skipped_and_others_are_recorded() {
     let mut stage = Stage::new(Engine::Postgres);
     let [locked, free, late] = [0, 1, 2].map(|_| stage.claimed());
     stage.lose(&late);

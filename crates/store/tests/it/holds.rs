@@ -1,4 +1,4 @@
-//! Holds: a destination waits because its receiver asked for it, and then one attempt goes first.
+//! Holds: a destination waits because its receiver requested it, and then one attempt is sent first.
 
 use std::time::Duration;
 
@@ -18,20 +18,20 @@ use crate::stage::{
 on_both_engines!(
     a_held_destination_waits_without_spending_attempts_and_others_do_not,
     no_doorbell_is_served_while_a_destination_has_a_hold,
-    a_target_that_is_held_gets_nothing,
+    a_held_target_gets_no_attempts,
     when_a_hold_ends_one_attempt_goes_first,
     of_many_relays_exactly_one_gets_the_probe,
-    a_probe_whose_destination_answers_opens_it,
-    a_probe_that_is_answered_with_another_wait_holds_it_again,
-    a_probe_that_was_not_sent_makes_room_for_another,
-    a_probe_that_was_lost_makes_room_for_another_when_its_lease_ends,
+    a_probe_that_is_answered_opens_its_destination,
+    a_probe_answered_with_another_wait_holds_the_destination_again,
+    a_probe_that_was_not_sent_is_replaced,
+    a_lost_probe_is_replaced_when_its_lease_ends,
     a_probe_that_does_not_fit_has_not_begun,
-    a_hold_made_while_a_probe_is_on_its_way_outlasts_it,
-    an_older_probe_does_not_speak_for_the_newer_one,
+    a_hold_set_while_a_probe_is_in_flight_outlasts_the_probe,
+    a_result_of_an_older_probe_does_not_end_the_newer_one,
     holds_only_grow,
     a_late_result_holds_nothing,
-    a_probe_is_known_again_under_its_claim_id,
-    a_hold_is_forgotten_an_hour_after_its_end_unless_something_waits,
+    a_probe_is_read_back_as_a_probe_by_its_claim_id,
+    a_hold_is_deleted_an_hour_after_its_end_unless_a_delivery_waits,
     next_attempt_at_is_the_later_of_the_deliverys_own_and_its_destinations,
     a_delivery_of_a_held_destination_can_be_superseded_and_erased,
 );
@@ -43,7 +43,7 @@ fn holding(result: AttemptResult, hold: HoldChange) -> AttemptResult {
     AttemptResult { hold, ..result }
 }
 
-/// A destination whose hold has just ended, with that many deliveries waiting.
+/// Creates a destination whose hold has just ended, with `waiting` waiting deliveries.
 fn half_open(stage: &mut Stage, waiting: usize) -> Vec<DeliveryId> {
     stage.hold(stage.now + MINUTE);
     let waiting = stage.accept_many(waiting);
@@ -51,7 +51,7 @@ fn half_open(stage: &mut Stage, waiting: usize) -> Vec<DeliveryId> {
     waiting
 }
 
-/// The one attempt that goes first.
+/// Claims the one attempt that is sent first.
 fn probe(stage: &mut Stage) -> Claimed {
     let mut claimed = stage.claim_due(10);
     assert_eq!(claimed.len(), 1);
@@ -71,7 +71,7 @@ async fn a_held_destination_waits_without_spending_attempts_and_others_do_not(en
         let delivery = stage.delivery(id);
         assert_eq!((delivery.status_code, delivery.attempt_count), (DeliveryStatus::Pending, 0));
     }
-    // Another organization's deliveries to the same place are no concern of it.
+    // Another organization's deliveries to the same URL are not affected.
     stage.org = stage.other_org();
     let theirs = stage.accept().id;
     stage.advance(GRACE);
@@ -92,7 +92,7 @@ async fn no_doorbell_is_served_while_a_destination_has_a_hold(engine: Engine) {
     stage.claim_one(waiting, 2);
 }
 
-async fn a_target_that_is_held_gets_nothing(engine: Engine) {
+async fn a_held_target_gets_no_attempts(engine: Engine) {
     let mut stage = Stage::new(engine);
     stage.hold(stage.now + MINUTE);
     stage.accept();
@@ -124,7 +124,7 @@ async fn of_many_relays_exactly_one_gets_the_probe(engine: Engine) {
     assert!(claimed[0].held.is_probe);
 }
 
-async fn a_probe_whose_destination_answers_opens_it(engine: Engine) {
+async fn a_probe_that_is_answered_opens_its_destination(engine: Engine) {
     let mut stage = Stage::new(engine);
     half_open(&mut stage, 3);
     let probe = probe(&mut stage);
@@ -135,7 +135,7 @@ async fn a_probe_whose_destination_answers_opens_it(engine: Engine) {
     assert!(claimed.iter().all(|claimed| !claimed.held.is_probe));
 }
 
-async fn a_probe_that_is_answered_with_another_wait_holds_it_again(engine: Engine) {
+async fn a_probe_answered_with_another_wait_holds_the_destination_again(engine: Engine) {
     let mut stage = Stage::new(engine);
     half_open(&mut stage, 2);
     let probe_of_first = probe(&mut stage);
@@ -149,7 +149,7 @@ async fn a_probe_that_is_answered_with_another_wait_holds_it_again(engine: Engin
     probe(&mut stage);
 }
 
-async fn a_probe_that_was_not_sent_makes_room_for_another(engine: Engine) {
+async fn a_probe_that_was_not_sent_is_replaced(engine: Engine) {
     let mut stage = Stage::new(engine);
     half_open(&mut stage, 2);
     let first = probe(&mut stage);
@@ -162,7 +162,7 @@ async fn a_probe_that_was_not_sent_makes_room_for_another(engine: Engine) {
     assert_ne!(first.held.delivery_id, second.held.delivery_id);
 }
 
-async fn a_probe_that_was_lost_makes_room_for_another_when_its_lease_ends(engine: Engine) {
+async fn a_lost_probe_is_replaced_when_its_lease_ends(engine: Engine) {
     let mut stage = Stage::new(engine);
     half_open(&mut stage, 2);
     let first = probe(&mut stage);
@@ -184,7 +184,7 @@ async fn a_probe_that_does_not_fit_has_not_begun(engine: Engine) {
     probe(&mut stage);
 }
 
-async fn a_hold_made_while_a_probe_is_on_its_way_outlasts_it(engine: Engine) {
+async fn a_hold_set_while_a_probe_is_in_flight_outlasts_the_probe(engine: Engine) {
     let mut stage = Stage::new(engine);
     let straggler = stage.claimed();
     half_open(&mut stage, 3);
@@ -198,8 +198,8 @@ async fn a_hold_made_while_a_probe_is_on_its_way_outlasts_it(engine: Engine) {
     probe(&mut stage);
 }
 
-/// Its lease has ended, but nobody has recovered it.
-async fn an_older_probe_does_not_speak_for_the_newer_one(engine: Engine) {
+/// The older probe's lease has ended but was not recovered.
+async fn a_result_of_an_older_probe_does_not_end_the_newer_one(engine: Engine) {
     let mut stage = Stage::new(engine);
     half_open(&mut stage, 3);
     let older = probe(&mut stage);
@@ -210,7 +210,7 @@ async fn an_older_probe_does_not_speak_for_the_newer_one(engine: Engine) {
     assert_eq!(stage.hold_rows(), before);
     stage.advance(LEASE);
     let newest = probe(&mut stage);
-    // Nor in one batch with it, in whatever order.
+    // The same holds when both results are in one batch, in any order.
     let batch = [
         holding(succeeded(&newer), HoldChange::Open),
         holding(handed_back(&newest, stage.now), HoldChange::ProbeAgain),
@@ -244,7 +244,7 @@ async fn a_late_result_holds_nothing(engine: Engine) {
     assert_eq!(stage.hold_rows(), []);
 }
 
-async fn a_probe_is_known_again_under_its_claim_id(engine: Engine) {
+async fn a_probe_is_read_back_as_a_probe_by_its_claim_id(engine: Engine) {
     let mut stage = Stage::new(engine);
     half_open(&mut stage, 1);
     let other = stage.accept_to(OTHER_URL).id;
@@ -260,7 +260,7 @@ async fn a_probe_is_known_again_under_its_claim_id(engine: Engine) {
     assert!(claimed.iter().any(|claimed| claimed.held.delivery_id == other && !claimed.held.is_probe));
 }
 
-async fn a_hold_is_forgotten_an_hour_after_its_end_unless_something_waits(engine: Engine) {
+async fn a_hold_is_deleted_an_hour_after_its_end_unless_a_delivery_waits(engine: Engine) {
     let mut stage = Stage::new(engine);
     let forget = |stage: &mut Stage| {
         let now = stage.now;

@@ -1,4 +1,4 @@
-//! Repeated requests, and redeliveries that take the place of a waiting one.
+//! Repeated requests, and redeliveries that supersede a waiting delivery.
 
 use std::time::Duration;
 
@@ -14,9 +14,9 @@ use crate::stage::{
 };
 
 on_both_engines!(
-    a_repeated_request_is_answered_as_before_and_does_nothing,
-    a_repeated_request_does_nothing_when_its_delivery_was_pruned,
-    the_same_key_with_another_request_is_told_apart,
+    a_repeated_request_gets_the_same_answer_and_changes_nothing,
+    a_repeated_request_changes_nothing_when_its_delivery_was_pruned,
+    the_same_key_with_another_request_is_refused,
     keys_belong_to_their_organization,
     a_refused_request_leaves_its_key_free,
     a_key_is_forgotten_after_a_day,
@@ -52,7 +52,7 @@ fn finish(stage: &mut Stage, delivery: DeliveryId) {
     stage.finish_one(succeeded(&claimed));
 }
 
-async fn a_repeated_request_is_answered_as_before_and_does_nothing(engine: Engine) {
+async fn a_repeated_request_gets_the_same_answer_and_changes_nothing(engine: Engine) {
     let mut stage = Stage::new(engine);
     let run = stage.run();
     let first = accepted(keyed(&mut stage, run, key("k", 1)));
@@ -63,7 +63,7 @@ async fn a_repeated_request_is_answered_as_before_and_does_nothing(engine: Engin
     assert_eq!(stage.number("SELECT count(*) FROM deliveries"), 1);
 }
 
-async fn a_repeated_request_does_nothing_when_its_delivery_was_pruned(engine: Engine) {
+async fn a_repeated_request_changes_nothing_when_its_delivery_was_pruned(engine: Engine) {
     let mut stage = Stage::new(engine);
     let run = stage.run();
     let first = accepted(keyed(&mut stage, run, key("k", 1)));
@@ -76,7 +76,7 @@ async fn a_repeated_request_does_nothing_when_its_delivery_was_pruned(engine: En
     assert_eq!(stage.number("SELECT count(*) FROM deliveries"), 0);
 }
 
-async fn the_same_key_with_another_request_is_told_apart(engine: Engine) {
+async fn the_same_key_with_another_request_is_refused(engine: Engine) {
     let mut stage = Stage::new(engine);
     let (run, other) = (stage.run(), stage.run());
     accepted(keyed(&mut stage, run, key("k", 1)));
@@ -114,7 +114,7 @@ async fn a_key_is_forgotten_after_a_day(engine: Engine) {
     assert!(!forget_idempotency_keys(&mut stage.conn, stage.now).unwrap());
     assert_eq!(keyed(&mut stage, run, key("k", 1)), Redelivery::Repeated(first));
     stage.advance(MICROSECOND);
-    // It is taken anew, whether the old one has been cleared away or not.
+    // It can be taken again, whether or not the old key has been deleted.
     let second = accepted(keyed(&mut stage, run, key("k", 2)));
     assert_eq!(keyed(&mut stage, run, key("k", 2)), Redelivery::Repeated(second.clone()));
     forget_idempotency_keys(&mut stage.conn, stage.now).unwrap();

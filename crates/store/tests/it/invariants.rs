@@ -1,10 +1,11 @@
-//! Random histories: whatever doorbells, relays, crashes and late results do, the design's invariants hold.
+//! Random histories: the design's invariants hold under all sequences of doorbells, relays, crashes and late
+//! results.
 //!
-//! I1 an accepted delivery becomes terminal; I2 a terminal delivery never changes, and a record changes at most
-//! once, from `outcome_unknown`; I3 attempts are numbered 1..n without gap, n ≤ max; I5 each attempt is claimed at
-//! most once, unless it was handed back; I6 a success was answered 2xx; I7 no attempt is claimed after a success; I8 the
-//! bytes stay the same; I10 at most one delivery of a run is open; I11 no attempt begins while its destination is held, the
-//! one probe excepted.
+//! I1 an accepted delivery becomes terminal; I2 a terminal delivery never changes, and a record changes at
+//! most once, from `outcome_unknown`; I3 attempts are numbered 1..n without gaps, n ≤ max; I5 each attempt is
+//! claimed at most once, unless it was handed back; I6 a success was answered 2xx; I7 no attempt is claimed
+//! after a success; I8 the payload's bytes never change; I10 at most one delivery of a run is open; I11 no
+//! attempt begins while its destination is held, except for the one probe.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::time::Duration;
@@ -26,12 +27,12 @@ use testkit::Engine;
 
 use crate::stage::{GRACE, LEASE, POLICY, Stage, URL, job_to, number, on_both_engines, plan};
 
-/// Where the second run's deliveries go.
+/// The callback URL of the second run.
 const OTHER_URL: &str = "https://other.example.com/";
 
 #[test]
 fn random_histories_keep_the_invariants_on_sqlite() {
-    // Nothing here survives a crash, so nothing needs to.
+    // The data need not survive a crash.
     explore(Engine::Sqlite, "PRAGMA synchronous = OFF", 0..250);
 }
 
@@ -45,7 +46,7 @@ fn explore(engine: Engine, careless: &str, seeds: std::ops::Range<u64>) {
     stage.conn.batch_execute(careless).unwrap();
     let mut seen = HashMap::new();
     for seed in seeds {
-        // A failure names its seed, on which alone a history depends.
+        // A failure names its seed, which alone determines the history.
         naming(seed, || {
             let mut history = History::new(&mut stage, &mut seen, seed);
             for _ in 0..80 {
@@ -55,7 +56,7 @@ fn explore(engine: Engine, careless: &str, seeds: std::ops::Range<u64>) {
             history.play_out();
         });
     }
-    // The histories went where they were meant to go.
+    // The histories covered all intended cases.
     for what in [
         "lost",
         "late",
@@ -94,11 +95,11 @@ fn is_unknown(attempt: &Attempt) -> bool {
     attempt.error_message.as_ref().is_some_and(|text| text.starts_with("outcome_unknown: "))
 }
 
-/// A destination that is not ordinary.
+/// The hold of a destination.
 #[derive(Clone, Copy, Debug, PartialEq)]
 struct Hold {
     until: Timestamp,
-    /// The probe's claim, and the end of its lease.
+    /// The probe's claim id and the end of its lease.
     probe: Option<(ClaimId, Timestamp)>,
 }
 
@@ -106,14 +107,14 @@ struct History<'a> {
     stage: &'a mut Stage,
     rng: StdRng,
     runs: Vec<RunId>,
-    /// Every claim so far: dispatchers that may still come back with a result.
+    /// All claims so far: any dispatcher may still return a result.
     claims: Vec<Claimed>,
     claimed: HashSet<(DeliveryId, AttemptNumber)>,
-    /// The holds there should be.
+    /// The expected holds.
     holds: BTreeMap<Destination, Hold>,
-    /// As they stood after the last step.
+    /// The deliveries after the last step.
     known: HashMap<DeliveryId, Delivery>,
-    /// How often the interesting things came about.
+    /// How often each interesting case occurred.
     seen: &'a mut HashMap<&'static str, usize>,
 }
 
@@ -136,7 +137,7 @@ impl<'a> History<'a> {
     fn step(&mut self) {
         match self.rng.random_range(0..100) {
             0..10 => {
-                // No two deliveries of one moment: their order would be that of random ids.
+                // No two deliveries have the same time: their order would depend on random ids.
                 self.stage.advance(Duration::from_micros(1));
                 let run = self.runs[self.rng.random_range(0..self.runs.len())];
                 if let ::store::Redelivery::Accepted(_) = self.stage.redeliver(run) {
@@ -149,7 +150,7 @@ impl<'a> History<'a> {
                 if ids.is_empty() {
                     return;
                 }
-                // Duplicated, stale and early ones among them.
+                // Including duplicated, stale and early ones.
                 let jobs: Vec<_> = (0..self.rng.random_range(1..6))
                     .map(|_| {
                         let id = ids[self.rng.random_range(0..ids.len())];
@@ -202,7 +203,7 @@ impl<'a> History<'a> {
         }
     }
 
-    /// The destinations of deliveries that wait.
+    /// Returns the destinations of waiting deliveries.
     fn waiting(&mut self) -> HashSet<Destination> {
         let waits = |delivery: &&Delivery| delivery.status_code == DeliveryStatus::Pending;
         self.known
@@ -228,19 +229,19 @@ impl<'a> History<'a> {
                 Effect::Late { closed: false } if !was_sent => self.saw("late and not sent", 1),
                 Effect::Late { closed: false } => self.saw("late", 1),
                 Effect::Dropped => self.saw("dropped", 1),
-                Effect::Locked => panic!("nobody else is there"),
+                Effect::Locked => panic!("there is no other session"),
             }
         }
     }
 
-    /// Whether a result is the first of its attempt, as the delivery stood before.
+    /// Whether a result is the first one of its attempt, given the delivery's previous state.
     fn is_new(&self, result: &AttemptResult) -> bool {
         let before = &self.known[&result.delivery_id];
         let is_under_way = before.status_code == DeliveryStatus::Delivering;
         is_under_way && before.attempt_count == result.record.number
     }
 
-    /// What a result of an attempt that was still held means for its destination.
+    /// Applies the result of a held attempt to its destination's expected hold.
     fn note_hold(&mut self, result: &AttemptResult) {
         let Some(hold) = self.holds.get_mut(&result.destination) else {
             if let HoldChange::HoldUntil(until) = result.hold {
@@ -268,7 +269,8 @@ impl<'a> History<'a> {
         }
     }
 
-    /// Somebody who comes back with a result: mostly a recent claim, often one given up as lost, sometimes any.
+    /// Picks a claim whose dispatcher returns a result: mostly a recent one, often one recorded as lost,
+    /// sometimes any.
     fn some_claim(&mut self) -> Option<Claimed> {
         let lost = |claimed: &&Claimed| {
             let number = usize::try_from(claimed.held.attempt).unwrap();
@@ -284,7 +286,7 @@ impl<'a> History<'a> {
         candidates.choose(&mut self.rng).map(|claimed| (*claimed).clone())
     }
 
-    /// A random outcome, settled.
+    /// Returns a random outcome, settled.
     fn result(&mut self, claimed: &Claimed) -> AttemptResult {
         let answer = |status, retry_after: Option<u32>| {
             let retry_after = retry_after.map(|seconds| seconds.to_string()).into_iter().collect();
@@ -309,7 +311,7 @@ impl<'a> History<'a> {
         )
     }
 
-    /// What the relay does with leases that have ended.
+    /// Recovers leases that have ended, as the relay does.
     fn recover(&mut self) {
         let (now, rng) = (self.stage.now, &mut self.rng);
         let settle = |held: &HeldAttempt| {
@@ -322,7 +324,7 @@ impl<'a> History<'a> {
                 (claimed.held.claim_id, claimed.held.delivery_id) == (held.claim_id, held.delivery_id)
             };
             let claimed = &self.claims.iter().find(is_it).expect("it was claimed").held;
-            // Another probe may have begun since.
+            // Another probe may have begun in the meantime.
             assert_eq!(*held, HeldAttempt { is_probe: held.is_probe, ..claimed.clone() });
             assert!(claimed.is_probe || !held.is_probe);
             assert!(held.claimed_at + LEASE <= now, "expired too early");
@@ -353,7 +355,7 @@ impl<'a> History<'a> {
         }
     }
 
-    /// I11.
+    /// Checks I11.
     fn note_begun(&mut self, held: &HeldAttempt) {
         let Some(hold) = self.holds.get_mut(&held.destination) else {
             assert!(!held.is_probe, "a probe of an ordinary destination");
@@ -366,7 +368,7 @@ impl<'a> History<'a> {
         self.saw("probe", 1);
     }
 
-    /// The holds there are.
+    /// Compares the stored holds with the expected ones.
     fn check_holds(&mut self) {
         let rows: Vec<(i64, i64, i64)> = self
             .holds
@@ -423,7 +425,7 @@ impl<'a> History<'a> {
         self.known = now;
     }
 
-    /// I1: with nobody ringing, crashing or late, the relay alone brings every delivery to its end.
+    /// I1: without doorbells, crashes and late results, the relay alone ends every delivery.
     fn play_out(&mut self) {
         for _ in 0..=POLICY.max_attempts * 3 {
             self.stage.advance(LEASE * 2);
@@ -455,11 +457,11 @@ impl<'a> History<'a> {
     }
 }
 
-on_both_engines!(dispatchers_at_once_keep_the_invariants);
+on_both_engines!(concurrent_dispatchers_keep_the_invariants);
 
-/// Each history above is one thread; here several dispatchers work on the same deliveries, and no step may fail, as it
-/// would on a deadlock.
-async fn dispatchers_at_once_keep_the_invariants(engine: Engine) {
+/// The histories above are single-threaded. Here several dispatchers process the same deliveries
+/// concurrently, and no step may fail, for example because of a deadlock.
+async fn concurrent_dispatchers_keep_the_invariants(engine: Engine) {
     let mut stage = Stage::new(engine);
     let mut deliveries = stage.accept_many(30);
     deliveries.extend((0..10).map(|_| stage.accept_to(OTHER_URL).id));
@@ -481,7 +483,7 @@ async fn dispatchers_at_once_keep_the_invariants(engine: Engine) {
     assert_eq!((claimed.len(), distinct.len()), (attempts, attempts), "I5: each attempt is claimed once");
 }
 
-/// Works until nothing is open, and returns which attempts it claimed and did not hand back.
+/// Processes deliveries until none is open. Returns the attempts that it claimed and did not hand back.
 async fn dispatcher(
     store: Store,
     deliveries: Vec<DeliveryId>,
@@ -505,7 +507,7 @@ async fn dispatcher(
         let (now, mut claimed) = store.write(claim).await.unwrap();
         claimed_by_me.extend(claimed.iter().map(|claimed| (claimed.held.delivery_id, claimed.held.attempt)));
 
-        // Some stall, and come back later with their result.
+        // Some attempts stall and return their result later.
         if rng.random_bool(0.3) {
             std::mem::swap(&mut stalled, &mut claimed);
         }
@@ -524,7 +526,7 @@ async fn dispatcher(
         };
         let mut batch: Vec<_> = claimed.iter().map(settle).collect();
         while !batch.is_empty() {
-            // Not in the order of the rows, and each delivery once.
+            // In random order, with each delivery once.
             batch.shuffle(&mut rng);
             let mut seen = HashSet::new();
             batch.retain(|result| seen.insert(result.delivery_id));

@@ -1,7 +1,7 @@
-//! The store's conformance suite: one body of tests, run on PostgreSQL (`DATABASE_URL`, or the one on this machine)
-//! and on SQLite.
+//! The store's conformance suite: one set of tests, run on PostgreSQL (`DATABASE_URL`, or the server on this
+//! machine) and on SQLite.
 
-// Clippy takes only the tests themselves for tests, not their helpers.
+// Clippy does not treat the tests' helpers as test code.
 #![allow(clippy::unwrap_used)]
 
 mod claims;

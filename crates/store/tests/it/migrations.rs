@@ -1,4 +1,4 @@
-//! Bringing the schema up to date, and refusing to work on another one.
+//! Migrates the schema, and refuses to use an incompatible one.
 
 use std::fmt::Write as _;
 use std::time::Duration;
@@ -13,14 +13,14 @@ use crate::stage::{Stage, URL, on_both_engines};
 
 on_both_engines!(
     a_fresh_database_is_migrated_and_a_second_time_changes_nothing,
-    several_that_migrate_a_fresh_database_at_once_all_succeed,
-    a_newer_schema_that_says_nothing_is_refused,
-    a_newer_schema_that_admits_this_program_is_worked_on_and_one_that_does_not_is_refused,
+    concurrent_migrations_of_a_fresh_database_all_succeed,
+    a_newer_schema_that_states_no_oldest_program_is_refused,
+    a_newer_schema_is_used_if_it_admits_this_program_and_refused_if_it_does_not,
     an_older_schema_is_refused_with_advice_and_can_then_be_migrated,
     deliveries_of_the_first_schema_get_their_hosts_and_open_ones_their_destinations,
 );
 
-/// The names of all migrations, the latest first.
+/// Returns the names of all migrations, latest first.
 fn migrations() -> Vec<String> {
     let entries = std::fs::read_dir("../../migrations").unwrap().map(Result::unwrap);
     let folders = entries.filter(|entry| entry.file_type().unwrap().is_dir());
@@ -37,7 +37,7 @@ async fn a_fresh_database_is_migrated_and_a_second_time_changes_nothing(engine: 
     database.store().await.ping().await.unwrap();
 }
 
-async fn several_that_migrate_a_fresh_database_at_once_all_succeed(engine: Engine) {
+async fn concurrent_migrations_of_a_fresh_database_all_succeed(engine: Engine) {
     let database = TestDatabase::empty(engine);
     let together = std::sync::Barrier::new(4);
     let connect_and_migrate = || {
@@ -51,7 +51,7 @@ async fn several_that_migrate_a_fresh_database_at_once_all_succeed(engine: Engin
     assert_eq!(applied, migrations().len());
 }
 
-async fn a_newer_schema_that_says_nothing_is_refused(engine: Engine) {
+async fn a_newer_schema_that_states_no_oldest_program_is_refused(engine: Engine) {
     let mut stage = Stage::new(engine);
     stage.sql("INSERT INTO __diesel_schema_migrations (version) VALUES ('99990101000000')").unwrap();
     refused(&mut stage).await;
@@ -65,7 +65,7 @@ async fn refused(stage: &mut Stage) {
     }
 }
 
-/// What a later program brings.
+/// Returns the migrations of a later program.
 fn with(later: &[Migration]) -> Vec<Migration> {
     MIGRATIONS.iter().chain(later).copied().collect()
 }
@@ -75,9 +75,7 @@ const EXPANDING: Migration =
 const CONTRACTING: Migration =
     Migration::new(101, "-- Oldest program: 100\nALTER TABLE runs DROP COLUMN priority;\n");
 
-async fn a_newer_schema_that_admits_this_program_is_worked_on_and_one_that_does_not_is_refused(
-    engine: Engine,
-) {
+async fn a_newer_schema_is_used_if_it_admits_this_program_and_refused_if_it_does_not(engine: Engine) {
     let mut stage = Stage::new(engine);
     let store = stage.store().await;
     assert_eq!(migrate_to(&mut stage.conn, &with(&[EXPANDING])).unwrap(), 1);
@@ -94,9 +92,9 @@ async fn a_newer_schema_that_admits_this_program_is_worked_on_and_one_that_does_
     assert!(reason.contains("programs from schema 100 on"), "{reason}");
 }
 
-/// The numbers in the program are those of the folders, and each states the oldest program.
+/// The numbers in the program match the folders, and each migration states its oldest program.
 #[test]
-fn every_migration_is_in_its_place() {
+fn every_migration_matches_its_folder_and_states_its_oldest_program() {
     let mut folders = migrations();
     folders.reverse();
     let numbers: Vec<i64> = folders.iter().map(|name| name[..14].parse().unwrap()).collect();
@@ -111,9 +109,9 @@ fn every_migration_is_in_its_place() {
     }
 }
 
-/// Tables that somebody works on are not kept from others while a migration waits for them, one after the other.
+/// A migration that waits for several busy tables in turn does not block other sessions on them.
 #[tokio::test]
-async fn a_migration_lets_others_pass_while_a_table_is_busy() {
+async fn a_migration_that_waits_for_a_busy_table_does_not_block_other_sessions() {
     const MANY_TABLES: Migration = Migration::new(
         100,
         "-- Oldest program: 16
@@ -128,7 +126,7 @@ async fn a_migration_lets_others_pass_while_a_table_is_busy() {
     let url = stage.database.url().clone();
     let migrating =
         std::thread::spawn(move || migrate_to(&mut url.connect().unwrap(), &with(&[MANY_TABLES])).unwrap());
-    // Others have their turns as long as the table is busy.
+    // Other sessions make progress while the table is busy.
     let mut waited = Duration::ZERO;
     for _ in 0..30 {
         let began = std::time::Instant::now();
@@ -141,16 +139,16 @@ async fn a_migration_lets_others_pass_while_a_table_is_busy() {
     assert_eq!(migrating.join().unwrap(), 1);
 }
 
-/// As after a kill in the middle of it.
+/// As after a kill in the middle of the build.
 #[tokio::test]
-async fn an_index_that_was_not_built_to_its_end_is_built_again() {
+async fn an_incomplete_index_is_built_again() {
     const INDEX: Migration = Migration::new(
         100,
         "-- Oldest program: 13\nCREATE INDEX CONCURRENTLY runs_by_duration ON runs (duration_ms);\n",
     );
     let mut stage = Stage::new(Engine::Postgres);
     stage.accept_many(3);
-    // One that fails on the way stays there, and is of no use.
+    // A build that fails leaves an invalid index.
     stage.sql("CREATE UNIQUE INDEX CONCURRENTLY runs_by_duration ON runs ((1))").unwrap_err();
     assert_eq!(stage.count("pg_index WHERE indexrelid = 'runs_by_duration'::regclass AND NOT indisvalid"), 1);
     assert_eq!(migrate_to(&mut stage.conn, &with(&[INDEX])).unwrap(), 1);
@@ -158,9 +156,9 @@ async fn an_index_that_was_not_built_to_its_end_is_built_again() {
     assert_eq!(migrate_to(&mut stage.conn, &with(&[INDEX])).unwrap(), 0);
 }
 
-/// The index is there then, and invalid.
+/// The index exists then, but is invalid.
 #[tokio::test]
-async fn an_index_whose_building_was_cut_short_by_a_lock_is_built_again() {
+async fn an_index_whose_build_was_interrupted_by_a_lock_is_built_again() {
     const INDEX: Migration = Migration::new(
         100,
         "-- Oldest program: 13\nCREATE INDEX CONCURRENTLY runs_by_duration ON runs (duration_ms);\n",
@@ -183,9 +181,9 @@ async fn an_index_whose_building_was_cut_short_by_a_lock_is_built_again() {
     assert_eq!(stage.count("pg_index WHERE indexrelid = 'runs_by_duration'::regclass AND indisvalid"), 1);
 }
 
-/// What is wrong with the data does not pass.
+/// Retrying does not help against invalid data.
 #[tokio::test]
-async fn a_migration_that_the_data_forbids_fails_at_once() {
+async fn a_migration_that_the_data_violates_fails_immediately() {
     const CHECKED: Migration = Migration::new(
         100,
         "-- Oldest program: 13
@@ -197,13 +195,13 @@ async fn a_migration_that_the_data_forbids_fails_at_once() {
     assert!(refused.is_violation(), "{refused}");
 }
 
-/// Twelve of one organization at once: what they lock in common would make multixacts.
+/// Twelve concurrent transactions of one organization: a lock that they share would create multixacts.
 #[tokio::test]
 async fn putting_runs_locks_no_row_that_others_of_the_organization_lock() {
     let mut stage = Stage::new(Engine::Postgres);
     ::store::create_secret(&mut stage.conn, stage.now, &testkit::keyring(), stage.org, None).unwrap();
     let (org, now, url) = (stage.org, stage.now, stage.database.url().clone());
-    // Who has locked a row last stands in its xmax: one that came before, or several at once as a multixact.
+    // A row's xmax is its last locker: one transaction, or several at once as a multixact.
     let mut lockers = || {
         let of = |table| format!("SELECT coalesce(sum(xmax::text::bigint), 0)::bigint FROM {table}");
         ["organizations", "signing_secrets"].map(|table| stage.number(&of(table)))
@@ -229,7 +227,7 @@ async fn putting_runs_locks_no_row_that_others_of_the_organization_lock() {
                         "r",
                     )
                     .unwrap();
-                    together.wait(); // all have their locks now
+                    together.wait(); // all hold their locks now
                     conn.batch_execute("COMMIT").unwrap();
                 }
             });
@@ -253,7 +251,7 @@ async fn deliveries_of_the_first_schema_get_their_hosts_and_open_ones_their_dest
     let mut conn = database.url().connect().unwrap();
     migrate_to(&mut conn, &MIGRATIONS[..1]).unwrap();
     let mut stage = Stage::on(database, conn);
-    let count = 1_001; // more than are filled in at once
+    let count = 1_001; // more than one batch
     let ids: Vec<Uuid> = (0..=count).map(|_| Uuid::new_v4()).collect();
     let (org, now) = (stage.literal(stage.org.0), stage.moment(stage.now));
     let mut rows = format!(
@@ -286,7 +284,7 @@ async fn deliveries_of_the_first_schema_get_their_hosts_and_open_ones_their_dest
     }
     stage.conn.batch_execute(&(rows + "COMMIT")).unwrap();
 
-    // Programs of the version before work on until the last step: one delivery ends meanwhile, one is pruned.
+    // Programs of the previous version run until the last step: one delivery ends meanwhile, one is pruned.
     let filled = MIGRATIONS.iter().position(|migration| migration.number == 16).unwrap();
     assert_eq!(migrate_to(&mut stage.conn, &MIGRATIONS[..filled]).unwrap(), filled - 1);
     let [pruned, ends] = [3, 4].map(|n| stage.literal(ids[n]));

@@ -1,4 +1,4 @@
-//! Lists, page by page: complete whatever the rows have in common, and each page a range of an index.
+//! Paged lists: complete even if rows have equal columns, and each page is a range of an index.
 
 use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex};
@@ -16,7 +16,7 @@ use testkit::Engine;
 use crate::stage::{Stage, on_both_engines, start};
 
 on_both_engines!(
-    rows_of_one_moment_are_on_one_page_each_in_the_order_of_their_ids,
+    rows_with_the_same_time_are_on_one_page_each_in_id_order,
     a_page_is_bounded_by_its_position_and_by_its_times,
     a_page_reads_an_index_from_its_position_on,
 );
@@ -27,7 +27,7 @@ fn positions<T>(rows: &Rows<T>) -> Vec<Position> {
     rows.rows.iter().map(|(at, _)| *at).collect()
 }
 
-/// Walks a list from its first page to its last, and back.
+/// Pages through a list from first to last, and back.
 fn walk<T>(order: SortOrder, mut page: impl FnMut(&PageRequest) -> Rows<T>) -> [Vec<Position>; 2] {
     let (mut forth, mut request) = (Vec::new(), PageRequest { order, ..FIRST });
     loop {
@@ -50,7 +50,7 @@ fn walk<T>(order: SortOrder, mut page: impl FnMut(&PageRequest) -> Rows<T>) -> [
     }
 }
 
-async fn rows_of_one_moment_are_on_one_page_each_in_the_order_of_their_ids(engine: Engine) {
+async fn rows_with_the_same_time_are_on_one_page_each_in_id_order(engine: Engine) {
     let mut stage = Stage::new(engine);
     let (delivery, org) = (stage.accept(), stage.org);
     stage.copy(delivery.id, 100, 1);
@@ -167,7 +167,7 @@ async fn a_page_reads_an_index_from_its_position_on(engine: Engine) {
 
 type Page = Box<dyn Fn(&mut AnyConnection, OrgId, &PageRequest) -> Result<(), StoreError>>;
 
-/// Every list that has an index for each of its filters: all but a run's deliveries.
+/// All lists with an index for each of their filters, which excludes a run's deliveries.
 fn lists() -> Vec<(&'static str, Page)> {
     let deliveries = |filter: DeliveryFilter| -> Page {
         Box::new(move |conn, org, request| {
@@ -188,7 +188,7 @@ fn lists() -> Vec<(&'static str, Page)> {
     ]
 }
 
-/// How each statement is executed that reads positions for a page.
+/// Returns the plan of each statement that reads positions for a page.
 fn plans(
     stage: &mut Stage,
     page: impl Fn(&mut AnyConnection, OrgId) -> Result<(), StoreError>,
@@ -216,7 +216,7 @@ struct Line {
     detail: String,
 }
 
-/// The plan for any values and sizes: PostgreSQL must not take a small table for one that is cheaper read whole.
+/// Returns the generic plan: PostgreSQL must not choose to scan a small table.
 fn plan(conn: &mut AnyConnection, statement: &str) -> Vec<String> {
     match conn {
         AnyConnection::Postgres(pg) => {

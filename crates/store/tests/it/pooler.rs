@@ -1,4 +1,4 @@
-//! Through PgBouncer in transaction mode, where each transaction may get another session of the server.
+//! Runs through PgBouncer in transaction mode, which may run each transaction in a different server session.
 
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::os::unix::fs::PermissionsExt;
@@ -11,7 +11,7 @@ use testkit::{Engine, TestDatabase};
 
 use crate::stage::{POLICY, Stage};
 
-/// A PgBouncer of the test's own with two sessions for all.
+/// The test's own PgBouncer, with two server sessions in total.
 struct Pooler {
     process: Child,
     address: SocketAddr,
@@ -64,7 +64,7 @@ impl Drop for Pooler {
     }
 }
 
-/// With `pgbouncer=true`.
+/// Returns the URL through the pooler, with `pgbouncer=true`.
 fn through(database: &TestDatabase, pooler: &Pooler) -> DatabaseUrl {
     let DatabaseUrl::Postgres(url) = database.url_through(pooler.address) else { panic!("a PostgreSQL URL") };
     let joint = if url.contains('?') { '&' } else { '?' };
@@ -98,9 +98,9 @@ async fn transactions_of_many_connections_share_a_few_sessions() {
     }
 }
 
-/// Rather than with the first statement that was prepared elsewhere.
+/// It fails at connect, not at the first statement that was prepared in another session.
 #[tokio::test]
-async fn a_pooler_that_nobody_spoke_of_is_refused_with_advice() {
+async fn a_pooler_that_the_url_does_not_declare_is_refused_with_advice() {
     let database = TestDatabase::new(Engine::Postgres);
     let pooler = Pooler::start(&database);
     let refused = database.url_through(pooler.address).connect().map(drop).unwrap_err().to_string();

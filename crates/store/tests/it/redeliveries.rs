@@ -1,4 +1,4 @@
-//! Redeliveries: the guards, and what is frozen.
+//! Redeliveries: the guards, and the fixed properties of a delivery.
 
 use std::time::Duration;
 
@@ -15,12 +15,12 @@ on_both_engines!(
     a_run_that_has_not_ended_is_refused,
     a_run_without_a_url_is_refused,
     a_run_whose_delivery_is_open_is_refused_with_that_delivery,
-    a_finished_delivery_makes_way_for_the_next,
-    a_new_delivery_starts_from_nothing,
-    the_payload_is_frozen_from_the_runs_present_state,
-    the_policy_of_the_moment_is_frozen,
+    a_finished_delivery_allows_another_one,
+    a_new_delivery_has_no_attempts_and_no_failure,
+    the_payload_is_fixed_from_the_runs_current_state,
+    the_current_policy_is_fixed_on_the_delivery,
     a_runs_deliveries_are_listed_newest_first_with_their_attempts,
-    redeliveries_at_once_accept_exactly_one,
+    of_concurrent_redeliveries_exactly_one_is_accepted,
 );
 
 async fn a_run_that_is_unknown_or_another_organizations_is_not_found(engine: Engine) {
@@ -58,7 +58,7 @@ async fn a_run_whose_delivery_is_open_is_refused_with_that_delivery(engine: Engi
     let automatic = testkit::deliveries_of_run(&mut stage.conn, stage.org, run).unwrap().unwrap().remove(0);
     let in_flight =
         |next_attempt_at| Redelivery::InFlight(InFlight { delivery_id: automatic.id, next_attempt_at });
-    // New, on its way, and waiting for a retry.
+    // New, in flight, and waiting for a retry.
     assert_eq!(stage.redeliver(run), in_flight(Some(stage.now)));
     let claimed = stage.claim_one(automatic.id, 1);
     assert_eq!(stage.redeliver(run), in_flight(None));
@@ -68,7 +68,7 @@ async fn a_run_whose_delivery_is_open_is_refused_with_that_delivery(engine: Engi
     assert_eq!(stage.number("SELECT count(*) FROM deliveries"), 1);
 }
 
-async fn a_finished_delivery_makes_way_for_the_next(engine: Engine) {
+async fn a_finished_delivery_allows_another_one(engine: Engine) {
     let mut stage = Stage::new(engine);
     let run = stage.run();
     for finish in [succeeded, failed] {
@@ -79,7 +79,7 @@ async fn a_finished_delivery_makes_way_for_the_next(engine: Engine) {
     assert!(!accepted(stage.redeliver(run)).is_automatic);
 }
 
-async fn a_new_delivery_starts_from_nothing(engine: Engine) {
+async fn a_new_delivery_has_no_attempts_and_no_failure(engine: Engine) {
     let mut stage = Stage::new(engine);
     let delivery = stage.accept();
     assert_eq!((delivery.status_code, delivery.attempt_count), (DeliveryStatus::Pending, 0));
@@ -90,7 +90,7 @@ async fn a_new_delivery_starts_from_nothing(engine: Engine) {
     assert_eq!(claimed[0].held.request_id, "req-redelivery");
 }
 
-async fn the_payload_is_frozen_from_the_runs_present_state(engine: Engine) {
+async fn the_payload_is_fixed_from_the_runs_current_state(engine: Engine) {
     let mut stage = Stage::new(engine);
     let run = stage.run();
     let first = accepted(stage.redeliver(run));
@@ -110,7 +110,7 @@ async fn the_payload_is_frozen_from_the_runs_present_state(engine: Engine) {
     assert_eq!(stage.delivery(first.id).payload_bytes, first.payload_bytes);
 }
 
-async fn the_policy_of_the_moment_is_frozen(engine: Engine) {
+async fn the_current_policy_is_fixed_on_the_delivery(engine: Engine) {
     let mut stage = Stage::new(engine);
     let run = stage.run();
     let compact = AcceptPolicy { max_attempts: 1, payload_format: PayloadFormat::Compact };
@@ -137,7 +137,7 @@ async fn a_runs_deliveries_are_listed_newest_first_with_their_attempts(engine: E
     assert_eq!(testkit::deliveries_of_run(&mut stage.conn, stage.org, run).unwrap(), Some(made));
 }
 
-async fn redeliveries_at_once_accept_exactly_one(engine: Engine) {
+async fn of_concurrent_redeliveries_exactly_one_is_accepted(engine: Engine) {
     let mut stage = Stage::new(engine);
     let (org, run) = (stage.org, stage.run());
     let answers =

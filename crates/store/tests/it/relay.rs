@@ -1,4 +1,4 @@
-//! The relay: what it claims of what is due, for whom, and what it says of the rest.
+//! The relay: which due deliveries it claims, how it shares slots, and what it reports about the rest.
 
 use ::store::{DueClaim, RowsRefused, claim_due, recover_leases};
 use contracts::{ClaimId, DeliveryId, DeliveryStatus, Destination};
@@ -13,19 +13,19 @@ use crate::stage::{
 };
 
 on_both_engines!(
-    the_room_is_shared_equally_among_destinations_and_each_ones_oldest_come_first,
-    a_look_that_sees_all_that_is_due_says_so,
-    with_more_due_than_a_look_by_time_sees_it_walks_the_circle_from_look_to_look,
-    what_waits_for_a_full_destination_hides_nothing_behind_it,
-    destinations_with_nothing_due_yet_are_walked_past,
-    a_delivery_that_is_stepped_over_is_left_alone,
+    the_room_is_shared_equally_among_destinations_oldest_deliveries_first,
+    a_poll_that_sees_all_due_deliveries_reports_no_backlog,
+    with_a_backlog_consecutive_polls_walk_all_destinations,
+    the_backlog_of_a_full_destination_does_not_hide_other_deliveries,
+    a_walk_passes_destinations_without_due_deliveries,
+    a_delivery_that_is_stepped_over_is_not_claimed,
     a_payload_beyond_the_budget_is_not_claimed_and_its_destination_is_next,
     a_target_is_served_without_the_doorbells_grace_but_not_before_its_time,
     a_doorbell_with_another_destination_than_the_rows_claims_nothing,
-    relays_at_once_serve_every_destination_once,
-    a_refused_claim_names_what_it_had_chosen,
-    a_refused_recovery_names_what_it_had_found,
-    recovery_steps_over_what_it_is_told_to,
+    concurrent_relays_serve_every_destination_once,
+    a_refused_claim_names_the_rows_it_had_chosen,
+    a_refused_recovery_names_the_rows_it_had_found,
+    recovery_steps_over_the_given_deliveries,
 );
 
 const OTHER_URL: &str = "https://other.example.com/";
@@ -37,7 +37,7 @@ fn destinations(claimed: &[Claimed]) -> Vec<Destination> {
     destinations
 }
 
-async fn the_room_is_shared_equally_among_destinations_and_each_ones_oldest_come_first(engine: Engine) {
+async fn the_room_is_shared_equally_among_destinations_oldest_deliveries_first(engine: Engine) {
     let mut stage = Stage::new(engine);
     let mut of = [Vec::new(), Vec::new()];
     for (i, url) in [URL, URL, URL, URL, OTHER_URL, OTHER_URL].into_iter().enumerate() {
@@ -51,7 +51,7 @@ async fn the_room_is_shared_equally_among_destinations_and_each_ones_oldest_come
     let mut expected = of[0][2..].to_vec();
     expected.sort_unstable();
     assert_eq!(ids(&stage.claim_due(4)), expected);
-    // The room of one destination may be less.
+    // One destination may have less room.
     let [one, ..] = stage.accept_many(3)[..] else { unreachable!() };
     stage.advance(GRACE);
     let narrow = RelayPlan { ordinary_room: 1, ..plan(10) };
@@ -61,7 +61,7 @@ async fn the_room_is_shared_equally_among_destinations_and_each_ones_oldest_come
     assert_eq!((due.claimed, due.look.limited), (vec![], vec![stage.destination(URL)]));
 }
 
-async fn a_look_that_sees_all_that_is_due_says_so(engine: Engine) {
+async fn a_poll_that_sees_all_due_deliveries_reports_no_backlog(engine: Engine) {
     let mut stage = Stage::new(engine);
     assert_eq!(stage.look(&plan(10)), DueClaim::default());
     let waiting = stage.accept().id;
@@ -70,7 +70,7 @@ async fn a_look_that_sees_all_that_is_due_says_so(engine: Engine) {
     let DueClaim { claimed, look } = stage.look(&plan(100));
     assert_eq!(destinations(&claimed).len(), 100);
     assert!(!look.has_backlog && look.has_more);
-    // It goes on behind the last one that was served.
+    // The next poll continues after the last served destination.
     assert_eq!(look.cursor, destinations(&claimed).last().copied());
     let next = stage.look(&RelayPlan { cursor: look.cursor, ..plan(100) });
     assert!(
@@ -81,7 +81,7 @@ async fn a_look_that_sees_all_that_is_due_says_so(engine: Engine) {
     assert!(!look.has_backlog && !look.has_more && look.cursor.is_none());
 }
 
-async fn with_more_due_than_a_look_by_time_sees_it_walks_the_circle_from_look_to_look(engine: Engine) {
+async fn with_a_backlog_consecutive_polls_walk_all_destinations(engine: Engine) {
     let mut stage = Stage::new(engine);
     let waiting = stage.accept().id;
     stage.copy(waiting, 900, 300);
@@ -97,12 +97,12 @@ async fn with_more_due_than_a_look_by_time_sees_it_walks_the_circle_from_look_to
     }
     served.sort_unstable();
     served.dedup();
-    assert_eq!(served.len(), 301, "everybody's turn has come");
+    assert_eq!(served.len(), 301, "every destination was served");
     let again = stage.look(&plan);
     assert_eq!(destinations(&again.claimed)[0], Destination::from(0), "the next circle begins");
 }
 
-async fn what_waits_for_a_full_destination_hides_nothing_behind_it(engine: Engine) {
+async fn the_backlog_of_a_full_destination_does_not_hide_other_deliveries(engine: Engine) {
     let mut stage = Stage::new(engine);
     let waiting = stage.accept().id;
     stage.copy(waiting, 1000, 1);
@@ -116,7 +116,7 @@ async fn what_waits_for_a_full_destination_hides_nothing_behind_it(engine: Engin
     assert!(!due.look.has_more);
 }
 
-async fn destinations_with_nothing_due_yet_are_walked_past(engine: Engine) {
+async fn a_walk_passes_destinations_without_due_deliveries(engine: Engine) {
     let mut stage = Stage::new(engine);
     let waiting = stage.accept().id;
     stage.copy(waiting, 1000, 500);
@@ -144,10 +144,10 @@ async fn destinations_with_nothing_due_yet_are_walked_past(engine: Engine) {
     let found: Vec<_> =
         destinations(&claimed).into_iter().filter(|of| *of != stage.destination(URL)).collect();
     assert_eq!(found, (490..500).map(Destination::from).collect::<Vec<_>>());
-    assert!(!walking.has_backlog, "the next look goes by time");
+    assert!(!walking.has_backlog, "the next poll reads by time");
 }
 
-async fn a_delivery_that_is_stepped_over_is_left_alone(engine: Engine) {
+async fn a_delivery_that_is_stepped_over_is_not_claimed(engine: Engine) {
     let mut stage = Stage::new(engine);
     let [first, second, third] = stage.accept_many(3)[..] else { unreachable!() };
     stage.advance(GRACE);
@@ -192,7 +192,7 @@ async fn a_doorbell_with_another_destination_than_the_rows_claims_nothing(engine
     stage.claim_one(delivery, 1);
 }
 
-async fn relays_at_once_serve_every_destination_once(engine: Engine) {
+async fn concurrent_relays_serve_every_destination_once(engine: Engine) {
     let mut stage = Stage::new(engine);
     let waiting = stage.accept().id;
     stage.copy(waiting, 80, 40);
@@ -200,7 +200,7 @@ async fn relays_at_once_serve_every_destination_once(engine: Engine) {
     let look = |tx: &mut _, now| claim_due(tx, now, LEASE, ClaimId::new(now), &plan(10));
     let dues = at_once(&stage.store().await, 16, look).await;
     let mut claimed: Vec<_> = dues.into_iter().flat_map(|due| due.claimed).collect();
-    // Passing over what is locked, some may have found less than there was.
+    // Relays skip locked rows, so some may have claimed less than was due.
     claimed.extend(stage.claim_due(81));
     let mut distinct = ids(&claimed);
     distinct.dedup();
@@ -209,7 +209,7 @@ async fn relays_at_once_serve_every_destination_once(engine: Engine) {
 
 /// PostgreSQL only: SQLite has one writer at a time.
 #[test]
-fn two_relays_in_the_same_moment_take_different_rows() {
+fn two_concurrent_relays_claim_different_rows() {
     let mut stage = Stage::new(Engine::Postgres);
     let waiting = stage.accept().id;
     stage.copy(waiting, 4, 2);
@@ -226,7 +226,7 @@ fn two_relays_in_the_same_moment_take_different_rows() {
     assert_eq!((claimed.len(), distinct.len()), (5, 5));
 }
 
-/// Makes every change of that open delivery fail.
+/// Makes every change of this open delivery fail.
 fn refuse_changes(stage: &mut Stage, delivery: DeliveryId) {
     let id = stage.literal(delivery.0);
     let statements = match stage.database.url() {
@@ -251,7 +251,7 @@ fn sorted(mut ids: Vec<DeliveryId>) -> Vec<DeliveryId> {
     ids
 }
 
-async fn a_refused_claim_names_what_it_had_chosen(engine: Engine) {
+async fn a_refused_claim_names_the_rows_it_had_chosen(engine: Engine) {
     let mut stage = Stage::new(engine);
     let due = stage.accept_many(4);
     let later = {
@@ -267,8 +267,8 @@ async fn a_refused_claim_names_what_it_had_chosen(engine: Engine) {
     let RowsRefused { rows, error } = claim(&mut stage, &plan(4)).unwrap_err();
     assert_eq!(sorted(rows), sorted(due.clone()));
     assert!(error.to_string().contains("a broken row") && !error.is_outage());
-    assert_eq!(stage.count("open_deliveries WHERE claim_id IS NULL"), 5, "nothing of it was claimed");
-    // Stepping over one half of them tells which half it is in.
+    assert_eq!(stage.count("open_deliveries WHERE claim_id IS NULL"), 5, "no row of the batch was claimed");
+    // Stepping over one half of them shows which half contains it.
     let half = RelayPlan { stepped_over: due[2..].to_vec(), ..plan(10) };
     assert_eq!(ids(&claim(&mut stage, &half).unwrap().claimed), sorted(vec![due[0], due[1], later]));
     let RowsRefused { rows, .. } = claim(&mut stage, &plan(1)).unwrap_err();
@@ -277,7 +277,7 @@ async fn a_refused_claim_names_what_it_had_chosen(engine: Engine) {
     assert_eq!(ids(&claim(&mut stage, &rest).unwrap().claimed), [due[3]]);
 }
 
-async fn a_refused_recovery_names_what_it_had_found(engine: Engine) {
+async fn a_refused_recovery_names_the_rows_it_had_found(engine: Engine) {
     let mut stage = Stage::new(engine);
     let held: Vec<_> = (0..3).map(|_| stage.claimed().held.delivery_id).collect();
     stage.advance(LEASE);
@@ -294,7 +294,7 @@ async fn a_refused_recovery_names_what_it_had_found(engine: Engine) {
     assert_eq!(stage.count("attempts"), 2);
 }
 
-async fn recovery_steps_over_what_it_is_told_to(engine: Engine) {
+async fn recovery_steps_over_the_given_deliveries(engine: Engine) {
     let mut stage = Stage::new(engine);
     let held: Vec<_> = (0..4)
         .map(|_| {
@@ -316,9 +316,9 @@ async fn recovery_steps_over_what_it_is_told_to(engine: Engine) {
     }
 }
 
-/// SQLite has one writer at a time, so nothing to pass over.
+/// SQLite has one writer at a time, so no rows are locked.
 #[test]
-fn on_postgresql_recovery_passes_over_rows_that_another_transaction_has_locked() {
+fn on_postgresql_recovery_skips_rows_locked_by_another_transaction() {
     let mut stage = Stage::new(Engine::Postgres);
     let [locked, free] = [0, 1].map(|_| stage.claimed());
     stage.advance(LEASE);

@@ -1,4 +1,4 @@
-//! Keys that change, and keys that are missing.
+//! Key changes and missing keys.
 
 use ::store::{
     Keyring, MissingKey, create_secret, disable_secret, missing_keys, open_secret, rewrap_secrets,
@@ -10,9 +10,9 @@ use crate::stage::{Stage, on_both_engines};
 
 on_both_engines!(
     secrets_are_sealed_with_the_first_key_and_then_open_without_the_others,
-    a_secret_that_no_key_opens_is_named_and_left_alone,
-    a_missing_key_is_found_before_it_is_wanted,
-    a_key_that_only_a_deleted_secret_wants_is_not_needed,
+    a_secret_that_no_key_opens_is_reported_and_unchanged,
+    a_missing_key_is_reported_before_it_is_needed,
+    a_key_of_deleted_secrets_only_is_not_needed,
 );
 
 fn ring(keys: &[&str]) -> Keyring {
@@ -42,7 +42,7 @@ async fn secrets_are_sealed_with_the_first_key_and_then_open_without_the_others(
     assert_eq!(missing_keys(&mut stage.conn, &ring(&[&new])).unwrap(), []);
 }
 
-async fn a_secret_that_no_key_opens_is_named_and_left_alone(engine: Engine) {
+async fn a_secret_that_no_key_opens_is_reported_and_unchanged(engine: Engine) {
     let mut stage = Stage::new(engine);
     let (old, new) = (ring(&[&Keyring::generate("old")]), ring(&[&Keyring::generate("new")]));
     let made = create(&mut stage, &old).secret;
@@ -53,7 +53,7 @@ async fn a_secret_that_no_key_opens_is_named_and_left_alone(engine: Engine) {
     open_secret(&mut stage.conn, &old, stage.org, made.id).unwrap().unwrap();
 }
 
-async fn a_missing_key_is_found_before_it_is_wanted(engine: Engine) {
+async fn a_missing_key_is_reported_before_it_is_needed(engine: Engine) {
     let mut stage = Stage::new(engine);
     let (old, namesake) = (Keyring::generate("k"), Keyring::generate("k"));
     assert_eq!(missing_keys(&mut stage.conn, &ring(&[&old])).unwrap(), []);
@@ -70,11 +70,11 @@ async fn a_missing_key_is_found_before_it_is_wanted(engine: Engine) {
     }
 }
 
-async fn a_key_that_only_a_deleted_secret_wants_is_not_needed(engine: Engine) {
+async fn a_key_of_deleted_secrets_only_is_not_needed(engine: Engine) {
     let mut stage = Stage::new(engine);
     let (old, new) = (ring(&[&Keyring::generate("old")]), ring(&[&Keyring::generate("new")]));
     let made = create(&mut stage, &old).secret;
-    stage.accept(); // frozen with it, and signed with the current one from its deletion on
+    stage.accept(); // accepted with it, signed with the current one after its deletion
     let needed = |stage: &mut Stage| missing_keys(&mut stage.conn, &new).unwrap()[0].needed;
     assert!(needed(&mut stage));
     assert!(disable_secret(&mut stage.conn, stage.now, stage.org, made.id).unwrap());

@@ -1,4 +1,4 @@
-//! What goes in comes out: moments to the microsecond, ids, JSON texts, payload bytes.
+//! Stored values are read back unchanged: times to the microsecond, ids, JSON texts, payload bytes.
 
 use ::store::{
     Deliver, DeliveryParts, claimed_under, create_organization, create_secret, create_token, find_delivery,
@@ -14,16 +14,16 @@ use crate::stage::{
 };
 
 on_both_engines!(
-    every_moment_of_a_run_keeps_its_microseconds_over_all_years,
-    every_moment_of_a_delivery_keeps_its_microseconds,
-    moments_of_organizations_tokens_and_secrets_keep_their_microseconds,
+    every_time_of_a_run_keeps_its_microseconds_over_all_years,
+    every_time_of_a_delivery_keeps_its_microseconds,
+    times_of_organizations_tokens_and_secrets_keep_their_microseconds,
     ids_keep_all_their_bits,
     json_texts_come_back_as_they_were_normalised,
     a_payload_keeps_any_bytes,
-    parts_of_a_delivery_that_are_not_wanted_are_not_read,
+    parts_of_a_delivery_that_are_not_requested_are_not_read,
 );
 
-async fn every_moment_of_a_run_keeps_its_microseconds_over_all_years(engine: Engine) {
+async fn every_time_of_a_run_keeps_its_microseconds_over_all_years(engine: Engine) {
     let mut stage = Stage::new(engine);
     for moment in [
         "0001-01-01T00:00:00Z",
@@ -48,7 +48,7 @@ async fn every_moment_of_a_run_keeps_its_microseconds_over_all_years(engine: Eng
     }
 }
 
-async fn every_moment_of_a_delivery_keeps_its_microseconds(engine: Engine) {
+async fn every_time_of_a_delivery_keeps_its_microseconds(engine: Engine) {
     let mut stage = Stage::new(engine);
     let accepted_at = stage.now;
     let delivery = stage.accept();
@@ -81,7 +81,7 @@ async fn every_moment_of_a_delivery_keeps_its_microseconds(engine: Engine) {
     assert_eq!((done.completed_at, done.updated_at), (Some(retry_at), retry_at));
 }
 
-async fn moments_of_organizations_tokens_and_secrets_keep_their_microseconds(engine: Engine) {
+async fn times_of_organizations_tokens_and_secrets_keep_their_microseconds(engine: Engine) {
     let mut stage = Stage::new(engine);
     let (org, now) = (stage.org, stage.now);
     assert_eq!(find_organization(&mut stage.conn, org).unwrap().unwrap().created_at, now);
@@ -152,7 +152,7 @@ async fn a_payload_keeps_any_bytes(engine: Engine) {
     assert_eq!(claimed_under(&mut stage.conn, claimed[0].held.claim_id).unwrap(), claimed);
 }
 
-async fn parts_of_a_delivery_that_are_not_wanted_are_not_read(engine: Engine) {
+async fn parts_of_a_delivery_that_are_not_requested_are_not_read(engine: Engine) {
     let mut stage = Stage::new(engine);
     let claimed = stage.claimed();
     stage.finish_one(succeeded(&claimed));

@@ -1,4 +1,4 @@
-//! Recording runs, and the one automatic delivery of each.
+//! Recording runs, and the one automatic delivery of each run.
 
 use std::time::Duration;
 
@@ -10,17 +10,17 @@ use crate::stage::{POLICY, Stage, URL, accepted, at_once, new_run, on_both_engin
 
 on_both_engines!(
     an_unknown_run_is_created,
-    an_open_run_is_replaced_and_keeps_its_created_at_unless_told_another,
+    an_open_run_is_replaced_and_keeps_its_created_at_unless_the_update_has_one,
     a_terminal_run_keeps_its_status,
-    of_a_terminal_run_only_the_output_is_taken,
+    only_the_output_of_a_terminal_run_is_updated,
     the_same_id_in_two_organizations_is_two_runs,
     the_first_terminal_record_makes_exactly_one_automatic_delivery,
     every_terminal_status_makes_a_delivery_and_no_other_does,
     a_run_without_a_url_and_an_imported_run_make_no_delivery,
-    a_run_on_record_whose_host_is_longer_than_any_name_can_be_delivered,
-    puts_at_once_that_create_a_terminal_run_make_one_delivery,
-    puts_at_once_that_end_an_open_run_make_one_delivery,
-    puts_at_once_that_end_a_run_differently_agree_on_one_end,
+    a_recorded_run_whose_host_exceeds_the_maximum_length_can_be_delivered,
+    concurrent_puts_that_create_a_terminal_run_make_one_delivery,
+    concurrent_puts_that_end_an_open_run_make_one_delivery,
+    concurrent_puts_that_end_a_run_differently_agree_on_one_status,
 );
 
 fn updated(recorded: RecordedRun) -> Option<Accepted> {
@@ -42,7 +42,7 @@ async fn an_unknown_run_is_created(engine: Engine) {
     assert_eq!(created, update(body).into_run(stage.org, run, stage.now));
 }
 
-async fn an_open_run_is_replaced_and_keeps_its_created_at_unless_told_another(engine: Engine) {
+async fn an_open_run_is_replaced_and_keeps_its_created_at_unless_the_update_has_one(engine: Engine) {
     let mut stage = Stage::new(engine);
     let (run, created_at) = (new_run(), stage.now);
     stage.record(
@@ -50,7 +50,7 @@ async fn an_open_run_is_replaced_and_keeps_its_created_at_unless_told_another(en
         &update(r#"{"status_code": "queued", "metadata": {"a": 1}, "callback_url": "https://a.example"}"#),
     );
     stage.advance(Duration::from_secs(5));
-    // Back to an earlier status is nothing we judge; what is not said is gone.
+    // An earlier status is accepted; omitted fields are cleared.
     for status in ["running", "dispatching", "queued"] {
         let recorded =
             stage.record(run, &update(&format!(r#"{{"status_code": "{status}", "output": [1]}}"#)));
@@ -76,7 +76,7 @@ async fn a_terminal_run_keeps_its_status(engine: Engine) {
     assert_eq!(stage.stored_run(run), before);
 }
 
-async fn of_a_terminal_run_only_the_output_is_taken(engine: Engine) {
+async fn only_the_output_of_a_terminal_run_is_updated(engine: Engine) {
     let mut stage = Stage::new(engine);
     let run = stage.run();
     let before = stage.stored_run(run);
@@ -158,7 +158,7 @@ async fn a_run_without_a_url_and_an_imported_run_make_no_delivery(engine: Engine
     let recorded = stage.record(new_run(), &update(r#"{"status_code": "succeeded"}"#));
     assert!(matches!(recorded, RecordedRun::Created(_, None)), "{recorded:?}");
     let imported = stage.run();
-    // Nor does a later record of it: it has ended before.
+    // A later record of it makes none either: the run had already ended.
     assert_eq!(updated(stage.record(imported, &terminal_run(URL))), None);
     assert_eq!(stage.number("SELECT count(*) FROM deliveries"), 0);
 }
@@ -187,8 +187,8 @@ fn deliveries(recorded: &[RecordedRun]) -> usize {
     recorded.iter().filter(accepted).count()
 }
 
-/// As a version without the rule has recorded it. The host is part of an index, whose entries are bounded.
-async fn a_run_on_record_whose_host_is_longer_than_any_name_can_be_delivered(engine: Engine) {
+/// Older versions recorded such runs. The host is part of an index, whose entries have a maximum size.
+async fn a_recorded_run_whose_host_exceeds_the_maximum_length_can_be_delivered(engine: Engine) {
     let mut stage = Stage::new(engine);
     let labels = (0..46_u32).map(|label| {
         let chars = (0..40_u32).map(|index| (label * 40 + index).wrapping_mul(2_654_435_761) >> 16);
@@ -204,7 +204,7 @@ async fn a_run_on_record_whose_host_is_longer_than_any_name_can_be_delivered(eng
     assert_eq!(Some(delivery.callback_url), run.callback_url);
 }
 
-async fn puts_at_once_that_create_a_terminal_run_make_one_delivery(engine: Engine) {
+async fn concurrent_puts_that_create_a_terminal_run_make_one_delivery(engine: Engine) {
     let mut stage = Stage::new(engine);
     let recorded = puts_at_once(&stage, false, [terminal_run(URL), terminal_run(URL)]).await;
     assert_eq!(recorded.iter().filter(|recorded| matches!(recorded, RecordedRun::Created(..))).count(), 1);
@@ -212,14 +212,14 @@ async fn puts_at_once_that_create_a_terminal_run_make_one_delivery(engine: Engin
     assert_eq!(stage.number("SELECT count(*) FROM deliveries WHERE is_automatic"), 1);
 }
 
-async fn puts_at_once_that_end_an_open_run_make_one_delivery(engine: Engine) {
+async fn concurrent_puts_that_end_an_open_run_make_one_delivery(engine: Engine) {
     let mut stage = Stage::new(engine);
     let recorded = puts_at_once(&stage, true, [terminal_run(URL), terminal_run(URL)]).await;
     assert_eq!(deliveries(&recorded), 1);
     assert_eq!(stage.number("SELECT count(*) FROM deliveries WHERE is_automatic"), 1);
 }
 
-async fn puts_at_once_that_end_a_run_differently_agree_on_one_end(engine: Engine) {
+async fn concurrent_puts_that_end_a_run_differently_agree_on_one_status(engine: Engine) {
     let mut stage = Stage::new(engine);
     let failed = update(&format!(r#"{{"status_code": "failed", "callback_url": "{URL}"}}"#));
     let recorded = puts_at_once(&stage, true, [terminal_run(URL), failed]).await;

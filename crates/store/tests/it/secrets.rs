@@ -14,18 +14,18 @@ use crate::stage::{Stage, accepted, at_once, on_both_engines};
 
 on_both_engines!(
     the_first_secret_becomes_current_and_later_ones_do_not,
-    of_first_secrets_made_at_once_exactly_one_is_current,
+    of_first_secrets_created_concurrently_exactly_one_is_current,
     each_organization_has_its_own_current_secret,
     a_secret_opens_with_its_key_and_for_its_organization_only,
     a_secrets_plain_text_and_key_are_nowhere_in_the_database,
-    a_delivery_is_frozen_with_the_current_secret,
-    the_use_of_a_secret_is_noted_at_most_once_a_minute,
-    a_promoted_secret_is_signed_with_and_so_is_the_one_before_within_the_overlap,
+    a_delivery_is_accepted_with_the_current_secret,
+    the_use_of_a_secret_is_recorded_at_most_once_a_minute,
+    the_promoted_secret_signs_requests_and_so_does_the_previous_one_within_the_overlap,
     a_secret_that_is_current_again_has_no_demotion,
-    a_disabled_secret_is_not_signed_with_and_neither_is_one_that_is_of_no_use,
-    of_the_secrets_that_were_demoted_the_newest_three_are_signed_with,
-    a_secret_that_was_deleted_leaves_no_demotion_and_its_heir_is_current,
-    the_secrets_of_many_organizations_are_read_at_once_and_each_opens,
+    disabled_and_unrelated_secrets_do_not_sign_requests,
+    of_demoted_secrets_the_newest_three_sign_requests,
+    disabling_a_secret_leaves_no_demotion_and_makes_its_successor_current,
+    the_secrets_of_many_organizations_are_read_together_and_each_opens,
 );
 
 async fn the_first_secret_becomes_current_and_later_ones_do_not(engine: Engine) {
@@ -41,7 +41,7 @@ async fn the_first_secret_becomes_current_and_later_ones_do_not(engine: Engine) 
     assert_eq!(stage.number("SELECT count(*) FROM signing_secrets WHERE is_current"), 1);
 }
 
-async fn of_first_secrets_made_at_once_exactly_one_is_current(engine: Engine) {
+async fn of_first_secrets_created_concurrently_exactly_one_is_current(engine: Engine) {
     let stage = Stage::new(engine);
     let (org, ring) = (stage.org, Arc::new(keyring()));
     let made =
@@ -74,7 +74,7 @@ async fn a_secret_opens_with_its_key_and_for_its_organization_only(engine: Engin
     assert_eq!(refused(&ring, other, id), OpenError::NotFound);
     assert_eq!(refused(&ring, org, SecretId::new(stage.now)), OpenError::NotFound);
 
-    // Moved to another row it does not open, whoever moved it.
+    // Moved to another row, it does not open.
     let stranger = create_secret(&mut stage.conn, stage.now, &ring, other, None).unwrap().secret.id;
     stage
         .sql("UPDATE signing_secrets SET sealed = (SELECT sealed FROM signing_secrets ORDER BY id LIMIT 1)")
@@ -94,7 +94,7 @@ async fn a_secrets_plain_text_and_key_are_nowhere_in_the_database(engine: Engine
     assert!(!stage.holds(made.plain_secret.key()));
 }
 
-async fn a_delivery_is_frozen_with_the_current_secret(engine: Engine) {
+async fn a_delivery_is_accepted_with_the_current_secret(engine: Engine) {
     let mut stage = Stage::new(engine);
     let run = stage.run();
     assert_eq!(accepted(stage.redeliver(run)).signing_secret_id, None);
@@ -108,7 +108,7 @@ async fn a_delivery_is_frozen_with_the_current_secret(engine: Engine) {
     assert_eq!(frozen, [None, Some(first)]);
 }
 
-async fn the_use_of_a_secret_is_noted_at_most_once_a_minute(engine: Engine) {
+async fn the_use_of_a_secret_is_recorded_at_most_once_a_minute(engine: Engine) {
     let mut stage = Stage::new(engine);
     let made = create_secret(&mut stage.conn, stage.now, &keyring(), stage.org, None).unwrap().secret;
     assert_eq!(made.last_used_at, None);
@@ -125,13 +125,13 @@ const OVERLAP: Duration = Duration::from_secs(24 * 3600);
 const SECOND: Duration = Duration::from_secs(1);
 
 impl Stage {
-    /// A new secret, a second later.
+    /// Creates a secret, one second later.
     fn secret(&mut self) -> SecretId {
         self.advance(SECOND);
         create_secret(&mut self.conn, self.now, &keyring(), self.org, None).unwrap().secret.id
     }
 
-    /// Promotes it, a second later.
+    /// Promotes a secret, one second later.
     fn promote(&mut self, id: SecretId) {
         self.advance(SECOND);
         let update = SecretUpdate { label: None, promote: true };
@@ -144,8 +144,8 @@ impl Stage {
         assert!(disable_secret(&mut self.conn, self.now, self.org, id).unwrap());
     }
 
-    /// What a request is signed with that was frozen with that secret: ids, which is current, and since when others are
-    /// not.
+    /// Returns the secrets that sign a request whose delivery was accepted with `frozen`: their ids, whether
+    /// they are current, and when they were demoted.
     fn valid(&mut self, frozen: Option<SecretId>) -> Vec<(SecretId, bool, Option<Timestamp>)> {
         let (org, after) = (self.org, self.now - OVERLAP);
         let secrets = signing_secrets(&mut self.conn, &[(org, frozen)], after).unwrap();
@@ -154,7 +154,7 @@ impl Stage {
     }
 }
 
-async fn a_promoted_secret_is_signed_with_and_so_is_the_one_before_within_the_overlap(engine: Engine) {
+async fn the_promoted_secret_signs_requests_and_so_does_the_previous_one_within_the_overlap(engine: Engine) {
     let mut stage = Stage::new(engine);
     assert_eq!(stage.valid(None), []);
     let (first, second) = (stage.secret(), stage.secret());
@@ -165,7 +165,7 @@ async fn a_promoted_secret_is_signed_with_and_so_is_the_one_before_within_the_ov
     let both = [(second, true, None), (first, false, Some(promoted))];
     let label = SecretUpdate { label: Some(Some("old".into())), promote: false };
     update_secret(&mut stage.conn, stage.now, stage.org, first, &label).unwrap();
-    stage.promote(second); // it is current already
+    stage.promote(second); // already current
     for frozen in [None, Some(first), Some(second)] {
         assert_eq!(stage.valid(frozen), both, "{frozen:?}");
     }
@@ -184,7 +184,7 @@ async fn a_secret_that_is_current_again_has_no_demotion(engine: Engine) {
     assert_eq!(stage.valid(None), [(first, true, None), (second, false, Some(stage.now))]);
 }
 
-async fn a_disabled_secret_is_not_signed_with_and_neither_is_one_that_is_of_no_use(engine: Engine) {
+async fn disabled_and_unrelated_secrets_do_not_sign_requests(engine: Engine) {
     let mut stage = Stage::new(engine);
     let (first, second, unused) = (stage.secret(), stage.secret(), stage.secret());
     stage.promote(second);
@@ -197,7 +197,7 @@ async fn a_disabled_secret_is_not_signed_with_and_neither_is_one_that_is_of_no_u
     assert_eq!(stage.valid(Some(second)), []);
 }
 
-async fn of_the_secrets_that_were_demoted_the_newest_three_are_signed_with(engine: Engine) {
+async fn of_demoted_secrets_the_newest_three_sign_requests(engine: Engine) {
     let mut stage = Stage::new(engine);
     let secrets: Vec<_> = (0..6).map(|_| stage.secret()).collect();
     for secret in &secrets {
@@ -208,7 +208,7 @@ async fn of_the_secrets_that_were_demoted_the_newest_three_are_signed_with(engin
     assert_eq!(stage.number("SELECT count(*) FROM signing_secrets WHERE demoted_at IS NOT NULL"), 3);
 }
 
-async fn a_secret_that_was_deleted_leaves_no_demotion_and_its_heir_is_current(engine: Engine) {
+async fn disabling_a_secret_leaves_no_demotion_and_makes_its_successor_current(engine: Engine) {
     let mut stage = Stage::new(engine);
     let (first, second) = (stage.secret(), stage.secret());
     stage.promote(second);
@@ -217,7 +217,7 @@ async fn a_secret_that_was_deleted_leaves_no_demotion_and_its_heir_is_current(en
     assert_eq!(stage.number("SELECT count(*) FROM signing_secrets WHERE demoted_at IS NOT NULL"), 0);
 }
 
-async fn the_secrets_of_many_organizations_are_read_at_once_and_each_opens(engine: Engine) {
+async fn the_secrets_of_many_organizations_are_read_together_and_each_opens(engine: Engine) {
     let mut stage = Stage::new(engine);
     let (other, ring) = (stage.other_org(), keyring());
     let made =

@@ -1,5 +1,5 @@
-//! What the tests share: a database with one organization, a clock that stands still, and the steps of a
-//! delivery's life by short names.
+//! Test fixture: a database with one organization, a clock that only the test moves, and short methods for
+//! the steps of a delivery.
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -23,7 +23,7 @@ use engine::{
 use testkit::{Engine, TestDatabase, terminal_run};
 use uuid::Uuid;
 
-/// Makes `postgres::name` and `sqlite::name` of each `async fn name(Engine)`.
+/// Generates `postgres::name` and `sqlite::name` from each `async fn name(Engine)`.
 macro_rules! on_both_engines {
     ($($name:ident),* $(,)?) => {
         mod postgres {
@@ -37,14 +37,14 @@ macro_rules! on_both_engines {
 pub(crate) use on_both_engines;
 
 pub(crate) const LEASE: Duration = Duration::from_secs(60);
-/// How long a new delivery is left to its doorbell.
+/// How long the relay leaves a new delivery to its doorbell.
 pub(crate) const GRACE: Duration = Duration::from_secs(2);
 pub(crate) const MICROSECOND: Duration = Duration::from_micros(1);
 pub(crate) const URL: &str = "https://hooks.example.com/callbacks";
 pub(crate) const POLICY: AcceptPolicy =
     AcceptPolicy { max_attempts: 3, payload_format: PayloadFormat::Python };
 
-/// Where the clock stands at first; its microseconds are not whole milliseconds.
+/// Initial time of the clock; its microseconds are not whole milliseconds.
 pub(crate) fn start() -> Timestamp {
     Timestamp::parse("2026-03-01T12:00:00.123457Z").unwrap()
 }
@@ -53,7 +53,7 @@ pub(crate) struct Stage {
     pub(crate) conn: AnyConnection,
     pub(crate) now: Timestamp,
     pub(crate) org: OrgId,
-    // The last to drop: the connection closes first.
+    // Last field, so that the connection is closed first.
     pub(crate) database: TestDatabase,
 }
 
@@ -65,7 +65,7 @@ impl Stage {
         Stage { conn, now: start(), org, database }
     }
 
-    /// On a database of any schema, with an organization that is still to be made.
+    /// Creates a stage on a database of any schema, with an organization that does not exist yet.
     pub(crate) fn on(database: TestDatabase, conn: AnyConnection) -> Stage {
         Stage { conn, now: start(), org: OrgId(Uuid::new_v4()), database }
     }
@@ -74,7 +74,7 @@ impl Stage {
         self.now = self.now + by;
     }
 
-    /// A store on the same database, at this moment.
+    /// Opens a store on the same database, with its clock at `now`.
     pub(crate) async fn store(&self) -> Store {
         self.database.store_with_clock(Clock::manual(self.now)).await
     }
@@ -88,12 +88,12 @@ impl Stage {
             .unwrap()
     }
 
-    /// A run that has succeeded, without a delivery.
+    /// Records a succeeded run without a delivery.
     pub(crate) fn run(&mut self) -> RunId {
         self.run_to(URL)
     }
 
-    /// The same, with that URL.
+    /// Like `run`, with this URL.
     pub(crate) fn run_to(&mut self, url: &str) -> RunId {
         let run = new_run();
         let update = terminal_run(url);
@@ -110,46 +110,46 @@ impl Stage {
         redeliver(&mut self.conn, self.now, &POLICY, self.org, run, "req-redelivery").unwrap()
     }
 
-    /// A new delivery of a new run.
+    /// Accepts a delivery of a new run.
     pub(crate) fn accept(&mut self) -> Delivery {
         let run = self.run();
         accepted(self.redeliver(run))
     }
 
-    /// A new delivery that goes there.
+    /// Accepts a delivery of a new run to this URL.
     pub(crate) fn accept_to(&mut self, url: &str) -> Delivery {
         let run = self.run_to(url);
         accepted(self.redeliver(run))
     }
 
-    /// Where deliveries to that URL go.
+    /// Returns the destination of deliveries to this URL.
     pub(crate) fn destination(&self, url: &str) -> Destination {
         Destination::of(self.org, url)
     }
 
-    /// A doorbell of a delivery to [`URL`].
+    /// Returns a doorbell of a delivery to [`URL`].
     pub(crate) fn job(&self, delivery: DeliveryId, attempt: AttemptNumber) -> Job {
         job_to(self.destination(URL), delivery, attempt)
     }
 
-    /// That many of them.
+    /// Accepts `count` deliveries.
     pub(crate) fn accept_many(&mut self, count: usize) -> Vec<DeliveryId> {
         (0..count).map(|_| self.accept().id).collect()
     }
 
-    /// The wanted attempts, under a fresh claim id.
+    /// Claims the attempts of these jobs under a new claim id.
     pub(crate) fn claim(&mut self, jobs: &[Job]) -> Vec<Claimed> {
         claim_jobs(&mut self.conn, self.now, LEASE, ClaimId::new(self.now), jobs).unwrap()
     }
 
-    /// One attempt that can be claimed.
+    /// Claims one attempt, which must be claimable.
     pub(crate) fn claim_one(&mut self, delivery: DeliveryId, attempt: AttemptNumber) -> Claimed {
         let mut claimed = self.claim(&[self.job(delivery, attempt)]);
         assert_eq!(claimed.len(), 1, "attempt {attempt} can be claimed");
         claimed.remove(0)
     }
 
-    /// The first attempt of a new delivery, claimed.
+    /// Accepts a delivery and claims its first attempt.
     pub(crate) fn claimed(&mut self) -> Claimed {
         let delivery = self.accept();
         self.claim_one(delivery.id, 1)
@@ -159,13 +159,13 @@ impl Stage {
         self.look(&plan(limit)).claimed
     }
 
-    /// One look of the relay.
+    /// Runs one relay poll.
     pub(crate) fn look(&mut self, plan: &RelayPlan) -> DueClaim {
         let now = self.now;
         self.conn.transaction(|tx| claim_due(tx, now, LEASE, ClaimId::new(now), plan)).unwrap()
     }
 
-    /// Records the attempts whose lease has ended, with that settlement.
+    /// Records the attempts whose lease has ended, with this settlement.
     pub(crate) fn recover(&mut self, settlement: Settlement) -> Vec<HeldAttempt> {
         let now = self.now;
         let settle = |held: &HeldAttempt| lost(held, settlement);
@@ -178,13 +178,13 @@ impl Stage {
         self.conn.transaction(|tx| finish(tx, now, batch)).unwrap()
     }
 
-    /// One transaction.
+    /// Runs `work` in one transaction.
     pub(crate) fn write<T>(&mut self, work: impl FnOnce(&mut AnyConnection) -> Result<T, StoreError>) -> T {
         self.conn.transaction(work).unwrap()
     }
 
-    /// Deliveries like that one, of runs of their own, to destinations `0..destinations` in turn. Each is due a microsecond
-    /// after the one before.
+    /// Inserts `count` copies of a delivery, each with its own run, to destinations `0..destinations` in
+    /// turn. Each is due a microsecond after the previous one.
     pub(crate) fn copy(&mut self, delivery: DeliveryId, count: i64, destinations: i64) {
         let (id, later) = match self.conn {
             AnyConnection::Postgres(_) => ("lpad(to_hex(i), 32, '0')::uuid", "i * interval '1 microsecond'"),
@@ -217,31 +217,31 @@ impl Stage {
         }
     }
 
-    /// Deletes all deliveries, and all that is known of destinations.
+    /// Deletes all deliveries and all rows of `destinations`.
     pub(crate) fn clear(&mut self) {
         for table in ["attempts", "open_deliveries", "ended_deliveries", "deliveries", "destinations"] {
             self.sql(&format!("DELETE FROM {table}")).unwrap();
         }
     }
 
-    /// The rows of a table, or of those that a condition holds for.
+    /// Counts the rows of a table, or those that match a condition.
     pub(crate) fn count(&mut self, from: &str) -> i64 {
         self.number(&format!("SELECT count(*) AS number FROM {from}"))
     }
 
-    /// What becomes of one result.
+    /// Finishes one result and returns its effect.
     pub(crate) fn finish_one(&mut self, finished: AttemptResult) -> Effect {
         self.finish(&[finished])[0]
     }
 
-    /// The destination of [`URL`] is held until then, as a receiver has asked for.
+    /// Holds the destination of [`URL`] until this time, as if its receiver had requested it.
     pub(crate) fn hold(&mut self, until: Timestamp) {
         let claimed = self.claimed();
         let hold = HoldChange::HoldUntil(until);
         assert_eq!(self.finish_one(AttemptResult { hold, ..failed(&claimed) }), Effect::Recorded);
     }
 
-    /// Lets the lease end and records `outcome_unknown`, with another attempt right away.
+    /// Lets the lease end and records `outcome_unknown`, with another attempt immediately.
     pub(crate) fn lose(&mut self, claimed: &Claimed) {
         self.advance(LEASE);
         let lost = finished(claimed, Some(FailureReason::OutcomeUnknown), Settlement::RetryAt(self.now));
@@ -262,7 +262,7 @@ impl Stage {
         number(&mut self.conn, query)
     }
 
-    /// The first column of a query's rows.
+    /// Returns the first column of a query's rows.
     pub(crate) fn texts(&mut self, query: &str) -> Vec<String> {
         #[derive(QueryableByName)]
         struct Row {
@@ -275,7 +275,7 @@ impl Stage {
         rows.into_iter().map(|row| row.value).collect()
     }
 
-    /// A column of the only row of a table, in microseconds since 1970, as the database holds it.
+    /// Returns a column of a table's only row in microseconds since 1970, as stored in the database.
     pub(crate) fn micros(&mut self, table: &str, column: &str) -> i64 {
         match self.conn {
             AnyConnection::Postgres(_) => {
@@ -285,7 +285,8 @@ impl Stage {
         }
     }
 
-    /// The rows of `destinations` in order: the destination, until when it is held, and until when its probe is leased, or 0.
+    /// Returns the rows of `destinations` in order: the destination, the end of its hold, and the end of its
+    /// probe's lease or 0.
     pub(crate) fn hold_rows(&mut self) -> Vec<(i64, i64, i64)> {
         let rows = self.count("destinations");
         let nth = |column: &str, n: i64| {
@@ -303,7 +304,7 @@ impl Stage {
             .collect()
     }
 
-    /// An id in the engine's own SQL.
+    /// Formats an id in the engine's SQL.
     pub(crate) fn literal(&self, id: Uuid) -> String {
         match self.conn {
             AnyConnection::Postgres(_) => format!("'{id}'"),
@@ -311,7 +312,7 @@ impl Stage {
         }
     }
 
-    /// A moment in the engine's own SQL.
+    /// Formats a time in the engine's SQL.
     pub(crate) fn moment(&self, moment: Timestamp) -> String {
         match self.conn {
             AnyConnection::Postgres(_) => format!("to_timestamp({} / 1000000.0)", moment.as_micros()),
@@ -319,21 +320,21 @@ impl Stage {
         }
     }
 
-    /// Undoes what was done since `begin_test_transaction`.
+    /// Rolls back everything since `begin_test_transaction`.
     pub(crate) fn roll_back(&mut self) {
         type Transactions = <AnyConnection as Connection>::TransactionManager;
         <Transactions as TransactionManager<AnyConnection>>::rollback_transaction(&mut self.conn).unwrap();
     }
 
-    /// Whether these bytes stand anywhere in the database.
+    /// Returns whether the database contains these bytes anywhere.
     pub(crate) fn holds(&mut self, bytes: &[u8]) -> bool {
         if let DatabaseUrl::Sqlite(path) = self.database.url() {
-            // What was committed is in the file or in its write-ahead log.
+            // Committed data is in the file or in its write-ahead log.
             let files =
                 [path.clone(), format!("{path}-wal")].map(|file| std::fs::read(file).unwrap_or_default());
             return files.iter().any(|file| file.windows(bytes.len()).any(|window| window == bytes));
         }
-        // A row as text shows its bytea columns in hex.
+        // A row cast to text shows its bytea columns in hex.
         let (hex, text) = (hex::encode(bytes), String::from_utf8_lossy(bytes).replace(['\'', '\0'], ""));
         TABLES.iter().any(|table| {
             let found = format!("position('{hex}' IN t::text) > 0 OR position('{text}' IN t::text) > 0");
@@ -373,7 +374,7 @@ pub(crate) fn accepted(redelivery: Redelivery) -> Delivery {
     }
 }
 
-/// A doorbell. Its organization is nobody's: what counts is the row's.
+/// Returns a doorbell. Its organization does not exist, because only the row's organization counts.
 pub(crate) fn job_to(destination: Destination, delivery_id: DeliveryId, attempt: AttemptNumber) -> Job {
     Job {
         delivery_id,
@@ -385,7 +386,7 @@ pub(crate) fn job_to(destination: Destination, delivery_id: DeliveryId, attempt:
     }
 }
 
-/// A look of a dispatcher with room for that many attempts, of any size and to anywhere.
+/// A poll of a dispatcher with room for `room` attempts, of any size and to any destination.
 pub(crate) fn plan(room: usize) -> RelayPlan {
     RelayPlan {
         room,
@@ -400,7 +401,7 @@ pub(crate) fn plan(room: usize) -> RelayPlan {
     }
 }
 
-/// A result: a 200 without `reason`, otherwise that failure.
+/// Builds a result: a 200 without `reason`, otherwise this failure.
 pub(crate) fn finished(
     claimed: &Claimed,
     reason: Option<FailureReason>,
@@ -423,7 +424,7 @@ pub(crate) fn finished(
     result
 }
 
-/// A timing with all its parts, another one for each attempt.
+/// Builds a complete timing that differs per attempt.
 pub(crate) fn timing(attempt: AttemptNumber) -> Timing {
     Timing {
         resolve: Some(attempt),
@@ -438,7 +439,7 @@ pub(crate) fn timing(attempt: AttemptNumber) -> Timing {
     }
 }
 
-/// What is recorded of a lease that has ended.
+/// Builds the record of a lease that has ended.
 pub(crate) fn lost(held: &HeldAttempt, settlement: Settlement) -> AttemptResult {
     let failure = Failure { reason: FailureReason::OutcomeUnknown, detail: "the lease ended".into() };
     let mut result = result(held, settlement);
@@ -446,7 +447,7 @@ pub(crate) fn lost(held: &HeldAttempt, settlement: Settlement) -> AttemptResult 
     result
 }
 
-/// An attempt that was not sent, whose number is free again.
+/// Builds the result of an attempt that was not sent, so its number is free again.
 pub(crate) fn handed_back(claimed: &Claimed, at: Timestamp) -> AttemptResult {
     let failure = Failure { reason: FailureReason::Timeout, detail: "not sent: no socket".into() };
     let mut result = result(&claimed.held, Settlement::HandedBack(at));
@@ -494,7 +495,7 @@ pub(crate) fn ids(claimed: &[Claimed]) -> Vec<DeliveryId> {
     ids
 }
 
-/// Starts `count` write transactions at once and gathers what they answer.
+/// Starts `count` write transactions concurrently and collects their results.
 pub(crate) async fn at_once<T, E>(
     store: &Store,
     count: usize,

@@ -1,4 +1,4 @@
-//! The pool and its transactions: what a failure of any kind leaves behind.
+//! The pool and its transactions: the state after failures of every kind.
 
 use std::sync::{Arc, Barrier, mpsc};
 
@@ -16,15 +16,15 @@ use crate::stage::{LEASE, POLICY, Stage, at_once, number, on_both_engines, plan}
 on_both_engines!(
     an_error_rolls_everything_back,
     a_panic_rolls_everything_back_and_leaves_the_pool_usable,
-    a_transaction_commits_although_its_caller_has_gone,
-    a_transaction_rolls_back_although_its_caller_has_gone,
-    a_read_sees_one_moment_and_cannot_be_disturbed,
-    use_cases_see_the_clocks_time,
-    a_busy_pool_is_waited_for_as_long_as_there_is_patience,
-    nothing_is_left_in_a_transaction,
+    a_transaction_commits_after_its_caller_was_dropped,
+    a_transaction_rolls_back_after_its_caller_was_dropped,
+    a_read_sees_one_snapshot_despite_concurrent_writes,
+    use_cases_get_the_time_of_the_clock,
+    a_caller_waits_for_a_busy_pool_until_its_timeout,
+    no_connection_is_left_in_a_transaction,
 );
 
-/// The work of these tests: it makes one organization.
+/// The work of these tests: creates one organization.
 fn make(tx: &mut AnyConnection, now: Timestamp) -> Result<OrgId, StoreError> {
     Ok(create_organization(tx, now, "made")?.id)
 }
@@ -71,8 +71,8 @@ async fn a_panic_rolls_everything_back_and_leaves_the_pool_usable(engine: Engine
     store.ping().await.unwrap();
 }
 
-/// It is no outage of the database.
-async fn a_busy_pool_is_waited_for_as_long_as_there_is_patience(engine: Engine) {
+/// It is not an outage of the database.
+async fn a_caller_waits_for_a_busy_pool_until_its_timeout(engine: Engine) {
     let stage = Stage::new(engine);
     let store = Store::open(stage.database.url(), 1).await.unwrap();
     let (release, released) = mpsc::channel::<()>();
@@ -99,9 +99,9 @@ async fn a_busy_pool_is_waited_for_as_long_as_there_is_patience(engine: Engine) 
     patient.await.unwrap().unwrap();
 }
 
-/// Starts a transaction, drops its future in the middle, and lets it go on to `end`.
+/// Starts a transaction, drops its future halfway, and lets the transaction continue to `end`.
 async fn abandoned(stage: &Stage, end: Result<(), StoreError>) {
-    // One connection: the next use of the store is served when the transaction has ended.
+    // One connection: the store's next use is served after the transaction has ended.
     let store = Store::open(stage.database.url(), 1).await.unwrap();
     let (started, has_started) = tokio::sync::oneshot::channel();
     let (release, released) = mpsc::channel::<()>();
@@ -125,19 +125,19 @@ async fn abandoned(stage: &Stage, end: Result<(), StoreError>) {
     store.write(|_, _| Ok::<_, StoreError>(())).await.unwrap();
 }
 
-async fn a_transaction_commits_although_its_caller_has_gone(engine: Engine) {
+async fn a_transaction_commits_after_its_caller_was_dropped(engine: Engine) {
     let mut stage = Stage::new(engine);
     abandoned(&stage, Ok(())).await;
     assert_eq!(made(&mut stage), 1);
 }
 
-async fn a_transaction_rolls_back_although_its_caller_has_gone(engine: Engine) {
+async fn a_transaction_rolls_back_after_its_caller_was_dropped(engine: Engine) {
     let mut stage = Stage::new(engine);
     abandoned(&stage, Err(broken())).await;
     assert_eq!(made(&mut stage), 0);
 }
 
-async fn a_read_sees_one_moment_and_cannot_be_disturbed(engine: Engine) {
+async fn a_read_sees_one_snapshot_despite_concurrent_writes(engine: Engine) {
     let stage = Stage::new(engine);
     let store = stage.store().await;
     let (mut other, now) = (stage.database.url().connect().unwrap(), stage.now);
@@ -154,7 +154,7 @@ async fn a_read_sees_one_moment_and_cannot_be_disturbed(engine: Engine) {
     assert!(found.is_some());
 }
 
-async fn use_cases_see_the_clocks_time(engine: Engine) {
+async fn use_cases_get_the_time_of_the_clock(engine: Engine) {
     let stage = Stage::new(engine);
     let store = stage.store().await;
     let seen = |store: Store| async move { store.write(|_, now| Ok::<_, StoreError>(now)).await.unwrap() };
@@ -163,7 +163,7 @@ async fn use_cases_see_the_clocks_time(engine: Engine) {
     assert_eq!(seen(store).await, stage.now + std::time::Duration::from_micros(1));
 }
 
-async fn nothing_is_left_in_a_transaction(engine: Engine) {
+async fn no_connection_is_left_in_a_transaction(engine: Engine) {
     let mut stage = Stage::new(engine);
     let store = stage.store().await;
     at_once(&store, 10, make).await;
@@ -173,21 +173,21 @@ async fn nothing_is_left_in_a_transaction(engine: Engine) {
     assert!(!refused.unwrap_err().is_outage());
     panicking(&store).await;
     match engine {
-        // The one writer is free at once.
+        // The single writer is available immediately.
         Engine::Sqlite => {
             stage.conn.batch_execute("PRAGMA busy_timeout = 0; BEGIN IMMEDIATE; ROLLBACK").unwrap();
         }
         Engine::Postgres => {
             let open = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database()
                 AND pid <> pg_backend_pid() AND xact_start IS NOT NULL";
-            // The panicking transaction's connection was closed; its server process ends in its own time.
+            // The panicking transaction's connection was closed; its server process ends asynchronously.
             let gone = (0..10_000).any(|_| stage.number(open) == 0);
             assert!(gone, "nobody is in a transaction");
         }
     }
 }
 
-/// As many transactions as the pool has connections, all open at one moment.
+/// Opens as many simultaneous transactions as the pool has connections.
 async fn use_every_connection(store: &Store) {
     let together = Arc::new(Barrier::new(8));
     at_once(store, 8, move |tx, _| {
@@ -198,7 +198,7 @@ async fn use_every_connection(store: &Store) {
 }
 
 #[tokio::test]
-async fn connections_that_the_server_has_ended_are_replaced_unnoticed() {
+async fn connections_closed_by_the_server_are_replaced_without_an_error() {
     let mut stage = Stage::new(Engine::Postgres);
     let store = stage.store().await;
     let others =
@@ -206,7 +206,7 @@ async fn connections_that_the_server_has_ended_are_replaced_unnoticed() {
         AND pid <> pg_backend_pid()";
     for _ in 0..3 {
         use_every_connection(&store).await;
-        // All are told to go, then each is waited for: waiting looks only every 100 ms.
+        // Terminates all, then waits for each: the waiting function polls only every 100 ms.
         assert!(stage.number(&format!("SELECT count(pg_terminate_backend(pid)) {others}")) >= 8);
         stage.number(&format!("SELECT count(pg_terminate_backend(pid, 5000)) {others}"));
         at_once(&store, 16, make).await;
@@ -231,14 +231,14 @@ async fn a_connection_ended_within_a_transaction_is_an_outage_for_its_caller_onl
     at_once(&store, 16, make).await;
 }
 
-/// Ends the connection from outside, so that its next statement finds the line dead.
+/// Terminates the connection from outside, so that its next statement fails.
 fn cut(tx: &mut AnyConnection, url: &DatabaseUrl) {
     let pid = number(tx, "SELECT pg_backend_pid()::bigint");
     number(&mut url.connect().unwrap(), &format!("SELECT count(pg_terminate_backend({pid}, 5000))"));
 }
 
 #[tokio::test]
-async fn a_line_that_goes_dead_is_an_outage_whatever_comes_next() {
+async fn a_dead_connection_is_an_outage_whatever_the_next_statement_is() {
     let mut stage = Stage::new(Engine::Postgres);
     let (store, org, run) = (stage.store().await, stage.org, stage.run());
     type Next = fn(&mut AnyConnection, Timestamp, OrgId, RunId) -> Result<(), StoreError>;
@@ -261,7 +261,7 @@ async fn a_line_that_goes_dead_is_an_outage_whatever_comes_next() {
         let error = store.write(work).await.unwrap_err();
         assert!(error.is_outage(), "{what}: {error:?}");
     }
-    // And inside a savepoint, whose rolling back fails too.
+    // Also inside a savepoint, whose rollback fails too.
     let url = stage.database.url().clone();
     let work = move |tx: &mut AnyConnection, now| {
         tx.transaction(|tx| {
@@ -275,9 +275,9 @@ async fn a_line_that_goes_dead_is_an_outage_whatever_comes_next() {
     at_once(&store, 16, make).await;
 }
 
-/// Nobody may wait for it any more.
+/// Its caller may no longer be waiting.
 #[tokio::test]
-async fn a_statement_that_never_ends_gives_its_connection_back() {
+async fn statements_time_out_after_30_seconds() {
     let stage = Stage::new(Engine::Postgres);
     let store = stage.store().await;
     let limit = "SELECT setting::bigint FROM pg_settings WHERE name = 'statement_timeout'";
@@ -285,7 +285,7 @@ async fn a_statement_that_never_ends_gives_its_connection_back() {
     assert_eq!(limit, 30_000);
 }
 
-/// A server, a database or a role may have another default.
+/// A server, a database or a role may have a different default.
 #[tokio::test]
 async fn the_default_isolation_level_does_not_matter() {
     let mut stage = Stage::new(Engine::Postgres);
@@ -300,10 +300,10 @@ async fn the_default_isolation_level_does_not_matter() {
     assert_eq!(accepted.count(), 1);
 }
 
-/// A role sees the transactions of its own sessions only, unless it has `pg_read_all_stats`.
+/// Without `pg_read_all_stats`, a role sees only the transactions of its own sessions.
 #[tokio::test]
-async fn lists_are_not_followed_past_transactions_that_this_role_may_not_see() {
-    let stage = Stage::new(Engine::Postgres); // its connection is another role's
+async fn transactions_hidden_from_this_role_bound_complete_until() {
+    let stage = Stage::new(Engine::Postgres); // its connection belongs to another role
     let minute = std::time::Duration::from_secs(60);
     let DatabaseUrl::Postgres(url) = stage.database.url() else { panic!("a PostgreSQL URL") };
     let joint = if url.contains('?') { '&' } else { '?' };

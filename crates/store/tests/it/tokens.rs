@@ -9,15 +9,15 @@ use testkit::Engine;
 use crate::stage::{Stage, on_both_engines};
 
 on_both_engines!(
-    a_token_is_its_bearers_organization_and_scopes,
-    an_unknown_token_is_nobodys,
-    a_token_is_good_until_it_expires,
-    a_revoked_token_is_nobodys_and_stays_listed,
+    a_token_identifies_its_organization_and_scopes,
+    an_unknown_token_has_no_principal,
+    a_token_is_valid_until_it_expires,
+    a_revoked_token_has_no_principal_and_remains_listed,
     a_scope_of_a_later_version_allows_nothing,
     only_the_tokens_sha256_is_kept,
 );
 
-async fn a_token_is_its_bearers_organization_and_scopes(engine: Engine) {
+async fn a_token_identifies_its_organization_and_scopes(engine: Engine) {
     let mut stage = Stage::new(engine);
     let other = stage.other_org();
     let few = Scopes::Named(vec![Scope::RunsRead, Scope::CallbackSecretsEdit]);
@@ -32,7 +32,7 @@ async fn a_token_is_its_bearers_organization_and_scopes(engine: Engine) {
     }
 }
 
-async fn an_unknown_token_is_nobodys(engine: Engine) {
+async fn an_unknown_token_has_no_principal(engine: Engine) {
     let mut stage = Stage::new(engine);
     let made = create_token(&mut stage.conn, stage.now, stage.org, Scopes::All, None, None).unwrap();
     let digits = made.token.strip_prefix("rf_live_").unwrap();
@@ -49,7 +49,7 @@ async fn an_unknown_token_is_nobodys(engine: Engine) {
     }
 }
 
-async fn a_token_is_good_until_it_expires(engine: Engine) {
+async fn a_token_is_valid_until_it_expires(engine: Engine) {
     let mut stage = Stage::new(engine);
     let end = stage.now + Duration::from_secs(90);
     let made = create_token(&mut stage.conn, stage.now, stage.org, Scopes::All, None, Some(end)).unwrap();
@@ -60,7 +60,7 @@ async fn a_token_is_good_until_it_expires(engine: Engine) {
     assert_eq!(authenticate(&mut stage.conn, end, text).unwrap(), None);
 }
 
-async fn a_revoked_token_is_nobodys_and_stays_listed(engine: Engine) {
+async fn a_revoked_token_has_no_principal_and_remains_listed(engine: Engine) {
     let mut stage = Stage::new(engine);
     let other = stage.other_org();
     let kept = create_token(&mut stage.conn, stage.now, stage.org, Scopes::All, None, None).unwrap();

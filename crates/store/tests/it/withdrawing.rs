@@ -1,4 +1,4 @@
-//! Withdrawing deliveries that wait.
+//! Withdrawing waiting deliveries.
 
 use std::time::Duration;
 
@@ -12,16 +12,16 @@ use crate::stage::{
 };
 
 on_both_engines!(
-    a_delivery_that_waits_is_withdrawn_tried_or_not,
-    a_delivery_that_is_being_sent_or_has_ended_is_left_alone,
+    a_waiting_delivery_is_withdrawn_attempted_or_not,
+    a_delivery_that_is_in_flight_or_has_ended_is_not_withdrawn,
     withdrawing_again_changes_nothing,
     a_foreign_delivery_is_not_found,
-    a_withdrawn_delivery_makes_way_for_another_one_of_its_run,
+    a_withdrawn_delivery_allows_another_one_of_its_run,
     a_delivery_of_a_held_destination_can_be_withdrawn,
-    a_late_2xx_goes_on_record_and_leaves_the_delivery_withdrawn,
-    a_key_stands_for_one_request_and_is_kept_only_for_what_was_withdrawn,
-    of_a_claim_and_withdrawals_at_once_the_row_decides,
-    withdrawals_with_one_key_at_once_are_all_answered_alike,
+    a_late_2xx_is_recorded_and_leaves_the_delivery_withdrawn,
+    a_key_belongs_to_one_request_and_is_kept_only_after_a_withdrawal,
+    a_claim_and_concurrent_withdrawals_agree_on_the_outcome,
+    concurrent_withdrawals_with_one_key_get_the_same_answer,
 );
 
 fn withdrawn(stage: &mut Stage, id: DeliveryId) -> Withdrawal {
@@ -37,14 +37,14 @@ fn key(request: u8) -> IdempotencyKey {
     IdempotencyKey { key: "k".to_owned(), request_sha256: [request; 32] }
 }
 
-/// The delivery as the API shows it.
+/// Returns the delivery as the API shows it.
 fn shown(stage: &mut Stage, id: DeliveryId) -> Delivery {
     let delivery = stage.delivery(id);
     let without_timing = |attempt| Attempt { timing: None, ..attempt };
     Delivery { attempts: delivery.attempts.into_iter().map(without_timing).collect(), ..delivery }
 }
 
-async fn a_delivery_that_waits_is_withdrawn_tried_or_not(engine: Engine) {
+async fn a_waiting_delivery_is_withdrawn_attempted_or_not(engine: Engine) {
     let mut stage = Stage::new(engine);
     let untried = stage.accept().id;
     let claimed = stage.claimed();
@@ -72,7 +72,7 @@ async fn a_delivery_that_waits_is_withdrawn_tried_or_not(engine: Engine) {
     assert_eq!(stage.claim_due(10), []);
 }
 
-async fn a_delivery_that_is_being_sent_or_has_ended_is_left_alone(engine: Engine) {
+async fn a_delivery_that_is_in_flight_or_has_ended_is_not_withdrawn(engine: Engine) {
     let mut stage = Stage::new(engine);
     let [sent, good, bad] = std::array::from_fn(|_| stage.claimed());
     stage.finish_one(succeeded(&good));
@@ -112,7 +112,7 @@ async fn a_foreign_delivery_is_not_found(engine: Engine) {
     assert_eq!(stage.delivery(id), before);
 }
 
-async fn a_withdrawn_delivery_makes_way_for_another_one_of_its_run(engine: Engine) {
+async fn a_withdrawn_delivery_allows_another_one_of_its_run(engine: Engine) {
     let mut stage = Stage::new(engine);
     let old = stage.accept();
     withdrawn(&mut stage, old.id);
@@ -130,7 +130,7 @@ async fn a_delivery_of_a_held_destination_can_be_withdrawn(engine: Engine) {
     assert_eq!(stage.count("destinations"), 1, "the destination stays held");
 }
 
-async fn a_late_2xx_goes_on_record_and_leaves_the_delivery_withdrawn(engine: Engine) {
+async fn a_late_2xx_is_recorded_and_leaves_the_delivery_withdrawn(engine: Engine) {
     let mut stage = Stage::new(engine);
     let claimed = stage.claimed();
     let id = claimed.held.delivery_id;
@@ -147,7 +147,7 @@ async fn a_late_2xx_goes_on_record_and_leaves_the_delivery_withdrawn(engine: Eng
     assert_eq!(*again, shown(&mut stage, id));
 }
 
-async fn a_key_stands_for_one_request_and_is_kept_only_for_what_was_withdrawn(engine: Engine) {
+async fn a_key_belongs_to_one_request_and_is_kept_only_after_a_withdrawal(engine: Engine) {
     let mut stage = Stage::new(engine);
     let claimed = stage.claimed();
     let id = claimed.held.delivery_id;
@@ -168,8 +168,8 @@ async fn a_key_stands_for_one_request_and_is_kept_only_for_what_was_withdrawn(en
     assert_eq!(stage.count("idempotency_keys"), 1);
 }
 
-/// Both sides agree on who came first, whichever that was.
-async fn of_a_claim_and_withdrawals_at_once_the_row_decides(engine: Engine) {
+/// All callers agree on which came first.
+async fn a_claim_and_concurrent_withdrawals_agree_on_the_outcome(engine: Engine) {
     let mut stage = Stage::new(engine);
     let store = stage.store().await;
     for _ in 0..25 {
@@ -189,7 +189,7 @@ async fn of_a_claim_and_withdrawals_at_once_the_row_decides(engine: Engine) {
     }
 }
 
-async fn withdrawals_with_one_key_at_once_are_all_answered_alike(engine: Engine) {
+async fn concurrent_withdrawals_with_one_key_get_the_same_answer(engine: Engine) {
     let mut stage = Stage::new(engine);
     let (id, org) = (stage.accept().id, stage.org);
     let store = stage.store().await;
