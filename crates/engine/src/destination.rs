@@ -1,4 +1,4 @@
-//! How many attempts may be in flight to one destination.
+//! The limit of attempts in flight to one destination.
 
 use std::time::Duration;
 
@@ -6,41 +6,42 @@ use contracts::FailureReason;
 
 use crate::outcome::{Outcome, Response};
 
-/// A limit on what is in flight that adapts as TCP's congestion window does (RFC 5681): it starts small, grows while it
-/// is made use of and answers come in time, and halves when they don't, once for all that was in flight then.
+/// An adaptive limit of attempts in flight, modelled on TCP's congestion window (RFC 5681). It starts small
+/// and grows while it is in use and answers arrive in time. When they don't it halves, once for all attempts
+/// in flight at that time.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Window {
     max: usize,
     limit: usize,
-    /// Below it each answer adds one; above, each full window of answers does.
+    /// Slow-start threshold. Each answer raises the limit by one below it, each full window of answers above.
     threshold: usize,
     /// Answers since the limit last grew.
     answers: usize,
     in_flight: usize,
-    /// Claimed, and not begun yet.
+    /// Attempts claimed but not started.
     claimed_ahead: usize,
-    /// Whether it answers so quickly that slots would stand empty while their next attempts are claimed.
+    /// Whether answers arrive so fast that slots would be idle while the next attempts are claimed.
     is_quick: bool,
-    /// When it was halved last, on monotonic time.
+    /// When the limit was last halved, in monotonic time.
     halved_at: Option<Duration>,
 }
 
-/// What an attempt says of its destination's capacity.
+/// What an attempt's outcome indicates about the capacity of its destination.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Signal {
-    /// It answered in time.
+    /// The receiver answered in time.
     Answered,
-    /// It says that it is overloaded.
+    /// The receiver reported an overload.
     Overloaded,
-    /// It does not answer. Others of its endpoints may.
+    /// The receiver did not answer. The destination's other endpoints may.
     Silent,
-    /// Nothing.
+    /// The outcome indicates nothing.
     None,
 }
 
-/// Where a limit starts.
+/// The initial limit.
 const START: usize = 4;
-/// Within which a quick answer comes: some times what a claim takes.
+/// Upper bound of a quick answer: a few times the duration of a claim.
 const QUICK: Duration = Duration::from_millis(50);
 
 impl Window {
@@ -62,13 +63,14 @@ impl Window {
         }
     }
 
-    /// How many more attempts may be claimed: those that can begin, and for a quick destination as many ahead.
+    /// Returns how many more attempts may be claimed: those that can start, and for a quick destination one
+    /// full limit ahead.
     pub(crate) fn room(&self) -> usize {
         let ahead = if self.is_quick { self.limit } else { 0 };
         (self.limit + ahead).saturating_sub(self.in_flight + self.claimed_ahead)
     }
 
-    /// How many more attempts may begin.
+    /// Returns how many more attempts may start.
     pub(crate) fn slots(&self) -> usize {
         self.limit.saturating_sub(self.in_flight)
     }
@@ -77,7 +79,7 @@ impl Window {
         self.in_flight
     }
 
-    /// Whether nothing is in flight or claimed.
+    /// Returns whether nothing is in flight or claimed.
     pub(crate) fn is_idle(&self) -> bool {
         self.in_flight + self.claimed_ahead == 0
     }
@@ -86,18 +88,18 @@ impl Window {
         self.claimed_ahead += 1;
     }
 
-    /// A claimed attempt does not begin.
+    /// Releases a claimed attempt that won't start.
     pub(crate) fn give_back(&mut self) {
         self.claimed_ahead = self.claimed_ahead.saturating_sub(1);
     }
 
-    /// A claimed attempt begins.
+    /// Starts a claimed attempt.
     pub(crate) fn begin(&mut self) {
         self.give_back();
         self.in_flight += 1;
     }
 
-    /// An attempt that began at `began` of the monotonic time is over at `now`. Returns whether the limit was halved.
+    /// Ends an attempt that ran from `began` to `now` in monotonic time. Returns whether it halved the limit.
     pub(crate) fn end(&mut self, signal: Signal, began: Duration, now: Duration) -> bool {
         let was_made_use_of = self.in_flight * 2 >= self.limit;
         self.in_flight = self.in_flight.saturating_sub(1);
@@ -146,7 +148,7 @@ mod tests {
 
     const SECOND: Duration = Duration::from_secs(1);
 
-    /// Begins as many as may be, and ends them a second later.
+    /// Starts as many attempts as the window allows and ends them a second later.
     fn round(window: &mut Window, signal: Signal, now: &mut Duration) {
         let (began, count) = (*now, window.room());
         (0..count).for_each(|_| window.begin());
@@ -157,7 +159,7 @@ mod tests {
     }
 
     #[test]
-    fn it_starts_small_and_grows_to_its_maximum_while_it_is_made_use_of() {
+    fn a_window_starts_small_and_grows_to_its_maximum_while_in_use() {
         let (mut window, mut now) = (Window::new(32), SECOND);
         let mut limits = Vec::new();
         for _ in 0..5 {
@@ -173,7 +175,7 @@ mod tests {
     }
 
     #[test]
-    fn one_attempt_at_a_time_does_not_open_it() {
+    fn a_window_does_not_grow_with_one_attempt_at_a_time() {
         let mut window = Window::new(32);
         for second in 0..100 {
             window.begin();
@@ -183,7 +185,7 @@ mod tests {
     }
 
     #[test]
-    fn it_halves_once_for_all_that_was_in_flight_and_down_to_one() {
+    fn a_window_halves_once_for_all_attempts_in_flight_down_to_one() {
         let (mut window, mut now) = (Window::starting_at(16, 32), SECOND);
         let mut limits = Vec::new();
         for _ in 0..6 {
@@ -194,7 +196,7 @@ mod tests {
     }
 
     #[test]
-    fn after_silence_it_grows_by_one_for_each_answer() {
+    fn a_window_grows_by_one_for_each_answer_after_timeouts() {
         let (mut window, mut now) = (Window::starting_at(16, 32), SECOND);
         round(&mut window, Signal::Silent, &mut now);
         assert_eq!(window.room(), 8);
@@ -203,7 +205,7 @@ mod tests {
     }
 
     #[test]
-    fn after_an_overload_it_grows_by_one_for_each_window_of_answers() {
+    fn a_window_grows_by_one_for_each_full_window_of_answers_after_an_overload() {
         let (mut window, mut now) = (Window::starting_at(16, 32), SECOND);
         round(&mut window, Signal::Overloaded, &mut now);
         for _ in 0..2 {
@@ -213,7 +215,7 @@ mod tests {
     }
 
     #[test]
-    fn for_a_quick_destination_as_many_are_claimed_ahead_as_are_in_flight() {
+    fn a_quick_destination_has_room_to_claim_a_full_window_ahead() {
         let mut window = Window::starting_at(16, 32);
         (0..16).for_each(|_| (window.claim(), window.begin()).1);
         assert_eq!(window.room(), 0);
@@ -228,7 +230,7 @@ mod tests {
     }
 
     #[test]
-    fn what_says_nothing_changes_nothing() {
+    fn a_neutral_outcome_does_not_change_the_window() {
         let (mut window, mut now) = (Window::new(32), SECOND);
         round(&mut window, Signal::None, &mut now);
         assert_eq!(window.room(), 4);

@@ -1,4 +1,4 @@
-//! Whose turn it is: how the relay shares its free slots among the destinations that have something due.
+//! Fairness: how the relay shares its free slots among the destinations with due deliveries.
 
 use std::collections::HashMap;
 
@@ -6,37 +6,37 @@ use contracts::{DeliveryId, Destination, Timestamp};
 
 use crate::protection::{Protection, is_off};
 
-/// What one look of the relay may claim. The store asks it between its statements.
+/// What one poll of the relay may claim. The store consults it between its statements.
 #[derive(Clone, Debug, PartialEq)]
 pub struct RelayPlan {
-    /// Free slots.
+    /// The number of free slots.
     pub room: usize,
-    /// How many bytes of payload may be claimed.
+    /// The payload bytes that may be claimed.
     pub bytes: ByteRoom,
-    /// Bytes in flight of each destination that has any.
+    /// Bytes in flight by destination, without those that have none.
     pub bytes_in_flight: HashMap<Destination, u64>,
-    /// How many attempts a destination may have that is not in `rooms`.
+    /// How many attempts a destination that is not in `rooms` may have.
     pub ordinary_room: usize,
-    /// How many attempts each other destination may have now.
+    /// How many attempts each of the other destinations may have now.
     pub rooms: HashMap<Destination, usize>,
-    /// Where in the circle of destinations the look begins: after this one.
+    /// The walk over the destinations begins after this one.
     pub cursor: Option<Destination>,
-    /// Whether more is due than a look by time sees, so that it walks the circle at once.
+    /// Whether more is due than a poll by time reads, so that this poll walks the destinations at once.
     pub has_backlog: bool,
-    /// Deliveries that the database refused to claim lately: they are left alone for a while.
+    /// Deliveries that the database recently refused to claim, skipped for a while.
     pub stepped_over: Vec<DeliveryId>,
-    /// Destinations known to have something due, which have room again. When there are any, the look is at them alone.
+    /// Destinations known to have due deliveries, with room again. If not empty, only these are polled.
     pub targets: Vec<Destination>,
 }
 
-/// How many bytes of payload may be claimed.
+/// The payload bytes that may be claimed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ByteRoom {
-    /// What is left of the budget.
+    /// The rest of the byte budget.
     pub free: u64,
-    /// Whether nothing is in flight: then one payload goes however large it is, alone.
+    /// Whether nothing is in flight. If so, one payload of any size is sent, alone.
     pub is_idle: bool,
-    /// The most of one destination, but for a single larger payload.
+    /// The most bytes of one destination, except for a single larger payload.
     pub per_destination: u64,
 }
 
@@ -44,14 +44,14 @@ pub struct ByteRoom {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Fit {
     Fits,
-    /// Its destination has as much in flight as it may.
+    /// Its destination has reached its share of bytes in flight.
     DestinationFull,
-    /// It is larger than what is left of the budget.
+    /// It exceeds the rest of the budget.
     TooLarge,
 }
 
 impl ByteRoom {
-    /// Takes a payload's bytes if it fits beside those `in_flight` to its destination.
+    /// Takes a payload's bytes if they fit, given the bytes `in_flight` to its destination.
     pub(crate) fn judge(&mut self, bytes: u64, in_flight: &mut u64) -> Fit {
         if !is_off(Protection::ByteBudget) {
             if *in_flight > 0 && in_flight.saturating_add(bytes) > self.per_destination {
@@ -67,7 +67,7 @@ impl ByteRoom {
     }
 }
 
-/// A destination with something due, as a look sees it.
+/// A destination with due deliveries, as a poll found it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[allow(missing_docs)]
 pub struct DueDestination {
@@ -75,19 +75,20 @@ pub struct DueDestination {
     pub hold: HoldState,
 }
 
-/// Whether attempts may go to a destination.
+/// Whether attempts may be sent to a destination.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum HoldState {
-    /// They may.
+    /// Attempts may be sent.
     Open,
-    /// They wait: it is held, or its probe is on the way.
+    /// Attempts wait: the destination is held, or its probe is in flight.
     Held,
-    /// Its hold has ended, and one attempt goes first.
+    /// The hold has ended, and a single attempt may be sent as a probe.
     HalfOpen,
 }
 
 impl HoldState {
-    /// The state of a destination by its row, if it has one: held until when, and until when its probe is leased.
+    /// Returns the state of a destination. `row` is its row, if any: the end of its hold and the end of its
+    /// probe's lease.
     pub fn of(row: Option<(Timestamp, Option<Timestamp>)>, now: Timestamp) -> HoldState {
         match row {
             _ if is_off(Protection::Hold) => HoldState::Open,
@@ -102,7 +103,7 @@ impl HoldState {
     }
 }
 
-/// A destination's share of a look.
+/// A destination's share of a poll.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[allow(missing_docs)]
 pub struct Share {
@@ -111,12 +112,12 @@ pub struct Share {
     pub is_probe: bool,
 }
 
-/// The shares of a look.
+/// The shares of a poll.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Shares {
-    /// In the circle's order; each of at least one attempt.
+    /// In round-robin order; each of at least one attempt.
     pub shares: Vec<Share>,
-    /// Destinations that could have had an attempt, and for which there was no room.
+    /// Destinations that could have had an attempt but got none for lack of room.
     pub cut_off: Vec<Destination>,
 }
 
@@ -130,52 +131,52 @@ pub struct Candidate {
     pub bytes: u64,
 }
 
-/// Which candidates are claimed.
+/// The candidates chosen by [`RelayPlan::select`].
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Selection {
-    /// Those that are.
+    /// The candidates to claim.
     pub chosen: Vec<Candidate>,
-    /// Destinations that have as many bytes in flight as they may.
+    /// Destinations that have reached their share of bytes in flight.
     pub limited: Vec<Destination>,
-    /// The first that did not fit into the budget. It is the next one's turn.
+    /// The first candidate that did not fit into the budget. The next poll begins with it.
     pub too_large: Option<Candidate>,
 }
 
-/// How far a look saw.
+/// How far a poll got.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Seen {
-    /// Whether more was due than a look by time sees. False after a walk that came to the circle's end.
+    /// Whether more was due than a poll by time reads. False after a walk that reached the last destination.
     pub has_backlog: bool,
-    /// The last destination that a walk saw. `None`: it has come to the circle's end, or it was no walk.
+    /// The last destination that a walk visited. `None`: it reached the last destination, or was no walk.
     pub walked_to: Option<Destination>,
 }
 
-/// How a look of the relay went. [`RelayPlan::look`] makes it.
+/// The result of one poll of the relay, as state for the next one. Built by [`RelayPlan::look`].
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Look {
-    /// Where in the circle the next one begins. `None`: at its beginning.
+    /// The next walk begins after this destination. `None`: at the first one.
     pub cursor: Option<Destination>,
-    /// Whether more was due than a look by time sees.
+    /// Whether more was due than a poll by time reads.
     pub has_backlog: bool,
-    /// Whether there is more that could be claimed, given free slots.
+    /// Whether more could be claimed, given free slots.
     pub has_more: bool,
-    /// Destinations that have more due than they may have now.
+    /// Destinations that have more attempts due than they may have now.
     pub limited: Vec<Destination>,
-    /// Of the plan's targets, those that may have more than there was room for.
+    /// The plan's targets that may have more attempts due than there was room for.
     pub left: Vec<Destination>,
     /// The size of a payload that did not fit into the budget.
     pub too_large: Option<u64>,
 }
 
 impl RelayPlan {
-    /// How many destinations a walk looks at, at most: so many that it is worth its transaction, and no more than there is
-    /// room for, as each costs the same whether something is due there or not.
+    /// Returns the most destinations a walk visits: enough to be worth a transaction, and bounded by the
+    /// room, because each destination costs the same whether anything is due or not.
     pub fn steps(&self) -> usize {
         (2 * self.room).clamp(64, 256)
     }
 
-    /// Shares the room among the destinations that are due: each in turn gets one attempt more, until the room is
-    /// used up or each has what it may have. `due` is in ascending order.
+    /// Shares the room among the due destinations: each in turn gets one more attempt until the room is used
+    /// up or every destination has reached its limit. `due` is in ascending order.
     pub fn share(&self, due: &[DueDestination]) -> Shares {
         let (behind, ahead): (Vec<&DueDestination>, Vec<&DueDestination>) =
             due.iter().partition(|due| self.cursor.is_some_and(|cursor| due.destination <= cursor));
@@ -205,9 +206,9 @@ impl RelayPlan {
         Shares { shares, cut_off: cut_off.iter().map(|share| share.destination).collect() }
     }
 
-    /// Chooses by size: each destination's first, then each one's second, until the budget is used up. Stops at the
-    /// first that does not fit, so that small ones don't overtake a large one for ever. `candidates` are in the shares'
-    /// order, each destination's oldest first.
+    /// Chooses candidates within the byte budget: the first of each destination, then the second of each, and
+    /// so on. Stops at the first one that does not fit, so that small payloads don't overtake a large one
+    /// forever. `candidates` are in the shares' order, each destination's oldest first.
     pub fn select(&self, candidates: &[Candidate]) -> Selection {
         let mut taken: HashMap<Destination, usize> = HashMap::new();
         let mut ranked: Vec<(usize, Candidate)> = candidates
@@ -218,7 +219,7 @@ impl RelayPlan {
                 (*rank, *candidate)
             })
             .collect();
-        ranked.sort_by_key(|(rank, _)| *rank); // stable: the shares' order within a rank
+        ranked.sort_by_key(|(rank, _)| *rank); // stable: keeps the shares' order within a rank
         let mut selection = Selection::default();
         let mut bytes = self.bytes.clone();
         let mut in_flight = self.bytes_in_flight.clone();
@@ -238,7 +239,7 @@ impl RelayPlan {
         selection
     }
 
-    /// What a look that saw `due` destinations, shared the room and made a selection means for the next one.
+    /// Returns the state for the next poll after one that found `due`, shared the room and made a selection.
     pub fn look(&self, due: &[DueDestination], shares: &Shares, selection: &Selection, seen: Seen) -> Look {
         let mut found: HashMap<Destination, usize> = HashMap::new();
         for candidate in selection.chosen.iter().chain(&selection.too_large) {
@@ -257,7 +258,7 @@ impl RelayPlan {
         let limited = open.filter(|of| is_limited(of) || selection.limited.contains(of)).collect();
         let has_more = |share: &&&Share| !share.is_probe && share.attempts < self.room_of(share.destination);
         let cursor = match (selection.too_large, shares.shares.last()) {
-            // It is that destination's turn again.
+            // The next walk begins with that destination again.
             (Some(candidate), _) => Some(Destination::from(candidate.destination.as_i64().wrapping_sub(1))),
             (None, Some(last)) if !shares.cut_off.is_empty() => Some(last.destination),
             (None, _) => seen.walked_to,
@@ -280,7 +281,7 @@ impl RelayPlan {
         }
     }
 
-    /// How many attempts a destination may have now.
+    /// Returns how many attempts a destination may have now.
     pub(crate) fn room_of(&self, destination: Destination) -> usize {
         self.rooms.get(&destination).copied().unwrap_or(self.ordinary_room)
     }
@@ -327,7 +328,7 @@ mod tests {
     }
 
     #[test]
-    fn room_is_shared_equally_and_no_destination_gets_more_than_it_may_have() {
+    fn room_is_shared_equally_and_within_each_destinations_limit() {
         let mut plan = plan(10);
         plan.rooms.insert(destination(1), 1);
         let shares = plan.share(&due(0..3));
@@ -338,7 +339,7 @@ mod tests {
     }
 
     #[test]
-    fn with_more_destinations_than_room_the_next_look_goes_on_where_this_one_ended() {
+    fn with_more_destinations_than_room_the_next_poll_continues_where_this_one_ended() {
         let mut plan = plan(3);
         let mut served = Vec::new();
         for _ in 0..3 {
@@ -351,7 +352,7 @@ mod tests {
     }
 
     #[test]
-    fn full_and_held_destinations_get_nothing_and_a_half_open_one_its_probe() {
+    fn full_and_held_destinations_get_no_attempts_and_a_half_open_one_gets_its_probe() {
         let mut plan = plan(10);
         plan.rooms.insert(destination(0), 0);
         let mut due = due(0..3);
@@ -364,13 +365,13 @@ mod tests {
         );
         let look = plan.look(&due, &shares, &Selection::default(), Seen::default());
         assert_eq!((look.limited, look.has_more), (vec![destination(0)], false));
-        // Attempts from before the hold count, too.
+        // Attempts from before the hold count as well.
         plan.rooms.insert(destination(2), 0);
         assert!(plan.share(&due).shares.is_empty());
     }
 
     #[test]
-    fn a_destination_that_used_up_what_it_may_have_is_limited_and_one_that_could_have_more_says_so() {
+    fn a_destination_at_its_limit_is_limited_and_one_cut_short_by_room_has_more() {
         let plan = plan(10);
         let due = due(0..2);
         let shares = plan.share(&due);
@@ -386,13 +387,13 @@ mod tests {
     }
 
     #[test]
-    fn of_its_targets_a_look_leaves_only_those_for_which_there_was_no_room() {
+    fn a_poll_of_targets_leaves_only_those_without_enough_room() {
         let targets: Vec<Destination> = (0..3).map(destination).collect();
         let plan = RelayPlan { targets, ..plan(2) };
         let due = due(0..3);
         let shares = plan.share(&due);
         assert_eq!(shares.cut_off, [destination(2)]);
-        // The first has no more than its share, the second has nothing due.
+        // Destination 0 uses up its share of one only in the second case; destination 1 has nothing due.
         let look =
             |candidates: &[Candidate]| plan.look(&due, &shares, &plan.select(candidates), Seen::default());
         assert_eq!(look(&[]).left, [destination(2)]);
@@ -400,7 +401,7 @@ mod tests {
     }
 
     #[test]
-    fn bytes_are_shared_like_attempts_and_the_first_that_does_not_fit_is_next() {
+    fn bytes_are_shared_like_attempts_and_the_first_payload_that_does_not_fit_is_next() {
         let plan = plan(10);
         let candidates =
             [candidate(1, 0, 400), candidate(2, 0, 400), candidate(3, 1, 400), candidate(4, 1, 1)];
@@ -413,7 +414,7 @@ mod tests {
     }
 
     #[test]
-    fn one_destination_has_its_share_of_the_bytes_but_for_a_single_larger_payload() {
+    fn a_destination_stays_within_its_share_of_bytes_except_for_a_single_larger_payload() {
         let mut plan = plan(10);
         plan.bytes.per_destination = 500;
         let candidates =
@@ -425,7 +426,7 @@ mod tests {
     }
 
     #[test]
-    fn a_payload_beyond_the_budget_goes_alone() {
+    fn a_payload_beyond_the_budget_is_chosen_alone() {
         let mut plan = plan(10);
         let candidates = [candidate(1, 0, 5_000), candidate(2, 1, 1)];
         assert!(chosen(&plan.select(&candidates)).is_empty());
@@ -434,7 +435,7 @@ mod tests {
     }
 
     #[test]
-    fn when_a_hold_ends_one_attempt_goes_first() {
+    fn a_destination_is_half_open_after_its_hold_until_its_probe_is_leased() {
         let now = Timestamp::from_micros(1_000_000);
         let second = std::time::Duration::from_secs(1);
         let of = |held_until, probing_until| HoldState::of(Some((held_until, probing_until)), now);

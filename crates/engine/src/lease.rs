@@ -1,4 +1,4 @@
-//! Until when an attempt is ours, and when a send may begin.
+//! Leases of claimed attempts, and the time limits of a send.
 
 use std::time::Duration;
 
@@ -7,7 +7,7 @@ use contracts::{AttemptNumber, ClaimId, DeliveryId, Destination, OrgId, RunId, S
 
 use crate::protection::{Protection, is_off};
 
-/// An attempt that some dispatcher holds: numbered, leased, under a claim id.
+/// An attempt held by a dispatcher: numbered, leased, and under a claim id.
 #[derive(Clone, Debug, PartialEq)]
 #[allow(missing_docs)]
 pub struct HeldAttempt {
@@ -21,11 +21,11 @@ pub struct HeldAttempt {
     pub request_id: String,
     pub claim_id: ClaimId,
     pub claimed_at: Timestamp,
-    /// Whether it is the one attempt that goes first when its destination's hold has ended.
+    /// Whether it is the probe: the single attempt sent first after its destination's hold has ended.
     pub is_probe: bool,
 }
 
-/// An attempt that is ours to make, and what to send.
+/// An attempt that this dispatcher has claimed, with the request to send.
 #[derive(Clone, Debug, PartialEq)]
 #[allow(missing_docs)]
 pub struct Claimed {
@@ -36,21 +36,22 @@ pub struct Claimed {
     pub signing_secret_id: Option<SecretId>,
 }
 
-/// For how long an attempt is ours, on the clock's monotonic time.
+/// A claimed attempt's lease, in monotonic time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Lease {
     end: Duration,
 }
 
 impl Lease {
-    /// A lease counted from `since`, a moment before its claim was begun: it ends here no later than in the database.
+    /// Returns a lease counted from `since`, a time before its claim began. It ends here no later than in the
+    /// database.
     pub fn since(since: Duration, lease: Duration) -> Lease {
         Lease { end: since + lease }
     }
 
-    /// What is left, at `now` and `monotonic`, of a lease that turns out to have been given at `claimed_at`, in a try
-    /// that was over at `tried_by` of the monotonic time. So it ends in time even if the database's clock has been set
-    /// since.
+    /// Returns the lease of a recovered claim that was made at `claimed_at`, as seen at `now` and
+    /// `monotonic`. It ends at the latest one lease after `tried_by`, the monotonic time when that try was
+    /// over, so it ends in time even if the database's clock has been set since.
     pub fn given_at(
         claimed_at: Timestamp,
         lease: Duration,
@@ -62,27 +63,27 @@ impl Lease {
         Lease { end: by_the_clock.min(tried_by + lease) }
     }
 
-    /// By when a request with that budget must have been begun, for it to be over while the attempt is still ours.
+    /// Returns the time before which a request with timeout `budget` must start, to end within the lease.
     pub fn send_before(self, budget: Duration) -> Duration {
         self.end.saturating_sub(budget)
     }
 }
 
-/// The time within which a request that has begun is written.
+/// The time limit for writing a request that has started.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SendWindow {
     write_before: Duration,
 }
 
 impl SendWindow {
-    /// Begins a request with that budget at `now` of the monotonic time. `None`: it is too late to begin, as its budget
-    /// could outlive the lease.
+    /// Starts a request with timeout `budget` at `now` in monotonic time. `None`: too late, the request could
+    /// outlast the lease.
     pub fn begin(now: Duration, send_before: Duration, budget: Duration) -> Option<SendWindow> {
         (now < send_before).then_some(SendWindow { write_before: now.saturating_add(budget) })
     }
 
-    /// Whether the request may still be written. Ask in the step that writes it: the process may have been stopped since
-    /// it began.
+    /// Returns whether the request may still be written. Call it in the step that writes: the process may
+    /// have been suspended since the request started.
     pub fn may_write(self, now: Duration) -> bool {
         now < self.write_before || is_off(Protection::LateWrite)
     }
@@ -92,9 +93,9 @@ impl SendWindow {
 mod tests {
     use super::*;
 
-    /// However many tries came before the one that came through, its attempts have their whole lease.
+    /// The attempts have their whole lease, regardless of the number of tries before the one that committed.
     #[test]
-    fn a_lease_found_later_ends_when_the_database_says() {
+    fn a_recovered_lease_ends_at_the_databases_time() {
         let (lease, claimed_at) = (Duration::from_secs(60), Timestamp::from_micros(1_000_000_000));
         let found = |after: u64| {
             let now = claimed_at + Duration::from_secs(after);
@@ -103,12 +104,12 @@ mod tests {
         };
         assert_eq!(found(0).send_before(Duration::from_secs(10)), Duration::from_secs(550));
         assert_eq!(found(20), found(0));
-        // Found at 570 s: it is over, and not sent any more.
+        // Found at 570 s: the lease is over, and nothing is sent.
         assert_eq!(found(70).send_before(Duration::ZERO), Duration::from_secs(561));
     }
 
     #[test]
-    fn a_lease_found_later_is_none_the_longer_for_a_clock_set_back() {
+    fn a_recovered_lease_is_not_extended_by_a_clock_set_back() {
         let (lease, claimed_at) = (Duration::from_secs(60), Timestamp::from_micros(1_000_000_000));
         let an_hour_before = claimed_at - Duration::from_secs(3_600);
         let (found, tried_by) = (Duration::from_secs(530), Duration::from_secs(501));

@@ -1,5 +1,5 @@
-//! The delivery engine's decisions as a pure state machine: no IO, no clock, no randomness, no threads. `dispatcher`
-//! drives it with tokio, `simulation` in virtual time; `store` writes the transitions it makes.
+//! The delivery engine's decisions as a pure state machine: no IO, no clock, no randomness, no threads.
+//! `dispatcher` drives it with tokio, `simulation` in virtual time. `store` writes its transitions.
 
 mod destination;
 pub mod dispatch;

@@ -1,4 +1,4 @@
-//! What came of an attempt.
+//! The outcome of an attempt.
 
 use std::time::Duration;
 
@@ -7,35 +7,35 @@ use contracts::{FailureReason, Timing};
 /// The outcome of an attempt.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Outcome {
-    /// The receiver sent a complete response head, whatever became of the body.
+    /// The receiver sent a complete response head, with or without a complete body.
     Answered(Response),
-    /// It sent none, or nothing could be sent to it.
+    /// The receiver sent no complete response head, or nothing could be sent to it.
     Failed(Failure),
-    /// Nothing was sent, for a reason of ours: the attempt is handed back.
+    /// Nothing was sent, for a local reason. The attempt is handed back.
     NotSent(LocalFailure),
 }
 
-/// What the receiver answered.
+/// The receiver's response.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Response {
     /// The status code.
     pub status: u16,
-    /// The start of the body, cleaned for storing.
+    /// The start of the body, as stored: see [`kept_body`].
     pub body: String,
-    /// The `Retry-After` headers, as they came.
+    /// The `Retry-After` headers, unparsed.
     pub retry_after: Vec<String>,
 }
 
-/// What was measured of an attempt, for the record.
+/// The measurements of an attempt, for its record.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Measured {
-    /// To the complete response head, or to the failure. `None`: unknown.
+    /// The time to the complete response head, or to the failure. `None`: unknown.
     pub response_time: Option<Duration>,
-    /// The exchange in detail.
+    /// The phases of the HTTP exchange.
     pub timing: Timing,
 }
 
-/// Why an attempt failed: a word for programs, a sentence for people.
+/// Why an attempt failed: a code for programs and a sentence for people.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[allow(missing_docs)]
 pub struct Failure {
@@ -43,30 +43,30 @@ pub struct Failure {
     pub detail: String,
 }
 
-/// Why an attempt was not sent although nothing is wrong with its receiver.
+/// A local reason why an attempt was not sent; the receiver is not at fault.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum LocalFailure {
-    /// Too little of the lease is left for a request with its whole budget.
+    /// The rest of the lease is shorter than a request's timeout.
     LeaseTooShort,
-    /// The system gives this process no more sockets: open files or memory are used up.
+    /// The system refused a socket: out of file descriptors or memory.
     NoSocket,
-    /// No local port is left for connections to this one destination.
+    /// No local port is left for connections to this destination.
     NoLocalPort,
-    /// None of the system's name servers answers.
+    /// No name server of the system answers.
     NoNameServer,
-    /// Too many names are being looked up whose name servers are slow.
+    /// Too many lookups of names with slow name servers are in progress.
     NoLookup,
-    /// The signing secret is sealed with a key that this process lacks.
+    /// The signing secret is encrypted with a key that this process does not have.
     KeyMissing,
     /// The database refused to read the signing secret.
     SecretUnread,
-    /// More was claimed than may be in flight now: its destination has slowed down since, or several tries of one claim
-    /// came through.
+    /// More was claimed than may be in flight now: the destination has slowed down since, or several tries of
+    /// one claim committed.
     OverLimit,
 }
 
 impl LocalFailure {
-    /// Whether every other attempt of this process fails the same way.
+    /// Returns whether all other attempts of this process fail in the same way.
     pub fn concerns_all(self) -> bool {
         match self {
             LocalFailure::NoSocket | LocalFailure::NoNameServer => true,
@@ -79,7 +79,7 @@ impl LocalFailure {
         }
     }
 
-    /// What is wrong, for logs.
+    /// Returns a description for logs.
     pub fn detail(self) -> &'static str {
         match self {
             LocalFailure::LeaseTooShort => {
@@ -103,13 +103,13 @@ impl Outcome {
     }
 }
 
-/// How much of a response body is kept, in bytes.
+/// The longest stored part of a response body, in bytes.
 pub const BODY_KEPT: usize = 8 * 1024;
 
-/// The longest sentence kept, in bytes. A certificate for hundreds of names can make one of many thousands.
+/// The longest stored detail, in bytes. A certificate for hundreds of names can cause one of many thousands.
 const DETAIL_KEPT: usize = 500;
 
-/// A sentence as it is stored: not too long, and without NUL, which PostgreSQL refuses.
+/// Returns a detail as stored: truncated to [`DETAIL_KEPT`], and without NUL, which PostgreSQL rejects.
 fn kept_detail(mut detail: String) -> String {
     if detail.len() > DETAIL_KEPT {
         detail.truncate(detail.floor_char_boundary(DETAIL_KEPT));
@@ -118,7 +118,7 @@ fn kept_detail(mut detail: String) -> String {
     detail.replace('\0', "")
 }
 
-/// A response body as it is stored: its first 8 KiB as lossy UTF-8, without NUL, which PostgreSQL refuses.
+/// Returns a response body as stored: its first 8 KiB as lossy UTF-8, without NUL, which PostgreSQL rejects.
 pub fn kept_body(body: &[u8]) -> String {
     String::from_utf8_lossy(&body[..body.len().min(BODY_KEPT)]).replace('\0', "")
 }

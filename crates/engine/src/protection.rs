@@ -1,39 +1,39 @@
-//! Protections that the simulation switches off, one at a time, to see that it would notice. In every other build all
-//! of them are on, at no cost.
+//! Protections that the simulation switches off one at a time, to check that it detects each loss. In every
+//! other build all protections are on, at no cost.
 
 /// A protection of the engine or the store.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[cfg_attr(feature = "mutants", derive(strum::IntoStaticStr, strum::VariantArray))]
 pub enum Protection {
-    /// A result moves a delivery only under the claim id it was made under.
+    /// A result changes a delivery only if the delivery is still under the attempt's claim id.
     Fencing,
     /// A message is acknowledged only after its claim has committed.
     AcknowledgeAfterClaim,
-    /// The relay finds what no doorbell announced.
+    /// The relay finds due deliveries that no doorbell announced.
     Relay,
     /// Attempts are recorded as lost only after their lease has ended.
     Lease,
-    /// A request whose budget could outlive its lease is not begun.
+    /// A request whose timeout could outlast its lease is not started.
     LeaseBeforeSend,
-    /// A request that stalled while it connected is not written.
+    /// A request that stalled while connecting is not written.
     LateWrite,
-    /// A claim whose commit had an unknown outcome is tried again under the same claim id.
+    /// A claim whose commit had an unknown outcome is retried under the same claim id.
     ClaimRecovered,
-    /// Attempts of a claim found later have what is left of their lease, not a whole one.
+    /// Attempts of a recovered claim get the rest of their lease, not a new one.
     LeasePerRow,
-    /// Results that could not be written are kept.
+    /// Results that could not be written are retried.
     ResultsKept,
     /// Only a 2xx is a success.
     OnlySuccess,
-    /// A late result replaces the record of its own claim only.
+    /// A late result replaces only the record of its own claim.
     LateRecord,
-    /// A late 2xx closes a waiting delivery.
+    /// A late 2xx closes a pending delivery.
     LateSuccess,
-    /// A late answer to an erased run is not kept.
+    /// A late response for an erased run is not stored.
     ErasedStays,
-    /// A newer attempt that ends after a late 2xx closes the delivery.
+    /// After a late 2xx, the end of a newer attempt closes the delivery.
     SuccessIsFinal,
-    /// Attempts end with the budget.
+    /// A delivery has at most `max_attempts` attempts.
     AttemptBudget,
     /// One open delivery per run.
     OneOpenDelivery,
@@ -41,33 +41,33 @@ pub enum Protection {
     AttemptNumber,
     /// A retry is claimed only when it is due.
     DueTime,
-    /// A retry waits for as long as the receiver asks.
+    /// A retry waits for at least the receiver's `Retry-After`.
     RetryAfter,
-    /// Held destinations are left alone.
+    /// Nothing is claimed for a held destination.
     Hold,
-    /// When a hold ends one attempt goes first.
+    /// When a hold ends, a single attempt is sent as a probe.
     Probe,
-    /// A probe that is lost lets the next one go.
+    /// After a lost probe's lease ends, the next probe may be sent.
     ProbeLease,
-    /// A `Retry-After` is written down as a hold.
+    /// A `Retry-After` is recorded as a hold.
     HoldRecorded,
-    /// A `Retry-After` holds the whole destination for a bounded time only.
+    /// A `Retry-After` holds the whole destination for at most `hold_cap`.
     HoldCap,
-    /// An attempt that was not sent gives its number back.
+    /// An attempt that was not sent returns its number.
     HandBack,
-    /// A destination has no more attempts in flight than its limit.
+    /// A destination's attempts in flight stay within its limit.
     DestinationLimit,
-    /// The relay walks all destinations in a circle.
+    /// The relay walks all destinations round-robin.
     Circle,
-    /// What is in flight is bounded in bytes.
+    /// Payload bytes in flight are bounded.
     ByteBudget,
-    /// A row that can't be claimed is stepped over.
+    /// A row that the database refuses to claim is skipped for a while.
     StepOver,
-    /// A dispatcher that stops finishes what is in flight.
+    /// A stopping dispatcher finishes its attempts in flight.
     Drain,
 }
 
-/// Whether the simulation has switched it off.
+/// Returns whether the simulation has switched this protection off.
 #[cfg(not(feature = "mutants"))]
 #[inline]
 pub const fn is_off(_: Protection) -> bool {
@@ -87,12 +87,12 @@ mod switched {
         static OFF: Cell<Option<Protection>> = const { Cell::new(None) };
     }
 
-    /// Whether the simulation has switched it off on this thread.
+    /// Returns whether the simulation has switched this protection off on this thread.
     pub fn is_off(protection: Protection) -> bool {
         OFF.get() == Some(protection)
     }
 
-    /// Switches one protection off on this thread, or all of them on again.
+    /// Switches this protection off on this thread and all others on. `None` switches all on.
     pub fn switch_off(protection: Option<Protection>) {
         OFF.set(protection);
     }

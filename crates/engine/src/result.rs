@@ -1,10 +1,10 @@
-//! What an attempt came to, as finished data for the store.
+//! The result of an attempt, as finished data for the store.
 
 use contracts::{AttemptId, AttemptNumber, ClaimId, DeliveryId, Destination, OrgId, Timestamp, Timing};
 
 use crate::outcome::Failure;
 
-/// What an attempt came to and what follows: everything the database needs to know of it.
+/// The result of an attempt: everything the database needs to record it and to move its delivery on.
 #[derive(Clone, Debug, PartialEq)]
 #[allow(missing_docs)]
 pub struct AttemptResult {
@@ -13,13 +13,14 @@ pub struct AttemptResult {
     pub claim_id: ClaimId,
     pub org_id: OrgId,
     pub destination: Destination,
-    /// Whether it is its destination's probe that ends: another one may go then, whatever came of this one.
+    /// Whether this attempt was its destination's probe. Whatever its outcome, another probe may be sent
+    /// then.
     pub is_probe: bool,
-    /// What goes on record.
+    /// The attempt's record.
     pub record: AttemptRecord,
-    /// What follows.
+    /// What follows for the delivery.
     pub settlement: Settlement,
-    /// What it means for the whole destination.
+    /// What follows for the whole destination.
     pub hold: HoldChange,
 }
 
@@ -43,41 +44,42 @@ pub struct AttemptRecord {
 pub enum Settlement {
     /// The receiver answered 2xx.
     Succeeded,
-    /// Another attempt at that time.
+    /// Another attempt follows at this time.
     RetryAt(Timestamp),
-    /// No more attempts.
+    /// No more attempts follow.
     Failed,
-    /// The attempt was not sent, for a reason of ours: its number is free again, and it may be claimed from that time on.
+    /// The attempt was not sent, for a local reason. Its number is free again, and it may be claimed from
+    /// this time on.
     HandedBack(Timestamp),
 }
 
-/// What an attempt means for the hold of its destination.
+/// How an attempt changes the hold of its destination.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum HoldChange {
-    /// Nothing.
+    /// No change.
     None,
-    /// The destination is held until then.
+    /// The destination is held until this time.
     HoldUntil(Timestamp),
-    /// The probe was answered otherwise, or failed: the hold is over.
+    /// The probe ended without asking for a hold, or failed: the hold is over.
     Open,
-    /// The probe was not sent: another one may go.
+    /// The probe was not sent: another one may be.
     ProbeAgain,
 }
 
-/// What became of one result.
+/// The effect of one result on the database.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Effect {
     /// Recorded, and the delivery moved on.
     Recorded,
-    /// It came after its lease had ended and been recorded as `outcome_unknown`: that record now tells what
-    /// happened. `closed` when it was a 2xx and the delivery was waiting, which has succeeded now; if a newer
-    /// attempt is being made, its end closes the delivery.
+    /// The result arrived after its lease had ended and had been recorded as `outcome_unknown`; it replaced
+    /// that record. If it was a 2xx and the delivery was pending, the delivery has succeeded (`closed`). If a
+    /// newer attempt is in flight, that attempt's end closes the delivery.
     Late {
-        /// Whether the delivery was closed by it.
+        /// Whether the result closed the delivery.
         closed: bool,
     },
-    /// The delivery, or the need for this result, is gone. Nothing was written.
+    /// The delivery is gone, or the result is no longer needed. Nothing was written.
     Dropped,
-    /// Another session holds the delivery's row. Nothing was written: try again.
+    /// Another session has locked the delivery's row. Nothing was written: retry.
     Locked,
 }

@@ -1,4 +1,4 @@
-//! When to try again (contract section 2).
+//! The time of a retry (contract section 2).
 
 use std::time::{Duration, SystemTime};
 
@@ -11,21 +11,21 @@ use crate::outcome::Response;
 /// The retry schedule.
 #[derive(Clone, Debug, PartialEq)]
 pub struct RetryPolicy {
-    /// The wait after the first attempt, after the second, …; the last one repeats. Not empty.
+    /// The waits after the first attempt, the second, and so on; the last one repeats. Not empty.
     pub schedule: Vec<Duration>,
-    /// How far a wait may stray from the schedule, as a share of it: 0.1 is ±10 %.
+    /// The largest deviation of a wait from the schedule, as a fraction: 0.1 is ±10 %.
     pub jitter: f64,
-    /// Whether a 410 ends the delivery.
+    /// Whether a 410 response ends the delivery.
     pub stop_on_gone: bool,
-    /// The longest that a `Retry-After` holds its whole destination.
+    /// The longest hold of a whole destination by a `Retry-After`.
     pub hold_cap: Duration,
 }
 
-/// A receiver may ask for longer waits than the schedule has, up to this one.
+/// The longest wait that a `Retry-After` can ask for, even beyond the schedule.
 const LONGEST_RETRY_AFTER: Duration = Duration::from_secs(3600);
 
 impl RetryPolicy {
-    /// The wait after `attempt`. `jitter_unit` is a random number from -1 to 1.
+    /// Returns the wait after `attempt`. `jitter_unit` is a random number from -1 to 1.
     pub(crate) fn wait(&self, attempt: AttemptNumber, jitter_unit: f64) -> Duration {
         let index = usize::try_from(attempt - 1).unwrap_or(0).min(self.schedule.len().saturating_sub(1));
         let wait = self.schedule.get(index).copied().unwrap_or_default();
@@ -33,7 +33,8 @@ impl RetryPolicy {
     }
 }
 
-/// The wait that a 429 or 503 asks for (RFC 9110 section 10.2.3), capped. Of several the longest counts.
+/// Returns the wait that a 429 or 503 asks for (RFC 9110 section 10.2.3), the longest of several, capped at
+/// [`LONGEST_RETRY_AFTER`].
 pub(crate) fn retry_after(response: &Response, now: Timestamp) -> Option<Duration> {
     if !matches!(response.status, 429 | 503) {
         return None;
@@ -41,7 +42,7 @@ pub(crate) fn retry_after(response: &Response, now: Timestamp) -> Option<Duratio
     response.retry_after.iter().flat_map(|header| waits(header, now)).max()
 }
 
-/// The waits in a comma-separated list. A date has a comma of its own, after the weekday.
+/// Returns the waits in a comma-separated list. A date itself contains a comma, after the weekday.
 fn waits(list: &str, now: Timestamp) -> impl Iterator<Item = Duration> {
     let ends = list.match_indices(',').map(|(at, _)| at).chain([list.len()]);
     let mut start = 0;
@@ -54,7 +55,7 @@ fn waits(list: &str, now: Timestamp) -> impl Iterator<Item = Duration> {
     })
 }
 
-/// A number of seconds: of any size, and more leniently than the RFC with a fraction.
+/// Parses a number of seconds of any size. More lenient than the RFC, it accepts a fraction.
 fn seconds(text: &str) -> Option<Duration> {
     let text = text.trim();
     if !text.bytes().all(|byte| byte.is_ascii_digit() || byte == b'.') {
@@ -64,7 +65,7 @@ fn seconds(text: &str) -> Option<Duration> {
     Some(Duration::try_from_secs_f64(seconds).unwrap_or(Duration::MAX))
 }
 
-/// A date in one of HTTP's three forms, or with the offset of mails (RFC 2822), as many write it.
+/// Parses a date in one of HTTP's three formats, or in the widespread email format with an offset (RFC 2822).
 fn date(text: &str) -> Option<Timestamp> {
     let text = text.trim();
     let micros = match httpdate::parse_http_date(text) {

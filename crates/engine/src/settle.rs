@@ -1,4 +1,4 @@
-//! What follows an outcome. Time and randomness are arguments.
+//! Settles an outcome: the record and the delivery's next state. Time and randomness are arguments.
 
 use std::time::Duration;
 
@@ -10,15 +10,15 @@ use crate::protection::{Protection, is_off};
 use crate::result::{AttemptRecord, AttemptResult, HoldChange, Settlement};
 use crate::retry::{RetryPolicy, retry_after};
 
-/// How long an attempt that was handed back waits before it may be claimed again: by another dispatcher, or by this
-/// one when it is well again.
+/// The wait before an attempt that was handed back may be claimed again, by another dispatcher or by this one
+/// once it has recovered.
 const HANDED_BACK_WAIT: Duration = Duration::from_secs(2);
-/// The same where only this process's configuration can help.
+/// The same wait when only a change of this process's configuration can help.
 const KEY_MISSING_WAIT: Duration = Duration::from_secs(30);
 
 impl RetryPolicy {
-    /// Settles an attempt that came to `outcome`: what goes on record and what follows.
-    /// `id` becomes the record's; `jitter_unit` is a random number from -1 to 1.
+    /// Settles an attempt that ended with `outcome`: returns its record and what follows. `id` becomes the
+    /// record's id; `jitter_unit` is a random number from -1 to 1.
     pub fn settle(
         &self,
         held: &HeldAttempt,
@@ -68,7 +68,7 @@ impl RetryPolicy {
         }
     }
 
-    /// Settles an attempt that nobody recorded while its lease lasted.
+    /// Settles an attempt whose lease ended without a recorded result, as `outcome_unknown`.
     pub fn settle_lost(
         &self,
         held: &HeldAttempt,
@@ -78,7 +78,7 @@ impl RetryPolicy {
     ) -> AttemptResult {
         let detail = "the dispatcher stopped or stalled during the attempt; it may have reached the receiver";
         let outcome = Outcome::failed(FailureReason::OutcomeUnknown, detail);
-        // A probe that is lost says nothing of its destination; its own lease lets the next one go.
+        // A lost probe says nothing about its destination. The next one may start when its lease ends.
         let held = HeldAttempt { is_probe: false, ..held.clone() };
         self.settle(&held, id, outcome, Measured::default(), now, jitter_unit)
     }
@@ -105,7 +105,7 @@ impl RetryPolicy {
                     LocalFailure::OverLimit => Duration::ZERO,
                     _ => HANDED_BACK_WAIT,
                 };
-                // Goes on record only where the lease has been recorded as lost.
+                // Recorded only if the lease has already been recorded as lost.
                 let detail = format!("not sent: {}", cause.detail());
                 let failure = Failure { reason: FailureReason::Timeout, detail };
                 return (Some(failure), Settlement::HandedBack(now + wait));
@@ -122,7 +122,7 @@ impl RetryPolicy {
     }
 }
 
-/// What a status that is no success says, and where it leads.
+/// Returns the failure for a non-2xx status, with the target of a redirect.
 pub fn http_error(status: i32, location: Option<&str>) -> Failure {
     let code = u16::try_from(status).ok().and_then(|status| http::StatusCode::from_u16(status).ok());
     let phrase = code.and_then(|code| code.canonical_reason());
@@ -207,7 +207,7 @@ mod tests {
     }
 
     #[test]
-    fn a_redirect_is_recorded_with_where_it_leads() {
+    fn a_redirect_is_recorded_with_its_target() {
         let headers = Some([("location".to_owned(), "https://example.com/new".to_owned())].into());
         let measured = Measured { timing: Timing { headers, ..Timing::default() }, ..Measured::default() };
         let (id, outcome) = (AttemptId(Uuid::nil()), answered(301, None));
@@ -217,7 +217,7 @@ mod tests {
     }
 
     #[test]
-    fn waits_follow_the_schedule_and_its_last_one_repeats() {
+    fn waits_follow_the_schedule_and_the_last_one_repeats() {
         let waits: Vec<_> = (1..=4).map(|n| wait_after(answered(500, None), n).unwrap().as_secs()).collect();
         assert_eq!(waits, [10, 60, 60, 60]);
     }
@@ -242,7 +242,7 @@ mod tests {
         assert_eq!(wait(500, "30"), 10);
     }
 
-    /// The wait that these headers of a 503 ask for.
+    /// Returns the wait that these `Retry-After` headers of a 503 ask for.
     fn asked(headers: &[&str]) -> Option<Duration> {
         let headers = headers.iter().map(|header| (*header).to_owned()).collect();
         retry_after(&Response { status: 503, body: String::new(), retry_after: headers }, now())
@@ -268,7 +268,7 @@ mod tests {
     }
 
     #[test]
-    fn a_retry_after_may_be_a_date_of_http_or_of_mails() {
+    fn a_retry_after_may_be_an_http_date_or_an_email_date() {
         for date in [
             "Tue, 07 Nov 2023 05:32:56 GMT",
             "Tuesday, 07-Nov-23 05:32:56 GMT",
@@ -288,7 +288,7 @@ mod tests {
     }
 
     #[test]
-    fn a_retry_after_that_says_nothing_is_ignored() {
+    fn an_invalid_retry_after_is_ignored() {
         let nonsense = [
             "",
             " ",
@@ -314,7 +314,7 @@ mod tests {
     }
 
     #[test]
-    fn a_410_ends_the_delivery_only_when_asked_to() {
+    fn a_410_ends_the_delivery_if_stop_on_gone_is_set() {
         let stop = RetryPolicy { stop_on_gone: true, ..policy() };
         let id = AttemptId(Uuid::nil());
         let result = stop.settle(&held(1, false), id, answered(410, None), Measured::default(), now(), 0.0);
@@ -334,7 +334,7 @@ mod tests {
     }
 
     #[test]
-    fn a_probe_that_does_not_hold_again_opens_its_destination() {
+    fn a_probe_without_a_new_hold_opens_its_destination() {
         for outcome in [answered(200, None), answered(503, None), Outcome::failed(FailureReason::Timeout, "")]
         {
             assert_eq!(hold_after(outcome, true), HoldChange::Open);

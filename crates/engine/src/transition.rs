@@ -1,5 +1,5 @@
-//! Every way a delivery leaves a state, as finished data that the store writes. Only this file knows which columns
-//! move together.
+//! All transitions between a delivery's states, as finished data for the store to write. Only this file
+//! defines which columns change together.
 
 use std::time::Duration;
 
@@ -9,10 +9,10 @@ use crate::outcome::Failure;
 use crate::protection::{Protection, is_off};
 use crate::result::{AttemptResult, Settlement};
 
-/// How long a new delivery is left to its doorbell before the relay takes it.
+/// How long a new delivery is reserved for its doorbell before the relay claims it.
 pub const DOORBELL_GRACE: Duration = Duration::from_secs(2);
 
-/// A delivery's state when it is accepted.
+/// The initial state of a delivery.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[allow(missing_docs)]
 pub struct NewState {
@@ -21,12 +21,13 @@ pub struct NewState {
     pub wake_at: Timestamp,
 }
 
-/// A delivery accepted at `now` is due at once; the relay leaves it to its doorbell for a moment.
+/// Returns the state of a delivery accepted at `now`: due at once, and reserved for its doorbell until
+/// `wake_at`.
 pub fn accepted(now: Timestamp) -> NewState {
     NewState { status: DeliveryStatus::Pending, next_attempt_at: now, wake_at: now + DOORBELL_GRACE }
 }
 
-/// A waiting delivery whose next attempt is claimed: its number is the count plus one.
+/// The claim of a pending delivery's next attempt, whose number is the attempt count plus one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[allow(missing_docs)]
 pub struct Claiming {
@@ -36,29 +37,29 @@ pub struct Claiming {
     pub wake_at: Timestamp,
 }
 
-/// Claims at `now`, for one lease.
+/// Returns a claim made at `now` for one lease.
 pub fn claimed(claim_id: ClaimId, now: Timestamp, lease: Duration) -> Claiming {
     Claiming { claim_id, claimed_at: now, wake_at: now + lease }
 }
 
-/// The state that a transition leaves. A delivery in another one is left alone.
+/// The state that a transition starts from. It does not apply to a delivery in any other state.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[allow(missing_docs)]
 pub struct Departure {
     pub status: DeliveryStatus,
-    /// The claim it is being delivered under; `None` while it waits.
+    /// The claim of the attempt in flight; `None` while the delivery is pending.
     pub claim_id: Option<ClaimId>,
     pub least_attempts: AttemptNumber,
 }
 
-/// A delivery leaves a state. Afterwards no claim is on it; `wake_at` is `next_attempt_at`.
+/// A change of a delivery's state. It removes the claim and sets `wake_at` to `next_attempt_at`.
 #[derive(Clone, Debug, PartialEq)]
 #[allow(missing_docs)]
 pub struct Transition {
     pub delivery_id: DeliveryId,
     pub from: Departure,
     pub status: DeliveryStatus,
-    /// How many attempt numbers become free again.
+    /// How many attempt numbers are freed.
     pub attempts_returned: AttemptNumber,
     pub next_attempt_at: Option<Timestamp>,
     pub completed_at: Option<Timestamp>,
@@ -66,18 +67,18 @@ pub struct Transition {
     pub updated_at: Timestamp,
 }
 
-/// What becomes of a delivery's failure columns.
+/// The change of a delivery's failure columns.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum FailureChange {
-    /// They stay.
+    /// Leaves them unchanged.
     Keep,
-    /// They become these, or null.
+    /// Sets them, to null for `None`.
     Set(Option<Failure>),
 }
 
 impl Transition {
-    /// After an attempt. `has_succeeded` says that an earlier attempt has a 2xx on record all the same, come late: then
-    /// no other attempt may follow.
+    /// The transition after an attempt. `has_succeeded`: an earlier attempt has a late 2xx on record, so that
+    /// no further attempt may follow.
     pub fn attempt_ended(result: &AttemptResult, has_succeeded: bool, now: Timestamp) -> Transition {
         let claim_id = (!is_off(Protection::Fencing)).then_some(result.claim_id);
         let departure = Departure { status: DeliveryStatus::Delivering, claim_id, least_attempts: 0 };
@@ -101,31 +102,32 @@ impl Transition {
         Transition { attempts_returned, ..transition }
     }
 
-    /// A 2xx came late, for a delivery that waits.
+    /// The transition of a pending delivery after a late 2xx.
     pub fn late_success(delivery_id: DeliveryId, now: Timestamp) -> Transition {
         let failure = FailureChange::Set(None);
         Transition::new(delivery_id, Departure::waiting(1), DeliveryStatus::Succeeded, failure, None, now)
     }
 
-    /// A redelivery takes the place of one that waits for its retry: not of one that was never tried.
+    /// The transition when a redelivery replaces a delivery that waits for a retry. A delivery without any
+    /// attempt is not replaced.
     pub fn superseded(delivery_id: DeliveryId, now: Timestamp) -> Transition {
         let detail = "a redelivery took its place";
         Transition::given_up(delivery_id, Departure::waiting(1), FailureReason::Superseded, detail, now)
     }
 
-    /// The run of a waiting delivery is erased.
+    /// The transition of a pending delivery whose run is erased.
     pub fn erased(delivery_id: DeliveryId, now: Timestamp) -> Transition {
         let detail = "the run's data was erased";
         Transition::given_up(delivery_id, Departure::waiting(0), FailureReason::Erased, detail, now)
     }
 
-    /// A client withdraws a waiting delivery, tried or not.
+    /// The transition of a pending delivery that a client withdraws, with or without earlier attempts.
     pub fn withdrawn(delivery_id: DeliveryId, now: Timestamp) -> Transition {
         let detail = "a client withdrew it";
         Transition::given_up(delivery_id, Departure::waiting(0), FailureReason::Withdrawn, detail, now)
     }
 
-    /// Whether a delivery in that state, under that claim and with so many attempts, is moved by it.
+    /// Returns whether the transition applies to a delivery with this status, claim and number of attempts.
     pub fn departs_from(
         &self,
         status: DeliveryStatus,

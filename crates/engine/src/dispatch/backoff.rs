@@ -1,14 +1,14 @@
-//! Deliveries that the database refuses to move: each is left alone for a while.
+//! Backoff for deliveries that the database refuses to change.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
 
 use contracts::DeliveryId;
 
-/// The first wait; each further one is twice as long.
+/// The first wait. Each further one is twice as long.
 const FIRST: Duration = Duration::from_secs(2);
 const LONGEST: Duration = Duration::from_secs(300);
-/// Of more than this, the one whose time comes first is tried again at once.
+/// The most deliveries stepped over. Beyond it, the one whose wait ends first is retried at once.
 const MOST: usize = 1_000;
 
 #[derive(Debug, Default)]
@@ -21,7 +21,7 @@ struct Wait {
 }
 
 impl SteppedOver {
-    /// Leaves one alone. Returns for how long.
+    /// Adds a refused delivery. Returns how long it is skipped.
     pub(super) fn add(&mut self, id: DeliveryId, now: Duration) -> Duration {
         let length = self.0.get(&id).map_or(FIRST, |wait| (wait.length * 2).min(LONGEST));
         self.0.insert(id, Wait { until: now + length, length });
@@ -32,17 +32,17 @@ impl SteppedOver {
         length
     }
 
-    /// It could be moved.
+    /// Removes a delivery that could be changed.
     pub(super) fn remove(&mut self, id: DeliveryId) {
         self.0.remove(&id);
     }
 
-    /// Those that are left alone now.
+    /// Returns the deliveries to skip at `now`.
     pub(super) fn ids(&self, now: Duration) -> Vec<DeliveryId> {
         self.0.iter().filter(|(_, wait)| wait.until > now).map(|(id, _)| *id).collect()
     }
 
-    /// Forgets those that have not been refused again since their time came.
+    /// Removes the deliveries that were not refused again within [`LONGEST`] after their wait.
     pub(super) fn forget_old(&mut self, now: Duration) {
         self.0.retain(|_, wait| wait.until + LONGEST > now);
     }

@@ -1,5 +1,5 @@
-//! Whose turn it is to be claimed, and the claim in progress: doorbells, destinations known to have more than they
-//! may have at once, and whatever is due, take turns.
+//! Claiming: the claim in progress and the source of the next one. Three sources take turns: doorbells,
+//! destinations known to have more due than their limit, and all due deliveries.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::time::Duration;
@@ -12,33 +12,35 @@ use crate::lease::{Claimed, Lease};
 use crate::outcome::{LocalFailure, Measured, Outcome};
 use crate::protection::{Protection, is_off};
 
-/// How often the relay looks for what is due. A retry is late by at most this, plus its claim.
+/// The relay's poll interval for due deliveries. A retry is late by at most this, plus its claim.
 const POLL_INTERVAL: Duration = Duration::from_millis(250);
-/// Upper bound of the poll interval while polls are slow, as when a dump keeps PostgreSQL from forgetting old rows.
+/// Upper bound of the poll interval while polls are slow, such as when a dump keeps PostgreSQL from removing
+/// dead rows.
 const LONGEST_POLL_INTERVAL: Duration = Duration::from_secs(3);
-/// The most destinations that are remembered to have more than they may have at once. The circle finds the others.
+/// The most destinations remembered as limited. The walk over all destinations finds the others.
 const MOST_LIMITED: usize = 1_000;
-/// So many deliveries refused one after the other may have rows of their own to blame. Beyond that it may be the database,
-/// which then is not asked more often than one that is away.
+/// The most deliveries refused in a row that are blamed on their own rows. Beyond that the database may be at
+/// fault, and claims pause as if it were unavailable.
 const MOST_REFUSED: u32 = 4;
 
 /// A claim to make in one transaction.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Claim {
-    /// The same in every try of one claim and in no other.
+    /// The claim's id, the same in every try of this claim and unique to it.
     pub id: ClaimId,
-    /// What is claimed.
+    /// The source of the claim's attempts.
     pub source: ClaimSource,
-    /// Whether an earlier try's commit may have come through: what carries the id already is ours.
+    /// Whether an earlier try may have committed. Attempts already under this id then belong to this
+    /// dispatcher.
     pub is_retry: bool,
 }
 
-/// Where the attempts of a claim come from.
+/// The source of a claim's attempts.
 #[derive(Clone, Debug, PartialEq)]
 pub enum ClaimSource {
-    /// What doorbells ask for.
+    /// The attempts that doorbells ask for.
     Doorbells(Vec<Job>),
-    /// What is due in the database.
+    /// The deliveries due in the database.
     Relay(RelayPlan),
 }
 
@@ -46,27 +48,27 @@ pub enum ClaimSource {
 #[derive(Debug)]
 pub(super) struct Claiming {
     in_progress: Option<InProgress>,
-    /// Whose turn it was last.
+    /// The source of the last claim.
     last: Turn,
-    /// The next look at whatever is due.
+    /// The time of the next poll for due deliveries.
     look_at: Duration,
     cursor: Option<Destination>,
     has_backlog: bool,
-    /// Whether anything was claimed since the circle began, and how long its looks took.
+    /// The totals of the current walk over the destinations.
     circle: Circle,
-    /// How many looks in a row have claimed nothing.
+    /// The number of consecutive polls that claimed nothing.
     fruitless_looks: u32,
-    /// Destinations that have more due than they might have at once.
+    /// Destinations with more attempts due than their limit.
     limited: BTreeSet<Destination>,
-    /// When a slot of one of them was freed.
+    /// When a slot of a limited destination was freed.
     freed_at: Option<Duration>,
-    /// A payload that waits until so many bytes are free.
+    /// The size of a payload that waits for free bytes.
     reserved: Option<u64>,
-    /// The most attempts of one claim: halved when one is refused.
+    /// The most attempts per claim. Halved when a claim is refused, doubled when one commits.
     limit: usize,
     /// When the last claim committed.
     ended_at: Duration,
-    /// Deliveries refused one after the other since then.
+    /// The number of deliveries refused one by one since then.
     refused: u32,
     paused_until: Duration,
 }
@@ -83,9 +85,9 @@ struct InProgress {
     tokens: Vec<u64>,
     /// When this try began.
     began: Duration,
-    /// When the last try was over.
+    /// When the last try ended. `None` during the first one.
     tried_by: Option<Duration>,
-    /// When the next try begins, if this one is over.
+    /// When the next try begins, if the last one has ended.
     retry_at: Option<Duration>,
 }
 
@@ -102,7 +104,7 @@ impl Claiming {
             in_progress: None,
             last: Turn::Due,
             look_at: now,
-            // Dispatchers begin at different places, so that they don't reach for the same rows.
+            // Random, so that dispatchers don't compete for the same rows.
             cursor: Some(cursor),
             has_backlog: false,
             circle: Circle::default(),
@@ -121,7 +123,7 @@ impl Claiming {
         self.in_progress.is_some()
     }
 
-    /// Whether the database is away: no doorbell is taken.
+    /// Returns whether doorbells are paused because the database is unavailable.
     pub(super) fn is_paused(&self) -> bool {
         self.in_progress.as_ref().is_some_and(|claim| claim.tried_by.is_some())
     }
@@ -130,7 +132,7 @@ impl Claiming {
         self.in_progress.as_ref()?.retry_at
     }
 
-    /// A destination has more due than it may have now.
+    /// Notes that a destination has more attempts due than it may have now.
     pub(super) fn note_limited(&mut self, destination: Destination) {
         if self.limited.len() < MOST_LIMITED {
             self.limited.insert(destination);
@@ -143,7 +145,7 @@ impl Claiming {
         }
     }
 
-    /// Gives up a claim that waits for its next try. Returns its doorbells.
+    /// Gives up a claim that waits for its next try. Returns its doorbells' tokens.
     pub(super) fn abandon_retry(&mut self) -> Vec<u64> {
         let waiting = self.in_progress.take_if(|claim| claim.retry_at.is_some());
         waiting.map(|claim| claim.tokens).unwrap_or_default()
@@ -151,7 +153,7 @@ impl Claiming {
 }
 
 impl Dispatch {
-    /// Begins the next claim, if there is one to make.
+    /// Begins or retries a claim if there is one to make.
     pub(super) fn claim(&mut self, now: Now, actions: &mut Vec<Action>) {
         if let Some(claim) = &mut self.claiming.in_progress {
             if claim.retry_at.is_some_and(|at| at <= now.monotonic) {
@@ -169,7 +171,7 @@ impl Dispatch {
         if self.is_stopping || room == 0 || self.claim_paused_until() > now.monotonic {
             return;
         }
-        // Each in turn, so that none starves the others.
+        // Sources take turns, so that no source starves another.
         let order = match self.claiming.last {
             Turn::Doorbells => [Turn::Limited, Turn::Due, Turn::Doorbells],
             Turn::Limited => [Turn::Due, Turn::Doorbells, Turn::Limited],
@@ -195,7 +197,7 @@ impl Dispatch {
             Some(InProgress { claim, tokens, began: now.monotonic, tried_by: None, retry_at: None });
     }
 
-    /// When the next claim can begin if nothing else happens.
+    /// Returns when the next claim can begin if no other event happens.
     pub(super) fn next_claim_at(&self) -> Option<Duration> {
         if self.claiming.is_in_progress() || self.room() == 0 || self.is_reserved() {
             return None;
@@ -212,7 +214,7 @@ impl Dispatch {
         self.claiming.paused_until.max(self.troubles.paused_until())
     }
 
-    /// Free slots.
+    /// Returns the number of free slots.
     fn room(&self) -> usize {
         let taken = self.attempts.len() + self.recording.len();
         let free = self.limits.max_in_flight.saturating_sub(taken);
@@ -232,7 +234,7 @@ impl Dispatch {
         })
     }
 
-    /// Whether a larger payload has its turn, and waits for bytes.
+    /// Returns whether claims are blocked by a large payload that waits for free bytes.
     fn is_reserved(&self) -> bool {
         let ByteRoom { free, is_idle, .. } = self.byte_room();
         self.claiming.reserved.is_some_and(|bytes| bytes > free && !is_idle)
@@ -257,7 +259,7 @@ impl Dispatch {
         let (taken, refused) = self.doorbells.take(room, |job| {
             let destination = job.destination;
             let begun = begun.entry(destination).or_default();
-            // One that does not say how large its payload is is left to the relay.
+            // A job without a payload size is left to the relay.
             let fits = *begun < destinations.room(destination, now)
                 && job.payload_size.is_some_and(|size| {
                     bytes.judge(size, in_flight.entry(destination).or_default()) == Fit::Fits
@@ -351,8 +353,8 @@ impl Dispatch {
         let (mut bytes, mut bytes_in_flight) = (self.byte_room(), self.bytes_by_destination());
         for claimed in claimed {
             self.stepped_over.remove(claimed.held.delivery_id);
-            // Handed back: what a hold heard of meanwhile forbids, and what is over the limits, as when several tries of
-            // one claim came through.
+            // Hands back attempts that a new hold forbids, and attempts over the limits, which are possible
+            // if several tries of one claim committed.
             let destination = claimed.held.destination;
             let is_held = self.destinations.is_held(destination, now) && !claimed.held.is_probe;
             let is_within = !is_recovered
@@ -378,11 +380,11 @@ impl Dispatch {
         }
     }
 
-    /// Takes note of how a look went, for the next one.
+    /// Updates the state of the relay after a claim by poll.
     fn looked(&mut self, claim: &InProgress, count: usize, look: Option<Look>, now: Now) {
         let ClaimSource::Relay(plan) = &claim.claim.source else { return };
         let Some(look) = look else {
-            // An earlier try's commit had come through: it says nothing of what is left.
+            // An earlier try had committed. It doesn't show what else is due.
             self.note_targets(&plan.targets, now);
             self.claiming.look_at = now.monotonic;
             return;
@@ -394,7 +396,7 @@ impl Dispatch {
             let was_freed = self.destinations.room(destination, now) > plan.room_of(destination)
                 || bytes.get(&destination) < plan.bytes_in_flight.get(&destination);
             if was_freed {
-                // While the look went on.
+                // During the poll.
                 self.claiming.freed_at.get_or_insert(now.monotonic);
             } else {
                 self.destinations.fill(destination);
@@ -418,7 +420,7 @@ impl Dispatch {
         claiming.look_at = now.monotonic
             + match circle {
                 _ if goes_on && count > 0 => GATHERING,
-                // It had room for some destinations only, and what was due there could not be claimed after all.
+                // There was room for some destinations only, and their due deliveries could not be claimed.
                 _ if look.has_more => pause_after(claiming.fruitless_looks),
                 _ if goes_on => Duration::ZERO,
                 circle => poll_interval(circle.unwrap_or_default().took),
@@ -428,7 +430,7 @@ impl Dispatch {
         }
     }
 
-    /// Looks at these destinations again as soon as there is room.
+    /// Schedules another poll of these destinations as soon as there is room.
     fn note_targets(&mut self, targets: &[Destination], now: Now) {
         if !targets.is_empty() {
             targets.iter().for_each(|destination| self.claiming.note_limited(*destination));
@@ -448,12 +450,12 @@ impl Dispatch {
         claiming.limit = (claiming.limit / 2).max(1);
         let count = match &claim.claim.source {
             ClaimSource::Doorbells(jobs) => {
-                // The relay finds them, fewer at a time.
+                // The relay claims them, fewer at a time.
                 jobs.iter().for_each(|job| claiming.note_limited(job.destination));
                 jobs.len()
             }
             ClaimSource::Relay(plan) => {
-                // Where not even a look was possible, the circle finds what there is.
+                // If not even the rows could be read, the targets are left to the walk over all destinations.
                 let targets = plan.targets.iter().filter(|_| !rows.is_empty());
                 targets.for_each(|destination| claiming.note_limited(*destination));
                 rows.len()
@@ -469,12 +471,12 @@ impl Dispatch {
                 if claiming.refused > MOST_REFUSED {
                     claiming.paused_until = now.monotonic + OUTAGE_PAUSE;
                 }
-                // Its destination may have more of the kind: others are next.
+                // Its destination may have more such rows: continue elsewhere.
                 claiming.cursor = Some(Destination::from(self.rng.i64(..)));
                 actions.push(Action::StepOver { delivery_id: *delivery_id, wait });
             }
             ([], ClaimSource::Relay(_)) => {
-                // Not even a look is possible here: elsewhere it may be.
+                // The rows here can't be read: continue elsewhere.
                 claiming.cursor = Some(Destination::from(self.rng.i64(..)));
                 claiming.has_backlog = true;
                 claiming.paused_until = now.monotonic + OUTAGE_PAUSE;
@@ -499,12 +501,13 @@ impl Dispatch {
     }
 }
 
-/// How long to wait after a circle whose looks took so long, so that looking leaves most of the time to doorbells.
+/// Returns the poll interval after a walk whose polls took this long, so that most of the time is left for
+/// doorbells.
 fn poll_interval(took: Duration) -> Duration {
     (10 * took).clamp(POLL_INTERVAL, LONGEST_POLL_INTERVAL)
 }
 
-/// How long to wait after that many looks that claimed nothing, though they saw something due.
+/// Returns the pause after this many consecutive polls that found due deliveries but claimed nothing.
 fn pause_after(fruitless_looks: u32) -> Duration {
     GATHERING.saturating_mul(1 << fruitless_looks.saturating_sub(1).min(6)).min(POLL_INTERVAL)
 }
@@ -514,14 +517,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn slow_polls_come_less_often() {
+    fn slow_polls_lengthen_the_poll_interval() {
         let intervals =
             [1, 30, 200, 60_000].map(|took| poll_interval(Duration::from_millis(took)).as_millis());
         assert_eq!(intervals, [250, 300, 2000, 3000]);
     }
 
     #[test]
-    fn fruitless_looks_do_not_follow_each_other_at_once() {
+    fn fruitless_polls_back_off() {
         assert_eq!([1, 2, 5, 7, 1_000].map(|looks| pause_after(looks).as_millis()), [4, 8, 64, 250, 250]);
     }
 }

@@ -1,4 +1,4 @@
-//! Doorbells that wait for their claim: few, since each has a slot of its destination's to go to.
+//! Doorbells waiting for a claim. They are few, because each one has room at its destination.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
@@ -7,7 +7,7 @@ use contracts::{Destination, Job};
 
 use crate::transition::DOORBELL_GRACE;
 
-/// A doorbell, known to the driver by its token.
+/// A doorbell, identified to the driver by its token.
 #[derive(Clone, Debug, PartialEq)]
 #[allow(missing_docs)]
 pub struct Doorbell {
@@ -18,7 +18,7 @@ pub struct Doorbell {
 #[derive(Debug, Default)]
 pub(super) struct Doorbells {
     queues: BTreeMap<Destination, VecDeque<(Doorbell, Duration)>>,
-    /// Whose turn it is.
+    /// The destinations in round-robin order.
     circle: VecDeque<Destination>,
     count: usize,
 }
@@ -42,8 +42,8 @@ impl Doorbells {
         self.count += 1;
     }
 
-    /// Takes up to `room` of them, each destination's in turn, as long as `fits`. Returns those taken, and those that
-    /// do not fit.
+    /// Takes up to `room` doorbells that fit, round-robin by destination. Returns those taken and those that
+    /// did not fit.
     pub(super) fn take(
         &mut self,
         room: usize,
@@ -67,7 +67,7 @@ impl Doorbells {
         (taken, refused)
     }
 
-    /// Forgets a destination's.
+    /// Removes and returns the doorbells of a destination.
     pub(super) fn forget(&mut self, destination: Destination) -> Vec<Doorbell> {
         self.circle.retain(|other| *other != destination);
         let queue = self.queues.remove(&destination).unwrap_or_default();
@@ -75,13 +75,14 @@ impl Doorbells {
         queue.into_iter().map(|(doorbell, _)| doorbell).collect()
     }
 
-    /// Forgets all.
+    /// Removes and returns all doorbells.
     pub(super) fn forget_all(&mut self) -> Vec<Doorbell> {
         let all: Vec<Destination> = self.queues.keys().copied().collect();
         all.into_iter().flat_map(|destination| self.forget(destination)).collect()
     }
 
-    /// Forgets those that have waited so long that the relay takes their deliveries.
+    /// Removes and returns the doorbells of destinations whose oldest has waited for [`DOORBELL_GRACE`]: the
+    /// relay claims their deliveries.
     pub(super) fn forget_old(&mut self, now: Duration) -> Vec<Doorbell> {
         let is_old = |queue: &VecDeque<(Doorbell, Duration)>| {
             queue.front().is_some_and(|(_, since)| *since + DOORBELL_GRACE <= now)
@@ -91,7 +92,7 @@ impl Doorbells {
         old.into_iter().flat_map(|destination| self.forget(destination)).collect()
     }
 
-    /// When the next one will have waited so long.
+    /// Returns when [`Doorbells::forget_old`] next has something to remove.
     pub(super) fn next(&self) -> Option<Duration> {
         self.queues.values().filter_map(|queue| queue.front()).map(|(_, since)| *since + DOORBELL_GRACE).min()
     }

@@ -1,4 +1,4 @@
-//! What limits sending: each destination's window and hold, and troubles of our own.
+//! The limits on sending: each destination's window and hold, and local troubles.
 
 use std::collections::{BTreeMap, HashMap};
 use std::time::Duration;
@@ -10,14 +10,14 @@ use crate::dispatch::{Action, InFlight, Now};
 use crate::outcome::{LocalFailure, Outcome};
 use crate::protection::{Protection, is_off};
 
-/// More destinations than this are not remembered while nothing is in flight to them.
+/// The most destinations remembered while nothing is in flight to them.
 const MOST: usize = 10_000;
-/// A destination goes on with fewer results that the database does not take.
+/// With fewer unaccepted results than this, a destination still starts attempts.
 const FEW: usize = 4;
-/// For how long a limit that was learned is remembered.
+/// How long a learned limit is remembered.
 const REMEMBERED: Duration = Duration::from_secs(600);
 
-/// The destinations that are not ordinary: something is in flight to them, they have learned a limit, or are held.
+/// The destinations that are not ordinary: with attempts in flight, a learned limit, or a hold.
 #[derive(Debug)]
 pub(super) struct Destinations {
     known: BTreeMap<Destination, State>,
@@ -27,12 +27,14 @@ pub(super) struct Destinations {
 #[derive(Debug)]
 struct State {
     window: Window,
-    /// As this dispatcher has heard from the receiver; the database knows of all holds.
+    /// The end of the hold that this dispatcher has received itself. The database has all holds.
     held_until: Option<Timestamp>,
-    /// A look found that its next attempt does not fit beside those in flight: it waits until one of them ends.
+    /// Whether a poll found that the next attempt does not fit with those in flight. It waits until one of
+    /// them ends.
     is_full: bool,
-    /// Results that the database does not take. With as many as may be in flight, and no fewer than [`FEW`], no attempt
-    /// begins: a row that is broken stops nobody, and many leave the others' slots alone.
+    /// The number of results that the database does not accept. Once it reaches the configured maximum in
+    /// flight, or [`FEW`] if that is larger, no more attempts start. So one broken row stops nothing, and
+    /// many can't take the slots of other destinations.
     unrecorded: usize,
     used_at: Duration,
 }
@@ -42,7 +44,7 @@ impl Destinations {
         Destinations { known: BTreeMap::new(), max }
     }
 
-    /// How many attempts may begin to a destination that is ordinary.
+    /// Returns how many attempts an ordinary destination may have.
     pub(super) fn ordinary_room(&self) -> usize {
         match is_off(Protection::DestinationLimit) {
             true => usize::MAX,
@@ -50,7 +52,7 @@ impl Destinations {
         }
     }
 
-    /// How many attempts may begin to this one.
+    /// Returns how many more attempts may be claimed for a destination.
     pub(super) fn room(&self, destination: Destination, now: Now) -> usize {
         match self.known.get(&destination) {
             Some(state) if state.is_held(now) || state.is_full => 0,
@@ -58,7 +60,7 @@ impl Destinations {
         }
     }
 
-    /// How many attempts more this one may have in flight, whatever else keeps them from beginning.
+    /// Returns how many more attempts a destination may have, ignoring its hold and [`State::is_full`].
     pub(super) fn slots(&self, destination: Destination) -> usize {
         match self.known.get(&destination) {
             _ if is_off(Protection::DestinationLimit) => usize::MAX,
@@ -68,7 +70,7 @@ impl Destinations {
         }
     }
 
-    /// The rooms that are not the ordinary one.
+    /// Returns the rooms that differ from the ordinary one.
     pub(super) fn rooms(&self, now: Now) -> HashMap<Destination, usize> {
         let ordinary = self.ordinary_room();
         let rooms = self.known.keys().map(|destination| (*destination, self.room(*destination, now)));
@@ -83,7 +85,7 @@ impl Destinations {
         self.state(destination, now).window.claim();
     }
 
-    /// Whether a claimed attempt may begin.
+    /// Returns whether a claimed attempt may start.
     pub(super) fn can_begin(&self, destination: Destination) -> bool {
         let state = self.known.get(&destination);
         state.is_none_or(|state| state.window.slots() > 0) || is_off(Protection::DestinationLimit)
@@ -93,12 +95,12 @@ impl Destinations {
         self.state(destination, now).window.begin();
     }
 
-    /// A claimed attempt does not begin.
+    /// Releases a claimed attempt that won't start.
     pub(super) fn give_back(&mut self, destination: Destination, now: Now) {
         self.state(destination, now).window.give_back();
     }
 
-    /// Returns whether its destination may have fewer in flight from now on.
+    /// Ends an attempt. Returns whether this lowered its destination's limit.
     pub(super) fn end(&mut self, attempt: &InFlight, signal: Signal, now: Now) -> bool {
         let destination = attempt.held.destination;
         let max = self.max;
@@ -111,7 +113,7 @@ impl Destinations {
         is_less
     }
 
-    /// Takes note of how many results of each destination the database does not take.
+    /// Sets the number of unaccepted results of each destination.
     pub(super) fn note_unrecorded(&mut self, unrecorded: &BTreeMap<Destination, usize>, now: Now) {
         self.known.values_mut().for_each(|state| state.unrecorded = 0);
         for (destination, count) in unrecorded {
@@ -119,7 +121,7 @@ impl Destinations {
         }
     }
 
-    /// No attempt begins before one in flight has ended, if there is any.
+    /// Marks a destination as full until an attempt in flight to it ends, if there is one.
     pub(super) fn fill(&mut self, destination: Destination) {
         if let Some(state) = self.known.get_mut(&destination) {
             state.is_full = state.window.in_flight() > 0;
@@ -131,13 +133,13 @@ impl Destinations {
         state.held_until = state.held_until.max(Some(until));
     }
 
-    /// Forgets what was learned long ago, and of more than [`MOST`] destinations what was learned first.
+    /// Forgets idle destinations not used for [`REMEMBERED`], and those least recently used beyond [`MOST`].
     pub(super) fn forget_idle(&mut self, now: Now) {
         let is_idle = |state: &State| state.window.is_idle() && !state.is_held(now);
         self.known.retain(|_, state| !is_idle(state) || state.used_at + REMEMBERED > now.monotonic);
         let over = self.known.len().saturating_sub(MOST);
         if over > 0 {
-            // Held ones too: the database knows of their holds.
+            // Including held ones: the database has their holds.
             let idle = self.known.iter().filter(|(_, state)| state.window.is_idle());
             let mut idle: Vec<_> = idle.map(|(destination, state)| (state.used_at, *destination)).collect();
             idle.sort_unstable();
@@ -174,10 +176,10 @@ impl State {
     }
 }
 
-/// Reasons of ours for which attempts can't be sent. While there is one that concerns all, less is claimed.
+/// Local reasons why attempts can't be sent. While one of them concerns all attempts, less is claimed.
 #[derive(Debug)]
 pub(super) struct Troubles {
-    /// How many attempts may be in flight.
+    /// The limit of attempts in flight.
     window: Window,
     causes: BTreeMap<LocalFailure, Trouble>,
 }
@@ -191,10 +193,10 @@ struct Trouble {
 
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
 const LONGEST_PAUSE: Duration = Duration::from_secs(1);
-/// One that concerns all is over when attempts get through and it has not been seen for so long: some may get through
-/// while it lasts, over connections that are open already.
+/// A trouble that concerns all attempts is over once an attempt gets through that started this long after the
+/// last failure. Earlier ones may get through over connections that are already open.
 const OVER_AFTER: Duration = Duration::from_secs(5);
-/// How long one is remembered that nothing shows to be over.
+/// How long a trouble is remembered without evidence that it is over.
 const FADES_AFTER: Duration = Duration::from_secs(90);
 
 impl Troubles {
@@ -207,7 +209,7 @@ impl Troubles {
         self.window.begin();
     }
 
-    /// An attempt is over.
+    /// Ends an attempt.
     pub(super) fn end(&mut self, outcome: &Outcome, began: Duration, now: Now, actions: &mut Vec<Action>) {
         let now = now.monotonic;
         let Outcome::NotSent(cause) = *outcome else {
@@ -233,12 +235,12 @@ impl Troubles {
         }
     }
 
-    /// How many more attempts may begin.
+    /// Returns how many more attempts may start.
     pub(super) fn room(&self) -> usize {
         self.window.slots()
     }
 
-    /// Until when nothing may be claimed.
+    /// Returns the time until which nothing may be claimed.
     pub(super) fn paused_until(&self) -> Duration {
         self.causes.values().map(|trouble| trouble.paused_until).max().unwrap_or_default()
     }
@@ -247,7 +249,7 @@ impl Troubles {
         self.causes.keys().copied().collect()
     }
 
-    /// Forgets those that have not been seen for long.
+    /// Forgets the troubles not seen for [`FADES_AFTER`].
     pub(super) fn fade(&mut self, now: Now, actions: &mut Vec<Action>) {
         self.forget(actions, |_, trouble| trouble.seen_at + FADES_AFTER <= now.monotonic);
     }

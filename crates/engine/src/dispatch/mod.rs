@@ -1,8 +1,8 @@
-//! One dispatcher's whole decision state. A driver tells it what happened ([`Event`]) and does what it says
-//! ([`Action`]); it does no IO, and time and randomness are given to it.
+//! The state machine of one dispatcher. A driver reports each [`Event`] and carries out each [`Action`]. The
+//! machine does no IO; time and randomness are arguments.
 //!
-//! Its parts: doorbells waiting for their claim, claiming (whose turn it is, the claim in progress), attempts in
-//! flight with the limits of their destinations, recording of results, recovery of expired leases.
+//! Its parts: doorbells waiting for a claim, claiming (the next source and the claim in progress), attempts
+//! in flight with the limits of their destinations, recording of results, recovery of expired leases.
 
 mod backoff;
 mod claiming;
@@ -34,48 +34,48 @@ pub use self::claiming::{Claim, ClaimSource};
 pub use self::doorbells::Doorbell;
 pub use self::recording::{Batch, Recorded};
 
-/// The most attempts claimed or recorded in one transaction: from here on the cost of a commit no longer shows.
+/// The most attempts claimed or recorded in one transaction. Beyond it the cost of a commit is negligible.
 pub const BATCH: usize = 256;
 
-/// At full load, what could be claimed or recorded gathers into one transaction until it is so much …
+/// At full load, claims and results are gathered into one transaction until there are this many …
 const GATHERED: usize = 32;
-/// … or the last one has committed so long ago.
+/// … or the last commit was this long ago.
 const GATHERING: Duration = Duration::from_millis(4);
 
-/// The wait before a database that is away is asked again.
+/// The wait before the next transaction while the database is unavailable.
 const OUTAGE_PAUSE: Duration = Duration::from_millis(250);
-/// How often expired leases are looked for.
+/// The poll interval for expired leases.
 const RECOVERY_PERIOD: Duration = Duration::from_millis(500);
-/// How often holds that nobody needs are deleted, and idle destinations forgotten.
+/// The interval at which unneeded holds are deleted and idle destinations forgotten.
 const TIDYING_PERIOD: Duration = Duration::from_secs(60);
 
-/// The limits a dispatcher works within.
+/// The limits of a dispatcher.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Limits {
-    /// The most attempts in progress at once, those included whose result is not recorded yet.
+    /// The most attempts in progress at once, including those whose result is not recorded yet.
     pub max_in_flight: usize,
-    /// The most bytes of payload in flight. One larger payload goes alone.
+    /// The most payload bytes in flight. A single larger payload is sent alone.
     pub max_in_flight_bytes: u64,
     /// The most attempts in flight to one destination.
     pub max_in_flight_per_destination: usize,
-    /// How long a claimed attempt stays this dispatcher's. Longer than `timeout`.
+    /// How long a claimed attempt belongs to this dispatcher. Longer than `timeout`.
     pub lease: Duration,
-    /// The budget of one attempt.
+    /// The timeout of one attempt.
     pub timeout: Duration,
-    /// What follows a failed attempt.
+    /// The retry policy.
     pub retry: RetryPolicy,
 }
 
-/// The present moment, by both clocks.
+/// The current time on both clocks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Now {
-    /// Time that only goes forward: leases and waits are judged by it.
+    /// Monotonic time, for leases and waits.
     pub monotonic: Duration,
-    /// The clock that follows the database's.
+    /// The wall clock, which follows the database's.
     pub clock: Timestamp,
 }
 
-/// One attempt of this dispatcher's.
+/// Identifies one attempt of this dispatcher.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[allow(missing_docs)]
 pub struct AttemptKey {
@@ -84,144 +84,144 @@ pub struct AttemptKey {
 }
 
 impl HeldAttempt {
-    /// Tells it from all other attempts.
+    /// Returns the attempt's key.
     pub fn key(&self) -> AttemptKey {
         AttemptKey { delivery_id: self.delivery_id, claim_id: self.claim_id }
     }
 }
 
 impl AttemptResult {
-    /// Whose result it is.
+    /// Returns the key of the attempt that has this result.
     pub fn key(&self) -> AttemptKey {
         AttemptKey { delivery_id: self.delivery_id, claim_id: self.claim_id }
     }
 }
 
-/// What happened.
+/// An event that the driver reports.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Event {
-    /// Doorbells came.
+    /// Doorbells arrived.
     Doorbells(Vec<Doorbell>),
     /// The claim committed.
     Claimed {
-        /// What it claimed.
+        /// The claimed attempts.
         claimed: Vec<Claimed>,
-        /// Whether an earlier try's commit turns out to have come through.
+        /// Whether an earlier try of the claim turned out to have committed.
         is_recovered: bool,
-        /// How the relay's look went, if it was one.
+        /// The result of the relay's poll. `None` if the claim was by doorbells, or recovered.
         look: Option<Look>,
     },
     /// The database refused the claim. Nothing was committed.
     ClaimRefused {
-        /// The deliveries it was about, as far as they are known.
+        /// The deliveries to be claimed, as far as they are known.
         rows: Vec<DeliveryId>,
     },
-    /// The database is away, or the claim's commit had an unknown outcome.
+    /// The database is unavailable, or the claim's commit had an unknown outcome.
     ClaimUnknown,
-    /// An attempt is over.
+    /// An attempt has ended.
     Ended {
-        /// Which one.
+        /// The attempt.
         key: AttemptKey,
-        /// What came of it.
+        /// Its outcome.
         outcome: Outcome,
-        /// What was measured.
+        /// Its measurements.
         measured: Measured,
     },
     /// A batch committed.
     Recorded {
         /// The batch's number.
         id: u64,
-        /// What became of each of its results, in their order.
+        /// The effect of each of its results, in order.
         effects: Vec<Effect>,
     },
     /// The database refused a batch. Nothing was committed.
     RecordRefused {
         /// The batch's number.
         id: u64,
-        /// Whether it refused the data itself, which no waiting changes.
+        /// Whether the data violates a constraint, so that a retry can't help.
         is_violation: bool,
     },
-    /// The database is away, or a batch's commit had an unknown outcome.
+    /// The database is unavailable, or a batch's commit had an unknown outcome.
     RecordUnknown {
         /// The batch's number.
         id: u64,
     },
-    /// Expired leases were recorded: that many.
+    /// Expired leases were recorded.
     LeasesRecovered {
-        /// How many.
+        /// Their number.
         count: usize,
     },
     /// The database refused to record expired leases.
     RecoveryRefused {
-        /// The deliveries it was about, as far as they are known.
+        /// The deliveries with these leases, as far as they are known.
         rows: Vec<DeliveryId>,
     },
-    /// The database is away.
+    /// The database is unavailable.
     RecoveryUnknown,
     /// Time has passed.
     Tick,
-    /// Claim nothing more; finish what is in flight.
+    /// Stop claiming and finish the attempts in flight.
     Stop,
 }
 
-/// What the driver has to do.
+/// An action for the driver.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Action {
     /// Claim in one transaction; at most one is in progress.
     Claim(Claim),
     /// Acknowledge these doorbells.
     Acknowledge(Vec<u64>),
-    /// Leave these doorbells to others.
+    /// Return these doorbells unacknowledged, for other dispatchers.
     GiveBack(Vec<u64>),
     /// Send an attempt.
     Send {
-        /// What to send.
+        /// The attempt and its request.
         claimed: Box<Claimed>,
-        /// By when it must have begun, on monotonic time; otherwise it is not sent.
+        /// The monotonic time before which it must start. Otherwise it is not sent.
         send_before: Duration,
     },
     /// Record results in one transaction.
     Record(Batch),
-    /// A result is done with: log it.
+    /// Log a result that is finished.
     Report(Recorded),
     /// Record expired leases in one transaction; at most one is in progress.
     RecoverLeases(Recovery),
-    /// Tidy up: delete holds that nobody needs any more, fill in destinations that are unknown.
+    /// Delete holds that are no longer needed.
     ForgetHolds,
-    /// Take no more doorbells: the database is away.
+    /// Take no more doorbells: the database is unavailable.
     Pause,
     /// Take doorbells again.
     Resume,
-    /// A delivery is stepped over that long, as the database refuses to move it.
+    /// Log that a delivery is skipped for a while because the database refuses to change it.
     StepOver {
-        /// Which one.
+        /// The delivery.
         delivery_id: DeliveryId,
-        /// How long.
+        /// How long it is skipped.
         wait: Duration,
     },
-    /// Attempts can't be sent for a reason of ours: log it once.
+    /// Log that attempts can't be sent for this local reason.
     Trouble(LocalFailure),
-    /// They can be again.
+    /// Log that this reason no longer applies.
     TroubleOver(LocalFailure),
-    /// Nothing is left to do.
+    /// The dispatcher has stopped, with nothing left to do.
     Stopped,
 }
 
 /// A transaction that records expired leases.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Recovery {
-    /// At most so many.
+    /// The most leases to record.
     pub limit: usize,
-    /// Left alone, as the database refused them lately.
+    /// Deliveries to skip because the database recently refused them.
     pub stepped_over: Vec<DeliveryId>,
-    /// Whether to begin with those that ended last: those that ended first can't even be read.
+    /// Whether to begin with the leases that ended last, because those that ended first can't be read.
     pub is_reversed: bool,
     retry: RetryPolicy,
     rng: fastrand::Rng,
 }
 
 impl Recovery {
-    /// Settles one of them.
+    /// Settles one of the attempts with an expired lease.
     pub fn settle(&mut self, held: &HeldAttempt, now: Timestamp) -> AttemptResult {
         let (id, jitter_unit) = random_id_and_jitter(&mut self.rng, now);
         self.retry.settle_lost(held, id, now, jitter_unit)
@@ -232,20 +232,20 @@ fn random_id_and_jitter(rng: &mut fastrand::Rng, now: Timestamp) -> (AttemptId, 
     (AttemptId::with_random(now, rng.u128(..)), rng.f64() * 2.0 - 1.0)
 }
 
-/// One dispatcher's decisions.
+/// The state machine of one dispatcher.
 #[derive(Debug)]
 pub struct Dispatch {
     limits: Limits,
     rng: fastrand::Rng,
     attempts: BTreeMap<AttemptKey, InFlight>,
-    /// Those that wait for a slot of their destination's.
+    /// Claimed attempts that wait for a slot of their destination.
     ready: BTreeMap<Destination, VecDeque<AttemptKey>>,
     bytes_in_flight: u64,
     destinations: Destinations,
     doorbells: Doorbells,
     claiming: Claiming,
     recording: Recording,
-    /// Results that the database does not take, of each destination.
+    /// The number of results that the database does not accept, by destination.
     unrecorded: BTreeMap<Destination, usize>,
     stepped_over: SteppedOver,
     recovery: Schedule,
@@ -256,17 +256,17 @@ pub struct Dispatch {
     is_stopped: bool,
 }
 
-/// An attempt that is claimed, and being sent or about to be.
+/// A claimed attempt that waits for a slot or is being sent.
 #[derive(Debug)]
 struct InFlight {
     held: HeldAttempt,
     bytes: u64,
     began: Duration,
-    /// What to send, until it is.
+    /// The request and the lease. `None` once the attempt is being sent.
     unsent: Option<(Box<Claimed>, Lease)>,
 }
 
-/// When expired leases are looked for next, and how many at once.
+/// The schedule of lease recovery: the time and size of the next transaction.
 #[derive(Debug)]
 struct Schedule {
     next_at: Duration,
@@ -276,7 +276,7 @@ struct Schedule {
 }
 
 impl Dispatch {
-    /// A dispatcher that begins at `now`. `seed` must be another one for each.
+    /// Returns a dispatcher that starts at `now`. `seed` must differ between dispatchers.
     pub fn new(limits: Limits, seed: u64, now: Now) -> Dispatch {
         let destinations = Destinations::new(limits.max_in_flight_per_destination);
         let mut rng = fastrand::Rng::with_seed(seed);
@@ -307,12 +307,12 @@ impl Dispatch {
         }
     }
 
-    /// Takes note of what happened, and returns what is to be done.
+    /// Handles an event and returns the actions to carry out.
     pub fn handle(&mut self, event: Event, now: Now) -> Vec<Action> {
         self.handle_all([event], now)
     }
 
-    /// The same for several events at once, which makes larger batches than one after the other would.
+    /// Handles several events at once, which yields larger batches than handling them one by one.
     pub fn handle_all(&mut self, events: impl IntoIterator<Item = Event>, now: Now) -> Vec<Action> {
         let mut actions = Vec::new();
         for event in events {
@@ -359,7 +359,7 @@ impl Dispatch {
         }
     }
 
-    /// When [`Event::Tick`] is due if nothing else happens, on monotonic time.
+    /// Returns the monotonic time when [`Event::Tick`] is due if no other event happens.
     pub fn wake_at(&self) -> Option<Duration> {
         let running = (!self.is_stopping).then(|| {
             let recovery = (!self.recovery.is_running).then_some(self.recovery.next_at);
@@ -376,7 +376,7 @@ impl Dispatch {
         .min()
     }
 
-    /// How many more doorbells it has room for. Take a slot before pulling a message.
+    /// Returns how many more doorbells may be reported. Reserve room before pulling a message.
     pub fn doorbell_room(&self) -> usize {
         if self.is_stopping || self.claiming.is_paused() {
             return 0;
@@ -384,27 +384,28 @@ impl Dispatch {
         self.limits.max_in_flight.saturating_sub(self.doorbells.len())
     }
 
-    /// Attempts in flight.
+    /// Returns the number of attempts in flight.
     pub fn in_flight(&self) -> usize {
         self.attempts.len()
     }
 
-    /// Bytes of payload in flight.
+    /// Returns the payload bytes in flight.
     pub fn bytes_in_flight(&self) -> u64 {
         self.bytes_in_flight
     }
 
-    /// Since when its oldest result that is not recorded yet has been waiting, on monotonic time.
+    /// Returns the monotonic time since which the oldest unrecorded result has been waiting.
     pub fn unrecorded_since(&self) -> Option<Duration> {
         self.recording.oldest()
     }
 
-    /// Why attempts can't be sent, if for a reason of ours.
+    /// Returns the local reasons why attempts can't be sent.
     pub fn troubles(&self) -> Vec<LocalFailure> {
         self.troubles.causes()
     }
 
-    /// Whether so much is in flight that more will soon be ready beside what is: waiting for it delays nobody for long.
+    /// Returns whether so much is in flight that more claims and results will follow soon. Waiting for them
+    /// adds little delay.
     fn is_busy(&self) -> bool {
         self.attempts.len() >= GATHERED
     }
@@ -425,7 +426,7 @@ impl Dispatch {
             } else if self.destinations.is_held(destination, now) {
                 forgotten.push(doorbell);
             } else if self.doorbells.of(destination) >= self.destinations.room(destination, now) {
-                // Found again as soon as there is room.
+                // The relay finds the delivery as soon as there is room.
                 self.claiming.note_limited(destination);
                 forgotten.push(doorbell);
             } else {
@@ -441,7 +442,7 @@ impl Dispatch {
         }
     }
 
-    /// Takes an attempt that was claimed, and sends it as soon as its destination has a slot.
+    /// Adds a claimed attempt, to be sent as soon as its destination has a slot.
     fn admit(&mut self, claimed: Claimed, lease: Lease, now: Now, actions: &mut Vec<Action>) {
         let held = claimed.held.clone();
         let (key, destination) = (held.key(), held.destination);
@@ -454,7 +455,7 @@ impl Dispatch {
         self.send_ready(destination, now, actions);
     }
 
-    /// Sends what was claimed for a destination and has a slot now.
+    /// Sends claimed attempts of a destination while it has slots.
     fn send_ready(&mut self, destination: Destination, now: Now, actions: &mut Vec<Action>) {
         let Some(ready) = self.ready.get_mut(&destination) else { return };
         while self.destinations.can_begin(destination)
@@ -476,7 +477,7 @@ impl Dispatch {
         }
     }
 
-    /// Hands back what was claimed ahead for a destination.
+    /// Hands back the attempts claimed ahead for a destination.
     fn hand_back_ready(&mut self, destination: Destination, now: Now) {
         for key in self.ready.remove(&destination).unwrap_or_default() {
             let Some(attempt) = self.attempts.remove(&key) else { continue };
@@ -510,7 +511,7 @@ impl Dispatch {
             self.acknowledge(&waiting, actions);
         }
         if let Settlement::HandedBack(at) = result.settlement {
-            // The others would fare the same here.
+            // Other attempts to the destination would fail in the same way.
             self.destinations.hold(destination, at, now);
         }
         if is_less || self.destinations.is_held(destination, now) {
@@ -522,7 +523,8 @@ impl Dispatch {
         self.recording.push(result, now.monotonic);
     }
 
-    /// A destination with many results that the database does not take begins no more attempts: they would take all slots.
+    /// Updates the number of unaccepted results by destination. A destination with many of them starts no
+    /// more attempts, because they would take all slots.
     fn note_unrecorded(&mut self, now: Now) {
         let unrecorded = self.recording.kept();
         if unrecorded != self.unrecorded {

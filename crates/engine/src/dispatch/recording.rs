@@ -1,5 +1,5 @@
-//! Results on their way to the database: whatever gathered while the last batch was being written is the next batch,
-//! and a lone result never waits for company. A refused batch is halved until it shows which row was meant.
+//! Recording of results. The results that arrive while a batch is written are the next batch; a single result
+//! is written at once. A refused batch is halved until the refused row is known.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
@@ -14,24 +14,25 @@ use crate::result::{AttemptResult, Effect};
 const KEPT_FOR: Duration = Duration::from_secs(600);
 /// The wait between two tries of a rejected result.
 const REJECTED_PAUSE: Duration = Duration::from_secs(1);
-/// The wait before the first retry of a result whose row another session holds; each further one is twice as long.
+/// The wait before the first retry of a result whose row another session has locked. Each further one is
+/// twice as long.
 const LOCKED_PAUSE: Duration = Duration::from_millis(50);
 
-/// Results by their way.
+/// The results that are not recorded yet.
 #[derive(Debug, Default)]
 pub(super) struct Recording {
-    /// Not tried yet, each with the time since when.
+    /// Results not tried yet, each with its arrival time.
     waiting: VecDeque<(AttemptResult, Duration)>,
-    /// Parts of a batch that was refused, or whose commit had an unknown outcome.
+    /// Halves of a refused batch, and batches whose commit had an unknown outcome.
     batches: Vec<Gathered>,
     in_progress: Option<InProgress>,
-    /// Nothing is written before that, as the database is away or takes nothing.
+    /// Nothing is written before this time, because the database is unavailable or refuses everything.
     paused_until: Duration,
     /// When the last batch committed.
     ended_at: Duration,
-    /// Those that were refused by themselves, or are locked.
+    /// Results refused individually, or whose row is locked.
     kept: Vec<Kept>,
-    /// One of them that is being retried, beside the batches.
+    /// The kept result that is being retried, in parallel with the batches.
     retrying: Option<(u64, Kept)>,
     last_id: u64,
 }
@@ -46,7 +47,7 @@ struct InProgress {
 #[derive(Debug)]
 struct Gathered {
     results: Vec<AttemptResult>,
-    /// Since when the oldest has been waiting.
+    /// The arrival time of the oldest.
     since: Duration,
 }
 
@@ -60,21 +61,21 @@ struct Kept {
     pause: Duration,
 }
 
-/// A transaction to make: results to record.
+/// Results to record in one transaction.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Batch {
-    /// Its number, for the event that says how it ended.
+    /// The batch's number, for the event that reports its end.
     pub id: u64,
-    /// At most one result of a delivery.
+    /// At most one result per delivery.
     pub results: Vec<AttemptResult>,
 }
 
-/// A result that is done with.
+/// A result that is recorded or given up.
 #[derive(Clone, Debug, PartialEq)]
 #[allow(missing_docs)]
 pub struct Recorded {
     pub result: AttemptResult,
-    /// `None`: the database refuses it for good. Its lease will end as `outcome_unknown`.
+    /// `None`: the database refuses it permanently. Its attempt will be recorded as `outcome_unknown`.
     pub effect: Option<Effect>,
 }
 
@@ -83,13 +84,13 @@ impl Recording {
         self.waiting.push_back((result, now));
     }
 
-    /// How many are not done with. Each holds its slot, so that nothing more is claimed while they pile up.
+    /// Returns the number of unrecorded results. Each occupies a slot, so a backlog of them stops claims.
     pub(super) fn len(&self) -> usize {
         let batches: usize = self.batches().map(|batch| batch.results.len()).sum();
         self.waiting.len() + batches + self.kept.len() + usize::from(self.retrying.is_some())
     }
 
-    /// How many of each destination the database does not take.
+    /// Returns the number of results by destination that the database does not accept.
     pub(super) fn kept(&self) -> BTreeMap<Destination, usize> {
         let retrying = self.retrying.as_ref().map(|(_, kept)| kept);
         self.kept.iter().chain(retrying).fold(BTreeMap::new(), |mut count, kept| {
@@ -98,7 +99,7 @@ impl Recording {
         })
     }
 
-    /// Since when the oldest has been waiting, however often it has been tried.
+    /// Returns the arrival time of the oldest result, regardless of its tries.
     pub(super) fn oldest(&self) -> Option<Duration> {
         let waiting = self.waiting.front().map(|(_, since)| *since);
         let batches = self.batches().map(|batch| batch.since);
@@ -111,7 +112,8 @@ impl Recording {
         self.in_progress.iter().map(|in_progress| &in_progress.batch).chain(&self.batches)
     }
 
-    /// The transactions that can be made now: one batch, and one kept result beside it. At full load results gather.
+    /// Returns the transactions to make now: one batch, and one kept result in parallel. At full load results
+    /// are gathered.
     pub(super) fn next(&mut self, now: Duration, is_busy: bool) -> Vec<Batch> {
         let mut next = Vec::new();
         if self.in_progress.is_none() && self.batch_at(is_busy) <= now {
@@ -133,13 +135,13 @@ impl Recording {
         next
     }
 
-    /// When a batch may be written that there is.
+    /// Returns when the next batch may be written, assuming that there are results.
     fn batch_at(&self, is_busy: bool) -> Duration {
         let gathers = is_busy && self.batches.is_empty() && self.waiting.len() < GATHERED;
         self.paused_until.max(if gathers { self.ended_at + GATHERING } else { Duration::ZERO })
     }
 
-    /// When there will be one.
+    /// Returns when [`Recording::next`] next has a transaction to make.
     pub(super) fn next_at(&self, is_busy: bool) -> Option<Duration> {
         let has_batch = self.in_progress.is_none() && !(self.waiting.is_empty() && self.batches.is_empty());
         let kept = self.kept.iter().filter(|_| self.retrying.is_none()).map(|kept| kept.retry_at);
@@ -165,7 +167,7 @@ impl Recording {
         self.last_id
     }
 
-    /// A transaction has committed. Returns those that are done with.
+    /// Handles a commit. Returns the recorded results.
     pub(super) fn recorded(&mut self, id: u64, effects: &[Effect], now: Duration) -> Vec<Recorded> {
         self.ended_at = now;
         let (results, since, pause) = match self.take(id) {
@@ -186,8 +188,9 @@ impl Recording {
         done
     }
 
-    /// The database refuses a transaction. Returns what is given up: a result that violates a constraint, or has been
-    /// refused for too long while others were recorded. A database that takes none may be full, and then none is lost.
+    /// Handles a refused transaction. Returns the result that is given up, if any: one that violates a
+    /// constraint, or that was refused for [`KEPT_FOR`] while others were recorded. A database that refuses
+    /// everything may be full; then no result is given up.
     pub(super) fn refused(&mut self, id: u64, is_violation: bool, now: Duration) -> Vec<Recorded> {
         let (result, since, others_recorded) = match self.take(id) {
             Some(Taken::Batch(Gathered { mut results, since })) => {
@@ -213,7 +216,7 @@ impl Recording {
         Vec::new()
     }
 
-    /// The database is away, or a commit's outcome is unknown.
+    /// Handles an unavailable database or a commit with an unknown outcome.
     pub(super) fn unknown(&mut self, id: u64, now: Duration) {
         match self.take(id) {
             _ if is_off(Protection::ResultsKept) => {}
@@ -268,7 +271,7 @@ mod tests {
         }
     }
 
-    /// Lets a lone result be refused each second, and another be recorded in between or not. Returns when it is given up.
+    /// Refuses a result each second, with others recorded in between or not. Returns when it is given up.
     fn given_up_at(others_recorded: bool) -> Option<Duration> {
         let (mut recording, second) = (Recording::default(), Duration::from_secs);
         recording.push(result(1), second(1));
@@ -293,20 +296,20 @@ mod tests {
     }
 
     #[test]
-    fn a_refused_result_is_given_up_only_while_the_database_takes_others() {
-        let given_up = given_up_at(true).expect("it is given up");
+    fn a_refused_result_is_given_up_only_while_the_database_accepts_others() {
+        let given_up = given_up_at(true).expect("the result is given up");
         assert!(given_up >= KEPT_FOR && given_up < KEPT_FOR + Duration::from_secs(5), "{given_up:?}");
         assert_eq!(given_up_at(false), None);
     }
 
     #[test]
-    fn a_database_that_takes_nothing_is_not_asked_more_often_than_one_that_is_away() {
+    fn a_database_that_refuses_everything_is_retried_no_more_often_than_an_unavailable_one() {
         let mut recording = Recording::default();
         for number in 0..100 {
             recording.push(result(number), Duration::ZERO);
         }
         let mut tries = 0;
-        // The batch is halved once; from then on there is a pause after each try.
+        // The batch is halved down to single results only once. After that there is a pause after each try.
         for millisecond in 0..10_000 {
             let now = Duration::from_millis(millisecond);
             for batch in recording.next(now, false) {
@@ -318,7 +321,7 @@ mod tests {
     }
 
     #[test]
-    fn a_result_is_waiting_since_it_came_however_often_it_is_tried() {
+    fn a_results_waiting_time_counts_from_its_arrival_regardless_of_tries() {
         let (mut recording, second) = (Recording::default(), Duration::from_secs);
         recording.push(result(1), second(1));
         recording.push(result(2), second(2));

@@ -1,4 +1,4 @@
-//! The machine stepped event by event: no clock, no waiting.
+//! Tests that step the machine event by event, without a clock or real waits.
 
 use std::time::Duration;
 
@@ -29,7 +29,7 @@ fn limits() -> Limits {
     }
 }
 
-/// A machine, its time, and what it wants done.
+/// A machine, its time and its pending actions.
 struct Bench {
     dispatch: Dispatch,
     now: Now,
@@ -42,7 +42,7 @@ impl Bench {
         let now = Now { monotonic: 1_000 * SECOND, clock: Timestamp::from_micros(1_000_000_000) };
         let mut bench =
             Bench { dispatch: Dispatch::new(limits, 7, now), now, actions: Vec::new(), tokens: 0 };
-        // Its first look finds nothing; neither do its leases.
+        // The first poll finds nothing, and neither does lease recovery.
         bench.tell(Event::Tick);
         bench.look(Look::default());
         bench.tell(Event::LeasesRecovered { count: 0 });
@@ -60,7 +60,7 @@ impl Bench {
         self.tell(Event::Tick);
     }
 
-    /// Rings for that many new deliveries.
+    /// Reports doorbells for `count` new deliveries.
     fn ring(&mut self, destination: i64, count: u64, size: u64) {
         let doorbells = (0..count).map(|_| {
             self.tokens += 1;
@@ -93,14 +93,14 @@ impl Bench {
     fn jobs(&mut self) -> (ClaimId, Vec<Job>) {
         match self.claim() {
             Some(Claim { id, source: ClaimSource::Doorbells(jobs), .. }) => (id, jobs),
-            other => panic!("a claim by doorbell, not {other:?}"),
+            other => panic!("expected a claim by doorbells, got {other:?}"),
         }
     }
 
     fn plan(&mut self) -> RelayPlan {
         match self.claim() {
             Some(Claim { source: ClaimSource::Relay(plan), .. }) => plan,
-            other => panic!("a look, not {other:?}"),
+            other => panic!("expected a poll, got {other:?}"),
         }
     }
 
@@ -124,7 +124,7 @@ impl Bench {
         }
     }
 
-    /// The doorbells' claim commits. Returns the attempts.
+    /// Commits the claim by doorbells. Returns its attempts.
     fn commit(&mut self) -> Vec<HeldAttempt> {
         let (id, jobs) = self.jobs();
         let claimed: Vec<Claimed> = jobs.iter().map(|job| self.claimed(id, job)).collect();
@@ -133,7 +133,7 @@ impl Bench {
         held
     }
 
-    /// A look found nothing to claim.
+    /// Reports a poll that claimed nothing.
     fn look(&mut self, look: Look) {
         self.tell(Event::Claimed { claimed: Vec::new(), is_recovered: false, look: Some(look) });
     }
@@ -195,7 +195,7 @@ fn a_lone_doorbell_is_claimed_at_once_and_acknowledged_after_its_claim_has_commi
 }
 
 #[test]
-fn doorbells_that_come_during_a_claim_are_the_next_claim() {
+fn doorbells_that_arrive_during_a_claim_form_the_next_claim() {
     let mut bench = Bench::new(limits());
     bench.ring(1, 1, 10);
     bench.ring(1, 1, 10);
@@ -205,7 +205,7 @@ fn doorbells_that_come_during_a_claim_are_the_next_claim() {
 }
 
 #[test]
-fn doorbells_of_a_full_destination_are_forgotten_and_its_deliveries_found_when_it_has_room() {
+fn doorbells_of_a_full_destination_are_dropped_and_its_deliveries_polled_once_it_has_room() {
     let mut bench = Bench::new(limits());
     bench.ring(1, 6, 10);
     let held = bench.commit();
@@ -235,7 +235,7 @@ fn freed_slots_of_a_full_destination_gather_into_one_claim() {
 }
 
 #[test]
-fn a_destination_that_hangs_soon_holds_one_slot() {
+fn a_hanging_destination_is_soon_limited_to_one_slot() {
     let mut bench = Bench::new(limits());
     for expected in [4, 2, 1, 1] {
         bench.ring(1, 8, 10);
@@ -254,7 +254,7 @@ fn a_destination_that_hangs_soon_holds_one_slot() {
 }
 
 #[test]
-fn a_retry_after_forgets_the_destinations_doorbells_until_the_hold_ends() {
+fn a_retry_after_drops_the_destinations_doorbells_until_the_hold_ends() {
     let mut bench = Bench::new(limits());
     bench.ring(1, 2, 10);
     let held = bench.commit();
@@ -271,7 +271,7 @@ fn a_retry_after_forgets_the_destinations_doorbells_until_the_hold_ends() {
 }
 
 #[test]
-fn payloads_in_flight_stay_within_their_budget_and_one_destinations_within_its_share() {
+fn payload_bytes_in_flight_stay_within_the_budget_and_each_destinations_share() {
     let mut bench = Bench::new(limits());
     bench.ring(1, 4, 60);
     assert_eq!(bench.commit().len(), 2, "an eighth of 1,000 bytes");
@@ -282,7 +282,7 @@ fn payloads_in_flight_stay_within_their_budget_and_one_destinations_within_its_s
 }
 
 #[test]
-fn a_payload_beyond_the_budget_goes_alone() {
+fn a_payload_beyond_the_budget_is_sent_alone() {
     let mut bench = Bench::new(limits());
     bench.ring(1, 1, 5_000);
     bench.ring(2, 1, 10);
@@ -292,7 +292,7 @@ fn a_payload_beyond_the_budget_goes_alone() {
 }
 
 #[test]
-fn while_a_large_payload_has_its_turn_nothing_overtakes_it() {
+fn a_large_payload_that_waits_for_bytes_is_not_overtaken() {
     let mut bench = Bench::new(limits());
     bench.ring(1, 1, 100);
     let held = bench.commit();
@@ -306,7 +306,7 @@ fn while_a_large_payload_has_its_turn_nothing_overtakes_it() {
 }
 
 #[test]
-fn a_claim_of_unknown_outcome_is_tried_again_under_its_id_and_nothing_is_heard_meanwhile() {
+fn a_claim_of_unknown_outcome_is_retried_under_its_id_while_doorbells_are_paused() {
     let mut bench = Bench::new(limits());
     bench.ring(1, 1, 10);
     let first = bench.claim().unwrap();
@@ -322,7 +322,7 @@ fn a_claim_of_unknown_outcome_is_tried_again_under_its_id_and_nothing_is_heard_m
 }
 
 #[test]
-fn attempts_found_later_have_what_is_left_of_their_own_lease() {
+fn recovered_attempts_keep_the_rest_of_their_own_lease() {
     let mut bench = Bench::new(limits());
     bench.ring(1, 2, 10);
     let (id, jobs) = bench.jobs();
@@ -339,7 +339,7 @@ fn attempts_found_later_have_what_is_left_of_their_own_lease() {
 }
 
 #[test]
-fn what_several_tries_claimed_beyond_the_slots_is_handed_back() {
+fn attempts_claimed_beyond_the_slots_by_several_tries_are_handed_back() {
     let mut bench = Bench::new(Limits { max_in_flight: 2, ..limits() });
     bench.ring(1, 2, 10);
     let (id, jobs) = bench.jobs();
@@ -353,7 +353,7 @@ fn what_several_tries_claimed_beyond_the_slots_is_handed_back() {
 }
 
 #[test]
-fn what_several_tries_claimed_beyond_their_destinations_limit_is_handed_back() {
+fn attempts_claimed_beyond_their_destinations_limit_by_several_tries_are_handed_back() {
     let mut bench = Bench::new(Limits { max_in_flight_per_destination: 2, ..limits() });
     bench.ring(1, 2, 10);
     let (id, jobs) = bench.jobs();
@@ -372,7 +372,7 @@ fn what_several_tries_claimed_beyond_their_destinations_limit_is_handed_back() {
 }
 
 #[test]
-fn a_destination_full_by_its_bytes_is_looked_at_again_when_an_attempt_to_it_ends() {
+fn a_destination_full_by_bytes_is_polled_again_when_an_attempt_to_it_ends() {
     let mut bench = Bench::new(limits());
     bench.ring(1, 1, 100);
     let held = bench.commit();
@@ -394,7 +394,7 @@ fn a_destination_full_by_its_bytes_is_looked_at_again_when_an_attempt_to_it_ends
 }
 
 #[test]
-fn a_refused_claim_halves_until_it_knows_which_row_and_steps_over_it() {
+fn a_refused_claim_halves_until_the_row_is_known_and_steps_over_it() {
     let mut bench = Bench::new(limits());
     let rows: Vec<DeliveryId> = (1..=8).map(|id| DeliveryId(Uuid::from_u128(id))).collect();
     bench.wait(SECOND);
@@ -427,7 +427,7 @@ fn results_gather_while_a_batch_is_written() {
 }
 
 #[test]
-fn at_full_load_claims_and_results_gather_for_a_moment() {
+fn claims_and_results_gather_briefly_at_full_load() {
     let many = Limits { max_in_flight: 256, max_in_flight_per_destination: 256, ..limits() };
     let mut bench = Bench::new(many);
     let mut held = Vec::new();
@@ -439,7 +439,7 @@ fn at_full_load_claims_and_results_gather_for_a_moment() {
     bench.ring(9, 1, 1);
     assert_eq!(bench.claim(), None);
     bench.end(&held[0], answered(200));
-    let Batch { id, .. } = bench.record().expect("nothing was recorded just before");
+    let Batch { id, .. } = bench.record().expect("no batch was recorded recently");
     bench.tell(Event::Recorded { id, effects: vec![Effect::Recorded] });
     bench.end(&held[1], answered(200));
     assert_eq!(bench.record(), None);
@@ -449,7 +449,7 @@ fn at_full_load_claims_and_results_gather_for_a_moment() {
 }
 
 #[test]
-fn a_refused_batch_is_halved_and_a_rejected_result_kept_beside_the_others() {
+fn a_refused_batch_is_halved_and_a_rejected_result_retried_separately() {
     let mut bench = Bench::new(limits());
     bench.ring(1, 1, 10);
     let first = bench.commit();
@@ -477,7 +477,7 @@ fn a_refused_batch_is_halved_and_a_rejected_result_kept_beside_the_others() {
 }
 
 #[test]
-fn results_that_the_database_does_not_take_keep_slots_of_their_own_destination_only() {
+fn results_that_the_database_refuses_occupy_only_slots_of_their_own_destination() {
     let mut bench = Bench::new(limits());
     bench.ring(1, 4, 10);
     let held = bench.commit();
@@ -492,7 +492,7 @@ fn results_that_the_database_does_not_take_keep_slots_of_their_own_destination_o
 }
 
 #[test]
-fn what_a_claim_brings_for_a_destination_held_meanwhile_is_handed_back() {
+fn attempts_claimed_for_a_destination_held_meanwhile_are_handed_back() {
     let mut bench = Bench::new(limits());
     bench.ring(1, 1, 10);
     let held = bench.commit();
@@ -506,7 +506,7 @@ fn what_a_claim_brings_for_a_destination_held_meanwhile_is_handed_back() {
 }
 
 #[test]
-fn a_destination_whose_rows_are_all_refused_does_not_keep_the_relay_from_others() {
+fn a_destination_with_only_refused_rows_does_not_block_the_relay() {
     let mut bench = Bench::new(limits());
     bench.wait(SECOND);
     let before = bench.plan().cursor;
@@ -515,7 +515,7 @@ fn a_destination_whose_rows_are_all_refused_does_not_keep_the_relay_from_others(
 }
 
 #[test]
-fn leases_that_cannot_even_be_read_are_gone_about_from_the_other_end() {
+fn expired_leases_that_cannot_be_read_reverse_the_order_of_recovery() {
     let mut bench = Bench::new(limits());
     bench.wait(SECOND);
     let mut recovery = || {
@@ -531,7 +531,7 @@ fn leases_that_cannot_even_be_read_are_gone_about_from_the_other_end() {
 }
 
 #[test]
-fn a_result_whose_row_is_locked_is_tried_again_by_itself() {
+fn a_result_whose_row_is_locked_is_retried_separately() {
     let mut bench = Bench::new(limits());
     bench.ring(1, 1, 10);
     let held = bench.commit();
@@ -544,7 +544,7 @@ fn a_result_whose_row_is_locked_is_tried_again_by_itself() {
 }
 
 #[test]
-fn what_was_not_sent_for_a_reason_of_ours_is_handed_back_and_less_is_claimed_until_it_is_gone() {
+fn a_local_trouble_hands_attempts_back_and_reduces_claims_until_it_is_over() {
     let mut bench = Bench::new(limits());
     bench.ring(1, 4, 10);
     let held = bench.commit();
@@ -570,7 +570,7 @@ fn what_was_not_sent_for_a_reason_of_ours_is_handed_back_and_less_is_claimed_unt
 }
 
 #[test]
-fn expired_leases_that_are_refused_are_halved_and_stepped_over() {
+fn refused_lease_recoveries_are_halved_and_stepped_over() {
     let mut bench = Bench::new(limits());
     let recovery = |bench: &mut Bench| {
         bench.take(|action| match action {
@@ -590,7 +590,7 @@ fn expired_leases_that_are_refused_are_halved_and_stepped_over() {
 }
 
 #[test]
-fn after_a_stop_nothing_is_claimed_and_what_is_in_flight_is_recorded() {
+fn a_stop_ends_claims_and_attempts_in_flight_are_still_recorded() {
     let mut bench = Bench::new(limits());
     bench.ring(1, 1, 10);
     let held = bench.commit();
