@@ -28,9 +28,9 @@ use crate::{AttemptId, DeliveryId, RunId, SecretId, Timestamp, Timing};
 pub enum DeliveryStatus {
     /// New, or waiting for a retry.
     Pending,
-    /// An attempt is claimed and may be on its way.
+    /// An attempt is claimed and may be in flight.
     Delivering,
-    /// A receiver answered 2xx.
+    /// The receiver answered 2xx.
     Succeeded,
     /// Ended without a 2xx.
     Failed,
@@ -54,25 +54,25 @@ pub enum DeliveryStatus {
 #[serde(rename_all = "snake_case")]
 #[strum(serialize_all = "snake_case")]
 pub enum FailureReason {
-    /// Any complete response but 2xx.
+    /// A complete response other than 2xx.
     HttpError,
-    /// The attempt's total budget ran out.
+    /// The attempt's total timeout expired.
     Timeout,
     /// Connecting, writing or reading failed.
     ConnectionError,
-    /// The host's name has no address.
+    /// The host name has no address.
     DnsError,
-    /// No trusted TLS session came about.
+    /// No trusted TLS session could be established.
     TlsError,
-    /// Every address of the host is refused by the egress policy.
+    /// The egress policy blocks every address of the host.
     BlockedAddress,
     /// The stored URL can't be called.
     InvalidUrl,
-    /// The frozen signing secret can't be opened; nothing was sent.
+    /// The frozen signing secret can't be decrypted; nothing was sent.
     SigningUnavailable,
-    /// The process died, or stalled beyond its lease, in mid-attempt.
+    /// The process died or stalled beyond its lease during the attempt.
     OutcomeUnknown,
-    /// A redelivery with `?supersede=true` took its place. Ends the delivery.
+    /// A redelivery with `?supersede=true` replaced it. Ends the delivery.
     Superseded,
     /// The receiver answered 410 and `delivery.stop_on_gone` is set. Ends the delivery.
     Gone,
@@ -85,17 +85,17 @@ pub enum FailureReason {
 /// An attempt's number within its delivery, counted from 1.
 pub type AttemptNumber = i32;
 
-/// One try of a delivery. Keys in the contract's order.
+/// One attempt of a delivery. Keys are in the contract's order.
 #[derive(Clone, Debug, PartialEq, Serialize, ToSchema)]
 pub struct Attempt {
-    /// Its id.
+    /// The attempt's id.
     pub id: AttemptId,
     /// The delivery it belongs to.
     pub delivery_id: DeliveryId,
-    /// Counted from 1 without gaps.
+    /// The attempt's number, counted from 1 without gaps.
     #[schema(value_type = i32, minimum = 1)]
     pub attempt_number: AttemptNumber,
-    /// The HTTP status, or null when no complete response head came.
+    /// The HTTP status, or null if no complete response head was received.
     #[schema(required)]
     pub status_code: Option<i32>,
     /// The first 8 KiB of the response body: lossy UTF-8, NUL removed.
@@ -104,24 +104,24 @@ pub struct Attempt {
     /// From sending to the complete response head, or to the failure, in milliseconds.
     #[schema(required)]
     pub response_time_ms: Option<i64>,
-    /// Null after a 2xx, else `<reason_code>: sentence`.
+    /// Null after a 2xx, otherwise `<reason_code>: sentence`.
     #[schema(required)]
     pub error_message: Option<String>,
     /// When the attempt was claimed.
     pub created_at: Timestamp,
-    /// Shown only when asked for.
+    /// Present only if requested.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub timing: Option<Timing>,
 }
 
-/// The delivery object. Serializes with the contract's keys in the contract's order, every key always present.
+/// The delivery object. Serializes with all of the contract's keys in the contract's order.
 #[derive(Clone, Debug, PartialEq)]
 #[allow(missing_docs)]
 pub struct Delivery {
     pub id: DeliveryId,
     pub run_id: RunId,
     pub callback_url: String,
-    /// The frozen body as text; shown twice, as `payload_bytes` and parsed as `payload`.
+    /// The frozen body as text. Serialized twice: as `payload_bytes`, and parsed as `payload`.
     pub payload_bytes: String,
     pub signing_secret_id: Option<SecretId>,
     pub is_automatic: bool,
@@ -134,7 +134,7 @@ pub struct Delivery {
     pub created_at: Timestamp,
     pub updated_at: Timestamp,
     pub completed_at: Option<Timestamp>,
-    /// Ascending by number.
+    /// The attempts in ascending order of number.
     pub attempts: Vec<Attempt>,
 }
 
@@ -175,7 +175,7 @@ impl ToSchema for Delivery {
     }
 }
 
-/// A text that is JSON, written as what it says. It is parsed only where it is written.
+/// A JSON text, serialized as the value it contains. It is parsed only on serialization.
 struct Parsed<'a>(&'a str);
 
 impl Serialize for Parsed<'_> {
@@ -185,43 +185,43 @@ impl Serialize for Parsed<'_> {
     }
 }
 
-/// The delivery as the API shows it, keys in the contract's order.
+/// The delivery as serialized by the API, with keys in the contract's order.
 #[derive(Serialize, ToSchema)]
-#[schema(description = "The obligation to bring one frozen payload to one URL, with its attempts.")]
+#[schema(description = "The obligation to deliver one frozen payload to one URL, with its attempts.")]
 struct Shown<'a> {
-    /// Also the `webhook-id` of all its attempts.
+    /// The delivery's id, which is also the `webhook-id` of all its attempts.
     id: DeliveryId,
     run_id: RunId,
     callback_url: &'a str,
-    /// The request body's exact text.
+    /// The exact text of the request body.
     payload_bytes: &'a str,
-    /// The same, parsed.
+    /// The request body, parsed.
     #[schema(value_type = Object)]
     payload: Parsed<'a>,
-    /// The secret it was frozen with; null when the organization had none.
+    /// The signing secret frozen with the delivery; null if the organization had none.
     #[schema(required)]
     signing_secret_id: Option<SecretId>,
-    /// Whether the run's end called for it, and not a client.
+    /// Whether the run's end created it, not a client.
     is_automatic: bool,
     status_code: DeliveryStatus,
-    /// Why the latest attempt failed; null if none did or once succeeded.
+    /// Why the latest attempt failed; null if no attempt failed or the delivery has succeeded.
     #[schema(required)]
     failure_reason_code: Option<FailureReason>,
     #[schema(required)]
     failure_detail: Option<&'a str>,
-    /// Attempts begun.
+    /// The number of attempts started.
     #[schema(value_type = i32, minimum = 0)]
     attempt_count: AttemptNumber,
     #[schema(value_type = i32, minimum = 1)]
     max_attempts: AttemptNumber,
-    /// Set while pending.
+    /// Set while the delivery is pending.
     #[schema(required)]
     next_attempt_at: Option<Timestamp>,
     created_at: Timestamp,
     updated_at: Timestamp,
-    /// Null until it has ended.
+    /// Null until the delivery has ended.
     #[schema(required)]
     completed_at: Option<Timestamp>,
-    /// Ascending by number.
+    /// The attempts in ascending order of number.
     attempts: &'a [Attempt],
 }

@@ -1,4 +1,4 @@
-//! Where a delivery goes, as far as fairness is concerned.
+//! Destinations of deliveries, the unit of fairness.
 
 use std::fmt;
 
@@ -8,13 +8,13 @@ use url::Url;
 
 use crate::OrgId;
 
-/// A destination: an organization and the origin (scheme, host, port) of a `callback_url`, as a 64-bit hash. A
-/// collision makes two destinations share their limits, nothing else. Written as 16 hex digits.
+/// A 64-bit hash of an organization and the origin (scheme, host, port) of a `callback_url`. The only effect
+/// of a collision is that two destinations share their limits. Written as 16 hex digits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Destination(i64);
 
 impl Destination {
-    /// The destination of an organization's URL. All texts that are no URL share one.
+    /// Returns the destination of an organization's URL. All invalid URLs of an organization share one.
     pub fn of(org: OrgId, callback_url: &str) -> Destination {
         let origin = Url::parse(callback_url).map(|url| url.origin().ascii_serialization());
         let hash = Sha256::new().chain_update(org.0.as_bytes()).chain_update(origin.unwrap_or_default());
@@ -22,7 +22,7 @@ impl Destination {
         Destination(i64::from_be_bytes([a, b, c, d, e, f, g, h]))
     }
 
-    /// The hash as the database keeps it.
+    /// Returns the hash as stored in the database.
     pub fn as_i64(self) -> i64 {
         self.0
     }
@@ -77,7 +77,7 @@ mod tests {
     }
 
     #[test]
-    fn it_is_written_as_16_hex_digits() {
+    fn a_destination_is_written_as_16_hex_digits() {
         let destination = Destination::from(-2);
         assert_eq!(serde_json::to_string(&destination).unwrap(), r#""fffffffffffffffe""#);
         assert_eq!(serde_json::from_str::<Destination>(r#""fffffffffffffffe""#).unwrap(), destination);

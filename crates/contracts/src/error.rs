@@ -7,7 +7,7 @@ use utoipa::{PartialSchema, ToSchema};
 
 use crate::{DeliveryId, Timestamp};
 
-/// Every `code` the API answers with.
+/// Every error `code` of the API.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, IntoStaticStr, VariantArray, ToSchema)]
 #[serde(rename_all = "SCREAMING_SNAKE_CASE")]
 #[strum(serialize_all = "SCREAMING_SNAKE_CASE")]
@@ -31,7 +31,7 @@ pub enum ErrorCode {
 }
 
 impl ErrorCode {
-    /// The HTTP status it is answered with.
+    /// Returns the HTTP status of the response.
     pub fn status(self) -> u16 {
         match self {
             ErrorCode::Unauthorized => 401,
@@ -51,7 +51,7 @@ impl ErrorCode {
         }
     }
 
-    /// The message when there is nothing more particular to say.
+    /// Returns the default message.
     pub fn message(self) -> &'static str {
         match self {
             ErrorCode::Unauthorized => "a valid bearer token is required",
@@ -73,19 +73,19 @@ impl ErrorCode {
     }
 }
 
-/// The body of every non-2xx answer.
+/// The body of every non-2xx response.
 #[derive(Clone, Debug, PartialEq, Serialize, ToSchema)]
 pub struct ErrorBody {
-    /// Which error.
+    /// The error's code.
     pub code: ErrorCode,
-    /// One sentence for a person.
+    /// A sentence for people.
     pub message: String,
-    /// What is wrong where, or null.
+    /// The errors in the request with their locations, or null.
     #[schema(required)]
     pub errors: Option<Vec<FieldError>>,
 }
 
-/// One step of the way to what is wrong: a key or an index.
+/// One step of the path to an error: a key or an index.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, ToSchema)]
 #[serde(untagged)]
 #[allow(missing_docs)]
@@ -100,35 +100,35 @@ impl From<&str> for Loc {
     }
 }
 
-/// One thing that is wrong with a request.
+/// One error in a request.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct FieldError {
-    /// Where: `["body", "status_code"]`, `["path", "run_id"]`.
+    /// The location, such as `["body", "status_code"]` or `["path", "run_id"]`.
     pub loc: Vec<Loc>,
-    /// One sentence for a person.
+    /// A sentence for people.
     pub msg: String,
-    /// A stable word for a program.
+    /// A stable code for programs.
     #[serde(rename = "type")]
     pub kind: &'static str,
-    /// On `conflict`: the delivery in flight and when it is tried next.
+    /// On `conflict`: the delivery in flight and its next attempt.
     #[serde(flatten, skip_serializing_if = "Option::is_none")]
     pub in_flight: Option<InFlight>,
 }
 
-/// What [`FieldError`] looks like, whose last member is flattened when it is there.
+/// The schema of [`FieldError`], whose last member is flattened if present.
 #[derive(ToSchema)]
-#[schema(as = FieldError, description = "One thing that is wrong with a request.")]
+#[schema(as = FieldError, description = "One error in a request.")]
 #[expect(dead_code, reason = "only described")]
 struct Shown {
-    /// Where: `["body", "status_code"]`, `["path", "run_id"]`.
+    /// The location, such as `["body", "status_code"]` or `["path", "run_id"]`.
     loc: Vec<Loc>,
-    /// One sentence for a person.
+    /// A sentence for people.
     msg: String,
-    /// A stable word for a program.
+    /// A stable code for programs.
     r#type: String,
     /// On `conflict`: the delivery in flight.
     delivery_id: Option<DeliveryId>,
-    /// On `conflict`: when it is tried next.
+    /// On `conflict`: the time of that delivery's next attempt.
     next_attempt_at: Option<Timestamp>,
 }
 
@@ -144,7 +144,7 @@ impl ToSchema for FieldError {
     }
 }
 
-/// What a `conflict` says of the delivery in flight.
+/// The delivery in flight that a `conflict` reports.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[allow(missing_docs)]
 pub struct InFlight {
@@ -153,7 +153,7 @@ pub struct InFlight {
 }
 
 impl FieldError {
-    /// An error at `loc`.
+    /// Returns an error at `loc`.
     pub fn new(loc: &[&str], kind: &'static str, msg: impl Into<String>) -> FieldError {
         let loc = loc.iter().map(|step| Loc::from(*step)).collect();
         FieldError { loc, msg: msg.into(), kind, in_flight: None }

@@ -1,4 +1,4 @@
-//! Ids: UUIDs that can't be mistaken for one another.
+//! Ids: UUIDs with a type for each kind of object.
 
 use std::fmt;
 use std::str::FromStr;
@@ -18,12 +18,12 @@ macro_rules! ids {
         pub struct $name(pub Uuid);
 
         impl $name {
-            /// A new id (UUIDv7) that sorts by the moment it was made at.
+            /// Returns a new id (UUIDv7), which sorts by its creation time.
             pub fn new(now: Timestamp) -> Self {
                 $name(uuid_v7(now))
             }
 
-            /// The same with random bits of the caller's.
+            /// Returns a new id with the caller's random bits.
             pub fn with_random(now: Timestamp, random: u128) -> Self {
                 let millis = now.as_micros().max(0).unsigned_abs() / 1_000;
                 let [bytes @ .., _, _, _, _, _, _] = random.to_be_bytes();
@@ -50,7 +50,7 @@ macro_rules! ids {
 ids! {
     /// An organization: owner of runs, tokens and secrets.
     OrgId,
-    /// A run, unique within its organization only; the run engine chooses it.
+    /// A run, unique within its organization only. Chosen by the run engine.
     RunId,
     /// A delivery; also the `webhook-id` of all its attempts.
     DeliveryId,
@@ -60,7 +60,7 @@ ids! {
     SecretId,
     /// An API token (its record; the token itself is never stored).
     TokenId,
-    /// Who holds an attempt: a result is accepted only under the claim id its attempt was begun with.
+    /// A claim of an attempt. A result is accepted only under the claim id of its attempt.
     ClaimId,
 }
 

@@ -1,46 +1,48 @@
-//! The job message: a doorbell for dispatchers. It carries no payload and no secret. One of a single job stays under 1 KiB.
+//! The job message, a doorbell for dispatchers. It carries no payload and no secret. A message with one job
+//! is smaller than 1 KiB.
 
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 use crate::{AttemptNumber, DeliveryId, Destination, OrgId};
 
-/// Says that an attempt of a delivery is wanted. Losing or repeating one does no harm.
+/// A request for an attempt of a delivery. Losing or repeating one is harmless.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Job {
     /// The delivery.
     pub delivery_id: DeliveryId,
-    /// The attempt wanted, counted from 1.
+    /// The number of the attempt, counted from 1.
     pub attempt: AttemptNumber,
-    /// Where it goes. With one that is not the row's the job claims nothing, and the relay finds the delivery.
+    /// The delivery's destination. If it differs from the row's, the job claims nothing and the relay finds
+    /// the delivery.
     pub destination: Destination,
-    /// How long its payload is, in bytes. Older versions don't say.
+    /// The payload's length in bytes. Absent in messages of older versions.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub payload_size: Option<u64>,
     /// The delivery's organization.
     pub org_id: OrgId,
-    /// The API request that asked for it; also in the attempt's log line.
+    /// The API request that asked for the delivery; also in the attempt's log line.
     pub request_id: String,
 }
 
-/// Why a message is none that this version knows.
+/// Why a job message can't be decoded.
 #[derive(Debug, Error)]
 pub enum JobError {
     /// Not JSON, or a field is missing or of the wrong type.
     #[error("not a job message: {0}")]
     Malformed(#[from] serde_json::Error),
-    /// No attempt has that number.
+    /// An attempt number below 1.
     #[error("job message for attempt {0}, attempts count from 1")]
     Attempt(AttemptNumber),
-    /// None, or more than [`Job::MOST`].
+    /// No jobs, or more than [`Job::MOST`].
     #[error("job message with {0} jobs, expected 1 to {most}", most = Job::MOST)]
     Count(usize),
-    /// Made by a newer or older version.
+    /// A message version that this program does not know.
     #[error("job message of version {0}, this program knows versions 1 and 2")]
     Version(u32),
 }
 
-/// A job by itself.
+/// A message with a single job.
 #[derive(Serialize)]
 struct Version1<'a> {
     version: u32,
@@ -48,7 +50,7 @@ struct Version1<'a> {
     job: &'a Job,
 }
 
-/// Several jobs.
+/// A message with several jobs.
 #[derive(Serialize)]
 struct Version2<'a> {
     version: u32,
@@ -56,20 +58,20 @@ struct Version2<'a> {
 }
 
 impl Job {
-    /// The most jobs of one message.
+    /// The most jobs in one message.
     pub const MOST: usize = 64;
 
-    /// The bytes, JSON, of a message with these jobs, at most [`Job::MOST`]. A single one is a message of version 1, which
-    /// older programs know, too.
+    /// Encodes a message with at most [`Job::MOST`] jobs as JSON. A single job is encoded in version 1, which
+    /// older programs also understand.
     pub fn encode(jobs: &[Job]) -> Vec<u8> {
         let message = match jobs {
             [job] => serde_json::to_vec(&Version1 { version: 1, job }),
             jobs => serde_json::to_vec(&Version2 { version: 2, jobs }),
         };
-        message.expect("a job has nothing that JSON cannot carry")
+        message.expect("a job is serializable as JSON")
     }
 
-    /// Reads a message. The version is judged before the other fields.
+    /// Decodes a message. The version is checked before the other fields.
     pub fn decode(message: &[u8]) -> Result<Vec<Job>, JobError> {
         #[derive(Deserialize)]
         struct Versioned {
@@ -99,7 +101,7 @@ impl Job {
 mod tests {
     use super::*;
 
-    /// The frozen forms: messages must stay readable as long as a broker may hold one.
+    /// The frozen formats: messages must stay decodable for as long as a broker may hold one.
     const VERSION_1: &str = include_str!("../tests/fixtures/job-v1.json");
     const VERSION_2: &str = include_str!("../tests/fixtures/job-v2.json");
 
@@ -135,13 +137,13 @@ mod tests {
     }
 
     #[test]
-    fn the_payloads_size_is_carried() {
+    fn the_payload_size_is_encoded() {
         let job = Job { payload_size: Some(1024), ..job() };
         assert_eq!(Job::decode(&Job::encode(std::slice::from_ref(&job))).unwrap(), [job]);
     }
 
     #[test]
-    fn a_message_of_another_version_or_shape_is_named() {
+    fn an_unknown_version_or_a_malformed_message_has_its_own_error() {
         assert!(matches!(Job::decode(br#"{"version": 3}"#), Err(JobError::Version(3))));
         assert!(matches!(Job::decode(br#"{"version": 1}"#), Err(JobError::Malformed(_))));
         assert!(matches!(Job::decode(br#"{"version": 2}"#), Err(JobError::Malformed(_))));

@@ -1,4 +1,5 @@
-//! Our own JSON tree, parser and writer: the bytes we sign may not depend on how a library prints a number.
+//! A JSON tree, parser and writer of our own, so that the signed bytes don't depend on a library's number
+//! formatting.
 
 mod parse;
 mod write;
@@ -11,13 +12,13 @@ use thiserror::Error;
 use crate::PayloadFormat;
 pub(crate) use write::write_object;
 
-/// How deep a value (a run's output or metadata) may be nested (contract section 2).
+/// The maximum nesting depth of a value, which is a run's output or metadata (contract section 2).
 pub const VALUE_DEPTH: usize = 100;
-/// How deep a request body that holds values may be nested.
+/// The maximum nesting depth of a request body that contains values.
 pub const BODY_DEPTH: usize = VALUE_DEPTH + 1;
 
-/// An object's members in their order. Inserting a known key keeps its place and takes the new value, as Python
-/// does with duplicate keys.
+/// An object's members in order. Inserting an existing key replaces its value in place, as Python does with
+/// duplicate keys.
 pub type Object = IndexMap<String, Json>;
 
 /// A JSON document.
@@ -26,7 +27,7 @@ pub type Object = IndexMap<String, Json>;
 pub enum Json {
     Null,
     Bool(bool),
-    /// A number without fraction and exponent, as its digits: `-0` is `0`.
+    /// The digits of a number without fraction and exponent. `-0` is stored as `0`.
     Int(String),
     /// Any other number, always finite.
     Float(f64),
@@ -35,17 +36,17 @@ pub enum Json {
     Object(Object),
 }
 
-/// Why a text is refused as JSON, and where.
+/// Why and where a text is rejected as JSON.
 #[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
 #[error("{fault} at byte {offset}")]
 pub struct JsonError {
-    /// What is wrong.
+    /// The kind of error.
     pub fault: JsonFault,
-    /// Where, in bytes from the start.
+    /// The position in bytes from the start.
     pub offset: usize,
 }
 
-/// What can be wrong with a JSON text: what RFC 8259 refuses, and what contract section 2 does.
+/// The kinds of errors in a JSON text, according to RFC 8259 and contract section 2.
 #[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
 #[allow(missing_docs)]
 pub enum JsonFault {
@@ -80,7 +81,7 @@ pub enum JsonFault {
 }
 
 impl Json {
-    /// The string, if it is one.
+    /// Returns the string if the value is one.
     pub fn as_str(&self) -> Option<&str> {
         match self {
             Json::String(text) => Some(text),
@@ -107,23 +108,23 @@ impl<T: Into<Json>> From<Option<T>> for Json {
     }
 }
 
-/// A document in normal form, the compact writer's: what the database keeps. Control characters are escaped, NUL
-/// included, so it fits a text column. Serializes as the document itself.
+/// A document as stored in the database: in the compact writer's normal form. Control characters including
+/// NUL are escaped, so it fits into a text column. Serializes as the document itself.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct JsonText(String);
 
 impl JsonText {
-    /// What our own database kept: known to be JSON, not looked at again.
+    /// Wraps a text from our own database without validation.
     pub fn from_trusted(text: impl Into<String>) -> JsonText {
         JsonText(text.into())
     }
 
-    /// The text.
+    /// Returns the text.
     pub fn as_str(&self) -> &str {
         &self.0
     }
 
-    /// The document.
+    /// Parses the document.
     pub fn to_json(&self) -> Result<Json, JsonError> {
         Json::parse(self.0.as_bytes(), VALUE_DEPTH)
     }
@@ -142,8 +143,8 @@ impl Serialize for JsonText {
     }
 }
 
-/// How many bytes from the start come before the first one that `stops`. Whole chunks are judged without a branch
-/// inside, which the compiler turns into vector code: long strings are most of a payload.
+/// Returns the number of bytes before the first one that `stops`. Whole chunks are tested without a branch,
+/// so that the compiler vectorizes the loop: long strings are most of a payload.
 fn plain_run(bytes: &[u8], stops: impl Fn(u8) -> bool) -> usize {
     const CHUNK: usize = 16;
     let chunks = bytes.chunks_exact(CHUNK);

@@ -1,7 +1,7 @@
-//! What crosses a boundary, pure: the callback payload and its exact bytes, both signatures, the models the
-//! API shows, the error table and the job message. No IO, no clock, no runtime.
+//! Types and encodings that cross a boundary: the callback payload and its exact bytes, both signatures, the
+//! API's models, the error table and the job message. No IO, no clock, no runtime.
 //!
-//! "Contract section" in the comments of this workspace means `docs/contract.md`.
+//! "Contract section" in this workspace's comments refers to `docs/contract.md`.
 
 mod delivery;
 mod destination;

@@ -3,18 +3,18 @@
 use serde::Serialize;
 use utoipa::ToSchema;
 
-/// A page of a list. Its cursors are opaque; each is null where there is nothing to go to.
+/// A page of a list. Cursors are opaque; a cursor is null if its page does not exist.
 #[derive(Clone, Debug, PartialEq, Serialize, ToSchema)]
 pub struct Page<T> {
-    /// In the order asked for.
+    /// The items in the requested order.
     pub items: Vec<T>,
-    /// The first page; null on it.
+    /// The cursor of the first page; null on the first page itself.
     #[schema(required)]
     pub first: Option<String>,
-    /// The page after this one.
+    /// The cursor of the next page.
     #[schema(required)]
     pub next: Option<String>,
-    /// The page before this one; to be passed with `from_prev=true`.
+    /// The cursor of the previous page, to be passed with `from_prev=true`.
     #[schema(required)]
     pub previous: Option<String>,
 }

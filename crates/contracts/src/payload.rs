@@ -7,7 +7,7 @@ use thiserror::Error;
 use crate::json::write_object;
 use crate::{Json, JsonError, JsonText, Run, RunId, RunStatus, Timestamp};
 
-/// How a payload becomes bytes: the setting `delivery.payload_format`.
+/// The encoding of a payload: the setting `delivery.payload_format`.
 #[derive(
     Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, Display, EnumString, IntoStaticStr,
 )]
@@ -21,7 +21,7 @@ pub enum PayloadFormat {
     Compact,
 }
 
-/// What a callback tells of.
+/// The event that a callback reports.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Display, IntoStaticStr)]
 #[allow(missing_docs)]
 pub enum Event {
@@ -36,7 +36,7 @@ pub enum Event {
 }
 
 impl Event {
-    /// The event of a terminal status; others have none.
+    /// Returns the event of a terminal status, `None` for any other.
     pub fn for_status(status: RunStatus) -> Option<Event> {
         match status {
             RunStatus::Succeeded => Some(Event::Completed),
@@ -47,13 +47,13 @@ impl Event {
         }
     }
 
-    /// The name a receiver sees.
+    /// Returns the event's name in the payload.
     pub fn as_str(self) -> &'static str {
         self.into()
     }
 }
 
-/// What a callback says of a run that has ended.
+/// The payload of a callback for a run that has ended.
 #[derive(Clone, Debug, PartialEq)]
 #[allow(missing_docs)]
 pub struct CallbackPayload {
@@ -63,7 +63,7 @@ pub struct CallbackPayload {
     pub output: Json,
     pub duration_ms: Option<i64>,
     pub created_at: Timestamp,
-    /// When the run ended, not when this is sent.
+    /// When the run ended, not when the callback is sent.
     pub completed_at: Timestamp,
     pub metadata: Json,
 }
@@ -71,19 +71,19 @@ pub struct CallbackPayload {
 /// Why a run has no payload.
 #[derive(Debug, Error, PartialEq, Eq)]
 pub enum PayloadError {
-    /// It has not ended, so there is nothing to tell.
+    /// The run has not ended.
     #[error("the run has not ended")]
     NotTerminal,
-    /// Its stored output can't be read back.
+    /// The stored output can't be parsed.
     #[error("the run's stored output is not readable")]
     Output(#[source] JsonError),
-    /// Its stored metadata can't be read back.
+    /// The stored metadata can't be parsed.
     #[error("the run's stored metadata is not readable")]
     Metadata(#[source] JsonError),
 }
 
 impl CallbackPayload {
-    /// The payload of a run that has ended.
+    /// Returns the payload of a run that has ended.
     pub fn of(run: &Run) -> Result<CallbackPayload, PayloadError> {
         let event = Event::for_status(run.status_code).ok_or(PayloadError::NotTerminal)?;
         let output = match event {
@@ -112,7 +112,7 @@ impl CallbackPayload {
         })
     }
 
-    /// The body's exact text.
+    /// Returns the exact text of the request body.
     pub fn to_text(&self, format: PayloadFormat) -> String {
         let members = [
             ("event", &Json::from(self.event.as_str())),

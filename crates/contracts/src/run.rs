@@ -35,20 +35,20 @@ pub enum RunStatus {
 }
 
 impl RunStatus {
-    /// Whether the run has ended: its status never changes again.
+    /// Returns whether the run has ended. Its status never changes after that.
     pub fn is_terminal(self) -> bool {
         !matches!(self, RunStatus::Queued | RunStatus::Dispatching | RunStatus::Running)
     }
 }
 
-/// The run object, keys in the contract's order.
+/// The run object, with keys in the contract's order.
 #[derive(Clone, Debug, PartialEq, Serialize, ToSchema)]
 #[allow(missing_docs)]
 pub struct Run {
     pub id: RunId,
     pub org_id: OrgId,
     pub status_code: RunStatus,
-    /// Whatever JSON the producer gave.
+    /// Any JSON value given by the producer.
     #[schema(required, value_type = Value)]
     pub output: Option<JsonText>,
     #[schema(required)]

@@ -4,10 +4,10 @@ use crate::{BODY_DEPTH, FieldError, Json, JsonText, Loc, Object, OrgId, Run, Run
 
 /// The longest `callback_url`, in characters.
 const MAX_URL: usize = 2_048;
-/// The largest float below which every integer is one.
+/// 2^53 - 1: every integer up to this is exact as a float.
 const MAX_SAFE: f64 = 9_007_199_254_740_991.0;
 
-/// What the run engine tells of a run.
+/// An update of a run by the run engine.
 #[derive(Clone, Debug, PartialEq)]
 #[allow(missing_docs)]
 pub struct RunUpdate {
@@ -17,7 +17,7 @@ pub struct RunUpdate {
     pub created_at: Option<Timestamp>,
     pub started_at: Option<Timestamp>,
     pub completed_at: Option<Timestamp>,
-    /// At most 2048 characters; whether it may be called is judged by the egress policy.
+    /// At most 2048 characters. The egress policy decides whether it may be called.
     pub callback_url: Option<String>,
     pub metadata: Option<JsonText>,
     pub failure_code: Option<String>,
@@ -26,7 +26,7 @@ pub struct RunUpdate {
 }
 
 impl RunUpdate {
-    /// Reads a request body.
+    /// Parses a request body.
     pub fn parse(body: &[u8]) -> Result<RunUpdate, Vec<FieldError>> {
         let json = Json::parse(body, BODY_DEPTH).map_err(|error| {
             let mut invalid = FieldError::new(&["body"], "json_invalid", error.to_string());
@@ -36,7 +36,7 @@ impl RunUpdate {
         RunUpdate::from_json(json)
     }
 
-    /// Reads a body's document. Tells everything that is wrong with it, not only the first.
+    /// Reads a parsed body. Returns all errors, not only the first.
     pub fn from_json(body: Json) -> Result<RunUpdate, Vec<FieldError>> {
         let Json::Object(body) = body else {
             return Err(vec![FieldError::new(&["body"], "object_type", "expected an object")]);
@@ -44,7 +44,7 @@ impl RunUpdate {
         let mut fields = Fields { body, errors: Vec::new() };
         let status_code = fields.status("status_code");
         let update = RunUpdate {
-            status_code: status_code.unwrap_or(RunStatus::Queued), // none: there is an error, and this is dropped
+            status_code: status_code.unwrap_or(RunStatus::Queued), // `None`: an error is recorded
             output: fields.take("output").as_ref().map(JsonText::from),
             duration_ms: fields.duration("duration_ms"),
             created_at: fields.timestamp("created_at"),
@@ -63,7 +63,7 @@ impl RunUpdate {
         if errors.is_empty() { Ok(update) } else { Err(errors) }
     }
 
-    /// The run as it is from now on. Missing moments that a run must have become `now`.
+    /// Returns the updated run. Required timestamps that are missing become `now`.
     pub fn into_run(self, org_id: OrgId, id: RunId, now: Timestamp) -> Run {
         Run {
             id,
@@ -84,8 +84,8 @@ impl RunUpdate {
     }
 }
 
-/// The members not yet read, and what was wrong with those that were. A reader yields none for a field that is
-/// absent, null or wrong.
+/// The members not yet read, and the errors in those that were. A reader returns `None` for a field that is
+/// absent, null or invalid.
 struct Fields {
     body: Object,
     errors: Vec<FieldError>,
@@ -108,7 +108,7 @@ impl Fields {
         }
     }
 
-    /// A string for a text column, which can't hold NUL (PostgreSQL's).
+    /// Reads a string for a text column, which can't hold NUL in PostgreSQL.
     fn text(&mut self, name: &str) -> Option<String> {
         let text = self.string(name)?;
         if text.contains('\0') {
@@ -142,7 +142,7 @@ impl Fields {
                 Ok(millis) => Some(millis),
                 Err(_) => self.refuse(name, "int_type", "expected an integer below 2^63"),
             },
-            // To JSON's schemas 123.0 is an integer. Below 2^53 each has a float of its own.
+            // In JSON Schema 123.0 is an integer. Below 2^53 every integer has its own float.
             Json::Float(float) if float.fract() == 0.0 && (0.0..=MAX_SAFE).contains(&float) => {
                 Some(float as i64)
             }

@@ -1,4 +1,4 @@
-//! What a token may do (contract section 3, column "scope").
+//! The permissions of a token (contract section 3, column "scope").
 
 use serde::Serialize;
 use strum::{Display, EnumString, IntoStaticStr, VariantArray};
@@ -32,18 +32,18 @@ pub enum Scope {
     CallbackSecretsDelete,
 }
 
-/// The permissions of one token. A token made without named scopes has all.
+/// The permissions of one token. A token created without named scopes has all.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(untagged)]
 pub enum Scopes {
     /// Only these.
     Named(Vec<Scope>),
-    /// Every one, those of later versions too; written as `null`.
+    /// All, including those of later versions. Written as `null`.
     All,
 }
 
 impl Scopes {
-    /// Whether `scope` is among them.
+    /// Returns whether `scope` is granted.
     pub fn allow(&self, scope: Scope) -> bool {
         match self {
             Scopes::All => true,

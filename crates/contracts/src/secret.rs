@@ -11,13 +11,13 @@ use zeroize::Zeroizing;
 
 use crate::{OrgId, SecretId, Timestamp};
 
-/// The secret object as the API shows it: never secret material. Keys in the contract's order (section 3).
+/// The secret object of the API, without any key material. Keys are in the contract's order (section 3).
 #[derive(Clone, Debug, PartialEq, Serialize, ToSchema)]
 #[allow(missing_docs)]
 pub struct CallbackSecret {
     pub id: SecretId,
     pub org_id: OrgId,
-    /// The first characters of the plain secret, to recognise it by.
+    /// The first characters of the plain secret, to identify it.
     pub key_prefix: String,
     pub is_current: bool,
     #[schema(required)]
@@ -30,14 +30,14 @@ pub struct CallbackSecret {
     pub updated_at: Timestamp,
 }
 
-/// A secret just made; the only time the API shows its plain text.
+/// A new secret. Only this response contains its plain text.
 #[derive(Debug, Serialize, ToSchema)]
 pub struct NewSecret {
     /// The whole secret, `whsec_…`.
     #[serde(serialize_with = "shown")]
     #[schema(value_type = String)]
     pub plain_secret: SigningSecret,
-    /// What stays readable.
+    /// The secret object, which stays readable.
     #[serde(flatten)]
     pub secret: CallbackSecret,
 }
@@ -46,41 +46,42 @@ fn shown<S: Serializer>(secret: &SigningSecret, serializer: S) -> Result<S::Ok, 
     serializer.serialize_str(secret.plain())
 }
 
-/// A plain signing secret: `whsec_` and the standard base64 of its key. Never printed by `Debug`, wiped on drop.
+/// A plain signing secret: `whsec_` and the standard base64 of its key. Not printed by `Debug`, wiped on
+/// drop.
 #[derive(Clone)]
 pub struct SigningSecret {
     plain: Zeroizing<String>,
     key: Zeroizing<Vec<u8>>,
 }
 
-/// Why a text is not a [`SigningSecret`]. Never says the text.
+/// Why a text is not a [`SigningSecret`]. Never contains the text.
 #[derive(Debug, Error, PartialEq, Eq)]
 pub enum SecretKeyError {
-    /// Empty, or something else.
+    /// The prefix `whsec_` is missing.
     #[error("a signing secret begins with \"whsec_\"")]
     Prefix,
-    /// An alphabet, padding or length that is not standard base64's.
+    /// The alphabet, padding or length is not that of standard base64.
     #[error("a signing secret is standard base64 with its padding after \"whsec_\", and nothing else")]
     Base64,
-    /// A key that can be guessed.
+    /// The key is too short to resist guessing.
     #[error("a signing secret decodes to {min} bytes or more, not {0}", min = SigningSecret::MIN_KEY)]
     Short(usize),
 }
 
 impl SigningSecret {
     const PREFIX: &str = "whsec_";
-    /// `whsec_` and six characters of base64: 36 of 256 bits, enough to recognise it and no more.
+    /// `whsec_` and six characters of base64: 36 of 256 bits, just enough to identify the secret.
     const SHOWN: usize = 12;
-    /// Shorter keys could be found by trying.
+    /// The shortest key in bytes. Shorter ones are open to brute force.
     const MIN_KEY: usize = 16;
 
-    /// The secret made of 32 random bytes.
+    /// Returns the secret with a key of 32 random bytes.
     pub fn from_key(key: &[u8; 32]) -> SigningSecret {
         let plain = Zeroizing::new(format!("{}{}", Self::PREFIX, STANDARD.encode(key)));
         SigningSecret { plain, key: Zeroizing::new(key.to_vec()) }
     }
 
-    /// Parses `whsec_…`, white space around it aside: a file's last line ends in a newline.
+    /// Parses `whsec_…`. Surrounding white space is ignored, because a file's last line ends in a newline.
     pub fn parse(plain: &str) -> Result<SigningSecret, SecretKeyError> {
         let plain = plain.trim();
         let encoded = plain.strip_prefix(Self::PREFIX).ok_or(SecretKeyError::Prefix)?;
@@ -91,17 +92,17 @@ impl SigningSecret {
         Ok(SigningSecret { plain: Zeroizing::new(plain.to_owned()), key })
     }
 
-    /// The whole text. It is the key of `Runflow-Signature`.
+    /// Returns the whole text, which is the key of `Runflow-Signature`.
     pub fn plain(&self) -> &str {
         &self.plain
     }
 
-    /// The decoded bytes after `whsec_`. They are the key of `webhook-signature`.
+    /// Returns the decoded bytes after `whsec_`, which are the key of `webhook-signature`.
     pub fn key(&self) -> &[u8] {
         &self.key
     }
 
-    /// What `key_prefix` shows.
+    /// Returns the value of [`CallbackSecret::key_prefix`].
     pub fn key_prefix(&self) -> &str {
         self.plain.get(..Self::SHOWN).unwrap_or(Self::PREFIX)
     }
@@ -118,7 +119,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_secret_is_read_whatever_white_space_is_around_it() {
+    fn a_secret_is_parsed_despite_surrounding_white_space() {
         let secret = SigningSecret::from_key(&[7; 32]);
         for around in ["\n", "\r\n", " \t"] {
             let read = SigningSecret::parse(&format!("{around}{}{around}", secret.plain())).unwrap();
@@ -129,7 +130,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_a_secret_is_refused_without_being_shown() {
+    fn an_invalid_secret_is_refused_without_being_shown() {
         use SecretKeyError::{Base64, Prefix, Short};
         let good = STANDARD.encode([0xfb; 32]); // with characters that the URL-safe alphabet lacks
         let bad = |text: String| SigningSecret::parse(&text).unwrap_err();

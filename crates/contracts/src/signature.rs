@@ -7,27 +7,28 @@ use sha2::Sha256;
 
 use crate::SigningSecret;
 
-/// The signature headers' values.
+/// The values of the signature headers.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SignedHeaders {
-    /// `Runflow-Signature`: lower-case hex of HMAC-SHA256 over the body, keyed with the whole plain secret.
+    /// `Runflow-Signature`: lowercase hex of HMAC-SHA256 over the body, keyed with the whole plain secret.
     pub runflow_signature: String,
-    /// `webhook-signature`: `v1,` and base64 of HMAC-SHA256 over `{id}.{timestamp}.{body}`, keyed with the
-    /// decoded secret (Standard Webhooks 1.0); one for each secret, separated by spaces.
+    /// `webhook-signature`: for each secret, `v1,` and base64 of HMAC-SHA256 over `{id}.{timestamp}.{body}`,
+    /// keyed with the decoded secret (Standard Webhooks 1.0). Separated by spaces.
     pub webhook_signature: String,
 }
 
-/// The secrets one request is signed with.
+/// The secrets that sign one request.
 #[derive(Clone, Debug)]
 pub struct Signing {
-    /// The secret of `Runflow-Signature`, which has one value.
+    /// The secret of `Runflow-Signature`, which has a single value.
     pub runflow: SigningSecret,
-    /// The secrets of `webhook-signature`, in the order of its list.
+    /// The secrets of `webhook-signature`, in the order of its values.
     pub webhook: Vec<SigningSecret>,
 }
 
 impl Signing {
-    /// Signs `body` both ways. `webhook_id` and `timestamp` (Unix seconds) are those of the headers sent with it.
+    /// Signs `body` in both schemes. `webhook_id` and `timestamp` (Unix seconds) must equal the headers sent
+    /// with it.
     pub fn sign(&self, webhook_id: &str, timestamp: i64, body: &[u8]) -> SignedHeaders {
         let signatures: Vec<String> =
             self.webhook.iter().map(|secret| standard(secret, webhook_id, timestamp, body)).collect();
@@ -38,7 +39,7 @@ impl Signing {
     }
 }
 
-/// As [`Signing::sign`], with one secret.
+/// Signs like [`Signing::sign`], with a single secret.
 pub fn sign(secret: &SigningSecret, webhook_id: &str, timestamp: i64, body: &[u8]) -> SignedHeaders {
     SignedHeaders {
         runflow_signature: runflow(secret, body),
@@ -96,7 +97,7 @@ mod tests {
     }
 
     #[test]
-    fn a_secret_never_shows_itself_in_debug_output() {
+    fn debug_output_does_not_contain_the_secret() {
         let secret = SigningSecret::from_key(&[7; 32]);
         assert_eq!(format!("{secret:?}"), "SigningSecret(…)");
         let signing = Signing { runflow: secret.clone(), webhook: vec![secret] };

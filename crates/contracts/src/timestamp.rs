@@ -1,4 +1,4 @@
-//! A moment in whole microseconds, and the two ways it is written.
+//! A timestamp in whole microseconds and its two text formats.
 
 use std::fmt;
 use std::ops::{Add, Sub};
@@ -10,8 +10,8 @@ use time::format_description::well_known::Rfc3339;
 use time::{OffsetDateTime, UtcOffset};
 use utoipa::ToSchema;
 
-/// A point in time: microseconds since 1970-01-01 UTC, within the years 1 to 9999. Both storage engines keep it
-/// exactly. `Display` and serde give the form of the API's envelopes, RFC 3339 with `Z` (contract section 3).
+/// A point in time: microseconds since 1970-01-01 UTC, within the years 1 to 9999. Both databases store it
+/// exactly. `Display` and serde use RFC 3339 with `Z`, the API's format (contract section 3).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ToSchema)]
 #[schema(value_type = String, format = DateTime)]
 pub struct Timestamp(i64);
@@ -21,26 +21,26 @@ pub struct Timestamp(i64);
 #[error("expected a datetime with an offset, such as 2023-11-07T05:31:56Z")]
 pub struct TimestampError;
 
-/// 0001-01-01T00:00:00Z and 9999-12-31T23:59:59.999999Z: the years Python's datetime knows.
+/// 0001-01-01T00:00:00Z to 9999-12-31T23:59:59.999999Z: the range of Python's datetime.
 const RANGE: std::ops::RangeInclusive<i64> = -62_135_596_800_000_000..=253_402_300_799_999_999;
 
 impl Timestamp {
-    /// From microseconds since 1970, held within the years 1 to 9999.
+    /// Returns a timestamp from microseconds since 1970, clamped to the years 1 to 9999.
     pub fn from_micros(micros: i64) -> Timestamp {
         Timestamp(micros.clamp(*RANGE.start(), *RANGE.end()))
     }
 
-    /// Microseconds since 1970.
+    /// Returns the microseconds since 1970.
     pub fn as_micros(self) -> i64 {
         self.0
     }
 
-    /// Whole seconds since 1970, rounded down: what `webhook-timestamp` carries.
+    /// Returns the seconds since 1970, rounded down, as in `webhook-timestamp`.
     pub fn unix_seconds(self) -> i64 {
         self.0.div_euclid(1_000_000)
     }
 
-    /// Parses RFC 3339; digits beyond microseconds are cut off.
+    /// Parses RFC 3339. Digits beyond microseconds are truncated.
     pub fn parse(text: &str) -> Result<Timestamp, TimestampError> {
         let moment = OffsetDateTime::parse(text, &Rfc3339).map_err(|_| TimestampError)?;
         let micros = moment.unix_timestamp_nanos().div_euclid(1_000);
@@ -51,13 +51,13 @@ impl Timestamp {
             .ok_or(TimestampError)
     }
 
-    /// What Python's `datetime.isoformat()` yields in UTC: `+00:00`, and six digits of fraction or none
-    /// (contract section 2).
+    /// Returns the text of Python's `datetime.isoformat()` in UTC: with `+00:00`, and six fractional digits
+    /// or no fraction (contract section 2).
     pub fn isoformat(self) -> String {
         format!("{}+00:00", self.date_and_time())
     }
 
-    /// How long after `earlier` this is; zero when it is not after it.
+    /// Returns the duration since `earlier`, or zero if `earlier` is later.
     pub fn since(self, earlier: Timestamp) -> Duration {
         Duration::from_micros(u64::try_from(self.0.saturating_sub(earlier.0)).unwrap_or(0))
     }
@@ -134,7 +134,7 @@ mod tests {
     }
 
     #[test]
-    fn years_beyond_those_of_python_are_refused() {
+    fn years_outside_pythons_range_are_refused() {
         assert_eq!(Timestamp::parse("0001-01-01T00:00:00+01:00"), Err(TimestampError));
         assert_eq!(Timestamp::parse("9999-12-31T23:59:59-01:00"), Err(TimestampError));
     }

@@ -1,8 +1,8 @@
-"""What CPython makes of JSON documents and datetimes, for tests/it/differential.rs to compare with.
+"""CPython's output for JSON documents and datetimes, compared by tests/it/differential.rs.
 
 `documents` writes records to stdout: three little-endian u32 lengths, then the document's text, json.dumps of it
 with CPython's defaults, and the compact form. Both forms are empty for a document that contract section 2 refuses.
-`datetimes` writes lines: microseconds since 1970, a space, isoformat(). Everything is seeded, so runs are equal.
+`datetimes` writes lines: microseconds since 1970, a space, isoformat(). All runs are equal: the seeds are fixed.
 """
 
 import json
@@ -25,11 +25,11 @@ sys.setrecursionlimit(10_000)
 
 
 class Members(list):
-    """An object's members with duplicate keys kept: they must be good too, though only the last one counts."""
+    """An object's members including duplicate keys. All must be valid, although only the last one counts."""
 
 
 def judge(value, depth_left=VALUE_DEPTH):
-    """Raises ValueError for what json.loads takes and the contract refuses."""
+    """Raises ValueError for a value that json.loads accepts and the contract refuses."""
     if isinstance(value, str):
         value.encode()  # lone surrogates
     elif isinstance(value, float):
@@ -48,7 +48,7 @@ def compact(value):
 
 
 def answer(text):
-    """Both forms of the document, or None when it is refused."""
+    """Returns both forms of the document, or None if it is refused."""
     try:
         text = text.decode()
         judge(json.loads(text, object_pairs_hook=Members))
@@ -59,7 +59,7 @@ def answer(text):
 
 
 class Generator:
-    """Makes texts, not values: whitespace, escapes and duplicate keys vary too."""
+    """Generates texts, not values, to vary whitespace, escapes and duplicate keys as well."""
 
     def __init__(self, seed):
         self.random = random.Random(seed)
@@ -74,7 +74,7 @@ class Generator:
         return self.space() + self.value(depth) + self.space()
 
     def chain(self, depth):
-        """Nested exactly `depth` deep, with little beside it."""
+        """Returns a document nested exactly `depth` deep, with few siblings."""
         text = self.scalar()
         for level in range(depth):
             beside = self.scalar() + self.space() + "," if level and self.random.random() < 0.1 else ""
@@ -102,7 +102,7 @@ class Generator:
         return "" if rnd.random() < 0.8 else "".join(rnd.choices(" \t\n\r", k=rnd.randint(1, 3)))
 
     def key(self):
-        # few enough that duplicates are common, and some that differ only in how they are escaped
+        # few keys, so that duplicates are common; some differ only in their escapes
         return self.random.choice(('"a"', '"\\u0061"', '"b"', '"\\/"', '"/"', '""')) if (
             self.random.random() < 0.6) else self.string()
 
@@ -168,7 +168,7 @@ class Generator:
             while not math.isfinite(number):
                 (number,) = struct.unpack("<d", rnd.randbytes(8))
         elif kind < 0.7:
-            number = rnd.choice((1, -1)) * rnd.random() * 10.0 ** rnd.randint(-8, 20)  # around the change of form
+            number = rnd.choice((1, -1)) * rnd.random() * 10.0 ** rnd.randint(-8, 20)  # both notations
         elif kind < 0.85:
             number = rnd.choice((1, -1)) * rnd.randint(0, 10_000) / 10 ** rnd.randint(0, 6)
         else:
@@ -179,14 +179,14 @@ class Generator:
         return rnd.choice((repr, "{:.17g}".format, "{:.16e}".format, "{:.25E}".format))(number)
 
     def doubles(self, count):
-        """Half of any bit pattern, half with few binary places: only those can lie halfway between two texts."""
+        """Half are any bit pattern, half have few binary places: only those can be halfway between two texts."""
         rnd = self.random
         patterns = struct.unpack(f"<{count}d", rnd.randbytes(8 * count))
         halfway = [math.ldexp(rnd.getrandbits(53), rnd.randint(-80, 20)) for _ in range(count // 2)]
         return [number for number in patterns if math.isfinite(number)][: count // 2] + halfway
 
     def broken(self, text):
-        """The document with one small change: mostly no longer valid, and then both sides must refuse it."""
+        """Returns the document with one small change. Most are invalid, and then both sides must refuse them."""
         rnd = self.random
         at = rnd.randint(0, len(text))
         inserted = rnd.choice((b"", b"", b"0", b"-", b".", b"e", b'"', b",", b":", b"[", b"]", b"{", b"}", b" ", b"\\", b"\\u",
@@ -197,11 +197,11 @@ class Generator:
 
 def documents():
     generator = Generator(20_231_107)
-    for plane in range(17):  # every character there is, raw and escaped
+    for plane in range(17):  # every character, raw and escaped
         characters = [chr(code) for code in range(plane << 16, (plane + 1) << 16) if not 0xD800 <= code <= 0xDFFF]
         yield json.dumps("".join(characters)).encode()
         yield compact("".join(characters)).encode()
-    for exponent in range(-1074, 1024):  # where the shortest digits are hardest: the gap below is half the one above
+    for exponent in range(-1074, 1024):  # the hardest case for shortest digits: the gap below is half the gap above
         power = math.ldexp(1.0, exponent)
         around = (math.nextafter(power, 0.0), power, math.nextafter(power, math.inf))
         yield "[{!r},{!r},{!r}]".format(*around).encode()

@@ -1,4 +1,4 @@
-"""Writes tests/vectors.jsonl and tests/datetimes.jsonl: what CPython makes of some documents and datetimes."""
+"""Writes tests/vectors.jsonl and tests/datetimes.jsonl: CPython's output for some documents and datetimes."""
 
 import json
 from pathlib import Path

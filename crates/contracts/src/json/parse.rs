@@ -1,12 +1,13 @@
-//! The parser: RFC 8259, less what contract section 2 refuses.
+//! The JSON parser: RFC 8259, with the restrictions of contract section 2.
 
 use super::{Json, JsonError, JsonFault, Object, plain_run};
 
-/// CPython's limit from text to integer (`sys.int_info.default_max_str_digits`); the sign does not count.
+/// The most digits of an integer, without its sign: CPython's default limit
+/// (`sys.int_info.default_max_str_digits`).
 const MAX_DIGITS: usize = 4_300;
 
 impl Json {
-    /// Parses a whole document in which arrays and objects are nested at most `max_depth` deep.
+    /// Parses a whole document whose arrays and objects are nested at most `max_depth` deep.
     pub fn parse(text: &[u8], max_depth: usize) -> Result<Json, JsonError> {
         let text = std::str::from_utf8(text)
             .map_err(|error| JsonError { fault: JsonFault::Utf8, offset: error.valid_up_to() })?;
@@ -52,7 +53,7 @@ impl Parser<'_> {
         Ok(json)
     }
 
-    /// Steps over the opening bracket and parses what is inside, one level deeper.
+    /// Skips the opening bracket and parses the contents, one level deeper.
     fn nested(&mut self, inside: fn(&mut Self) -> Result<Json, JsonError>) -> Result<Json, JsonError> {
         let Some(depth_left) = self.depth_left.checked_sub(1) else {
             return self.fail(JsonFault::Depth);
@@ -101,7 +102,7 @@ impl Parser<'_> {
         }
     }
 
-    /// After an item: true at `closing`, false at a comma.
+    /// Consumes the separator after an item: returns true for `closing`, false for a comma.
     fn ends(&mut self, closing: u8) -> Result<bool, JsonError> {
         self.skip_whitespace();
         if self.take(closing) {
@@ -147,7 +148,7 @@ impl Parser<'_> {
         Ok(Json::Int(if leading_zero { "0" } else { text }.to_owned()))
     }
 
-    /// Steps over at least one digit and counts them.
+    /// Consumes one or more digits and returns their number.
     fn digits(&mut self) -> Result<usize, JsonError> {
         let digits = plain_run(self.rest().as_bytes(), |byte| !byte.is_ascii_digit());
         if digits == 0 {
@@ -203,10 +204,10 @@ impl Parser<'_> {
         Ok(escaped)
     }
 
-    /// Steps over `\uXXXX`.
+    /// Consumes `\uXXXX` and returns its code unit.
     fn code_unit(&mut self) -> Result<u16, JsonError> {
         let digits = self.text.get(self.at + 2..self.at + 6).unwrap_or_default();
-        // from_str_radix alone would take a sign too
+        // from_str_radix alone would also accept a sign
         if digits.len() != 4 || !digits.bytes().all(|byte| byte.is_ascii_hexdigit()) {
             return self.fail(JsonFault::Escape);
         }

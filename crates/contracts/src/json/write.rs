@@ -1,10 +1,10 @@
-//! The writer: byte for byte what CPython's `json.dumps` yields.
+//! The JSON writer. Its output equals that of CPython's `json.dumps` byte for byte.
 
 use super::{Json, plain_run};
 use crate::PayloadFormat;
 
 impl Json {
-    /// The document as text.
+    /// Returns the document as text.
     pub fn to_text(&self, format: PayloadFormat) -> String {
         let mut out = String::new();
         self.write(format, &mut out);
@@ -37,7 +37,7 @@ impl Json {
     }
 }
 
-/// Appends an object with these members, which must differ in their keys.
+/// Appends an object with these members. Their keys must be unique.
 pub(crate) fn write_object<'a>(
     members: impl IntoIterator<Item = (&'a str, &'a Json)>,
     format: PayloadFormat,
@@ -65,8 +65,8 @@ fn comma(format: PayloadFormat) -> &'static str {
     }
 }
 
-/// Python's `repr(float)`: the fewest digits that read back as the same number, in scientific form when the
-/// exponent is below -4 or above 15, and then with at least two digits of exponent.
+/// Appends a float as Python's `repr(float)` does: the fewest digits that parse to the same number, in
+/// scientific notation if the exponent is below -4 or above 15, with an exponent of at least two digits.
 fn write_float(number: f64, out: &mut String) {
     let scientific = shortest(number);
     let (mantissa, exponent) = scientific.split_once('e').unwrap_or((&scientific, "0"));
@@ -99,14 +99,15 @@ fn write_float(number: f64, out: &mut String) {
     }
 }
 
-/// The fewest digits that read back as `number`, as `-1.5e-7`. Halfway between two such texts, as at
-/// 2^-25 = 2.98023223876953125e-8, Rust's shortest form takes the larger; Python takes the one with an even last
-/// digit, and so does Rust when told how many digits to give.
+/// Returns the fewest digits that parse to `number`, such as `-1.5e-7`. Halfway between two such texts, such
+/// as at 2^-25 = 2.98023223876953125e-8, Rust's shortest form rounds up. Python rounds to an even last digit,
+/// as Rust does for a given number of digits.
 fn shortest(number: f64) -> String {
     let shortest = format!("{number:e}");
     let digits = shortest.bytes().take_while(|byte| *byte != b'e').filter(u8::is_ascii_digit).count();
     let nearest = format!("{number:.*e}", digits - 1);
-    // Below a power of two numbers lie closer together: the text nearest to 2^-1017 reads back as the one below it.
+    // Below a power of two, floats are closer together: the text nearest to 2^-1017 parses to the float below
+    // it.
     if nearest.parse() == Ok(number) { nearest } else { shortest }
 }
 
@@ -116,7 +117,7 @@ fn write_string(text: &str, format: PayloadFormat, out: &mut String) {
     out.push('"');
     let mut rest = text;
     loop {
-        // Never splits a character: of those beyond ASCII either no byte is escaped, or the first one is.
+        // Never splits a character: of a non-ASCII one, either no byte is escaped or the first one is.
         let (plain, stopped) = rest.split_at(plain_run(rest.as_bytes(), escaped));
         out.push_str(plain);
         let mut chars = stopped.chars();
@@ -140,7 +141,8 @@ fn write_string(text: &str, format: PayloadFormat, out: &mut String) {
     out.push('"');
 }
 
-/// `\uXXXX`, by hand: `write!` takes several times as long, and a text in Chinese has nothing else.
+/// Appends `\uXXXX`. Written by hand because `write!` is several times slower, and a Chinese text consists of
+/// such escapes only.
 fn write_code_unit(unit: u16, out: &mut String) {
     out.push_str("\\u");
     for shift in [12, 8, 4, 0] {

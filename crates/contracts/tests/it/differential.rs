@@ -1,4 +1,4 @@
-//! Compares our writer with CPython itself, which tests/differential.py runs. Needs python3.
+//! Compares our writer with CPython, run by tests/differential.py. Needs python3.
 
 use std::io::{BufRead as _, BufReader, ErrorKind, Read as _};
 use std::process::{Child, ChildStdout, Command, Stdio};
@@ -7,7 +7,7 @@ use contracts::{Json, PayloadFormat, Timestamp, VALUE_DEPTH};
 
 const SCRIPT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/differential.py");
 
-/// Runs the script; what it writes is read while it works.
+/// The running script. Its output is read while it runs.
 struct Python {
     child: Child,
     out: BufReader<ChildStdout>,
@@ -24,7 +24,7 @@ impl Python {
         Python { child, out }
     }
 
-    /// The next bytes, or none at the end.
+    /// Returns the next bytes, or `None` at the end.
     fn bytes<const N: usize>(&mut self) -> Option<[u8; N]> {
         let mut bytes = [0; N];
         match self.out.read_exact(&mut bytes) {
@@ -36,7 +36,7 @@ impl Python {
 
     fn chunk(&mut self, length: [u8; 4]) -> Vec<u8> {
         let mut chunk = vec![0; u32::from_le_bytes(length) as usize];
-        self.out.read_exact(&mut chunk).expect("python3 ends in mid-record");
+        self.out.read_exact(&mut chunk).expect("python3 ended within a record");
         chunk
     }
 
@@ -47,7 +47,7 @@ impl Python {
 }
 
 #[test]
-fn every_document_gets_the_bytes_cpython_gives_it_or_is_refused_as_the_contract_says() {
+fn documents_are_written_like_cpython_or_refused_as_in_the_contract() {
     let mut python = Python::start("documents");
     let (mut written, mut refused, mut bytes, mut differing) = (0, 0, 0, Vec::new());
     while let Some(lengths) = python.bytes::<12>() {
@@ -82,7 +82,7 @@ fn every_document_gets_the_bytes_cpython_gives_it_or_is_refused_as_the_contract_
 }
 
 #[test]
-fn every_datetime_gets_the_text_cpython_gives_it() {
+fn datetimes_are_formatted_like_cpython() {
     let mut python = Python::start("datetimes");
     let mut compared = 0;
     let mut line = String::new();

@@ -1,4 +1,4 @@
-//! What is refused, where, and how a stored document is shown.
+//! Rejected documents with the position of the error, and the form of stored documents.
 
 use contracts::{BODY_DEPTH, Json, JsonFault, JsonText, VALUE_DEPTH};
 
@@ -12,7 +12,7 @@ fn parse(text: &str) -> Json {
 }
 
 #[test]
-fn an_error_says_what_and_where() {
+fn a_json_error_states_its_kind_and_position() {
     let error = Json::parse(br#"{"a": [1, ]}"#, VALUE_DEPTH).unwrap_err();
     assert_eq!(error.to_string(), "expected a value at byte 10");
 }
@@ -53,7 +53,7 @@ fn numbers_that_are_not_finite_are_refused() {
 }
 
 #[test]
-fn integers_may_have_4300_digits_and_the_sign_is_none() {
+fn integers_may_have_4300_digits_and_a_sign() {
     for (sign, digits) in [("", 4_300), ("-", 4_300)] {
         let text = format!("{sign}{}", "9".repeat(digits));
         assert_eq!(parse(&text), Json::Int(text));
@@ -89,7 +89,7 @@ fn malformed_numbers_are_refused() {
 }
 
 #[test]
-fn nesting_beyond_the_limit_is_refused_at_the_bracket_that_goes_too_deep() {
+fn nesting_beyond_the_limit_is_refused_at_the_first_bracket_beyond_it() {
     let nested = |open: &str, depth: usize, close: &str| open.repeat(depth) + "0" + &close.repeat(depth);
     for (open, close) in [("[", "]"), (r#"{"a":"#, "}"), (r#"[{"a":"#, "}]")] {
         let levels = open.matches(['[', '{']).count();
@@ -100,7 +100,7 @@ fn nesting_beyond_the_limit_is_refused_at_the_bracket_that_goes_too_deep() {
     assert!(Json::parse(nested("[", 101, "]").as_bytes(), BODY_DEPTH).is_ok());
     assert!(Json::parse(nested("[", 102, "]").as_bytes(), BODY_DEPTH).is_err());
     assert_eq!(refusal("[".repeat(1_000_000)), (JsonFault::Depth, 100));
-    parse(&format!("[{}[]]", "[],".repeat(1_000))); // beside one another is not deep
+    parse(&format!("[{}[]]", "[],".repeat(1_000))); // siblings do not add depth
 }
 
 #[test]
@@ -111,7 +111,7 @@ fn anything_after_the_document_is_refused() {
 }
 
 #[test]
-fn raw_control_characters_are_refused_in_strings_and_delete_is_none() {
+fn raw_control_characters_except_delete_are_refused_in_strings() {
     for control in 0..0x20_u8 {
         assert_eq!(refusal([b'"', control, b'"']), (JsonFault::Control, 1), "{control:#x}");
     }
@@ -119,7 +119,7 @@ fn raw_control_characters_are_refused_in_strings_and_delete_is_none() {
 }
 
 #[test]
-fn strings_without_an_end_and_unknown_escapes_are_refused() {
+fn unterminated_strings_and_unknown_escapes_are_refused() {
     assert_eq!(refusal("\"abc"), (JsonFault::Unterminated, 4));
     for text in [r#""\x""#, r#""\'""#, r#""\u12""#, r#""\u+123""#, r#""\u12é""#, r#""\U0041""#, "\"\\"] {
         assert_eq!(refusal(text), (JsonFault::Escape, 1), "{text}");
@@ -127,7 +127,7 @@ fn strings_without_an_end_and_unknown_escapes_are_refused() {
 }
 
 #[test]
-fn brackets_commas_and_colons_must_be_where_they_belong() {
+fn misplaced_brackets_commas_and_colons_are_refused() {
     for (text, fault, offset) in [
         ("", JsonFault::Value, 0),
         (" \n", JsonFault::Value, 2),
@@ -154,13 +154,13 @@ fn brackets_commas_and_colons_must_be_where_they_belong() {
 }
 
 #[test]
-fn of_duplicate_keys_the_last_value_stands_at_the_first_ones_place() {
+fn a_duplicate_key_replaces_the_value_in_place() {
     let json = parse(r#"{"a": 1, "b": 2, "\u0061": 3}"#);
     assert_eq!(JsonText::from(&json).as_str(), r#"{"a":3,"b":2}"#);
 }
 
 #[test]
-fn a_stored_document_fits_a_text_column_and_is_shown_as_json() {
+fn a_stored_document_fits_a_text_column_and_serializes_as_json() {
     let text = JsonText::from(&parse(r#"{"nul": "\u0000", "é": [1.50, 1e0]}"#));
     assert_eq!(text.as_str(), r#"{"nul":"\u0000","é":[1.5,1.0]}"#);
     assert_eq!(serde_json::to_string(&Some(&text)).unwrap(), text.as_str());

@@ -1,4 +1,4 @@
-//! The contract's bytes and refusals.
+//! Tests of the contract's exact bytes and of rejected input.
 
 #![allow(clippy::unwrap_used)] // helpers outside #[test] too
 

@@ -30,7 +30,7 @@ fn text(run: &Run, format: PayloadFormat) -> String {
 }
 
 #[test]
-fn the_reference_body_comes_out_byte_for_byte() {
+fn the_reference_body_is_reproduced_byte_for_byte() {
     let body = text(&run(RunStatus::Succeeded), PayloadFormat::Python);
     assert_eq!(
         body,
@@ -73,7 +73,7 @@ fn a_failure_carries_an_error_object_in_place_of_the_output() {
 }
 
 #[test]
-fn a_cancelled_run_has_a_null_output_and_the_event_two_ls() {
+fn a_canceled_run_has_a_null_output_and_its_event_is_spelled_cancelled() {
     let text = text(&run(RunStatus::Canceled), PayloadFormat::Python);
     assert!(text.starts_with(r#"{"event": "run.cancelled", "#), "{text}");
     assert!(text.contains(r#""status": "canceled", "output": null, "#), "{text}");
@@ -88,7 +88,7 @@ fn a_run_that_has_not_ended_has_no_payload() {
 }
 
 #[test]
-fn a_stored_document_that_is_damaged_is_an_error() {
+fn a_damaged_stored_document_is_an_error() {
     let mut run = run(RunStatus::Succeeded);
     run.metadata = Some(JsonText::from_trusted("{"));
     assert!(matches!(CallbackPayload::of(&run), Err(PayloadError::Metadata(_))));

@@ -1,4 +1,4 @@
-//! Writing and parsing are each other's inverse.
+//! Parsing is the inverse of writing.
 
 use contracts::{Json, PayloadFormat, VALUE_DEPTH};
 use proptest::prelude::*;
@@ -25,12 +25,12 @@ fn documents() -> impl Strategy<Value = Json> {
 
 proptest! {
     #[test]
-    fn what_is_written_parses_to_the_same_document(json in documents()) {
+    fn a_written_document_parses_to_the_same_document(json in documents()) {
         for format in [PayloadFormat::Python, PayloadFormat::Compact] {
             let text = json.to_text(format);
             let parsed = Json::parse(text.as_bytes(), VALUE_DEPTH);
             prop_assert_eq!(parsed.as_ref(), Ok(&json));
-            // -0.0 equals 0.0, their texts differ
+            // -0.0 equals 0.0, but their texts differ
             prop_assert_eq!(parsed.map(|parsed| parsed.to_text(format)), Ok(text));
         }
     }

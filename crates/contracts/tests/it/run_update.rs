@@ -6,7 +6,7 @@ fn moment(text: &str) -> Timestamp {
     Timestamp::parse(text).unwrap()
 }
 
-/// Where and what, of every error.
+/// Returns the location and kind of every error.
 fn refusals(body: &str) -> Vec<(String, &'static str)> {
     let place = |error: FieldError| {
         let steps = error.loc.iter().map(|step| match step {
@@ -18,7 +18,7 @@ fn refusals(body: &str) -> Vec<(String, &'static str)> {
     RunUpdate::parse(body.as_bytes()).expect_err("should be refused").into_iter().map(place).collect()
 }
 
-/// Refusals of a body that is fine but for these members.
+/// Returns the errors of a body that is valid except for these members.
 fn refusals_with(members: &str) -> Vec<(String, &'static str)> {
     refusals(&format!(r#"{{"status_code": "running", {members}}}"#))
 }
@@ -56,7 +56,7 @@ fn null_is_the_same_as_absent() {
 }
 
 #[test]
-fn all_errors_are_told_at_once() {
+fn all_errors_are_reported_at_once() {
     let body = r#"{"status_code": "done", "duration_ms": 1.5, "created_at": "2023-11-07T05:31:56", "callback_url": 1,
         "metadata": [], "id": "x", "updated_at": null}"#;
     let expected = [
@@ -72,14 +72,14 @@ fn all_errors_are_told_at_once() {
 }
 
 #[test]
-fn the_status_is_required_and_one_of_the_seven() {
+fn the_status_is_required_and_must_be_a_known_one() {
     assert_eq!(refusals("{}"), one("body.status_code", "missing"));
     assert_eq!(refusals(r#"{"status_code": null}"#), one("body.status_code", "string_type"));
     assert_eq!(refusals(r#"{"status_code": "cancelled"}"#), one("body.status_code", "enum"));
 }
 
 #[test]
-fn a_duration_is_a_whole_number_that_is_not_negative() {
+fn a_duration_is_a_non_negative_integer() {
     for (value, kind) in [
         ("-1", "greater_than_equal"),
         ("-99999999999999999999", "greater_than_equal"),
@@ -103,7 +103,7 @@ fn a_duration_is_a_whole_number_that_is_not_negative() {
 }
 
 #[test]
-fn text_that_a_text_column_cannot_hold_is_refused() {
+fn text_with_nul_is_refused() {
     for field in ["failure_code", "failure_message", "failure_stage_code", "callback_url"] {
         assert_eq!(
             refusals_with(&format!(r#""{field}": "a\u0000""#)),
@@ -120,7 +120,7 @@ fn a_callback_url_has_at_most_2048_characters() {
 }
 
 #[test]
-fn a_body_that_is_no_object_or_no_json_is_refused() {
+fn a_body_that_is_not_a_json_object_is_refused() {
     assert_eq!(refusals("[]"), one("body", "object_type"));
     assert_eq!(refusals("{\"status_code\": }"), one("body.16", "json_invalid"));
     assert_eq!(refusals(""), one("body.0", "json_invalid"));
@@ -137,7 +137,7 @@ fn a_value_may_be_nested_100_deep() {
 }
 
 #[test]
-fn moments_that_a_run_must_have_become_now() {
+fn missing_required_timestamps_become_now() {
     let (created, now) = (moment("2023-11-07T05:31:56Z"), moment("2023-11-07T06:00:00Z"));
     let (org_id, id) = (OrgId::new(now), RunId::new(now));
     let run = |body: &str| RunUpdate::parse(body.as_bytes()).unwrap().into_run(org_id, id, now);

@@ -1,4 +1,5 @@
-//! What CPython made of some documents and datetimes, checked in by tests/make_vectors.py: needs no Python.
+//! Compares our writer with CPython's output for some documents and datetimes, recorded by
+//! tests/make_vectors.py. Needs no Python.
 
 use contracts::{Json, PayloadFormat, Timestamp, VALUE_DEPTH};
 use serde::Deserialize;
