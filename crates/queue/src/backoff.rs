@@ -1,18 +1,18 @@
-//! How long to wait before connecting again.
+//! The backoff between connections.
 
 use std::time::{Duration, Instant};
 
 use crate::session::Lost;
 
-/// Short enough that a broker's restart is hardly noticed.
+/// The upper bound of the first wait. Short, so that a broker restart has little effect.
 const FIRST: Duration = Duration::from_millis(100);
-/// Long enough for a broker that is down not to be hammered, short enough to be back soon after it.
+/// The longest wait. Long enough not to flood a broker that is down, short enough to reconnect soon after.
 const LONGEST: Duration = Duration::from_secs(5);
 
-/// What only a person can mend is not said more often than that.
+/// The wait after a failure that only an operator can fix, to limit how often it is logged.
 const LASTING: Duration = Duration::from_secs(30);
 
-/// Counts sessions that ended badly in a row.
+/// Counts consecutive failed sessions.
 pub(crate) struct Backoff {
     failures: u32,
     begun: Instant,
@@ -23,8 +23,9 @@ impl Backoff {
         Backoff { failures: 0, begun: Instant::now() }
     }
 
-    /// Waits after a session that ended badly. One that lasted for a while counts as good, so a connection
-    /// lost now and then is back at once, and one that is opened and lost again and again isn't hammered.
+    /// Waits after a failed session. One that lasted longer than [`LONGEST`] resets the count. So an
+    /// occasional loss is followed by a quick reconnect, and a broker that drops every connection is not
+    /// flooded.
     pub(crate) async fn wait(&mut self, lost: &Lost) {
         if self.begun.elapsed() > LONGEST {
             self.failures = 0;
@@ -36,7 +37,8 @@ impl Backoff {
     }
 }
 
-/// Exponential with full jitter; `jitter` is in `0..1`. Clients that lost their broker together come back apart.
+/// Returns an exponential delay with full jitter; `jitter` is in `0..1`. The jitter spreads the reconnects of
+/// clients that lost the broker together.
 fn delay(failures: u32, jitter: f64) -> Duration {
     let ceiling = FIRST.saturating_mul(2_u32.saturating_pow(failures)).min(LONGEST);
     ceiling.mul_f64(jitter)

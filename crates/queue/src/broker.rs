@@ -1,4 +1,4 @@
-//! Which broker and which queue.
+//! The broker's address and the queue's name.
 
 use std::fmt;
 
@@ -6,11 +6,11 @@ use lapin::uri::AMQPUri;
 use thiserror::Error;
 use url::{Host, Url};
 
-/// Seconds of silence after which a peer is asked whether it lives; after two of them it is given up. The
-/// broker's own default of 60 would leave a dispatcher deaf for two minutes.
+/// The AMQP heartbeat in seconds. A peer is considered dead after two without a frame. With the broker's
+/// default of 60, a dispatcher could miss doorbells for two minutes.
 const HEARTBEAT: u16 = 10;
 
-/// A RabbitMQ broker and the queue used there. `Display` and `Debug` don't show the credentials.
+/// A RabbitMQ broker and the queue on it. `Display` and `Debug` omit the credentials.
 #[derive(Clone)]
 pub struct Broker {
     pub(crate) uri: AMQPUri,
@@ -18,7 +18,7 @@ pub struct Broker {
     pub(crate) parked: String,
 }
 
-/// Why a broker can't be used as configured.
+/// Why a broker's configuration is invalid.
 #[derive(Debug, Error)]
 #[allow(missing_docs)]
 pub enum BrokerError {
@@ -39,13 +39,15 @@ pub enum BrokerError {
 }
 
 impl Broker {
-    /// The queue used if none is configured. Its arguments can't be changed once it exists, hence the version.
+    /// The default queue. Its name has a version, because the arguments of an existing queue can't be
+    /// changed.
     pub const DEFAULT_QUEUE: &str = "redial.deliveries.v1";
 
-    /// A broker by its URL, `amqp://user:password@host:5672/vhost` or `amqps://…`, and the queue's name.
+    /// Parses a broker's URL, `amqp://user:password@host:5672/vhost` or `amqps://…`, and checks the queue's
+    /// name.
     ///
-    /// Messages given out too often are parked: those of `redial.deliveries.v1` in `redial.parked.v1`, those of
-    /// any other queue `NAME` in `NAME.parked`.
+    /// Messages delivered too often are parked: those of `redial.deliveries.v1` in `redial.parked.v1`, those
+    /// of any other queue `NAME` in `NAME.parked`.
     pub fn parse(url: &str, queue: &str) -> Result<Broker, BrokerError> {
         let url = Url::parse(url).map_err(|error| BrokerError::Url(error.to_string()))?;
         if !matches!(url.scheme(), "amqp" | "amqps") {
@@ -62,7 +64,7 @@ impl Broker {
             return Err(BrokerError::Queue);
         }
         let mut uri: AMQPUri = url.as_str().parse().map_err(BrokerError::Url)?;
-        // Its parser takes the brackets of an IPv6 address for no host at all, and falls back to localhost.
+        // lapin's parser finds no host in the brackets of an IPv6 address and falls back to localhost.
         if let Host::Ipv6(address) = host {
             uri.authority.host = address.to_string();
         }
@@ -108,7 +110,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_wrong_with_a_broker_is_named_without_showing_it() {
+    fn an_invalid_broker_is_described_without_its_credentials() {
         let refused = |url, queue| Broker::parse(url, queue).unwrap_err().to_string();
         for (url, word) in [
             ("http://u:secret@host", "amqps://, not http:"),

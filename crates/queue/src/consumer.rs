@@ -1,4 +1,4 @@
-//! The hearing end, the same for both queues.
+//! The consumer, the same for both kinds of queue.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -13,55 +13,56 @@ use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 use tracing::debug;
 
-/// Hears doorbells.
+/// Receives doorbells.
 #[derive(Debug)]
 pub struct Consumer {
     messages: mpsc::Receiver<Vec<Message>>,
-    /// The rest of what came together.
+    /// The rest of the last received batch.
     here: VecDeque<Message>,
     stats: watch::Receiver<ConsumerStats>,
     paused: watch::Sender<bool>,
     shutdown: CancellationToken,
 }
 
-/// What a broker's task needs of its consumer.
+/// The ends of a consumer's channels that the broker's task uses.
 pub(crate) struct Forwarding {
     pub(crate) messages: mpsc::Sender<Vec<Message>>,
     pub(crate) stats: watch::Sender<ConsumerStats>,
     pub(crate) paused: watch::Receiver<bool>,
 }
 
-/// How a consumer fares.
+/// The state of a consumer.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct ConsumerStats {
-    /// Whether doorbells can be heard now.
+    /// Whether doorbells can be received now.
     pub connected: bool,
-    /// When the consuming channel last gave a sign of life. In process it needs none.
+    /// When the consuming channel last answered a liveness check. Unused in process.
     pub alive_at: Option<Instant>,
-    /// Messages in the parked queue, as last heard: given out too often, for a person to look at.
+    /// The last known number of messages in the parked queue: delivered too often, for an operator to
+    /// inspect.
     pub parked: u32,
-    /// How often it has connected to the broker.
+    /// The number of connections to the broker so far.
     pub connects: u64,
-    /// Messages that were no job this version knows. They are acknowledged and forgotten.
+    /// The number of messages that this version could not decode. They are acknowledged and discarded.
     pub undecodable: u64,
 }
 
-/// A doorbell heard. Dropped without [`Message::ack`], a broker gives it out again once the connection ends, together with
-/// all that came in one message.
+/// A received doorbell. If it is dropped without [`Message::ack`], the broker redelivers it after the
+/// connection ends, together with all doorbells of the same broker message.
 #[derive(Debug)]
 pub struct Message {
-    /// What is wanted.
+    /// The job.
     pub job: Job,
-    /// When it was rung or heard in this process.
+    /// When it was rung or received in this process.
     pub(crate) since: Instant,
     shared: Option<Arc<Shared>>,
 }
 
-/// Doorbells that came in one message of the broker's.
+/// The state shared by the doorbells of one broker message.
 #[derive(Debug)]
 struct Shared {
     acker: Acker,
-    /// How many are not acknowledged.
+    /// The number of doorbells not acknowledged yet.
     left: AtomicUsize,
 }
 
@@ -73,9 +74,9 @@ impl Consumer {
         Consumer { messages, here: VecDeque::new(), stats, paused, shutdown }
     }
 
-    /// A consumer of what a broker's task forwards, and the ends that task needs.
+    /// Returns a consumer of the messages that a broker's task forwards, and the ends for that task.
     pub(crate) fn forwarded(prefetch: u16, shutdown: CancellationToken) -> (Consumer, Forwarding) {
-        // The broker's prefetch is the bound; with room for all of it the task never waits here.
+        // The broker's prefetch is the bound. With room for all of it, the task never waits here.
         let (forward, messages) = mpsc::channel(usize::from(prefetch));
         let (stats, watched) = watch::channel(ConsumerStats::default());
         let (pause, paused) = watch::channel(false);
@@ -83,28 +84,29 @@ impl Consumer {
         (consumer, Forwarding { messages: forward, stats, paused })
     }
 
-    /// Stops listening until [`Consumer::resume`]. What was heard and not acknowledged is forgotten, the rest of the queue
-    /// left to others.
+    /// Stops consuming until [`Consumer::resume`]. Unacknowledged messages are discarded, the rest of the
+    /// queue is left to other consumers.
     pub fn pause(&mut self) {
         if !self.paused.send_replace(true) {
-            // The relay serves them.
+            // The relay serves their deliveries.
             self.here.clear();
             while self.messages.try_recv().is_ok() {}
         }
     }
 
-    /// Listens again.
+    /// Resumes consuming.
     pub fn resume(&mut self) {
         self.paused.send_if_modified(|paused| std::mem::replace(paused, false));
     }
 
-    /// The next message; none once the queue is shut down and its connection closed. Cancel-safe.
+    /// Returns the next message, or `None` once the queue is shut down and its connection closed.
+    /// Cancel-safe.
     pub async fn next(&mut self) -> Option<Message> {
         loop {
             if self.here.is_empty() {
                 self.here.extend(self.messages.recv().await?);
             }
-            // What was prefetched before the shutdown goes back to the broker.
+            // Messages prefetched before the shutdown are returned to the broker.
             match self.here.pop_front() {
                 message @ Some(_) if !self.shutdown.is_cancelled() => return message,
                 _ => self.here.clear(),
@@ -112,7 +114,7 @@ impl Consumer {
         }
     }
 
-    /// A message that is already here.
+    /// Returns a message that has already arrived, if any.
     pub fn try_next(&mut self) -> Option<Message> {
         if self.here.is_empty() {
             self.here.extend(self.messages.try_recv().ok()?);
@@ -120,12 +122,12 @@ impl Consumer {
         self.here.pop_front().filter(|_| !self.shutdown.is_cancelled())
     }
 
-    /// How it fares now.
+    /// Returns the current state.
     pub fn stats(&self) -> ConsumerStats {
         *self.stats.borrow()
     }
 
-    /// The same, to wait on or to keep elsewhere.
+    /// Returns a receiver of the state.
     pub fn watch(&self) -> watch::Receiver<ConsumerStats> {
         self.stats.clone()
     }
@@ -136,16 +138,16 @@ impl Message {
         Message { job, since: Instant::now(), shared: None }
     }
 
-    /// Those of one message.
+    /// Returns the doorbells of one broker message.
     pub(crate) fn heard(jobs: Vec<Job>, acker: Acker) -> Vec<Message> {
         let shared = Arc::new(Shared { acker, left: AtomicUsize::new(jobs.len()) });
         let since = Instant::now();
         jobs.into_iter().map(|job| Message { job, since, shared: Some(shared.clone()) }).collect()
     }
 
-    /// Says that the doorbell needs no repeating: call it right after the claim commits. The last one of its message hands
-    /// the acknowledgement to the connection and doesn't wait for it to be written. When the connection is gone the
-    /// message comes again, which is harmless.
+    /// Acknowledges the doorbell. Call it right after the claim commits. The last doorbell of a broker
+    /// message queues the acknowledgement on the connection without waiting for the write. If the connection
+    /// is lost the message is redelivered, which is harmless.
     pub fn ack(self) {
         if let Some(shared) = self.shared
             && shared.left.fetch_sub(1, Ordering::Relaxed) == 1
@@ -155,9 +157,10 @@ impl Message {
     }
 }
 
-/// Polled once, the future has queued the frame; the rest of it would wait until the frame is written.
+/// Acknowledges a broker message without waiting for the write: the first poll of the future queues the
+/// frame.
 pub(crate) fn ack(acker: &Acker) {
     if let Some(Ok(false) | Err(_)) = acker.ack(BasicAckOptions::default()).now_or_never() {
-        debug!("message not acknowledged, its connection is gone; it will come again");
+        debug!("message not acknowledged: its connection is gone, it will be redelivered");
     }
 }

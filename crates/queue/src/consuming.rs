@@ -20,7 +20,7 @@ use crate::{Broker, ConsumerStats, Message};
 /// The consumer's name on its channel, where it is the only one.
 const TAG: &str = "redial";
 
-/// How often the consuming channel is asked for a sign of life.
+/// The interval of liveness checks on the consuming channel.
 const HEARTBEAT: Duration = Duration::from_secs(5);
 
 /// Consumes until `shutdown`, or until the consumer is dropped.
@@ -35,10 +35,10 @@ pub(crate) async fn run(
         let listened = listen(&broker, prefetch, &mut forwarding, &shutdown).await;
         forwarding.stats.send_modify(|stats| stats.connected = false);
         match listened {
-            Ok(Ended::Paused) => debug!(%broker, "not consuming, asked to pause"),
+            Ok(Ended::Paused) => debug!(%broker, "consumer paused"),
             Ok(Ended::Stopped) => return,
             Err(lost) => {
-                warn!(%broker, reason = %lost, "not consuming, connecting again");
+                warn!(%broker, reason = %lost, "consumer not connected, reconnecting");
                 tokio::select! {
                     () = stopped(&shutdown, &forwarding.messages) => return,
                     () = backoff.wait(&lost) => {}
@@ -48,7 +48,7 @@ pub(crate) async fn run(
     }
 }
 
-/// Waits until nobody wants to hear any more.
+/// Waits for the shutdown, or until the consumer is dropped.
 async fn stopped(shutdown: &CancellationToken, messages: &mpsc::Sender<Vec<Message>>) {
     tokio::select! {
         () = shutdown.cancelled() => {}
@@ -56,13 +56,13 @@ async fn stopped(shutdown: &CancellationToken, messages: &mpsc::Sender<Vec<Messa
     }
 }
 
-/// Why listening ended without anything having gone wrong.
+/// Why a session ended without an error.
 enum Ended {
     Paused,
     Stopped,
 }
 
-/// One session, from when it is wanted until it is lost or not wanted any more.
+/// Runs one session: waits until it is needed and ends when it is lost or no longer needed.
 async fn listen(
     broker: &Broker,
     prefetch: u16,
@@ -71,7 +71,7 @@ async fn listen(
 ) -> Result<Ended, Lost> {
     let Forwarding { messages, stats, paused } = forwarding;
     let open = async {
-        // It fails when the consumer is dropped, which is what `stopped` waits for.
+        // This fails when the consumer is dropped, which `stopped` waits for.
         let _ = paused.wait_for(|paused| !paused).await;
         Session::open(broker, "redial dispatcher").await
     };
@@ -84,12 +84,13 @@ async fn listen(
         Ok(_) = paused.wait_for(|paused| *paused) => Ended::Paused,
         Err(lost) = consume(broker, &session, prefetch, messages, stats) => return Err(lost),
     };
-    // By the time this is answered, acknowledgements handed over before it are written.
+    // When this is answered, all acknowledgements queued before it have been written.
     let cancel = session.channel.basic_cancel(TAG.into(), BasicCancelOptions::default());
     let _ = timeout(PATIENCE, cancel).await;
     if let Ended::Paused = ended {
-        // Messages given back would count as given out in vain, and be parked after an outage that all dispatchers had
-        // met. A doorbell less is no loss: the relay finds the delivery.
+        // Acknowledges the rest. Returned messages count towards the delivery limit, and would be parked
+        // after an outage that all dispatchers hit. Losing a doorbell is harmless: the relay finds the
+        // delivery.
         let all = BasicAckOptions { multiple: true };
         let _ = timeout(PATIENCE, session.channel.basic_ack(0, all)).await;
     }
@@ -114,7 +115,8 @@ async fn consume(
     info!(%broker, prefetch, "consuming");
     let mut heartbeat = interval(HEARTBEAT);
     heartbeat.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    // Messages waited at the last heartbeat, we had room for them, and none has come since.
+    // At the last liveness check messages were waiting and there was room for them, and none has arrived
+    // since.
     let mut is_passed_over = false;
     loop {
         let delivery = tokio::select! {
@@ -137,27 +139,27 @@ async fn consume(
         };
         is_passed_over = false;
         match Job::decode(&delivery.data) {
-            // This fails only when the consumer is dropped, which ends the task.
+            // Fails only when the consumer is dropped, which ends the task.
             Ok(jobs) => drop(messages.send(Message::heard(jobs, delivery.acker)).await),
             Err(error) => {
                 stats.send_modify(|stats| stats.undecodable += 1);
-                warn!(%broker, bytes = delivery.data.len(), reason = reason(&error), "message is no job, dropped");
+                warn!(%broker, bytes = delivery.data.len(), reason = reason(&error), "invalid job message dropped");
                 ack(&delivery.acker);
             }
         }
     }
 }
 
-/// Parked messages are nobody's work: their deliveries are served by the relay. But something ended every connection
-/// they were given to, which a person should know.
+/// Logs a change of the number of parked messages. The relay serves their deliveries, but an operator should
+/// find out what ended every connection that received them.
 fn alert_of_parked(broker: &Broker, stats: &watch::Sender<ConsumerStats>, parked: u32) {
     let changed = stats.send_if_modified(|stats| std::mem::replace(&mut stats.parked, parked) != parked);
     if changed && parked > 0 {
-        warn!(%broker, parked, queue = broker.parked, "messages are parked: they were given out too often");
+        warn!(%broker, parked, queue = broker.parked, "messages are parked: they were delivered too often");
     }
 }
 
-/// Why a message is no job, without quoting from it.
+/// Returns why a message is not a job, without quoting its contents.
 fn reason(error: &JobError) -> String {
     match error {
         JobError::Malformed(error) => format!("{:?} error at column {}", error.classify(), error.column()),

@@ -1,10 +1,10 @@
-//! Doorbells: job messages that say "an attempt of this delivery is wanted", over RabbitMQ or in process.
+//! Doorbells: job messages that request an attempt of a delivery, over RabbitMQ or in process.
 //!
-//! A doorbell is never the work. One that is dropped, refused, lost or repeated does no harm, because the
-//! relay serves from the database whatever no doorbell announced. So ringing never waits and never fails, a
-//! broker outage is no outage of the program, and nothing here is retried message by message.
+//! Doorbells are hints. One that is dropped, refused, lost or repeated is harmless, because the relay finds
+//! deliveries without a doorbell in the database. Therefore publishing never waits and never fails, a broker
+//! outage does not stop the program, and single messages are never retried.
 //!
-//! This is the only crate that knows lapin.
+//! This is the only crate that uses lapin.
 
 mod backoff;
 mod broker;
@@ -21,16 +21,17 @@ pub use session::{Depth, Lost};
 
 use tokio_util::sync::CancellationToken;
 
-/// A queue inside this process, for one process that does everything. It holds what was rung for `capacity` times, and
-/// drops what exceeds that. It shuts down when its last publisher is dropped.
+/// Returns a queue inside this process, for a single process with all roles. It holds the doorbells of up to
+/// `capacity` calls to [`Publisher::ring_all`] and drops the rest. It shuts down when its last publisher is
+/// dropped.
 pub fn in_process(capacity: usize) -> (Publisher, Consumer) {
     let (doorbells, messages) = tokio::sync::mpsc::channel(capacity.max(1));
     (Publisher::in_process(doorbells), Consumer::in_process(messages))
 }
 
 impl Broker {
-    /// Rings doorbells at this broker, from a task of its own that connects again for as long as it takes.
-    /// After `shutdown` it still publishes what was rung before; [`Publisher::closed`] says when that is done.
+    /// Returns a publisher to this broker. It runs in its own task, which reconnects without limit. After
+    /// `shutdown` it still publishes the doorbells rung before. [`Publisher::closed`] waits for that.
     ///
     /// Must be called within a tokio runtime.
     pub fn publisher(&self, shutdown: CancellationToken) -> Publisher {
@@ -39,20 +40,20 @@ impl Broker {
         publisher
     }
 
-    /// Hears doorbells from this broker, from a task of its own that connects again for as long as it takes.
-    /// At most `prefetch` messages (at least one) are held without being acknowledged. After `shutdown`, or
-    /// when the consumer is dropped, the connection is closed and unacknowledged messages go back at once.
+    /// Returns a consumer of this broker's doorbells. It runs in its own task, which reconnects without
+    /// limit. It holds at most `prefetch` unacknowledged messages (at least one). After `shutdown`, or when
+    /// the consumer is dropped, it closes the connection and unacknowledged messages are requeued at once.
     ///
     /// Must be called within a tokio runtime.
     pub fn consumer(&self, prefetch: u16, shutdown: CancellationToken) -> Consumer {
-        // Zero would mean "without limit" to the broker.
+        // The broker treats zero as "unlimited".
         let prefetch = prefetch.max(1);
         let (consumer, forwarding) = Consumer::forwarded(prefetch, shutdown.clone());
         tokio::spawn(consuming::run(self.clone(), prefetch, forwarding, shutdown));
         consumer
     }
 
-    /// How full the queues are. Declares them when they are not there.
+    /// Returns the depth of the queues. Declares them if they don't exist.
     pub async fn depth(&self) -> Result<Depth, Lost> {
         let session = session::Session::open(self, "redial").await?;
         let depth = session.depth(self).await;
@@ -60,8 +61,8 @@ impl Broker {
         depth
     }
 
-    /// Deletes the queue and its parked queue with all that is in them: for queues made for one occasion, such
-    /// as a load test. Doorbells lost this way are served by the relay.
+    /// Deletes the queue and its parked queue with their contents. Meant for temporary queues, such as those
+    /// of a load test. The relay serves the deliveries of the deleted doorbells.
     pub async fn delete_queues(&self) -> Result<(), Lost> {
         let session = session::Session::open(self, "redial").await?;
         let deleted = session.delete_queues(self).await;

@@ -1,15 +1,15 @@
-//! The ringing end, the same for both queues.
+//! The publisher, the same for both kinds of queue.
 
 use contracts::Job;
 use tokio::sync::{mpsc, watch};
 
 use crate::Message;
 
-/// How often it may be rung while doorbells wait for the broker, each time for up to [`Job::MOST`] jobs: 16 MiB at
-/// worst. More would not help: a doorbell is worth something for seconds only.
+/// The most calls to [`Publisher::ring_all`] buffered for the broker, each with up to [`Job::MOST`] jobs: 16
+/// MiB at worst. A larger buffer is useless, because a doorbell is worth sending for a few seconds only.
 const BUFFER: usize = 1024;
 
-/// Rings doorbells. Cheap to clone; never waits, never fails.
+/// Publishes doorbells. Cheap to clone; never waits and never fails.
 #[derive(Clone, Debug)]
 pub struct Publisher {
     doorbells: mpsc::Sender<Vec<Message>>,
@@ -17,18 +17,18 @@ pub struct Publisher {
     in_process: bool,
 }
 
-/// What became of the doorbells rung so far. Those in none of the counts are still under way.
+/// The outcomes of the doorbells rung so far. Doorbells in no count are still in flight.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct PublisherStats {
-    /// Whether a doorbell rung now has somewhere to go.
+    /// Whether the broker is connected. Always true in process.
     pub connected: bool,
-    /// How often it has connected to the broker.
+    /// The number of connections to the broker so far.
     pub connects: u64,
-    /// Confirmed by the broker, or put into the in-process queue.
+    /// Doorbells confirmed by the broker, or put into the in-process queue.
     pub published: u64,
-    /// Never sent: the buffer was full, the broker asked publishers to stop, or it was too late for them.
+    /// Doorbells never sent: the buffer was full, the broker blocked publishers, or they were too old.
     pub dropped: u64,
-    /// Sent, but refused, returned, not confirmed in time, or lost with the connection.
+    /// Doorbells sent but refused, returned, not confirmed in time, or lost with the connection.
     pub refused: u64,
 }
 
@@ -38,19 +38,19 @@ impl Publisher {
         Publisher { doorbells, stats: watch::Sender::new(stats), in_process: true }
     }
 
-    /// A publisher whose doorbells wait in a small buffer, and the two ends a broker's task needs.
+    /// Returns a publisher with a small buffer, and the two ends for the broker's task.
     pub(crate) fn buffered() -> (Publisher, mpsc::Receiver<Vec<Message>>, watch::Sender<PublisherStats>) {
         let (doorbells, waiting) = mpsc::channel(BUFFER);
         let stats = watch::Sender::default();
         (Publisher { doorbells, stats: stats.clone(), in_process: false }, waiting, stats)
     }
 
-    /// Rings for a job. The doorbell is dropped, and counted, when the buffer is full.
+    /// Rings for a job. If the buffer is full, the doorbell is dropped and counted.
     pub fn ring(&self, job: Job) {
         self.ring_all(vec![job]);
     }
 
-    /// Rings once for jobs that were accepted together.
+    /// Rings for jobs that were accepted together.
     pub fn ring_all(&self, jobs: Vec<Job>) {
         let count = jobs.len() as u64;
         match self.doorbells.try_send(jobs.into_iter().map(Message::rung).collect()) {
@@ -60,18 +60,18 @@ impl Publisher {
         }
     }
 
-    /// The figures of all clones together.
+    /// Returns the statistics of all clones together.
     pub fn stats(&self) -> PublisherStats {
         *self.stats.borrow()
     }
 
-    /// The same figures, to wait on.
+    /// Returns a receiver of the statistics.
     pub fn watch(&self) -> watch::Receiver<PublisherStats> {
         self.stats.subscribe()
     }
 
-    /// Waits until nothing takes doorbells any more: the publisher has shut down, and what was rung before is
-    /// confirmed or given up. In process: until the consumer is dropped.
+    /// Waits until no doorbells are accepted any more: the publisher has shut down, and earlier doorbells are
+    /// confirmed or given up. In process, it waits until the consumer is dropped.
     pub async fn closed(&self) {
         self.doorbells.closed().await;
     }

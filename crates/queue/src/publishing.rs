@@ -17,9 +17,9 @@ use crate::backoff::Backoff;
 use crate::session::{Lost, PATIENCE, Session};
 use crate::{Broker, Message, PublisherStats};
 
-/// How many messages may be unconfirmed. A quorum queue confirms in batches; this keeps them large.
+/// The most unconfirmed messages. A quorum queue confirms in batches; this keeps them large.
 const WINDOW: usize = 256;
-/// A doorbell older than this isn't sent: the relay looks for itself two seconds after a delivery's acceptance.
+/// A doorbell older than this isn't sent: the relay claims a delivery two seconds after its acceptance.
 const STALE: Duration = Duration::from_secs(5);
 
 /// Publishes until `shutdown`, or until the last publisher is dropped.
@@ -34,7 +34,7 @@ pub(crate) async fn run(
         let ended = session(&broker, &mut doorbells, &stats, &shutdown).await;
         stats.send_modify(|stats| stats.connected = false);
         let Err(lost) = ended else { return };
-        warn!(%broker, reason = %lost, "not publishing, connecting again");
+        warn!(%broker, reason = %lost, "publisher not connected, reconnecting");
         tokio::select! {
             () = shutdown.cancelled() => return,
             () = backoff.wait(&lost) => {}
@@ -52,7 +52,7 @@ async fn session(
         () = shutdown.cancelled() => return Ok(()),
         session = Session::open(broker, "redial api") => session?,
     };
-    // Listened to from before the last answer awaited here, so no loss goes unnoticed.
+    // The listener starts before the last response awaited here, so no loss is missed.
     let events = session.connection.events_listener();
     timeout(PATIENCE, session.channel.confirm_select(ConfirmSelectOptions::default())).await??;
     stats.send_modify(|stats| (stats.connected, stats.connects) = (true, stats.connects + 1));
@@ -62,7 +62,7 @@ async fn session(
     Ok(())
 }
 
-/// Publishes a full message without waiting for confirms, and what has gathered when none is under way.
+/// Publishes full messages without waiting for confirms, and partial ones when no message is in flight.
 async fn publish(
     broker: &Broker,
     session: &Session,
@@ -97,12 +97,13 @@ async fn publish(
     };
 
     let mut unconfirmed = FuturesUnordered::new();
-    let mut sent = 0; // jobs of them
+    let mut sent = 0; // jobs in unconfirmed messages
     let mut gathered = Vec::new();
     let mut last = false;
     let ended = loop {
-        // A message goes at once when none is under way. What comes while one is gathers into the next, as a message costs
-        // the broker much and a job in it next to nothing.
+        // A message is sent at once when no other is in flight. Doorbells that arrive meanwhile are gathered
+        // into the next one, because the broker's cost is per message and nearly independent of the number of
+        // jobs in it.
         if last || unconfirmed.is_empty() || count(&gathered) >= Job::MOST {
             let jobs = worth_sending(&mut gathered);
             sent += jobs.len();
@@ -121,7 +122,7 @@ async fn publish(
                 stats.send_modify(counted);
                 match outcome {
                     Ok(Confirmation::Ack(Some(_))) => break Err(Lost::Returned),
-                    // The broker told us to wait; a new connection would only be told so again.
+                    // The broker has blocked publishers and would block a new connection as well.
                     Err(Lost::Late(_)) if connection.status().blocked() => {}
                     Err(lost) => break Err(lost),
                     // A full queue nacks.
@@ -130,8 +131,8 @@ async fn publish(
             }
             event = events.next() => match event {
                 Some(Event::Error(error)) => break Err(error.into()),
-                Some(Event::ConnectionBlocked(reason)) => warn!(%broker, reason, "the broker takes no messages"),
-                Some(Event::ConnectionUnblocked) => info!(%broker, "the broker takes messages again"),
+                Some(Event::ConnectionBlocked(reason)) => warn!(%broker, reason, "the broker blocks publishers"),
+                Some(Event::ConnectionUnblocked) => info!(%broker, "the broker accepts messages again"),
                 _ => {}
             },
             came = doorbells.recv_many(&mut gathered, Job::MOST), if !last && unconfirmed.len() < WINDOW => {

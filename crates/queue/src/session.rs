@@ -1,4 +1,4 @@
-//! One connection to the broker with one channel, and the queues declared on it.
+//! A session: one connection to the broker with one channel, and the queues declared on it.
 
 use std::io;
 use std::net::{Shutdown, TcpStream};
@@ -19,7 +19,7 @@ use tracing::info;
 
 use crate::Broker;
 
-/// How long an answer of the broker is waited for.
+/// The timeout of a request to the broker.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(5);
 
 /// Why a session ended.
@@ -28,11 +28,11 @@ pub(crate) const PATIENCE: Duration = Duration::from_secs(5);
 pub enum Lost {
     #[error("{0}")]
     Broker(#[from] lapin::Error),
-    #[error("no answer in time")]
+    #[error("the broker did not answer in time")]
     Late(#[from] Elapsed),
     #[error("the consumer was cancelled; its queue may be gone")]
     Cancelled,
-    #[error("messages wait, and none of them is given to us")]
+    #[error("messages are waiting, but the broker delivers none")]
     PassedOver,
     #[error("a message was returned; its queue may be gone")]
     Returned,
@@ -44,43 +44,43 @@ pub enum Lost {
 }
 
 impl Lost {
-    /// Whether only a person can mend it.
+    /// Returns whether only an operator can fix the cause.
     pub(crate) fn is_lasting(&self) -> bool {
         matches!(self, Lost::Unusable { .. })
     }
 }
 
-/// An open session. Dropped, it takes its socket down at once; [`Session::close`] does so politely.
+/// An open session. Dropping it shuts down its socket at once; [`Session::close`] closes it cleanly.
 pub(crate) struct Session {
     pub(crate) connection: Connection,
     pub(crate) channel: Channel,
-    /// Whether there is a queue for parked messages.
+    /// Whether the queue for parked messages exists.
     has_parked: bool,
     _socket: Socket,
 }
 
-/// How full the queues are.
+/// The depth of the queues.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Depth {
-    /// Messages that are ready to be given out.
+    /// Messages ready for delivery.
     pub waiting: u32,
-    /// Consumers of all connections.
+    /// Consumers on all connections.
     pub consumers: u32,
     /// Messages in the parked queue.
     pub parked: u32,
 }
 
 impl Session {
-    /// Connects and declares the queues. `name` is how the broker shows the connection.
+    /// Connects and declares the queues. `name` is the connection's name at the broker.
     pub(crate) async fn open(broker: &Broker, name: &str) -> Result<Session, Lost> {
         let socket = Socket::default();
-        // Connecting has a limit of its own and comes first, so by the end of this one the socket is known.
+        // Connecting comes first and has its own timeout, so the socket is known when this one expires.
         timeout(2 * PATIENCE, async {
             let connection = connect(broker, name, &socket).await?;
             let mut channel = connection.create_channel().await?;
             let has_parked =
                 match declare(&connection, &mut channel, &broker.parked, parked_arguments()).await {
-                    // It is somebody else's to make; nothing here depends on it.
+                    // An operator has to create it. Nothing here depends on it.
                     Err(Lost::Unusable { .. }) => false,
                     declared => declared.map(|()| true)?,
                 };
@@ -90,7 +90,7 @@ impl Session {
         .await?
     }
 
-    /// Deletes both queues with all that is in them.
+    /// Deletes both queues with their contents.
     pub(crate) async fn delete_queues(&self, broker: &Broker) -> Result<(), Lost> {
         for queue in [&broker.queue, &broker.parked] {
             let delete = self.channel.queue_delete(queue.as_str().into(), QueueDeleteOptions::default());
@@ -99,7 +99,7 @@ impl Session {
         Ok(())
     }
 
-    /// Asks how full the queues are. Nothing to ask after, or no answer in time, means that the session is lost.
+    /// Queries the depth of the queues. A missing queue or a timeout means that the session is lost.
     pub(crate) async fn depth(&self, broker: &Broker) -> Result<Depth, Lost> {
         let passive = QueueDeclareOptions { passive: true, ..QueueDeclareOptions::default() };
         let ask = |queue: &str| self.channel.queue_declare(queue.into(), passive, FieldTable::default());
@@ -111,16 +111,15 @@ impl Session {
         Ok(Depth { waiting: queue.message_count(), consumers: queue.consumer_count(), parked })
     }
 
-    /// Closes the connection; whatever it held unacknowledged goes back at once.
+    /// Closes the connection. Its unacknowledged messages are requeued at once.
     pub(crate) async fn close(self) {
-        // Nothing to do about a failure: the broker notices when the socket goes down.
+        // Failures are ignored: the broker notices when the socket is shut down.
         let _ = timeout(PATIENCE, self.connection.close(200, "OK".into())).await;
     }
 }
 
-/// The TCP connection under lapin's, taken down when this is dropped. lapin's thread ends with its socket and
-/// not before: without this, each attempt at a broker that accepts and then says nothing would leave a thread
-/// behind for good.
+/// The TCP connection under lapin's, shut down on drop. lapin's thread ends only with its socket. Without
+/// this, each connection to a broker that accepts and never answers would leak a thread.
 #[derive(Default)]
 struct Socket(Arc<OnceLock<TcpStream>>);
 
@@ -134,7 +133,7 @@ impl Drop for Socket {
 
 async fn connect(broker: &Broker, name: &str, socket: &Socket) -> lapin::Result<Connection> {
     let socket = socket.0.clone();
-    // lapin's own recovery stays off (the default): after it the session would not be known to be new.
+    // lapin's own recovery stays off (the default), because a recovered session looks like the old one.
     let properties = ConnectionProperties::default().with_connection_name(name.into());
     let runtime = lapin::runtime::default_runtime()?;
     let connect = Connection::connector(
@@ -146,7 +145,7 @@ async fn connect(broker: &Broker, name: &str, socket: &Socket) -> lapin::Result<
                 let addresses = runtime.to_socket_addrs((host.clone(), *port));
                 let stream = AsyncTcpStream::connect(&runtime, addresses).await?;
                 if let AsyncTcpStream::Plain(plain) = &stream {
-                    // A lone doorbell must not wait for the acknowledgement of the packet before it.
+                    // A single doorbell must not wait for the acknowledgement of the previous packet.
                     plain.get_ref().set_nodelay(true)?;
                     let _ = socket.set(plain.get_ref().as_fd().try_clone_to_owned()?.into());
                 }
@@ -162,9 +161,9 @@ async fn connect(broker: &Broker, name: &str, socket: &Socket) -> lapin::Result<
     connect.await
 }
 
-/// Declares a queue. Each end does this with both on every connection, so neither depends on the other having been there
-/// first, and a queue that was deleted comes back. One that exists and may not be declared, or has other arguments, is
-/// used as it is.
+/// Declares a queue. Publishers and consumers declare both queues on every connection, so their start order
+/// does not matter and a deleted queue is created again. An existing queue that may not be declared, or that
+/// has other arguments, is used as is.
 async fn declare(
     connection: &Connection,
     channel: &mut Channel,
@@ -176,12 +175,12 @@ async fn declare(
     if !is_refusal(&declared) {
         return Err(declared.into());
     }
-    // The broker has closed the channel, and closes this one if there is no such queue.
+    // The broker has closed the channel, and closes the new one if the queue does not exist.
     *channel = connection.create_channel().await?;
     let passive = QueueDeclareOptions { passive: true, ..QueueDeclareOptions::default() };
     match channel.queue_declare(queue.into(), passive, FieldTable::default()).await {
         Ok(_) => {
-            info!(queue, reason = %declared, "using the queue as it is");
+            info!(queue, reason = %declared, "using the existing queue unchanged");
             Ok(())
         }
         Err(found) if is_refusal(&found) => {
@@ -192,7 +191,8 @@ async fn declare(
     }
 }
 
-/// Whether the broker said no to what was asked: the user may not do it, the queue has other arguments, or there is none.
+/// Returns whether the broker refused the request: the user lacks the permission, the queue has other
+/// arguments, or it does not exist.
 fn is_refusal(error: &lapin::Error) -> bool {
     use AMQPSoftError::{ACCESSREFUSED, NOTFOUND, PRECONDITIONFAILED};
     let ErrorKind::ProtocolError(error) = error.kind() else { return false };
@@ -209,14 +209,16 @@ fn parked_arguments() -> FieldTable {
     parked
 }
 
-/// The arguments of an existing queue can't be changed: a change here needs another [`Broker::DEFAULT_QUEUE`].
+/// Returns the arguments of the queue. Those of an existing queue can't be changed, so a change here requires
+/// a new [`Broker::DEFAULT_QUEUE`].
 fn arguments(broker: &Broker) -> FieldTable {
     let mut doorbells = FieldTable::default();
     doorbells.insert("x-queue-type".into(), text("quorum"));
-    // A doorbell refused by a full queue is served by the relay, which reads the backlog from the database.
+    // The relay serves the deliveries of doorbells refused by a full queue: it reads the backlog from the
+    // database.
     doorbells.insert("x-max-length".into(), AMQPValue::LongLongInt(10_000));
     doorbells.insert("x-overflow".into(), text("reject-publish"));
-    // A message that ends every connection it is given to is parked rather than given out for ever.
+    // A message that ends every connection it is delivered to is parked, not redelivered forever.
     doorbells.insert("x-delivery-limit".into(), AMQPValue::LongLongInt(20));
     doorbells.insert("x-dead-letter-exchange".into(), text(""));
     doorbells.insert("x-dead-letter-routing-key".into(), text(&broker.parked));

@@ -20,13 +20,13 @@ pub(crate) async fn a_rung_job_arrives(publisher: Publisher, mut consumer: Consu
 }
 
 #[tokio::test]
-async fn a_job_rung_arrives_unchanged() {
+async fn a_job_arrives_unchanged_over_the_broker() {
     let rabbit = Rabbit::new().await;
     a_rung_job_arrives(rabbit.publisher().await, rabbit.consumer(8).await).await;
 }
 
 #[tokio::test]
-async fn a_job_rung_before_the_broker_is_reached_arrives() {
+async fn a_job_rung_before_the_broker_is_connected_arrives() {
     let rabbit = Rabbit::new().await;
     a_rung_job_arrives(rabbit.broker().publisher(rabbit.shutdown.clone()), rabbit.consumer(8).await).await;
 }
@@ -52,9 +52,9 @@ async fn many_doorbells_arrive_once_each() {
 
 /// With a prefetch of one, a second message proves that the first was acknowledged.
 #[tokio::test]
-async fn jobs_that_were_rung_together_share_messages_which_are_acknowledged_with_the_last() {
+async fn jobs_rung_together_share_a_message_acknowledged_with_its_last_job() {
     let rabbit = Rabbit::new().await;
-    // Rung before there is a connection, so that all have gathered when the first is sent.
+    // Rung before there is a connection, so that all are gathered when the first message is sent.
     let publisher = rabbit.broker().publisher(rabbit.shutdown.clone());
     let jobs: Vec<Job> = (0..Job::MOST + 1).map(|_| job()).collect();
     publisher.ring_all(jobs.clone());
@@ -67,7 +67,7 @@ async fn jobs_that_were_rung_together_share_messages_which_are_acknowledged_with
         assert_eq!(message.job, *job);
         first.push(message);
     }
-    let last = first.pop().expect("there are some");
+    let last = first.pop().expect("there are messages");
     first.into_iter().for_each(Message::ack);
     assert!(consumer.try_next().is_none());
     last.ack();
@@ -115,9 +115,9 @@ async fn the_queues_are_declared_as_documented() {
     declare(&parked, quorum).await.expect("a quorum queue");
 }
 
-/// As when a whole installation starts at once beside a new broker.
+/// The situation when a whole installation starts at once with a new broker.
 #[tokio::test]
-async fn a_queue_declared_by_many_at_once_works() {
+async fn a_queue_declared_by_many_clients_at_once_works() {
     for _ in 0..10 {
         let rabbit = Rabbit::new().await;
         let publishers: Vec<Publisher> =
@@ -133,7 +133,7 @@ async fn a_queue_declared_by_many_at_once_works() {
 }
 
 #[tokio::test]
-async fn messages_not_acknowledged_come_back_when_the_consumer_is_dropped() {
+async fn unacknowledged_messages_are_redelivered_when_the_consumer_is_dropped() {
     let rabbit = Rabbit::new().await;
     let (publisher, mut first) = (rabbit.publisher().await, rabbit.consumer(2).await);
     let rung = job();
@@ -162,18 +162,19 @@ async fn a_paused_consumer_leaves_the_queue_to_others_until_it_is_resumed() {
     let message = heard(&mut other).await;
     assert_eq!(message.job, jobs[1], "the first one is not given out again");
     message.ack();
-    forgotten.ack(); // on a connection that is gone: nothing happens
+    forgotten.ack(); // no effect: its connection is gone
     drop(other);
     paused.resume();
     publisher.ring(jobs[2].clone());
     assert_eq!(heard(&mut paused).await.job, jobs[2]);
 }
 
-/// However many dispatchers meet an outage, one after the other: what they give up is not given back.
+/// Regardless of how many dispatchers hit an outage one after the other, their discarded messages are not
+/// returned.
 #[tokio::test]
-async fn consumers_that_pause_with_a_message_park_none() {
+async fn consumers_that_pause_with_a_message_cause_no_parking() {
     let rabbit = Rabbit::new().await;
-    rabbit.publisher().await; // it declares the queue
+    rabbit.publisher().await; // declares the queue
     rabbit.put_each(&[(); 25].map(|()| job())).await;
     for left in (0..25).rev() {
         let mut consumer = rabbit.consumer(1).await;
@@ -186,7 +187,7 @@ async fn consumers_that_pause_with_a_message_park_none() {
 }
 
 #[tokio::test]
-async fn a_queue_with_other_arguments_is_used_as_it_is() {
+async fn a_queue_with_other_arguments_is_used_unchanged() {
     let rabbit = Rabbit::new().await;
     let durable = QueueDeclareOptions { durable: true, ..QueueDeclareOptions::default() };
     let (queue, arguments) = (rabbit.queue.as_str().into(), FieldTable::default());
@@ -195,7 +196,7 @@ async fn a_queue_with_other_arguments_is_used_as_it_is() {
 }
 
 #[tokio::test]
-async fn acknowledged_messages_do_not_come_back() {
+async fn acknowledged_messages_are_not_redelivered() {
     let rabbit = Rabbit::new().await;
     let mut first = rabbit.consumer(1).await;
     let jobs = [job(), job(), job()];
@@ -211,7 +212,7 @@ async fn acknowledged_messages_do_not_come_back() {
 }
 
 #[tokio::test]
-async fn parked_messages_are_told_of() {
+async fn parked_messages_are_counted() {
     let rabbit = Rabbit::new().await;
     rabbit.publisher().await;
     let parked = format!("{}.parked", rabbit.queue);
@@ -225,7 +226,7 @@ async fn parked_messages_are_told_of() {
 }
 
 #[tokio::test]
-async fn what_is_no_job_is_counted_and_forgotten() {
+async fn undecodable_messages_are_counted_and_discarded() {
     let rabbit = Rabbit::new().await;
     let (publisher, mut consumer) = (rabbit.publisher().await, rabbit.consumer(1).await);
     for body in [&b"\xff garbage"[..], br#"{"version": 3}"#, br#"{"version": 2}"#, b""] {
@@ -264,7 +265,7 @@ async fn a_deleted_queue_is_declared_again_by_the_publisher() {
 }
 
 #[tokio::test]
-async fn a_full_queue_refuses_and_the_caller_does_not_notice() {
+async fn a_full_queue_refuses_doorbells_without_an_error_to_the_caller() {
     let rabbit = Rabbit::new().await;
     let publisher = rabbit.publisher().await;
     // A quorum queue may take a little more than its limit before it refuses.
@@ -285,7 +286,7 @@ async fn a_full_queue_refuses_and_the_caller_does_not_notice() {
 }
 
 #[tokio::test]
-async fn without_a_broker_ringing_goes_on_and_drops_what_exceeds_the_buffer() {
+async fn without_a_broker_doorbells_beyond_the_buffer_are_dropped() {
     let nobody = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
     let broker = Broker::parse(&format!("amqp://{nobody}"), "test").unwrap();
     let publisher = broker.publisher(CancellationToken::new());
@@ -311,7 +312,7 @@ async fn a_lost_connection_is_replaced_and_keeps_the_prefetch() {
     proxy.cut();
     until(consumer.watch(), |stats| stats.connects == 2).await;
     until(publisher.watch(), |stats| stats.connects == 2).await;
-    // Their connection is gone: this does nothing, and does no harm.
+    // Their connection is gone, so this has no effect.
     held.into_iter().for_each(Message::ack);
     let held = [heard(&mut consumer).await, heard(&mut consumer).await];
     assert_eq!(rabbit.waiting().await, 3);
@@ -326,7 +327,7 @@ async fn a_lost_connection_is_replaced_and_keeps_the_prefetch() {
 }
 
 #[tokio::test]
-async fn shutting_down_publishes_what_was_rung_and_returns_what_was_not_acknowledged() {
+async fn a_shutdown_publishes_rung_doorbells_and_requeues_unacknowledged_messages() {
     let rabbit = Rabbit::new().await;
     let (publishing, consuming) = (CancellationToken::new(), CancellationToken::new());
     let publisher = rabbit.broker().publisher(publishing.clone());
@@ -354,7 +355,7 @@ async fn shutting_down_publishes_what_was_rung_and_returns_what_was_not_acknowle
 }
 
 #[tokio::test]
-async fn a_broker_that_says_nothing_is_let_go_of() {
+async fn the_connection_to_a_silent_broker_is_closed_on_drop() {
     let mute = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let broker = Broker::parse(&format!("amqp://{}", mute.local_addr().unwrap()), "test").unwrap();
     let mut consumer = broker.consumer(1, CancellationToken::new());

@@ -1,13 +1,13 @@
 use crate::support::{heard, job};
 
 #[tokio::test]
-async fn a_job_rung_arrives_unchanged() {
+async fn a_job_arrives_unchanged_in_process() {
     let (publisher, consumer) = queue::in_process(8);
     crate::broker::a_rung_job_arrives(publisher, consumer).await;
 }
 
 #[tokio::test]
-async fn a_full_queue_drops_and_counts() {
+async fn a_full_in_process_queue_drops_and_counts_doorbells() {
     let (publisher, mut consumer) = queue::in_process(2);
     let jobs = [job(), job(), job()];
     jobs.iter().for_each(|job| publisher.ring(job.clone()));
@@ -31,7 +31,7 @@ async fn the_queue_shuts_down_with_its_last_publisher() {
 }
 
 #[tokio::test]
-async fn ringing_after_the_consumer_is_gone_is_dropped() {
+async fn doorbells_rung_after_the_consumer_is_dropped_are_dropped() {
     let (publisher, consumer) = queue::in_process(2);
     drop(consumer);
     publisher.closed().await;

@@ -1,6 +1,6 @@
-//! Doorbells over a real RabbitMQ (`AMQP_URL`, or the one on this machine) and in process.
+//! Tests of doorbells over a real RabbitMQ (`AMQP_URL`, or the local one) and in process.
 
-// Clippy takes only the tests themselves for tests, not their helpers.
+// Clippy does not treat test helpers as tests.
 #![allow(clippy::unwrap_used)]
 
 mod broker;

@@ -1,4 +1,4 @@
-//! Queues of a test's own, and waiting without sleeping.
+//! A separate queue for each test, and waits without sleeping.
 
 use std::time::Duration;
 
@@ -16,13 +16,13 @@ pub(crate) fn amqp_url() -> String {
     std::env::var("AMQP_URL").unwrap_or_else(|_| "amqp://guest:guest@127.0.0.1:5672/%2f".to_owned())
 }
 
-/// What should happen happens well within this.
+/// Waits for an expected event with a generous timeout.
 pub(crate) async fn soon<T>(happens: impl Future<Output = T>) -> T {
-    tokio::time::timeout(Duration::from_secs(30), happens).await.expect("this to happen soon")
+    tokio::time::timeout(Duration::from_secs(30), happens).await.expect("the event happens within 30 seconds")
 }
 
 pub(crate) async fn until<S>(mut stats: watch::Receiver<S>, holds: impl FnMut(&S) -> bool) {
-    soon(stats.wait_for(holds)).await.expect("the stats to be kept");
+    soon(stats.wait_for(holds)).await.expect("the stats have a sender");
 }
 
 pub(crate) async fn heard(consumer: &mut Consumer) -> Message {
@@ -41,7 +41,7 @@ pub(crate) fn job() -> Job {
     }
 }
 
-/// A queue nobody else uses, deleted in the end. `channel` goes to the broker around the crate under test.
+/// A queue of one test, deleted on drop. `channel` accesses the broker without the crate under test.
 pub(crate) struct Rabbit {
     pub(crate) queue: String,
     pub(crate) channel: Channel,
@@ -62,28 +62,28 @@ impl Rabbit {
         Broker::parse(&amqp_url(), &self.queue).unwrap()
     }
 
-    /// A publisher that has declared the queues.
+    /// Returns a connected publisher, which has declared the queues.
     pub(crate) async fn publisher(&self) -> Publisher {
         let publisher = self.broker().publisher(self.shutdown.clone());
         until(publisher.watch(), |stats| stats.connected).await;
         publisher
     }
 
-    /// A consumer that consumes.
+    /// Returns a connected consumer.
     pub(crate) async fn consumer(&self, prefetch: u16) -> Consumer {
         let consumer = self.broker().consumer(prefetch, self.shutdown.clone());
         until(consumer.watch(), |stats| stats.connected).await;
         consumer
     }
 
-    /// Puts jobs into the queue, each as a message of its own.
+    /// Puts jobs into the queue, each as a separate message.
     pub(crate) async fn put_each(&self, jobs: &[Job]) {
         for job in jobs {
             self.put(&Job::encode(std::slice::from_ref(job))).await;
         }
     }
 
-    /// Hands a message to the broker; its confirm can be awaited.
+    /// Sends a message to the broker. Returns its confirm, to be awaited.
     pub(crate) async fn publish(&self, body: &[u8]) -> PublisherConfirm {
         self.publish_to(&self.queue, body).await
     }
@@ -93,12 +93,12 @@ impl Rabbit {
         self.channel.basic_publish(exchange, queue, options, body, BasicProperties::default()).await.unwrap()
     }
 
-    /// Publishes a message and sees it arrive.
+    /// Publishes a message and waits for its confirm.
     pub(crate) async fn put(&self, body: &[u8]) {
         assert_eq!(self.publish(body).await.await.unwrap(), Confirmation::Ack(None));
     }
 
-    /// How many messages wait for a consumer: those given to one and not acknowledged don't count.
+    /// Returns the number of messages ready for delivery, without unacknowledged ones.
     pub(crate) async fn waiting(&self) -> u32 {
         let passive = QueueDeclareOptions { passive: true, ..QueueDeclareOptions::default() };
         let queue = self.queue.as_str().into();
@@ -125,17 +125,17 @@ impl Drop for Rabbit {
                 connection.close(200, "OK".into()).await.unwrap();
             });
         };
-        // A runtime can't be entered from within another one's thread.
+        // A runtime can't be entered from a thread of another runtime.
         std::thread::spawn(delete).join().unwrap();
     }
 }
 
 pub(crate) async fn connect() -> Connection {
     let connected = Connection::connect(&amqp_url(), ConnectionProperties::default()).await;
-    connected.expect("RabbitMQ to run; set AMQP_URL to say where")
+    connected.expect("RabbitMQ is running; set AMQP_URL if it is not local")
 }
 
-/// Stands between a client and the broker, to be cut.
+/// A TCP proxy to the broker whose connections can be cut.
 pub(crate) struct Proxy {
     pub(crate) port: u16,
     cut: watch::Sender<()>,
@@ -164,14 +164,14 @@ impl Proxy {
         Proxy { port, cut }
     }
 
-    /// The URL of the broker through this.
+    /// Returns the broker's URL through this proxy.
     pub(crate) fn url(&self) -> String {
         let mut uri: lapin::uri::AMQPUri = amqp_url().parse().unwrap();
         (uri.authority.host, uri.authority.port) = ("127.0.0.1".to_owned(), self.port);
         uri.to_string()
     }
 
-    /// Breaks all connections; new ones are let through.
+    /// Cuts all connections. New ones are accepted.
     pub(crate) fn cut(&self) {
         self.cut.send_replace(());
     }
