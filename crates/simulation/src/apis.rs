@@ -1,4 +1,4 @@
-//! What apis do: accept redeliveries, withdraw deliveries, record runs, erase them, ring for deliveries.
+//! Simulated apis: accept redeliveries, withdraw deliveries, record and erase runs, and publish doorbells.
 
 use std::time::Duration;
 
@@ -13,22 +13,21 @@ use crate::checks::Cause;
 use crate::transactions::Fate;
 use crate::world::{ORG, Step, World, promise};
 
-/// An api.
 #[derive(Default)]
 pub(crate) struct Api {
-    /// Doorbells not published yet.
+    /// Unpublished doorbells.
     pub(crate) buffer: Vec<Job>,
 }
 
 impl World<'_> {
-    /// A client asks an api for a redelivery.
+    /// Requests a redelivery of a random run from an api, as a client does.
     pub(crate) fn ask(&mut self, api: usize) -> Step {
         let run = self.any_run();
         let supersede = self.rng.random_bool(0.3);
         self.redeliver(api, &[run], supersede)
     }
 
-    /// An api accepts redeliveries of runs in one transaction.
+    /// Accepts redeliveries of `runs` in one transaction of an api.
     pub(crate) fn redeliver(&mut self, api: usize, runs: &[usize], supersede: bool) -> Step {
         let request = |run: &usize| RedeliveryRequest {
             org_id: ORG,
@@ -51,7 +50,7 @@ impl World<'_> {
         })
     }
 
-    /// The run engine reports a run's end to an api, or a fresh output.
+    /// Reports a run's end, or a new output, to an api, as the run engine does.
     pub(crate) fn report_run(&mut self, api: usize) -> Step {
         let run = self.any_run();
         let id = self.runs[run].id;
@@ -72,7 +71,7 @@ impl World<'_> {
         })
     }
 
-    /// A client withdraws a run's latest delivery: it ends if it waits, and only then.
+    /// Withdraws a run's latest delivery, as a client does. It must end if it is pending, and only then.
     pub(crate) fn withdraw(&mut self) -> Step {
         let run = self.any_run();
         let (now, fate) = (self.database_time(), self.fate());
@@ -85,7 +84,9 @@ impl World<'_> {
         let waits = status_code == DeliveryStatus::Pending;
         let is_withdrawn = matches!(withdrawal, Withdrawal::Withdrawn(_));
         let may_be = waits || failure_reason_code == Some(FailureReason::Withdrawn);
-        promise(is_withdrawn == may_be, || format!("I2: d{place} is {status_code}, and: {withdrawal:?}"))?;
+        promise(is_withdrawn == may_be, || {
+            format!("I2: d{place} is {status_code}, but withdrawing it returns {withdrawal:?}")
+        })?;
         self.log(|_| format!("d{place} is {}withdrawn", if is_withdrawn { "" } else { "not " }));
         if waits {
             self.count("a delivery withdrawn");
@@ -93,7 +94,7 @@ impl World<'_> {
         self.check(&Cause::Api)
     }
 
-    /// An operator erases what a run's callbacks said.
+    /// Erases the contents of a run's callbacks, as an operator does.
     pub(crate) fn erase(&mut self) -> Step {
         let run = self.any_run();
         let (id, now, fate) = (self.runs[run].id, self.database_time(), self.fate());
@@ -114,14 +115,14 @@ impl World<'_> {
         self.rng.random_range(0..self.runs.len())
     }
 
-    /// Runs an api's transaction. For each delivery it accepts the api has a doorbell to publish.
+    /// Runs an api's transaction and buffers a doorbell for each delivery that it accepts.
     fn accept(
         &mut self,
         api: usize,
         fate: Fate,
         accepting: impl FnOnce(&mut AnyConnection, Timestamp) -> Result<Vec<Delivery>, StoreError>,
     ) -> Step {
-        // No two transactions in one millisecond: ids made in the same one are in random order.
+        // No two transactions share a millisecond: ids made in the same millisecond are in random order.
         self.now = self.now + Duration::from_millis(1);
         if fate == Fate::RolledBack {
             return Ok(());
@@ -134,7 +135,7 @@ impl World<'_> {
             return Ok(());
         }
         if fate != Fate::Committed {
-            self.count("accepted, and the client was not told");
+            self.count("accepted, but the response was lost");
             return Ok(());
         }
         self.count("accepted");
@@ -151,7 +152,7 @@ impl World<'_> {
             delivery_id: delivery.id,
             attempt: 1,
             destination: known.destination,
-            // Older apis do not say.
+            // Older apis do not send it.
             payload_size: (self.is_calm || self.rng.random_bool(0.95))
                 .then_some(delivery.payload_bytes.len() as u64),
             org_id: ORG,
@@ -159,7 +160,7 @@ impl World<'_> {
         }
     }
 
-    /// An api publishes one of its doorbells. It may be lost on the way, or published twice.
+    /// Publishes one of an api's doorbells. It may be lost on the way, or published twice.
     pub(crate) fn ring(&mut self, api: usize) {
         let buffer = &mut self.apis[api].buffer;
         let job = buffer.swap_remove(self.rng.random_range(0..buffer.len()));
@@ -174,7 +175,7 @@ impl World<'_> {
         }
     }
 
-    /// An api is killed: doorbells it has not published are lost.
+    /// Kills an api. Its unpublished doorbells are lost.
     pub(crate) fn kill_api(&mut self, api: usize) {
         self.log(|_| format!("api {api} is killed"));
         if !self.apis[api].buffer.is_empty() {

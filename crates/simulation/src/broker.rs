@@ -1,4 +1,4 @@
-//! The queue: it loses, repeats, reorders and redelivers messages.
+//! Simulated queue that loses, duplicates, reorders and redelivers messages.
 
 use contracts::Job;
 use engine::dispatch::{Doorbell, Event};
@@ -6,31 +6,30 @@ use rand::prelude::*;
 
 use crate::world::{Step, World};
 
-/// How many unacknowledged messages a dispatcher may have.
+/// Maximum number of unacknowledged messages of a dispatcher.
 pub(crate) const PREFETCH: usize = 4;
 
 #[derive(Default)]
 pub(crate) struct Broker {
     pub(crate) queue: Vec<Message>,
-    /// The last token.
+    /// The last token given out.
     given_out: u64,
 }
 
-/// A message.
 #[derive(Clone, Debug)]
 pub(crate) struct Message {
-    /// Unique to this delivery of the message to a dispatcher.
+    /// Identifies one delivery of the message to a dispatcher.
     pub(crate) token: u64,
     pub(crate) job: Job,
 }
 
 impl World<'_> {
-    /// Puts a doorbell into the queue.
+    /// Adds a doorbell to the queue.
     pub(crate) fn publish(&mut self, job: Job) {
         self.broker.queue.push(Message { token: 0, job });
     }
 
-    /// Gives a random message to a dispatcher.
+    /// Delivers a random message to a dispatcher.
     pub(crate) fn give_out(&mut self, d: usize) {
         let index = self.rng.random_range(0..self.broker.queue.len());
         let message = self.broker.queue.swap_remove(index);
@@ -41,7 +40,7 @@ impl World<'_> {
         }
     }
 
-    /// A dispatcher takes the messages that it has room for.
+    /// Passes prefetched messages to a dispatcher's machine, as many as it has room for.
     pub(crate) fn hear(&mut self, d: usize) -> Step {
         let Some(process) = &mut self.dispatchers[d].process else { return Ok(()) };
         let room = process.machine.doorbell_room().min(process.prefetched.len());
@@ -57,14 +56,14 @@ impl World<'_> {
         self.report(d, Event::Doorbells(doorbells))
     }
 
-    /// An acknowledgement reaches the broker.
+    /// Delivers an acknowledgement to the broker.
     pub(crate) fn acknowledge(&mut self, d: usize) {
         let Some(process) = &mut self.dispatchers[d].process else { return };
         let message = process.acknowledged.remove(0);
         self.log(|facts| format!("dispatcher {d} acknowledges {}", facts.name(message.job.delivery_id)));
     }
 
-    /// Closes a dispatcher's connection: what it has not acknowledged returns to the queue.
+    /// Closes a dispatcher's connection. Its unacknowledged messages return to the queue.
     pub(crate) fn take_back(&mut self, d: usize) {
         let Some(process) = &mut self.dispatchers[d].process else { return };
         self.broker.queue.append(&mut process.prefetched);
@@ -73,14 +72,14 @@ impl World<'_> {
         self.broker.queue.append(&mut process.acknowledged);
     }
 
-    /// Purges or deletes the queue.
+    /// Empties the queue, as purging or deleting it does.
     pub(crate) fn purge(&mut self) {
         self.log(|_| "the queue is purged".into());
         self.count("a queue purged");
         self.broker.queue.clear();
     }
 
-    /// The broker restarts.
+    /// Restarts the broker: all connections close, and sometimes the messages are lost.
     pub(crate) fn restart_broker(&mut self) {
         self.log(|_| "the broker restarts".into());
         for d in 0..self.dispatchers.len() {

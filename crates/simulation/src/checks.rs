@@ -1,4 +1,4 @@
-//! Invariants of the rows, checked after every transaction.
+//! Invariants of the database rows, checked after every transaction.
 
 use contracts::{Attempt, Delivery, DeliveryId, DeliveryStatus, Timestamp};
 use engine::{AttemptResult, Claimed, Effect};
@@ -7,7 +7,7 @@ use store::{DeliveryParts, find_delivery};
 use crate::facts::KnownDelivery;
 use crate::world::{ORG, Step, World, promise};
 
-/// Which transaction wrote to the database.
+/// The transaction that wrote to the database.
 pub(crate) enum Cause<'a> {
     Api,
     Claim(&'a [Claimed]),
@@ -17,7 +17,7 @@ pub(crate) enum Cause<'a> {
 }
 
 impl World<'_> {
-    /// Checks what a transaction has written.
+    /// Checks the rows that a transaction has changed.
     pub(crate) fn check(&mut self, cause: &Cause<'_>) -> Step {
         let asked = self.asked_for(cause);
         let changes = self.database.changes();
@@ -35,7 +35,9 @@ impl World<'_> {
         }
         for (destination, until) in asked {
             let is_held = self.facts.holds.get(&destination).is_some_and(|hold| hold.held_until >= until);
-            promise(is_held, || format!("I11: {destination} is not held, as its receiver asked"))?;
+            promise(is_held, || {
+                format!("I11: {destination} is not held, although its receiver requested it")
+            })?;
         }
         Ok(())
     }
@@ -50,9 +52,9 @@ impl World<'_> {
         check_outline(place, &before, &delivery)?;
         if let Some(hold) = self.facts.holds.get(&known.destination) {
             let is_true = delivery.next_attempt_at.is_none_or(|at| at >= hold.held_until);
-            promise(is_true, || format!("I11: d{place} says it is attempted while its destination is held"))?;
+            promise(is_true, || format!("I11: d{place} is scheduled while its destination is held"))?;
         }
-        // Erasing is the one exception to I2 and I8.
+        // Erasing is the only exception to I2 and I8.
         let is_erased = self.runs[run].is_erased;
         let stands = if is_erased { "{}" } else { known.frozen.as_str() };
         promise(delivery.payload_bytes == stands, || format!("I8: the payload of d{place} changed"))?;
@@ -60,7 +62,7 @@ impl World<'_> {
         if is_erased {
             records.iter_mut().for_each(|record| record.response_body = None);
             let is_left = delivery.attempts.iter().any(|attempt| attempt.response_body.is_some());
-            promise(!is_left, || format!("an answer to d{place} is left, or comes, after the erasure"))?;
+            promise(!is_left, || format!("a response to d{place} is left or recorded after the erasure"))?;
         }
         for (index, attempt) in delivery.attempts.iter().enumerate() {
             let earlier = records.get(index);
@@ -80,7 +82,7 @@ impl World<'_> {
 
     fn add_delivery(&mut self, delivery: Delivery) -> Step {
         let Some(run) = self.runs.iter().position(|run| run.id == delivery.run_id) else {
-            return promise(false, || "a delivery of no run".into());
+            return promise(false, || "a delivery without a run".into());
         };
         let (frozen, destination) = (delivery.payload_bytes.clone(), self.destination(run));
         let known = KnownDelivery { delivery, frozen, run, destination, is_refused: false };
@@ -98,22 +100,22 @@ impl World<'_> {
         promise(automatic == usize::from(is_announced), || format!("a run is announced {automatic} times"))
     }
 
-    /// An attempt's number became free again.
+    /// Checks a released attempt number: its attempt must have been in flight and not sent.
     fn note_handed_back(&mut self, place: usize, before: &Delivery, delivery: &Delivery) -> Step {
         let number = before.attempt_count;
         let name = format!("attempt {number} of d{place}");
         let is_back = before.status_code == DeliveryStatus::Delivering
             && delivery.status_code != DeliveryStatus::Delivering
             && delivery.attempt_count == number - 1;
-        promise(is_back, || format!("I3: {name} is taken back, and was not under way"))?;
+        promise(is_back, || format!("I3: {name} is handed back, but was not in flight"))?;
         let was_sent = self.facts.receipts.contains_key(&(place, number));
-        promise(!was_sent, || format!("I5: {name} is handed back, and was sent"))?;
+        promise(!was_sent, || format!("I5: {name} is handed back, but was sent"))?;
         self.facts.claims.remove(&(place, number));
         self.count("a number handed back");
         Ok(())
     }
 
-    /// Checks a record that is new or has changed.
+    /// Checks a new or changed record of an attempt.
     fn check_record(&mut self, place: usize, earlier: Option<&Attempt>, attempt: &Attempt) -> Step {
         let number = attempt.attempt_number;
         let name = format!("the record of attempt {number} of d{place}");
@@ -121,7 +123,9 @@ impl World<'_> {
         let receipt = self.facts.receipts.get(&(place, number));
         if !is_failure(attempt) {
             let was_accepted = receipt.is_some_and(|receipt| receipt.is_accepted);
-            promise(was_accepted, || format!("I6: {name} is a success, and nobody answered 2xx"))?;
+            promise(was_accepted, || {
+                format!("I6: {name} is a success, but the receiver did not answer 2xx")
+            })?;
         }
         let text = attempt.error_message.as_deref().unwrap_or_default();
         let is_not_sent = text.contains("not sent: ");
@@ -133,7 +137,7 @@ impl World<'_> {
         let is_odd = is_unknown(attempt) || is_not_sent;
         promise(!is_odd || claim.is_disturbed, || format!("{name} has no explanation: {text}"))?;
         if earlier.is_some() {
-            // What follows has been settled without it.
+            // The next attempt was scheduled without its `Retry-After`.
             if let Some(receipt) = self.facts.receipts.get_mut(&(place, number)) {
                 receipt.asks = None;
             }
@@ -142,7 +146,7 @@ impl World<'_> {
         Ok(())
     }
 
-    /// Checks that every delivery is as it was read last.
+    /// Checks that no delivery has changed since it was last read.
     pub(crate) fn check_all(&mut self) -> Step {
         let ids: Vec<DeliveryId> = self.facts.deliveries.iter().map(|known| known.delivery.id).collect();
         for id in ids {
@@ -150,14 +154,14 @@ impl World<'_> {
                 self.database.transaction(true, |tx| find_delivery(tx, ORG, id, DeliveryParts::ALL))?;
             let known = &self.facts.deliveries[self.facts.place(id)];
             promise(read.as_ref() == Some(&known.delivery), || {
-                format!("I1: {} has vanished, or changed unseen", self.facts.name(id))
+                format!("I1: {} has vanished or changed unnoticed", self.facts.name(id))
             })?;
         }
         Ok(())
     }
 }
 
-/// Checks a delivery's columns against its attempts and its former state.
+/// Checks a delivery's columns against its attempts and its previous state.
 fn check_outline(place: usize, before: &Delivery, delivery: &Delivery) -> Step {
     let under_way = i32::from(delivery.status_code == DeliveryStatus::Delivering);
     let numbers: Vec<_> = delivery.attempts.iter().map(|attempt| attempt.attempt_number).collect();

@@ -1,4 +1,4 @@
-//! Invariants of claims and sends, checked when they happen.
+//! Invariants of claims and sends, checked as they happen.
 
 use engine::Claimed;
 use engine::dispatch::{Claim, ClaimSource};
@@ -9,7 +9,7 @@ use crate::process::{Attempt, Dispatcher};
 use crate::world::{CLOCK_ERROR, Step, World, promise};
 
 impl World<'_> {
-    /// Notes committed claims and checks that they were allowed. `is_late`: no dispatcher learns of them.
+    /// Records committed claims and checks that they were allowed. `is_late`: no dispatcher gets the result.
     pub(crate) fn note_claims(
         &mut self,
         d: usize,
@@ -48,7 +48,7 @@ impl World<'_> {
                 let asks = last.and_then(|receipt| receipt.asks);
                 let is_patient =
                     asks.is_none_or(|asks| asks.retry_at <= latest) || self.shape.sets_database_clock;
-                promise(is_patient, || format!("{name} is claimed before its receiver wants it"))?;
+                promise(is_patient, || format!("{name} is claimed before its receiver allows it"))?;
             }
             self.check_hold(d, held, &name)?;
             let known = &self.facts.deliveries[place];
@@ -58,7 +58,7 @@ impl World<'_> {
                 lease_end: self.now + lease,
                 wake_at: held.claimed_at + lease,
                 is_open: true,
-                // Whoever has not heard yet that the database's clock was set may end its lease early.
+                // A dispatcher that has not noticed a change of the database's clock may end the lease early.
                 is_disturbed: is_late || is_blurred || known.is_refused || self.facts.is_abandoned(claim.id),
             };
             let earlier = self.facts.claims.insert((place, number), fact);
@@ -67,7 +67,7 @@ impl World<'_> {
         Ok(())
     }
 
-    /// Notes a callback and checks that it was allowed.
+    /// Records a callback and checks that it was allowed.
     pub(crate) fn note_receipt(&mut self, attempt: &Attempt, receipt: Receipt) -> Step {
         let held = &attempt.claimed.held;
         let (place, number) = (self.facts.place(held.delivery_id), held.attempt);
@@ -76,7 +76,7 @@ impl World<'_> {
         promise(claim.is_some(), || {
             format!("I4: {name} is sent without a committed claim, or was handed back")
         })?;
-        // Where the database's clock is set forward, an attempt is still sent for the true length of its lease.
+        // If the database's clock was set forward, an attempt may be sent for the true length of its lease.
         let in_time = claim.is_some_and(|claim| {
             let is_in_true_time = self.shape.sets_database_clock && self.now <= claim.lease_end + CLOCK_ERROR;
             is_in_true_time || self.database_time() <= claim.wake_at + CLOCK_ERROR

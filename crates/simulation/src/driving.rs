@@ -1,4 +1,4 @@
-//! Drives the shipped machine: reports events to it and performs its actions. Nothing is decided here.
+//! Drives the production state machine: reports events and performs actions. Makes no decisions of its own.
 
 use std::time::Duration;
 
@@ -18,7 +18,8 @@ impl World<'_> {
         self.missed.forget(d);
     }
 
-    /// Reports that time has passed. A machine must not ask for that again at once, or its driver would spin.
+    /// Reports that time has passed. Checks that the machine does not repeatedly request another tick at
+    /// once: its driver would spin.
     pub(crate) fn tick(&mut self, d: usize) -> Step {
         for _ in 0..5 {
             self.report(d, Event::Tick)?;
@@ -28,10 +29,10 @@ impl World<'_> {
                 return Ok(());
             }
         }
-        promise(false, || format!("dispatcher {d} wakes up for nothing, again and again"))
+        promise(false, || format!("dispatcher {d} wakes up repeatedly without any work"))
     }
 
-    /// Reports an event and performs the actions.
+    /// Reports an event to the machine and performs the resulting actions.
     pub(crate) fn report(&mut self, d: usize, event: Event) -> Step {
         let now = self.now_of(d);
         let Some(process) = &mut self.dispatchers[d].process else { return Ok(()) };
@@ -77,7 +78,7 @@ impl World<'_> {
             Action::Pause => {
                 process.is_consuming = false;
                 if !process.prefetched.is_empty() || !process.heard.is_empty() {
-                    self.count("messages left to others while the database is away");
+                    self.count("messages returned to the queue during a database outage");
                 }
                 self.take_back(d);
             }
@@ -104,7 +105,7 @@ impl World<'_> {
         Ok(())
     }
 
-    /// A dispatcher's process ends.
+    /// Ends a dispatcher's process.
     pub(crate) fn exit(&mut self, d: usize) {
         self.take_back(d);
         if let Some(process) = self.dispatchers[d].process.take() {

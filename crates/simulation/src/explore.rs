@@ -12,19 +12,19 @@ use testkit::MemoryDatabase;
 use crate::history::play;
 use crate::world::Broken;
 
-/// How often each interesting event occurred.
+/// Number of occurrences of each notable event.
 pub(crate) type Counts = BTreeMap<&'static str, usize>;
 
-/// What the histories showed.
+/// Combined result of many histories.
 #[derive(Debug, Default)]
 pub(crate) struct Explored {
     pub(crate) counts: Counts,
     pub(crate) steps: usize,
-    /// The lowest seed found that broke a promise, and which.
+    /// The lowest failing seed that was found, with its failure.
     pub(crate) broken: Option<(u64, Broken)>,
 }
 
-/// Plays the histories of `seeds` until one is broken in a way that `is_noticed`. `prepare` runs first on each thread.
+/// Plays the histories of `seeds` until `is_noticed` accepts a failure. `prepare` runs first on each thread.
 pub(crate) fn explore(
     seeds: Range<u64>,
     bar: &ProgressBar,
@@ -68,21 +68,21 @@ pub(crate) fn explore(
     explored.into_inner().expect("no holder panics")
 }
 
-/// Events that 10,000 histories must include, or they prove less than they claim.
+/// Events that 10,000 histories must include. Without them, the histories prove less than they claim.
 const EXPECTED: &[&str] = &[
     "accepted",
-    "accepted, and the client was not told",
+    "accepted, but the response was lost",
     "a run's end announced",
     "a delivery withdrawn",
     "a run erased",
     "a late result of an erased run",
     "an api killed between commit and publish",
     "a queue purged",
-    "a database away",
-    "a database's clock set",
-    "messages left to others while the database is away",
+    "a database outage",
+    "a database's clock changed",
+    "messages returned to the queue during a database outage",
     "a claim whose commit came through unnoticed",
-    "a transaction made after its caller had given it up",
+    "a transaction run after its dispatcher had abandoned it",
     "a claim refused by the database",
     "a result refused by the database",
     "a recovery refused by the database",
@@ -98,16 +98,16 @@ const EXPECTED: &[&str] = &[
     "a late failure",
     "a late success",
     "a late success that closes its delivery",
-    "a budget used up",
+    "a delivery with all attempts used up",
     "an attempt claimed ahead",
     "a destination held",
     "a probe",
-    "a hold that is over",
-    "a hold forgotten",
-    "a payload beyond the budget, alone",
+    "a hold ended by its probe",
+    "an expired hold deleted",
+    "a payload above the byte limit, alone in flight",
 ];
 
-/// Which of them never occurred.
+/// Returns the expected events that never occurred.
 pub(crate) fn never(counts: &Counts) -> Vec<&'static str> {
     EXPECTED.iter().copied().filter(|what| !counts.contains_key(what)).collect()
 }

@@ -1,4 +1,4 @@
-//! What really happened, kept apart from the database.
+//! Record of events, independent of the database.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
@@ -8,29 +8,29 @@ use testkit::HoldRow;
 
 use crate::sending::Asks;
 
-/// What really happened. A delivery's place is its number in the order of acceptance, counted from 0.
+/// Events, recorded independently of the database. A delivery's place is its index in order of acceptance.
 #[derive(Default)]
 pub(crate) struct Facts {
     places: HashMap<DeliveryId, usize>,
     pub(crate) deliveries: Vec<KnownDelivery>,
-    /// Committed claims, but for those of attempts that were handed back.
+    /// Committed claims, except those of attempts that were handed back.
     pub(crate) claims: BTreeMap<(usize, AttemptNumber), ClaimFact>,
     pub(crate) receipts: BTreeMap<(usize, AttemptNumber), Receipt>,
-    /// Claims that possibly no dispatcher knows of: their attempts may end as `outcome_unknown`.
+    /// Claims that possibly no dispatcher tracks. Their attempts may end as `outcome_unknown`.
     abandoned: BTreeSet<ClaimId>,
-    /// The rows of destinations after the last step.
+    /// Rows of the table `destinations` after the last step.
     pub(crate) holds: BTreeMap<Destination, HoldRow>,
 }
 
-/// A delivery.
+/// The last known state of a delivery.
 pub(crate) struct KnownDelivery {
-    /// As it stood after the last step.
+    /// Its state after the last step.
     pub(crate) delivery: Delivery,
-    /// Its payload as it was accepted.
+    /// Its payload at acceptance.
     pub(crate) frozen: String,
     pub(crate) run: usize,
     pub(crate) destination: Destination,
-    /// The database refuses to write some of its rows.
+    /// Whether the database refuses to write some of its rows.
     pub(crate) is_refused: bool,
 }
 
@@ -39,21 +39,22 @@ pub(crate) struct KnownDelivery {
 pub(crate) struct ClaimFact {
     pub(crate) dispatcher: usize,
     pub(crate) claim_id: ClaimId,
-    /// By true time.
+    /// End of the lease in true time.
     pub(crate) lease_end: Timestamp,
-    /// By the database's clock.
+    /// End of the lease by the database's clock.
     pub(crate) wake_at: Timestamp,
-    /// It has no record yet.
+    /// Whether its attempt has no record yet.
     pub(crate) is_open: bool,
-    /// Its dispatcher was killed or stopped, or the database went away: it may end as `outcome_unknown`.
+    /// Whether it may end as `outcome_unknown`, for example because its dispatcher was killed or stopped, or
+    /// the database was unavailable.
     pub(crate) is_disturbed: bool,
 }
 
-/// A callback that arrived.
+/// A received callback.
 #[derive(Debug)]
 pub(crate) struct Receipt {
     pub(crate) is_accepted: bool,
-    /// What the answer asks for, once the dispatcher has it.
+    /// Times from the `Retry-After` of the response, once the dispatcher has it.
     pub(crate) asks: Option<Asks>,
 }
 
@@ -62,7 +63,7 @@ impl KnownDelivery {
         self.delivery.completed_at.is_none()
     }
 
-    /// When the relay may claim it, if it is waiting and its destination is open.
+    /// Returns when the relay may claim it unless its destination is held. `None` if it is not pending.
     pub(crate) fn wakes_at(&self) -> Option<Timestamp> {
         let Delivery { next_attempt_at, created_at, .. } = self.delivery;
         let at = next_attempt_at.filter(|_| self.delivery.status_code == DeliveryStatus::Pending)?;
@@ -71,7 +72,7 @@ impl KnownDelivery {
 }
 
 impl Facts {
-    /// A delivery's name in a trace.
+    /// Returns a delivery's name for traces.
     pub(crate) fn name(&self, id: DeliveryId) -> String {
         self.places.get(&id).map_or("?".into(), |place| format!("d{place}"))
     }
@@ -80,12 +81,12 @@ impl Facts {
         self.places.get(&id).copied()
     }
 
-    /// The place of a known delivery.
+    /// Returns the place of a known delivery. Panics if the delivery is unknown.
     pub(crate) fn place(&self, id: DeliveryId) -> usize {
         self.places[&id]
     }
 
-    /// Adds a new delivery.
+    /// Adds a new delivery and returns its place.
     pub(crate) fn add(&mut self, known: KnownDelivery) -> usize {
         let place = self.deliveries.len();
         self.places.insert(known.delivery.id, place);
@@ -93,14 +94,14 @@ impl Facts {
         place
     }
 
-    /// Allows open claims, of one dispatcher or of all, to end as `outcome_unknown`.
+    /// Allows open claims of `dispatcher`, or of all if `None`, to end as `outcome_unknown`.
     pub(crate) fn disturb(&mut self, dispatcher: Option<usize>) {
         for claim in self.claims.values_mut().filter(|claim| claim.is_open) {
             claim.is_disturbed |= dispatcher.is_none_or(|dispatcher| dispatcher == claim.dispatcher);
         }
     }
 
-    /// Allows attempts under that claim id to end as `outcome_unknown`.
+    /// Allows attempts with this claim id to end as `outcome_unknown`.
     pub(crate) fn abandon_claim(&mut self, id: ClaimId) {
         self.abandoned.insert(id);
         for claim in self.claims.values_mut().filter(|claim| claim.is_open && claim.claim_id == id) {

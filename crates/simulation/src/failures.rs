@@ -1,4 +1,4 @@
-//! Failures, and their ends.
+//! Injected failures and their recovery.
 
 use std::time::Duration;
 
@@ -14,8 +14,8 @@ impl World<'_> {
     pub(crate) fn lose_database(&mut self) {
         let longest = if self.rng.random_bool(0.5) { 5_000 } else { 90_000 };
         let length = Duration::from_millis(self.rng.random_range(100..longest));
-        self.log(|_| format!("the database is away for {length:?}"));
-        self.count("a database away");
+        self.log(|_| format!("the database is unavailable for {length:?}"));
+        self.count("a database outage");
         self.outage_until = self.now + length;
         self.facts.disturb(None);
     }
@@ -39,7 +39,7 @@ impl World<'_> {
     }
 
     pub(crate) fn thaw(&mut self, d: usize) {
-        self.log(|_| format!("dispatcher {d} goes on"));
+        self.log(|_| format!("dispatcher {d} resumes"));
         if let Some(process) = &mut self.dispatchers[d].process {
             process.is_frozen = false;
         }
@@ -47,11 +47,11 @@ impl World<'_> {
 
     /// Asks a dispatcher to stop.
     pub(crate) fn stop(&mut self, d: usize) -> Step {
-        self.log(|_| format!("dispatcher {d} is told to stop"));
+        self.log(|_| format!("dispatcher {d} begins to stop"));
         let Some(process) = &mut self.dispatchers[d].process else { return Ok(()) };
         process.is_stopping = true;
         if let Some(claim) = process.doubtful_claim {
-            // It is not retried: if it committed, its attempts are lost.
+            // It is not retried. If it has committed, its attempts are lost.
             self.facts.abandon_claim(claim);
         }
         self.report(d, Event::Stop)
@@ -59,8 +59,8 @@ impl World<'_> {
 
     pub(crate) fn set_database_clock(&mut self) {
         let jump = self.rng.random_range(-600_000_000..=600_000_000);
-        self.log(|_| format!("the database's clock is set by {} s", jump / 1_000_000));
-        self.count("a database's clock set");
+        self.log(|_| format!("the database's clock jumps by {} s", jump / 1_000_000));
+        self.count("a database's clock changed");
         self.database_ahead += jump;
         self.dispatchers.iter_mut().for_each(|dispatcher| dispatcher.clock_error -= jump);
         self.facts.disturb(None);
@@ -79,18 +79,18 @@ impl World<'_> {
             Some(_) => None,
             None => causes.choose(&mut self.rng).copied(),
         };
-        self.log(|_| format!("host {d} has a trouble of its own: {cause:?}"));
+        self.log(|_| format!("local failure of host {d}: {cause:?}"));
         self.dispatchers[d].trouble = cause;
     }
 
     pub(crate) fn change_manner(&mut self) {
         let manner = Manner::draw(&mut self.rng);
         let receiver = self.rng.random_range(0..self.receivers.len());
-        self.log(|_| format!("receiver {receiver} is {manner:?} from now on"));
+        self.log(|_| format!("receiver {receiver} becomes {manner:?}"));
         self.receivers[receiver].manner = manner;
     }
 
-    /// Makes the database refuse claims or records of a delivery, as a broken row or page does.
+    /// Makes the database refuse claims or records of a delivery, as a corrupt row or page does.
     pub(crate) fn break_row(&mut self) {
         let open: Vec<usize> = (0..self.facts.deliveries.len())
             .filter(|place| self.facts.deliveries[*place].is_open())
@@ -107,7 +107,7 @@ impl World<'_> {
         }
     }
 
-    /// Repairs what was broken, as an operator does.
+    /// Repairs all broken rows, as an operator does.
     pub(crate) fn repair_rows(&mut self) {
         self.log(|_| "broken rows are repaired".into());
         self.facts.deliveries.iter_mut().for_each(|known| known.is_refused = false);

@@ -1,4 +1,4 @@
-//! Invariant I12, and the limits on what is in flight.
+//! Checks of invariant I12 and of the in-flight limits.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -7,19 +7,20 @@ use engine::{Claimed, Look, RelayPlan};
 
 use crate::world::{Step, World, promise};
 
-/// How many looks in a row each dispatcher has passed over a destination that it could have served.
+/// Number of consecutive polls in which each dispatcher passed over a destination that it could have served.
 #[derive(Default)]
 pub(crate) struct MissedLooks(BTreeMap<(usize, Destination), usize>);
 
 impl MissedLooks {
-    /// Forgets a dispatcher that has restarted.
+    /// Forgets the counts of a restarted dispatcher.
     pub(crate) fn forget(&mut self, d: usize) {
         self.0.retain(|(dispatcher, _), _| *dispatcher != d);
     }
 }
 
 impl World<'_> {
-    /// Checks I12: a look claims a destination's oldest first, and passes over none for long. `now` is the transaction's.
+    /// Checks I12: a poll claims a destination's oldest deliveries first, and polls pass over no destination
+    /// for long. `now` is the transaction's.
     pub(crate) fn note_look(
         &mut self,
         d: usize,
@@ -30,7 +31,7 @@ impl World<'_> {
     ) -> Step {
         let places: BTreeSet<usize> =
             claimed.iter().map(|claimed| self.facts.place(claimed.held.delivery_id)).collect();
-        // For each destination the oldest delivery that could have been claimed and was not.
+        // For each destination, the oldest delivery that could have been claimed but was not.
         let mut passed_by: BTreeMap<Destination, (Timestamp, usize, u64)> = BTreeMap::new();
         let mut served: BTreeMap<Destination, Timestamp> = BTreeMap::new();
         for (place, known) in self.facts.deliveries.iter().enumerate() {
@@ -51,7 +52,7 @@ impl World<'_> {
         let bound = 2 * self.receivers.len() + 6;
         for (destination, (wakes_at, place, bytes)) in passed_by {
             if let Some(latest) = served.get(&destination) {
-                promise(*latest <= wakes_at, || format!("I12: d{place} is overtaken by a younger one"))?;
+                promise(*latest <= wakes_at, || format!("I12: d{place} is overtaken by a younger delivery"))?;
             }
             let room = plan.rooms.get(&destination).copied().unwrap_or(plan.ordinary_room);
             let in_flight = plan.bytes_in_flight.get(&destination);
@@ -65,14 +66,14 @@ impl World<'_> {
             }
             promise(*missed <= bound, || {
                 format!(
-                    "I12: dispatcher {d} has made {missed} looks past d{place}, and could have claimed it"
+                    "I12: dispatcher {d} has not claimed d{place} in {missed} polls, although it could have"
                 )
             })?;
         }
         Ok(())
     }
 
-    /// Checks what a dispatcher has in flight against its limits.
+    /// Checks a dispatcher's attempts in flight against its limits.
     pub(crate) fn check_in_flight(&mut self, d: usize) -> Step {
         let limits = &self.shape.limits;
         let Some(process) = &self.dispatchers[d].process else { return Ok(()) };
@@ -99,7 +100,7 @@ impl World<'_> {
             self.count("an attempt claimed ahead");
         }
         if is_over_budget {
-            self.count("a payload beyond the budget, alone");
+            self.count("a payload above the byte limit, alone in flight");
         }
         Ok(())
     }

@@ -1,5 +1,5 @@
-//! A scenario: for half a day a destination answers 429 with `Retry-After` while many deliveries wait for it. Nothing else
-//! fails; the limits are the product's defaults.
+//! Scenario: a destination answers 429 with `Retry-After` for half a day while many deliveries to it are
+//! pending. Nothing else fails. The limits are the product's defaults.
 
 use std::fmt;
 use std::time::Duration;
@@ -16,45 +16,47 @@ use crate::receivers::{Manner, Receiver};
 use crate::shape::Shape;
 use crate::world::{Broken, World};
 
-/// Its size.
+/// Parameters of the scenario.
 pub(crate) struct Scenario {
-    /// Deliveries that wait for the destination.
+    /// Number of deliveries to the held destination.
     pub(crate) deliveries: usize,
-    /// For how long it answers 429 …
+    /// How long the destination answers 429.
     pub(crate) held_for: Duration,
-    /// … with this `Retry-After`.
+    /// `Retry-After` of these responses.
     pub(crate) retry_after: Duration,
 }
 
-/// How it went.
+/// Measured results.
 #[derive(Debug)]
 pub(crate) struct Figures {
     scenario: String,
     /// Attempts while the destination answered 429.
     pub(crate) attempts: usize,
-    /// The most attempts of one delivery, in all.
+    /// Maximum number of attempts of one delivery, over the whole scenario.
     pub(crate) most_attempts: usize,
     pub(crate) exhausted: usize,
-    /// How long after the destination recovered 95 % were delivered, and all.
+    /// Time from the destination's recovery until 95 % were delivered.
     most_delivered_after: Duration,
+    /// Time from the destination's recovery until all were delivered.
     all_delivered_after: Duration,
-    /// Deliveries to another destination meanwhile, and how long the slowest took.
+    /// Deliveries to another destination in the meantime.
     beside: usize,
+    /// How long the slowest of them took.
     pub(crate) slowest_beside: Duration,
 }
 
-/// The interval of deliveries to the other destination.
+/// Interval between deliveries to the other destination.
 const BESIDE_EVERY: Duration = Duration::from_secs(600);
 
 impl fmt::Display for Figures {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(f, "{}", self.scenario)?;
-        writeln!(f, "{:>9} × an attempt meanwhile", self.attempts)?;
-        writeln!(f, "{:>9} attempts at most of one delivery", self.most_attempts)?;
-        writeln!(f, "{:>9} × exhausted", self.exhausted)?;
+        writeln!(f, "{:>9} attempts while it answered 429", self.attempts)?;
+        writeln!(f, "{:>9} attempts of one delivery at most", self.most_attempts)?;
+        writeln!(f, "{:>9} deliveries exhausted", self.exhausted)?;
         let [most, all] = [self.most_delivered_after, self.all_delivered_after].map(|after| after.as_secs());
-        writeln!(f, "{most:>9} s until 95 % were delivered, after it recovered")?;
-        writeln!(f, "{all:>9} s until all were")?;
+        writeln!(f, "{most:>9} s from its recovery until 95 % were delivered")?;
+        writeln!(f, "{all:>9} s from its recovery until all were delivered")?;
         let slowest = self.slowest_beside.as_millis();
         write!(
             f,
@@ -65,7 +67,7 @@ impl fmt::Display for Figures {
 }
 
 impl Scenario {
-    /// Plays the scenario.
+    /// Plays the scenario and returns its figures.
     pub(crate) fn play(&self) -> Result<Figures, Broken> {
         let (mut database, mut counts) = (MemoryDatabase::default(), Counts::new());
         let receivers = vec![
@@ -116,7 +118,7 @@ impl Scenario {
         })
     }
 
-    /// Plays until the destination recovers. Returns the places of the deliveries to the other one.
+    /// Plays until the destination recovers. Returns the places of the deliveries to the other destination.
     fn play_held(
         &self,
         world: &mut World<'_>,
@@ -149,7 +151,7 @@ fn ring_all(world: &mut World<'_>) {
     }
 }
 
-/// The product's defaults.
+/// Returns the product's default limits, with all failures off.
 fn shape() -> Shape {
     let minute = Duration::from_secs(60);
     let schedule = [10, 60, 300, 1_800, 7_200, 18_000, 36_000].map(Duration::from_secs).to_vec();
@@ -189,7 +191,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_destination_that_asks_for_patience_costs_few_attempts_and_no_delivery() {
+    fn a_held_destination_costs_few_attempts_and_exhausts_no_delivery() {
         let scenario = Scenario {
             deliveries: 100,
             held_for: Duration::from_secs(3 * 3600),

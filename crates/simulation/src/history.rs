@@ -1,4 +1,4 @@
-//! Plays one history. The seed decides which step comes next.
+//! Plays one history. The seed determines the order of the steps.
 
 use std::time::Duration;
 
@@ -12,13 +12,13 @@ use crate::facts::KnownDelivery;
 use crate::process::{Dispatcher, Process};
 use crate::world::{Broken, CLOCK_ERROR, Step, World, promise};
 
-/// The longest that a running process delays a step: far less than a lease.
+/// Maximum delay of a step in a running process: far less than a lease.
 const PROMPT: Duration = Duration::from_secs(2);
 
-/// How long broken rows stay broken after the other failures have stopped.
+/// How long broken rows stay broken after all other failures have stopped.
 const UNREPAIRED: Duration = Duration::from_secs(120);
 
-/// What can happen next.
+/// A step of a history.
 #[derive(Clone, Copy, Debug)]
 enum Event {
     Ask(usize),
@@ -51,14 +51,14 @@ enum Event {
     Wait(Duration),
 }
 
-/// How a history went.
+/// Result of playing a history.
 pub(crate) struct Played {
     pub(crate) steps: usize,
     pub(crate) trace: Vec<String>,
     pub(crate) broken: Option<Broken>,
 }
 
-/// Plays the history of a seed, on a database that holds nothing else.
+/// Plays the history of `seed` on a database that it clears first.
 pub(crate) fn play(database: &mut MemoryDatabase, counts: &mut Counts, seed: u64, is_traced: bool) -> Played {
     let mut steps = 0;
     let mut world = match World::of_seed(database, counts, seed) {
@@ -81,25 +81,25 @@ impl World<'_> {
             *steps += 1;
         }
         self.calm();
-        // Broken rows hold up nothing else …
+        // Broken rows must not delay other deliveries.
         let patience = self.now + UNREPAIRED;
         self.play_until(steps, |world| {
             world.now > patience
                 || world.facts.deliveries.iter().all(|known| !known.is_open() || known.is_refused)
         })?;
         self.check_nothing_is_held_up()?;
-        // … and their deliveries end once they are repaired.
+        // After the repair all deliveries must end.
         self.repair_rows();
         self.play_until(steps, |world| world.facts.deliveries.iter().all(|known| !known.is_open()))?;
         self.make_the_rest()?;
         let mut deliveries = self.facts.deliveries.iter().map(|known| &known.delivery);
         if deliveries.any(|delivery| delivery.attempt_count == delivery.max_attempts) {
-            self.count("a budget used up");
+            self.count("a delivery with all attempts used up");
         }
         self.check_all()
     }
 
-    /// Makes the transactions that are still on their way: they change nothing any more.
+    /// Runs the transactions that are still pending. They must not change anything.
     fn make_the_rest(&mut self) -> Step {
         while !self.late.is_empty() {
             self.transact_late(0)?;
@@ -114,10 +114,10 @@ impl World<'_> {
         Ok(())
     }
 
-    /// Plays on without failures until `is_over`.
+    /// Continues without failures until `is_over`.
     pub(crate) fn play_until(&mut self, steps: &mut usize, is_over: impl Fn(&World<'_>) -> bool) -> Step {
         while !is_over(self) {
-            promise(*steps < self.shape.last_step, || "I1: a delivery does not come to its end".into())?;
+            promise(*steps < self.shape.last_step, || "I1: a delivery does not end".into())?;
             let event = self.next_in_calm();
             self.apply(event)?;
             *steps += 1;
@@ -125,7 +125,7 @@ impl World<'_> {
         Ok(())
     }
 
-    /// Plays on without failures up to that moment.
+    /// Continues without failures until `moment`.
     pub(crate) fn play_up_to(&mut self, moment: Timestamp, steps: &mut usize) -> Step {
         while self.now < moment {
             let event = match self.next_in_calm() {
@@ -138,7 +138,7 @@ impl World<'_> {
         Ok(())
     }
 
-    /// Checks that no delivery waits for long without need. In a crowd it may.
+    /// Checks that no delivery that could be claimed has been due for long. In a crowd this is allowed.
     fn check_nothing_is_held_up(&self) -> Step {
         let is_crowded = self.shape.crowd > 0;
         let is_free =
@@ -161,7 +161,7 @@ impl World<'_> {
         Ok(())
     }
 
-    /// Ends all failures: the database is back, and processes go on.
+    /// Ends all failures except broken rows: the database recovers, and frozen processes resume.
     fn calm(&mut self) {
         self.log(|_| "failures stop".into());
         self.is_calm = true;
@@ -173,7 +173,7 @@ impl World<'_> {
         }
     }
 
-    /// What can happen next, with weights.
+    /// Returns the possible next steps with their weights.
     fn possible(&self) -> Vec<(Event, u32)> {
         let mut events = vec![(Event::Purge, 1), (Event::RestartBroker, 1), (Event::ChangeManner, 1)];
         if !self.is_database_away() {
@@ -224,7 +224,8 @@ impl World<'_> {
         events
     }
 
-    /// How long time may pass: running processes make their steps promptly, except looks at the database.
+    /// Returns the possible waits with their weights. They are short enough for running processes to take
+    /// their steps promptly, except polls of the database.
     fn waits(&self) -> Vec<(Event, u32)> {
         let running = self.dispatchers.iter().filter_map(Dispatcher::running);
         let oldest = running.filter_map(Process::ready_at).min();
@@ -242,7 +243,7 @@ impl World<'_> {
         process.machine.wake_at().is_some_and(|at| at <= self.monotonic())
     }
 
-    /// The steps that a dispatcher could make now.
+    /// Returns the steps that a dispatcher can take now, except ticks.
     fn steps_of(&self, d: usize, process: &Process) -> Vec<Event> {
         let mut events = Vec::new();
         if !process.acknowledged.is_empty() {
@@ -263,7 +264,7 @@ impl World<'_> {
         events
     }
 
-    /// The next step while nothing fails: any that is possible now, otherwise a wait for the next one.
+    /// Returns the next step without failures: a random one that is possible now, otherwise a wait.
     fn next_in_calm(&mut self) -> Event {
         let mut events: Vec<Event> = (0..self.late.len()).map(Event::TransactLate).collect();
         for (d, dispatcher) in self.dispatchers.iter().enumerate() {
@@ -281,7 +282,7 @@ impl World<'_> {
             let running = self.dispatchers.iter().enumerate();
             running.filter_map(|(d, dispatcher)| Some((d, dispatcher.process.as_ref()?)))
         };
-        // Looks that would find nothing are skipped.
+        // Skips polls that would find nothing.
         let has_reason =
             |process: &Process| is_due || process.urgent_at().is_some() || !process.heard.is_empty();
         let ticks = processes().filter(|(_, process)| has_reason(process) && self.is_tick_due(process));
@@ -298,7 +299,7 @@ impl World<'_> {
         Event::Wait(wait.max(Duration::from_millis(1)))
     }
 
-    /// When the relay will next find something.
+    /// Returns the true time at which the next delivery is due or the next lease ends.
     fn next_due(&self) -> Option<Timestamp> {
         let waiting = self.facts.deliveries.iter().filter(|known| !known.is_refused).filter_map(|known| {
             let hold = self.facts.holds.get(&known.destination);

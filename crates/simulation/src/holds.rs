@@ -1,4 +1,4 @@
-//! Invariant I11: attempts and the holds of their destinations.
+//! Checks of invariant I11: attempts and the holds of their destinations.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -11,7 +11,7 @@ use crate::checks::Cause;
 use crate::world::{Broken, CLOCK_ERROR, Step, World, promise};
 
 impl World<'_> {
-    /// Checks I11: whether an attempt may be claimed in spite of its destination's hold.
+    /// Checks I11 for a claimed attempt: a held destination allows only its probe, after the end of the hold.
     pub(crate) fn check_hold(&mut self, d: usize, held: &HeldAttempt, name: &str) -> Step {
         let Some(hold) = self.facts.holds.get(&held.destination) else { return Ok(()) };
         if self.dispatchers[d].is_misaligned() {
@@ -21,14 +21,14 @@ impl World<'_> {
         promise(hold.held_until <= latest, || {
             format!("I11: {name} is claimed while its destination is held")
         })?;
-        promise(held.is_probe, || format!("I11: {name} is claimed, and is not its destination's probe"))?;
+        promise(held.is_probe, || format!("I11: {name} is claimed, but is not its destination's probe"))?;
         let is_under_way = hold.probe.is_some_and(|(leased_until, _)| leased_until > latest);
         promise(!is_under_way, || format!("I11: {name} is claimed beside its destination's probe"))?;
         self.count("a probe");
         Ok(())
     }
 
-    /// Checks changes to the rows of destinations. Returns the deliveries whose `next_attempt_at` they may move.
+    /// Checks changes to `destinations`. Returns the deliveries whose `next_attempt_at` they may change.
     pub(crate) fn check_holds(
         &mut self,
         cause: &Cause<'_>,
@@ -66,7 +66,7 @@ impl World<'_> {
     ) -> Step {
         let held_until = before.map(|hold| hold.held_until);
         let probe = before.and_then(|hold| hold.probe);
-        // This destination's probe, if its result is being recorded.
+        // The result of this destination's probe, if it is being recorded.
         let recorded_probe = match (cause, probe) {
             (Cause::Record { results, .. }, Some((_, claim))) => {
                 results.iter().find(|result| result.claim_id == claim && result.destination == destination)
@@ -83,11 +83,11 @@ impl World<'_> {
                 _ => recorded_probe.is_some() && asked.is_none(),
             };
             self.count(match cause {
-                Cause::Tidying { .. } => "a hold forgotten",
-                _ => "a hold that is over",
+                Cause::Tidying { .. } => "an expired hold deleted",
+                _ => "a hold ended by its probe",
             });
             return promise(is_forgotten, || {
-                format!("I11: the hold of {destination} has gone without its probe")
+                format!("I11: the hold of {destination} was deleted before its time")
             });
         };
         promise(held_until.max(asked) == Some(after.held_until), || {
@@ -98,19 +98,20 @@ impl World<'_> {
         }
         match (probe, after.probe) {
             (_, None) if probe.is_some() => {
-                promise(recorded_probe.is_some(), || format!("I11: the probe of {destination} has gone"))
+                promise(recorded_probe.is_some(), || format!("I11: the probe of {destination} has vanished"))
             }
             (earlier, Some((_, claim))) if earlier.map(|(_, claim)| claim) != Some(claim) => {
                 let is_claimed = matches!(cause, Cause::Claim(claimed) if claimed.iter().any(|claimed| {
                     claimed.held.destination == destination && claimed.held.is_probe && claimed.held.claim_id == claim
                 }));
-                promise(is_claimed, || format!("I11: {destination} has a probe that nobody claimed"))
+                promise(is_claimed, || format!("I11: {destination} has a probe that was not claimed"))
             }
             _ => Ok(()),
         }
     }
 
-    /// Until when the answers being recorded ask for their destinations to be held. Call it before the facts are updated.
+    /// Returns the end of the hold that the responses being recorded request for each destination. Must be
+    /// called before the facts are updated.
     pub(crate) fn asked_for(&self, cause: &Cause<'_>) -> BTreeMap<Destination, Timestamp> {
         let mut asked = BTreeMap::new();
         let Cause::Record { results, effects } = cause else { return asked };

@@ -1,6 +1,9 @@
-//! Random histories of the delivery engine: the shipped decisions (`engine`) and the real store on SQLite in memory, driven
-//! step by step in an order drawn from a seed, with stand-ins for queue, receivers and clocks, and failures everywhere.
-//! After every step that writes, the invariants of ARCHITECTURE.md are checked against what really happened.
+//! Deterministic simulation of the delivery engine.
+//!
+//! Drives the production state machine (`engine`) and the production store, on in-memory SQLite, through
+//! random histories. A seed determines the order of the steps. The queue, the receivers and the clocks are
+//! simulated, and any step can fail. After every step that writes, the invariants of ARCHITECTURE.md are
+//! checked against an independent record of events.
 
 mod apis;
 mod broker;
@@ -35,27 +38,27 @@ use testkit::MemoryDatabase;
 use crate::explore::{Explored, explore};
 use crate::history::play;
 
-/// Plays random histories of the delivery engine, with failures at every step, and checks the invariants after each.
-/// Then breaks one protection after the other, each of which must be noticed.
+/// Plays random histories of the delivery engine, with failures at any step, and checks the invariants after
+/// each step. Then disables the protections one at a time and checks that each missing one is noticed.
 #[derive(Parser)]
 struct Arguments {
-    /// How many histories.
+    /// Number of histories.
     #[arg(long, default_value_t = 10_000)]
     seeds: u64,
-    /// The first one's seed.
+    /// Seed of the first history.
     #[arg(long, default_value_t = 0)]
     first: u64,
-    /// Play this one alone, and tell it step by step.
+    /// Play only the history of this seed and print it step by step.
     #[arg(long, conflicts_with_all = ["seeds", "first"])]
     seed: Option<u64>,
-    /// Play the scenario of a destination that asks for patience for half a day.
+    /// Play the scenario of a destination that answers 429 with `Retry-After` for 12 hours.
     #[arg(long, conflicts_with_all = ["seeds", "first", "seed"])]
     held_destination: bool,
-    /// Without that protection.
+    /// Disable this protection, such as `Fencing`.
     #[cfg(feature = "mutants")]
     #[arg(long, requires = "seed", value_parser = mutants::named)]
     without: Option<engine::protection::Protection>,
-    /// Play the mutants only.
+    /// Play only the mutants.
     #[cfg(feature = "mutants")]
     #[arg(long, conflicts_with_all = ["seeds", "first", "seed"])]
     mutants: bool,
@@ -97,7 +100,7 @@ fn main() -> Result<ExitCode> {
     }
     let never = explore::never(&counts);
     if arguments.seeds >= 10_000 && !never.is_empty() {
-        writeln!(out, "never came about: {}", never.join(", "))?;
+        writeln!(out, "never occurred: {}", never.join(", "))?;
         return Ok(ExitCode::FAILURE);
     }
     #[cfg(feature = "mutants")]
@@ -111,14 +114,14 @@ fn exit_code(is_success: bool) -> ExitCode {
     if is_success { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
-/// Plays one history, step by step.
+/// Plays one history and prints it step by step.
 fn tell(seed: u64, database: &mut MemoryDatabase) -> Result<ExitCode> {
     let played = play(database, &mut Default::default(), seed, true);
     let mut out = std::io::stdout();
     for line in &played.trace {
         writeln!(out, "{line}")?;
     }
-    let end = played.broken.as_ref().map_or("every promise was kept".into(), ToString::to_string);
+    let end = played.broken.as_ref().map_or("every invariant held".into(), ToString::to_string);
     writeln!(out, "{} steps; {end}", played.steps)?;
     Ok(exit_code(played.broken.is_none()))
 }
@@ -134,7 +137,7 @@ mod tests {
     }
 
     #[test]
-    fn a_seed_is_always_the_same_history() {
+    fn a_seed_always_yields_the_same_history() {
         let traces = || {
             let mut database = MemoryDatabase::default();
             (0..50)

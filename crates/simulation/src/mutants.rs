@@ -1,5 +1,5 @@
-//! Mutants of the shipped code: each lacks one protection of the engine or the store, and must break a promise that the
-//! simulation checks.
+//! Mutants of the production code. Each lacks one protection of the engine or the store and must violate an
+//! invariant that the simulation checks.
 
 use std::io::Write;
 
@@ -12,10 +12,10 @@ use testkit::MemoryDatabase;
 use crate::explore::explore;
 use crate::world::Broken;
 
-/// Within how many histories a mutant must be noticed.
+/// Number of histories within which a mutant must be noticed.
 const SEEDS: u64 = 20_000;
 
-/// Switches a protection off, on this thread and in its database.
+/// Disables a protection on this thread and in its database.
 pub(crate) fn without(protection: Protection, database: &mut MemoryDatabase) {
     switch_off(Some(protection));
     if protection == Protection::OneOpenDelivery {
@@ -23,13 +23,13 @@ pub(crate) fn without(protection: Protection, database: &mut MemoryDatabase) {
     }
 }
 
-/// The protection of that name.
+/// Returns the protection called `name`.
 pub(crate) fn named(name: &str) -> Result<Protection> {
     let found = Protection::VARIANTS.iter().copied().find(|protection| <&str>::from(protection) == name);
-    found.with_context(|| format!("no protection {name}"))
+    found.with_context(|| format!("unknown protection {name}"))
 }
 
-/// Plays histories of each mutant until a promise breaks. Returns whether all were noticed.
+/// Plays histories of each mutant until an invariant is violated. Returns whether all mutants were noticed.
 pub(crate) fn explore_all(out: &mut impl Write) -> Result<bool> {
     let mut noticed = 0;
     for protection in Protection::VARIANTS {

@@ -1,4 +1,4 @@
-//! What a dispatcher's process holds in memory.
+//! In-memory state of a dispatcher process.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -11,37 +11,37 @@ use crate::broker::Message;
 use crate::transactions::Transaction;
 use crate::world::CLOCK_ERROR;
 
-/// A dispatcher's process on its host.
+/// A dispatcher's host, with its process while it runs.
 #[derive(Default)]
 pub(crate) struct Dispatcher {
-    /// The error of its clock, which follows the database's, in microseconds.
+    /// Error of the host's clock relative to the database's clock, which it follows, in microseconds.
     pub(crate) clock_error: i64,
-    /// Why this host can't send at present.
+    /// Local failure that currently keeps the host from sending.
     pub(crate) trouble: Option<LocalFailure>,
-    /// `None`: it is not running.
+    /// `None` while it is not running.
     pub(crate) process: Option<Process>,
 }
 
-/// A running process. A kill loses all of this.
+/// State of a running process. A kill loses all of it.
 pub(crate) struct Process {
-    /// All its decisions: the shipped machine.
+    /// The production state machine, which makes all decisions.
     pub(crate) machine: Dispatch,
-    /// Stopped by SIGSTOP.
+    /// Whether it is stopped by SIGSTOP.
     pub(crate) is_frozen: bool,
-    /// Asked to stop.
+    /// Whether it is shutting down.
     pub(crate) is_stopping: bool,
-    /// Whether it takes messages.
+    /// Whether it consumes messages.
     pub(crate) is_consuming: bool,
-    /// Messages that the machine does not know of yet.
+    /// Messages not yet passed to the machine.
     pub(crate) prefetched: Vec<Message>,
-    /// Messages that the machine knows of, by token.
+    /// Messages passed to the machine, by token.
     pub(crate) heard: BTreeMap<u64, Message>,
-    /// Jobs of messages that returned to the queue while the machine knew of them.
+    /// Jobs of messages that returned to the queue after they were passed to the machine.
     pub(crate) taken_back: Vec<Job>,
-    /// Messages whose acknowledgement is on its way.
+    /// Messages whose acknowledgement has not reached the broker yet.
     pub(crate) acknowledged: Vec<Message>,
     pub(crate) transactions: Vec<Transaction>,
-    /// A claim whose last try had an unknown outcome.
+    /// The claim whose last try had an unknown outcome, if any.
     pub(crate) doubtful_claim: Option<ClaimId>,
     pub(crate) attempts: Vec<Attempt>,
 }
@@ -50,21 +50,21 @@ pub(crate) struct Process {
 pub(crate) struct Attempt {
     pub(crate) claimed: Claimed,
     pub(crate) send_before: Duration,
-    /// When its first step was made, on monotonic time.
+    /// When its first step was taken, in monotonic time.
     pub(crate) began: Duration,
     pub(crate) state: State,
     /// When its next step becomes possible.
     pub(crate) ready_at: Timestamp,
 }
 
-/// How far an attempt has come.
+/// Progress of an attempt.
 #[derive(Clone)]
 pub(crate) enum State {
-    /// Not begun.
+    /// Not started.
     Claimed,
     /// Connecting.
     Begun(SendWindow),
-    /// Written, with the outcome that will be known at `ready_at`.
+    /// The request is written. The outcome becomes known at `ready_at`.
     Sent(Outcome),
 }
 
@@ -85,25 +85,26 @@ impl Process {
         }
     }
 
-    /// How many attempts to a destination are in flight, and their bytes.
+    /// Returns the number of attempts in flight to a destination, and their bytes.
     pub(crate) fn in_flight_to(&self, destination: Destination) -> (usize, u64) {
         let to = self.attempts.iter().filter(|attempt| attempt.claimed.held.destination == destination);
         to.fold((0, 0), |(count, bytes), attempt| (count + 1, bytes + attempt.claimed.payload.len() as u64))
     }
 
-    /// Whether there are as many unacknowledged messages with this job as `jobs` contains it.
+    /// Whether the unacknowledged messages include `job` at least as often as `jobs` does.
     pub(crate) fn has_message_of(&self, job: &Job, jobs: &[Job]) -> bool {
         let messages = self.heard.values().map(|message| &message.job).chain(&self.taken_back);
         messages.filter(|other| *other == job).count() >= jobs.iter().filter(|other| *other == job).count()
     }
 
-    /// When the machine needs a tick that can't be late: it has a claim in doubt or results to record.
+    /// Returns when the machine needs a tick that can't be late. Only a claim with an unknown outcome or
+    /// unrecorded results require one.
     pub(crate) fn urgent_at(&self) -> Option<Duration> {
         let is_urgent = self.doubtful_claim.is_some() || self.machine.unrecorded_since().is_some();
         if is_urgent { self.machine.wake_at() } else { None }
     }
 
-    /// When the earliest step that must be prompt becomes, or became, possible.
+    /// Returns when the earliest step that must be prompt becomes, or became, possible.
     pub(crate) fn ready_at(&self) -> Option<Timestamp> {
         let attempts = self.attempts.iter().map(|attempt| attempt.ready_at);
         let transactions = self.transactions.iter().map(|transaction| transaction.since);
@@ -115,12 +116,12 @@ impl Process {
 }
 
 impl Dispatcher {
-    /// Whether the database's clock was set since this one was aligned with it.
+    /// Whether the database's clock has been set since this one was aligned with it.
     pub(crate) fn is_misaligned(&self) -> bool {
         Duration::from_micros(self.clock_error.unsigned_abs()) > CLOCK_ERROR
     }
 
-    /// Its process, if it is running and not frozen.
+    /// Returns the process, if it is running and not frozen.
     pub(crate) fn running(&self) -> Option<&Process> {
         self.process.as_ref().filter(|process| !process.is_frozen)
     }

@@ -1,4 +1,4 @@
-//! What receivers answer, and when.
+//! Simulated receivers: their responses and response times.
 
 use std::time::Duration;
 
@@ -10,7 +10,7 @@ use rand::rngs::StdRng;
 use crate::shape::Shape;
 use crate::world::ORG;
 
-/// A receiver, at an origin of its own.
+/// A receiver with its own origin.
 #[derive(Clone, Debug)]
 pub(crate) struct Receiver {
     pub(crate) url: String,
@@ -21,25 +21,25 @@ pub(crate) struct Receiver {
 /// How a receiver answers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Manner {
-    /// All kinds of answers.
+    /// All kinds of responses.
     Ordinary,
     /// Always 200, quickly.
     Healthy,
-    /// Mostly no answer within the budget.
+    /// Mostly no response within the timeout.
     Hanging,
     /// Mostly 429 or 503 with `Retry-After`.
     Overloaded,
-    /// Always 429, with that `Retry-After` in seconds.
+    /// Always 429, with this `Retry-After` in seconds.
     Refusing(u64),
 }
 
-/// What a receiver does with a request.
+/// A receiver's reaction to a request.
 pub(crate) struct Reply {
-    /// The outcome for the dispatcher …
+    /// Outcome for the dispatcher.
     pub(crate) outcome: Outcome,
-    /// … after that long.
+    /// Time until the dispatcher has the outcome.
     pub(crate) after: Duration,
-    /// Whether the receiver answered 2xx, even if the answer was lost.
+    /// Whether the receiver answered 2xx, even if the response was lost.
     pub(crate) is_accepted: bool,
 }
 
@@ -49,7 +49,7 @@ impl Receiver {
         Receiver { destination: Destination::of(ORG, &url), url, manner }
     }
 
-    /// Draws the receivers of a history. Their hosts differ between histories, and so does the order of destinations.
+    /// Draws the receivers of a history. Hosts, and so the order of destinations, differ between histories.
     pub(crate) fn draw_all(rng: &mut StdRng, shape: &Shape) -> Vec<Receiver> {
         let count = rng.random_range(3..=5);
         let mut receivers: Vec<Receiver> = (0..count)
@@ -78,7 +78,7 @@ impl Manner {
         }
     }
 
-    /// The reply to a request that is written with that much of its budget left.
+    /// Returns the reply to a request that is written with `left` of its timeout remaining.
     pub(crate) fn reply(self, rng: &mut StdRng, left: Duration) -> Reply {
         match (self, rng.random_range(0..100)) {
             (Manner::Healthy, _) => {
@@ -113,7 +113,7 @@ fn answered(status: u16, retry_after: Option<u64>, after: Duration) -> Reply {
     Reply { outcome: Outcome::Answered(response), after, is_accepted: (200..300).contains(&status) }
 }
 
-/// No answer arrives, whether or not the receiver accepted.
+/// Returns a reply without a response. The receiver may have accepted the request.
 fn no_answer(reason: FailureReason, after: Duration, rng: &mut StdRng) -> Reply {
     Reply { outcome: Outcome::failed(reason, "no answer"), after, is_accepted: rng.random_bool(0.4) }
 }

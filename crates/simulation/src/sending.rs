@@ -1,4 +1,4 @@
-//! Makes attempts step by step, as the product's sender does.
+//! Performs attempts step by step, as the product's sender does.
 
 use std::time::Duration;
 
@@ -14,7 +14,7 @@ use crate::shape::TIMEOUT;
 use crate::world::{Broken, Step, World};
 
 impl World<'_> {
-    /// Makes an attempt's next step.
+    /// Performs an attempt's next step.
     pub(crate) fn advance(&mut self, d: usize, index: usize) -> Step {
         let Some(process) = &mut self.dispatchers[d].process else { return Ok(()) };
         let mut attempt = process.attempts.swap_remove(index);
@@ -53,7 +53,7 @@ impl World<'_> {
         self.report(d, Event::Ended { key: held.key(), outcome, measured })
     }
 
-    /// The error is the attempt's outcome.
+    /// Checks whether an attempt may be sent. The error is the attempt's outcome.
     fn begin_sending(&mut self, d: usize, attempt: &Attempt) -> Result<State, Outcome> {
         if let Some(cause @ (LocalFailure::KeyMissing | LocalFailure::SecretUnread)) =
             self.dispatchers[d].trouble
@@ -91,7 +91,7 @@ impl World<'_> {
         let destination = attempt.claimed.held.destination;
         let receiver = self.receivers.iter().find(|receiver| receiver.destination == destination);
         let Some(manner) = receiver.map(|receiver| receiver.manner) else {
-            return Err(Broken::Step("a delivery to nobody".into()));
+            return Err(Broken::Step("a delivery without a receiver".into()));
         };
         let left = (attempt.began + TIMEOUT).saturating_sub(self.monotonic());
         let reply = manner.reply(&mut self.rng, left);
@@ -102,7 +102,7 @@ impl World<'_> {
         Ok(Ok(State::Sent(reply.outcome)))
     }
 
-    /// Notes what an answer asks for, by the dispatcher's clock.
+    /// Records the `Retry-After` of a 429 or 503, by the dispatcher's clock.
     fn note_answer(&mut self, d: usize, attempt: &Attempt, outcome: &Outcome) {
         let Outcome::Answered(Response { status: 429 | 503, retry_after, .. }) = outcome else { return };
         let Some(seconds) = retry_after.first().and_then(|wait| wait.parse().ok()) else { return };
@@ -116,15 +116,15 @@ impl World<'_> {
     }
 }
 
-/// The longest `Retry-After` that is heeded (contract section 2).
+/// Maximum `Retry-After` that is respected (contract section 2).
 const LONGEST_WAIT: Duration = Duration::from_secs(3600);
 
-/// What a receiver asks for with `Retry-After`.
+/// Times that a receiver requests with `Retry-After`.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Asks {
-    /// No earlier retry of the delivery.
+    /// Earliest retry of the delivery.
     pub(crate) retry_at: Timestamp,
-    /// No earlier attempt to the destination.
+    /// Earliest attempt to the destination.
     pub(crate) held_until: Timestamp,
 }
 

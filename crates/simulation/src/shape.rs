@@ -1,5 +1,5 @@
-//! What a history may include and the limits of its dispatchers, drawn from its seed. Events that end or blur much else
-//! are part of some histories only.
+//! Parameters of a history, drawn from its seed: the possible events and the dispatchers' limits. Events that
+//! cut much else short or weaken the checks are possible only in some histories.
 
 use std::time::Duration;
 
@@ -9,38 +9,38 @@ use engine::dispatch::Limits;
 use rand::prelude::*;
 use rand::rngs::StdRng;
 
-/// The budget of one attempt.
+/// Timeout of one attempt.
 pub(crate) const TIMEOUT: Duration = Duration::from_secs(10);
 pub(crate) const LEASE: Duration = Duration::from_secs(60);
-/// The longest that a `Retry-After` holds a destination.
+/// Maximum time that a `Retry-After` holds a destination.
 pub(crate) const HOLD_CAP: Duration = Duration::from_secs(60);
 
 #[derive(Clone, Debug)]
 pub(crate) struct Shape {
     pub(crate) limits: Limits,
     pub(crate) max_attempts: AttemptNumber,
-    /// Steps before failures stop.
+    /// Number of steps before failures stop.
     pub(crate) steps: usize,
     /// The history must end before this step.
     pub(crate) last_step: usize,
-    /// How many deliveries wait for two of the receivers from the beginning.
+    /// Number of deliveries that are pending for the first two receivers from the start.
     pub(crate) crowd: usize,
-    /// Many slots, and the crowd's receivers answer quickly.
+    /// Whether there are many slots and the crowd's receivers answer quickly.
     pub(crate) is_wide: bool,
     pub(crate) sets_database_clock: bool,
-    /// Clients withdraw deliveries, and operators erase runs.
+    /// Whether clients withdraw deliveries and operators erase runs.
     pub(crate) withdraws_and_erases: bool,
     pub(crate) has_large_payloads: bool,
-    /// Hosts run out of sockets, name servers or keys.
+    /// Whether hosts run out of sockets, name servers or keys.
     pub(crate) has_troubles: bool,
-    /// The database refuses to write some rows.
+    /// Whether the database refuses to write some rows.
     pub(crate) refuses_rows: bool,
 }
 
 impl Shape {
     pub(crate) fn draw(rng: &mut StdRng) -> Shape {
         let is_crowded = rng.random_bool(0.04);
-        // Enough slots for attempts to be claimed ahead of a quick destination's answers.
+        // Enough slots to claim attempts ahead of a fast destination's responses.
         let is_wide = is_crowded && rng.random_bool(0.4);
         let retry = RetryPolicy {
             schedule: vec![Duration::from_secs(10), Duration::from_secs(60)],

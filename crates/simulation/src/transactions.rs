@@ -1,5 +1,5 @@
-//! Dispatchers' transactions. Each runs at some step after its action. It may be rolled back, commit without the
-//! dispatcher learning so, or run after the dispatcher has given it up.
+//! Transactions of dispatchers. Each runs some steps after its action was returned. It may be rolled back,
+//! commit without the dispatcher getting the result, or run after the dispatcher has abandoned it.
 
 use std::time::Duration;
 
@@ -12,16 +12,16 @@ use store::{ClaimResult, RowsRefused};
 use crate::checks::Cause;
 use crate::world::{Broken, CLOCK_ERROR, Step, World};
 
-/// What becomes of a transaction.
+/// How a transaction ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Fate {
-    /// It commits, and the dispatcher learns so.
+    /// Commits, and the dispatcher gets the result.
     Committed,
-    /// The connection is lost before it commits.
+    /// The connection is lost before the commit.
     RolledBack,
-    /// It commits, and the connection is lost before the dispatcher learns so.
+    /// Commits, but the connection is lost before the dispatcher gets the result.
     AnswerLost,
-    /// The dispatcher gives it up, and it runs some steps later.
+    /// The dispatcher abandons it, and it runs some steps later.
     Late,
 }
 
@@ -41,31 +41,31 @@ pub(crate) struct Transaction {
     pub(crate) since: Timestamp,
 }
 
-/// A transaction that its dispatcher has given up and the server has not.
+/// A transaction that its dispatcher has abandoned but that the server may still run.
 pub(crate) struct LateTransaction {
     work: Work,
     dispatcher: usize,
-    /// Its `now`.
+    /// The `now` that it passes to the store.
     now: Timestamp,
-    /// When it began, by true time.
+    /// When it began, in true time.
     began: Timestamp,
 }
 
-/// What a transaction came to.
+/// Result of a transaction.
 enum Answer {
     Claimed(ClaimResult),
     Recorded(Vec<Effect>),
     Recovered(Vec<(HeldAttempt, AttemptResult, Effect)>),
     HoldsForgotten,
-    /// The database refused it: nothing was committed.
+    /// The database refused it. Nothing was committed.
     Refused(RowsRefused),
 }
 
-/// The latest that such a transaction runs: the server ends sessions that stall.
+/// Maximum delay of a late transaction: the server ends stalled sessions.
 const LATE: Duration = Duration::from_secs(40);
 
 impl World<'_> {
-    /// What becomes of the next transaction.
+    /// Draws the fate of the next transaction.
     pub(crate) fn fate(&mut self) -> Fate {
         if self.is_database_away() {
             return Fate::RolledBack;
@@ -93,7 +93,7 @@ impl World<'_> {
         let Transaction { work, .. } = process.transactions.swap_remove(index);
         let is_retry = matches!(&work, Work::Claim(claim) if claim.is_retry);
         if is_retry && fate == Fate::Committed && !self.is_calm && self.rng.random_bool(0.3) {
-            // Failures come in clusters: this answer is lost, too.
+            // Failures cluster: the result of the retry is lost, too.
             fate = Fate::AnswerLost;
         }
         let answer = match fate {
@@ -113,7 +113,7 @@ impl World<'_> {
             Some(answer) if fate == Fate::Committed => self.answer(d, work, answer),
             _ => {
                 self.leave_in_doubt(d, &work)?;
-                // The answer was lost because the host has stalled.
+                // In some cases the result is lost because the host stalls.
                 if fate != Fate::RolledBack && self.rng.random_bool(0.2) {
                     self.freeze(d);
                 }
@@ -122,21 +122,21 @@ impl World<'_> {
         }
     }
 
-    /// Runs a transaction that was given up, or drops it.
+    /// Runs an abandoned transaction, or drops it.
     pub(crate) fn transact_late(&mut self, index: usize) -> Step {
         let LateTransaction { work, dispatcher, now, began } = self.late.swap_remove(index);
-        // With a wrong clock it could do anything.
+        // Drops it if its clock is wrong: it could do anything.
         let off = now.as_micros() - self.as_database_time(began).as_micros();
         let is_blurred = Duration::from_micros(off.unsigned_abs()) > CLOCK_ERROR;
         let is_lost = self.now > began + LATE || self.is_database_away() || is_blurred;
         if is_lost || self.rng.random_bool(0.1) {
             return Ok(());
         }
-        self.count("a transaction made after its caller had given it up");
+        self.count("a transaction run after its dispatcher had abandoned it");
         self.execute(dispatcher, &work, now, Fate::Late).map(drop)
     }
 
-    /// Some transactions of a process that has ended still run.
+    /// Turns some transactions of an ended process into late ones.
     pub(crate) fn abandon(&mut self, d: usize, transactions: Vec<Transaction>) {
         let (began, now) = (self.now, self.time_of(d));
         for Transaction { work, .. } in transactions {
@@ -204,7 +204,7 @@ impl World<'_> {
             }
             (Work::ForgetHolds, Answer::HoldsForgotten) => self.check(&Cause::Tidying { now })?,
             (_, Answer::Refused(RowsRefused { error, rows })) => {
-                // Only broken rows may be refused. A mutant that violates a constraint has not broken a promise yet.
+                // Only broken rows may be refused. A mutant's constraint violation does not count as noticed.
                 if !error.to_string().contains("the row is broken") {
                     return Err(Broken::Step(format!("{} of {} rows: {error}", verb(work), rows.len())));
                 }
@@ -219,7 +219,7 @@ impl World<'_> {
         Ok(answer)
     }
 
-    /// Reports to a dispatcher how its transaction ended.
+    /// Reports the result of a transaction to its dispatcher.
     fn answer(&mut self, d: usize, work: Work, answer: Answer) -> Step {
         let event = match (work, answer) {
             (Work::Claim(_), answer) => {
@@ -234,7 +234,7 @@ impl World<'_> {
                         let tries =
                             claimed.windows(2).any(|two| two[0].held.claimed_at != two[1].held.claimed_at);
                         if tries {
-                            self.count("a claim of which several tries came through");
+                            self.count("a claim with several committed tries");
                         }
                         Event::Claimed { claimed, is_recovered, look }
                     }
@@ -257,14 +257,14 @@ impl World<'_> {
         self.report(d, event)
     }
 
-    /// Reports to a dispatcher that its database is away or did not answer.
+    /// Reports to a dispatcher that the outcome of its transaction is unknown.
     fn leave_in_doubt(&mut self, d: usize, work: &Work) -> Step {
         let event = match work {
             Work::Claim(claim) => {
                 let Some(process) = &mut self.dispatchers[d].process else { return Ok(()) };
                 process.doubtful_claim = Some(claim.id);
                 if process.is_stopping {
-                    // It is not retried: if it committed, its attempts are lost.
+                    // It is not retried. If it has committed, its attempts are lost.
                     self.facts.abandon_claim(claim.id);
                 }
                 Event::ClaimUnknown
@@ -279,11 +279,11 @@ impl World<'_> {
 
 fn verb(work: &Work) -> &'static str {
     match work {
-        Work::Claim(Claim { source: ClaimSource::Doorbells(_), .. }) => "claims what it heard",
+        Work::Claim(Claim { source: ClaimSource::Doorbells(_), .. }) => "claims by doorbells",
         Work::Claim(Claim { source: ClaimSource::Relay(plan), .. }) if !plan.targets.is_empty() => {
-            "claims of targets"
+            "claims due deliveries of its targets"
         }
-        Work::Claim(_) => "claims what is due",
+        Work::Claim(_) => "claims due deliveries",
         Work::Record(_) => "records",
         Work::RecoverLeases(_) => "recovers leases",
         Work::ForgetHolds => "forgets holds",
@@ -299,7 +299,7 @@ fn summary(facts: &crate::facts::Facts, work: &Work, answer: &Answer) -> String 
             };
             let mut names: Vec<String> = result.claimed.iter().map(|claimed| name(&claimed.held)).collect();
             if result.is_recovered {
-                names.push("(found)".into());
+                names.push("(recovered)".into());
             }
             if let Some(look) = result.look.as_ref().filter(|look| **look != Look::default()) {
                 names.push(format!("{look:?}"));

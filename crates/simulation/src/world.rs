@@ -1,5 +1,5 @@
-//! The state of one history: the real store on a database in memory, dispatchers that run the shipped machine, and
-//! stand-ins for the rest.
+//! State of one history: the production store on an in-memory database, dispatchers that run the production
+//! state machine, and simulations of everything else.
 
 use std::time::Duration;
 
@@ -22,20 +22,20 @@ use crate::receivers::Receiver;
 use crate::shape::Shape;
 use crate::transactions::LateTransaction;
 
-/// The largest error of an aligned clock.
+/// Maximum error of an aligned clock.
 pub(crate) const CLOCK_ERROR: Duration = Duration::from_millis(50);
-/// Runs of a history without a crowd.
+/// Number of runs, not counting the crowd's.
 const RUNS: usize = 8;
 /// The only organization.
 pub(crate) const ORG: OrgId = OrgId(Uuid::from_u128(1));
 
-/// How a history went wrong.
+/// Why a history failed.
 #[derive(Debug, PartialEq, Error)]
 pub(crate) enum Broken {
-    /// A promise does not hold.
+    /// An invariant is violated.
     #[error("{0}")]
     Promise(String),
-    /// A step could not be made. Of a mutant this does not count: it shows no promise that would have been broken.
+    /// A step could not be executed. A mutant is not noticed by this: no invariant was violated.
     #[error("a step failed: {0}")]
     Step(String),
 }
@@ -48,25 +48,24 @@ impl From<StoreError> for Broken {
 
 pub(crate) type Step = Result<(), Broken>;
 
-/// Returns a broken promise unless it holds.
+/// Returns [`Broken::Promise`] unless `holds`. `what` describes the violation.
 pub(crate) fn promise(holds: bool, what: impl FnOnce() -> String) -> Step {
     if holds { Ok(()) } else { Err(Broken::Promise(what())) }
 }
 
-/// A run.
 pub(crate) struct Run {
     pub(crate) id: RunId,
-    /// The index of its receiver.
+    /// Index of its receiver.
     pub(crate) receiver: usize,
-    /// Its end was reported in this history: there must be one automatic delivery.
+    /// Whether its end was reported in this history, so that exactly one automatic delivery must exist.
     pub(crate) is_announced: bool,
     pub(crate) is_running: bool,
     pub(crate) is_erased: bool,
-    /// The places of its deliveries.
+    /// Indexes of its deliveries in [`Facts::deliveries`].
     pub(crate) deliveries: Vec<usize>,
 }
 
-/// The state of one history.
+/// State of one history.
 pub(crate) struct World<'a> {
     pub(crate) database: &'a mut MemoryDatabase,
     pub(crate) rng: StdRng,
@@ -75,26 +74,26 @@ pub(crate) struct World<'a> {
     pub(crate) runs: Vec<Run>,
     /// True time.
     pub(crate) now: Timestamp,
-    /// How far the database's clock is ahead of it, in microseconds.
+    /// How far the database's clock is ahead of true time, in microseconds.
     pub(crate) database_ahead: i64,
-    /// When the database comes back.
+    /// End of the current or last database outage.
     pub(crate) outage_until: Timestamp,
     pub(crate) apis: [Api; 2],
     pub(crate) dispatchers: [Dispatcher; 3],
     pub(crate) broker: Broker,
-    /// Transactions that were given up and will still run.
+    /// Transactions that their dispatcher has abandoned and that may still run.
     pub(crate) late: Vec<LateTransaction>,
     pub(crate) facts: Facts,
     pub(crate) missed: MissedLooks,
-    /// Failures have stopped.
+    /// Whether failures have stopped.
     pub(crate) is_calm: bool,
-    /// How often interesting events occurred.
+    /// Number of occurrences of each notable event.
     pub(crate) counts: &'a mut Counts,
     pub(crate) trace: Option<Vec<String>>,
 }
 
 impl<'a> World<'a> {
-    /// The state of a seed's history before its first step.
+    /// Returns the initial state of the history of `seed`.
     pub(crate) fn of_seed(
         database: &'a mut MemoryDatabase,
         counts: &'a mut Counts,
@@ -106,11 +105,11 @@ impl<'a> World<'a> {
         let mut world = World::new(database, counts, rng, shape, receivers);
         for index in 0..RUNS + world.shape.crowd {
             let receiver = match index {
-                // The crowd waits for two receivers.
+                // The crowd's deliveries go to the first two receivers.
                 RUNS.. => index % 2,
                 _ => world.rng.random_range(0..world.receivers.len()),
             };
-            // Others have ended before the history begins.
+            // All other runs have ended before the history starts.
             let is_running = index % 3 == 1 && index < RUNS;
             world.add_run(receiver, is_running)?;
         }
@@ -121,7 +120,7 @@ impl<'a> World<'a> {
         Ok(world)
     }
 
-    /// A state without runs and running dispatchers.
+    /// Returns a state without runs and without running dispatchers.
     pub(crate) fn new(
         database: &'a mut MemoryDatabase,
         counts: &'a mut Counts,
@@ -130,7 +129,7 @@ impl<'a> World<'a> {
         receivers: Vec<Receiver>,
     ) -> World<'a> {
         database.clear(ORG);
-        let now = Timestamp::parse("2026-03-01T12:00:00.123457Z").expect("a moment");
+        let now = Timestamp::parse("2026-03-01T12:00:00.123457Z").expect("a valid timestamp");
         World {
             database,
             rng,
@@ -167,7 +166,7 @@ impl<'a> World<'a> {
         Ok(())
     }
 
-    /// A report of a run, of a random size.
+    /// Returns an update of a run, of random size.
     pub(crate) fn report_of(&mut self, receiver: usize, status: &str) -> RunUpdate {
         let size: usize = match self.rng.random_range(0..100) {
             _ if !self.shape.has_large_payloads => 0,
@@ -191,27 +190,27 @@ impl<'a> World<'a> {
         self.receivers[self.runs[run].receiver].destination
     }
 
-    /// Monotonic time, the same on all hosts.
+    /// Returns the monotonic time, which is the same on all hosts.
     pub(crate) fn monotonic(&self) -> Duration {
         Duration::from_micros(self.now.as_micros().unsigned_abs())
     }
 
-    /// What the database's clock says.
+    /// Returns the time of the database's clock.
     pub(crate) fn database_time(&self) -> Timestamp {
         self.as_database_time(self.now)
     }
 
-    /// What the database's clock says at that time.
+    /// Returns the time of the database's clock at `true_time`.
     pub(crate) fn as_database_time(&self, true_time: Timestamp) -> Timestamp {
         Timestamp::from_micros(true_time.as_micros() + self.database_ahead)
     }
 
-    /// The true time at which the database's clock says that.
+    /// Returns the true time at which the database's clock shows `database_time`.
     pub(crate) fn as_true_time(&self, database_time: Timestamp) -> Timestamp {
         Timestamp::from_micros(database_time.as_micros() - self.database_ahead)
     }
 
-    /// The time by a dispatcher's clock.
+    /// Returns the time of a dispatcher's clock.
     pub(crate) fn time_of(&self, d: usize) -> Timestamp {
         let error = self.dispatchers[d].clock_error;
         Timestamp::from_micros(self.database_time().as_micros() + error)
@@ -221,7 +220,7 @@ impl<'a> World<'a> {
         Now { monotonic: self.monotonic(), clock: self.time_of(d) }
     }
 
-    /// Aligns a dispatcher's clock with the database's, with a small error.
+    /// Aligns a dispatcher's clock with the database's, up to a small random error.
     pub(crate) fn align(&mut self, d: usize) {
         let error = i64::try_from(CLOCK_ERROR.as_micros()).unwrap_or(0);
         self.dispatchers[d].clock_error = self.rng.random_range(-error..=error);
@@ -235,7 +234,7 @@ impl<'a> World<'a> {
         *self.counts.entry(what).or_default() += 1;
     }
 
-    /// Adds a line to the trace, if there is one.
+    /// Appends a line to the trace, if tracing is on.
     pub(crate) fn log(&mut self, what: impl FnOnce(&Facts) -> String) {
         if let Some(trace) = &mut self.trace {
             let seconds = self.now.as_micros() as f64 / 1e6 % 100_000.0;
