@@ -1,4 +1,4 @@
-//! A PostgreSQL cluster of its own, to be crashed and restarted.
+//! A private PostgreSQL cluster that can be crashed and restarted.
 
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::fs::PermissionsExt;
@@ -10,7 +10,7 @@ use tempfile::TempDir;
 
 use crate::ports::free_port;
 
-/// A cluster on a private port and directory. Stopped, with its directory, when dropped.
+/// A cluster on a private port and directory. Dropping it stops the cluster and deletes the directory.
 pub(crate) struct Cluster {
     directory: TempDir,
     programs: PathBuf,
@@ -21,7 +21,7 @@ const SETTINGS: &str =
     "listen_addresses = '127.0.0.1'\nmax_connections = 200\nfsync = on\nsynchronous_commit = on\n";
 
 impl Cluster {
-    /// Makes and starts one.
+    /// Creates and starts a cluster.
     pub(crate) fn start() -> Result<Cluster> {
         let directory = tempfile::tempdir()?;
         let cluster = Cluster { directory, programs: programs()?, port: free_port()? };
@@ -45,23 +45,23 @@ impl Cluster {
         self.directory.path().join("data").display().to_string()
     }
 
-    /// The URL of one of its databases.
+    /// Returns the URL of a database.
     pub(crate) fn url(&self, database: &str) -> String {
         format!("postgres://postgres@127.0.0.1:{}/{database}", self.port)
     }
 
-    /// Makes all its processes stop at once, without a checkpoint: as after a crash.
+    /// Stops all processes at once, without a checkpoint, like a crash.
     pub(crate) fn crash(&self) -> Result<()> {
         self.run("pg_ctl", &["stop", "-D", &self.data(), "-m", "immediate"])
     }
 
-    /// Starts it again.
+    /// Starts the cluster and waits until it is ready.
     pub(crate) fn go_on(&self) -> Result<()> {
         let log = self.directory.path().join("log").display().to_string();
         self.run("pg_ctl", &["start", "-w", "-D", &self.data(), "-l", &log])
     }
 
-    /// Runs a statement and answers what it prints, without a header.
+    /// Runs a statement and returns its output without a header.
     pub(crate) fn sql(&self, database: &str, statement: &str) -> Result<String> {
         let output = Command::new(self.programs.join("psql"))
             .args(["-qtAXw", "-v", "ON_ERROR_STOP=1", &self.url(database), "-c", statement])
@@ -70,7 +70,7 @@ impl Cluster {
         Ok(String::from_utf8_lossy(&output.stdout).trim().to_owned())
     }
 
-    /// Runs a statement in a session of its own, which keeps the locks it takes until it is dropped.
+    /// Runs a statement in a separate session, which holds its locks until it is dropped.
     pub(crate) fn lock(&self, database: &str, statement: &str) -> Result<Lock> {
         const LOCKED: &str = "locked";
         let mut session = Command::new(self.programs.join("psql"))
@@ -81,10 +81,10 @@ impl Cluster {
         let input = session.stdin.as_mut().context("no input")?;
         writeln!(input, "BEGIN;\n{statement};\n\\! echo {LOCKED}")?;
         let output = session.stdout.take().context("no output")?;
-        // Ends when the session does, which a statement that fails makes it do.
+        // The output ends with the session, and a failed statement ends the session.
         let is_locked = BufReader::new(output).lines().map_while(|line| line.ok()).any(|line| line == LOCKED);
         let lock = Lock(session);
-        ensure!(is_locked, "{statement} has failed");
+        ensure!(is_locked, "{statement} failed");
         Ok(lock)
     }
 
@@ -98,7 +98,7 @@ impl Cluster {
             }
             false => Command::new(&program),
         };
-        // What stays running must not keep our output open.
+        // The server stays running and must not hold our output open.
         let status = command
             .args(arguments)
             .current_dir("/")
@@ -110,12 +110,12 @@ impl Cluster {
     }
 }
 
-/// A session whose transaction is open.
+/// A session with an open transaction.
 pub(crate) struct Lock(Child);
 
 impl Drop for Lock {
     fn drop(&mut self) {
-        // The server rolls back when its client is gone.
+        // The server rolls back when its client disconnects.
         let _ = self.0.kill();
         let _ = self.0.wait();
     }
@@ -123,12 +123,12 @@ impl Drop for Lock {
 
 impl Drop for Cluster {
     fn drop(&mut self) {
-        // It may be stopped already.
+        // Fails if the cluster is already stopped.
         let _ = self.crash();
     }
 }
 
-/// Where Debian's package has the programs, in the newest version.
+/// Returns the directory of the newest programs in Debian's package.
 fn programs() -> Result<PathBuf> {
     let versions = std::fs::read_dir("/usr/lib/postgresql").context("needs Debian's package postgresql")?;
     let newest = versions.filter_map(|entry| Some(entry.ok()?.path())).max();

@@ -1,4 +1,4 @@
-//! What really arrived: the receiver's own record, independent of the database.
+//! The receiver's record of callbacks, independent of the database.
 
 use std::collections::{HashMap, HashSet};
 use std::net::{Ipv4Addr, SocketAddr};
@@ -11,18 +11,18 @@ use receiver::{Received, Receiver, Verdict};
 use sha2::{Digest, Sha256};
 use tokio::sync::mpsc::unbounded_channel;
 
-/// One callback that arrived.
+/// A received callback.
 #[derive(Clone, Debug)]
 pub(crate) struct Receipt {
     pub(crate) attempt: AttemptNumber,
     pub(crate) at: Timestamp,
     pub(crate) body: [u8; 32],
     pub(crate) is_valid: bool,
-    /// What `webhook-timestamp` says.
+    /// Value of `webhook-timestamp`.
     pub(crate) signed_at: i64,
-    /// What it was, or would be, answered with; none: the connection was closed.
+    /// Status that it was, or would have been, answered with. `None`: the connection was closed.
     pub(crate) answered: Option<u16>,
-    /// How long after that.
+    /// Delay of the response.
     pub(crate) delay: Duration,
 }
 
@@ -32,14 +32,15 @@ impl Receipt {
     }
 }
 
-/// A receiver and its record.
+/// A receiver and its record of callbacks.
 pub(crate) struct Ledger {
     receiver: Receiver,
     receipts: Arc<Mutex<HashMap<DeliveryId, Vec<Receipt>>>>,
 }
 
 impl Ledger {
-    /// Opens one that verifies with `secret`. It listens on every address, so that each of 127.0.0.0/8 is a destination.
+    /// Opens a receiver that verifies signatures with `secret`. It listens on every address, so each address
+    /// of 127.0.0.0/8 is a destination.
     pub(crate) fn open(secret: SigningSecret) -> Result<Ledger> {
         let (sink, mut arrivals) = unbounded_channel();
         let options = receiver::Options { secrets: vec![secret], sink: Some(sink), ..Default::default() };
@@ -61,30 +62,30 @@ impl Ledger {
         self.url_of(0, path)
     }
 
-    /// The URL of `path` at one of many destinations: the same receiver under another address.
+    /// Returns the URL of `path` at a destination, which is the same receiver under another address.
     pub(crate) fn url_of(&self, destination: u32, path: &str) -> String {
         let address = Ipv4Addr::from(u32::from(Ipv4Addr::LOCALHOST) + destination);
         format!("http://{address}:{}{path}", self.receiver.addr().port())
     }
 
-    /// How many of these deliveries have not arrived.
+    /// Returns how many of these deliveries have not arrived.
     pub(crate) fn missing(&self, ids: &HashSet<DeliveryId>) -> usize {
         let receipts = self.receipts.lock().expect("no holder panics");
         ids.iter().filter(|id| !receipts.contains_key(id)).count()
     }
 
-    /// How many callbacks arrived.
+    /// Returns the number of requests that arrived.
     pub(crate) fn posts(&self) -> u64 {
         self.receiver.posts()
     }
 
-    /// Everything so far.
+    /// Returns all receipts so far, by delivery.
     pub(crate) fn receipts(&self) -> HashMap<DeliveryId, Vec<Receipt>> {
         self.receipts.lock().expect("no holder panics").clone()
     }
 }
 
-/// None for what carries no `webhook-id` of ours, which [`Ledger::posts`] counts all the same.
+/// Returns `None` for a request without valid Redial headers. [`Ledger::posts`] counts it nevertheless.
 fn receipt(received: &Received, clock: &HostClock) -> Option<(DeliveryId, Receipt)> {
     let header = |name| received.header(name);
     let receipt = Receipt {
@@ -99,7 +100,7 @@ fn receipt(received: &Received, clock: &HostClock) -> Option<(DeliveryId, Receip
     Some((header("webhook-id")?.parse().ok()?, receipt))
 }
 
-/// Turns moments of this process into moments of the host's clock, which is the database's as well.
+/// Converts instants of this process to the time of the host's clock, which is also the database's.
 struct HostClock {
     then: Instant,
     was: Timestamp,
@@ -117,7 +118,7 @@ impl HostClock {
     }
 }
 
-/// What this host's clock says.
+/// Returns the time of the host's clock.
 pub(crate) fn host_now() -> Timestamp {
     HostClock::read().was + Duration::ZERO
 }

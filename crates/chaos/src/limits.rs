@@ -1,10 +1,11 @@
-//! A limit on a process's memory that the kernel enforces.
+//! Memory limit of a process, enforced by the kernel.
 
 use std::fs::OpenOptions;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
-/// A cgroup of its own where one can be made, else `RLIMIT_DATA`. Start processes under [`MemoryLimit::wrapper`].
+/// A separate cgroup where one can be created, otherwise `RLIMIT_DATA`. It applies to processes started with
+/// [`MemoryLimit::wrapper`].
 pub(crate) struct MemoryLimit {
     bytes: u64,
     group: Option<Group>,
@@ -12,11 +13,11 @@ pub(crate) struct MemoryLimit {
 
 struct Group {
     directory: PathBuf,
-    /// The file with the most that was ever used.
+    /// Name of the file with the peak usage.
     peak: &'static str,
 }
 
-/// Where groups are made, and the files of their limit and peak: cgroup v1, and v2.
+/// Parent directory, limit file and peak file of a cgroup: v1 and v2.
 const KINDS: [(&str, &str, &str); 2] = [
     ("/sys/fs/cgroup/memory", "memory.limit_in_bytes", "memory.max_usage_in_bytes"),
     ("/sys/fs/cgroup", "memory.max", "memory.peak"),
@@ -30,7 +31,7 @@ impl MemoryLimit {
             let directory = Path::new(root).join(&name);
             std::fs::create_dir(&directory).ok()?;
             let group = Group { directory, peak };
-            // The kernel has made the file, if this is a place for groups.
+            // The kernel has created this file if the parent is a cgroup.
             let mut limit = OpenOptions::new().write(true).open(group.directory.join(limit)).ok()?;
             write!(limit, "{bytes}").ok()?;
             Some(group)
@@ -38,7 +39,7 @@ impl MemoryLimit {
         MemoryLimit { bytes, group }
     }
 
-    /// What runs a command under the limit.
+    /// Returns a prefix that runs a command under the limit.
     pub(crate) fn wrapper(&self) -> Vec<String> {
         match &self.group {
             Some(Group { directory, .. }) => {
@@ -49,7 +50,7 @@ impl MemoryLimit {
         }
     }
 
-    /// How it is enforced, in words.
+    /// Describes how the limit is enforced.
     pub(crate) fn kind(&self) -> &'static str {
         match self.group {
             Some(_) => "a cgroup",
@@ -57,7 +58,8 @@ impl MemoryLimit {
         }
     }
 
-    /// The most that was charged to the group, in MiB; `None` without a group, and where the kernel does not tell.
+    /// Returns the peak memory charged to the group, in MiB. `None` without a group, or if the kernel does
+    /// not report it.
     pub(crate) fn peak(&self) -> Option<f64> {
         let group = self.group.as_ref()?;
         let text = std::fs::read_to_string(group.directory.join(group.peak)).ok()?;
@@ -67,7 +69,7 @@ impl MemoryLimit {
 
 impl Drop for Group {
     fn drop(&mut self) {
-        // Its processes must have ended.
+        // Succeeds only if its processes have ended.
         let _ = std::fs::remove_dir(&self.directory);
     }
 }

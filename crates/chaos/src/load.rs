@@ -1,4 +1,4 @@
-//! Clients that ask for redeliveries, each under an idempotency key, again and again until they have their 201.
+//! Clients that request redeliveries, each with an idempotency key, and retry until they get a 201.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
@@ -11,30 +11,30 @@ use tokio::time::{sleep, sleep_until};
 
 use crate::site::Site;
 
-/// What the clients saw.
+/// Responses to the clients.
 #[derive(Debug, Default)]
 pub(crate) struct Answers {
     /// The delivery of each run.
     pub(crate) accepted: HashMap<RunId, DeliveryId>,
-    /// How many answers of each status.
+    /// Number of responses by status.
     pub(crate) statuses: BTreeMap<u16, usize>,
-    /// Requests that found nobody to connect to.
+    /// Requests that could not connect.
     pub(crate) unheard: usize,
-    /// Requests whose connection broke, or that were not answered in time.
+    /// Requests whose connection broke or that timed out.
     pub(crate) unanswered: usize,
-    /// How long each answer took.
+    /// Time until each response.
     pub(crate) times: Vec<Duration>,
 }
 
-/// How redeliveries are asked for.
+/// Number of clients and their request rate.
 #[derive(Clone, Copy)]
 pub(crate) struct Pace {
     pub(crate) clients: usize,
-    /// Requests a second, by all clients together; none: as fast as they are answered.
+    /// Requests per second of all clients together. `None`: as fast as responses arrive.
     pub(crate) rate: Option<f64>,
 }
 
-/// How long a client waits before it asks again.
+/// Wait of a client before a retry.
 const PAUSE: Duration = Duration::from_millis(100);
 
 impl Answers {
@@ -48,12 +48,12 @@ impl Answers {
         self.times.extend(other.times);
     }
 
-    /// A percentile of the times, `share` of 1.
+    /// Returns a percentile of the times; `share` is between 0 and 1.
     pub(crate) fn percentile(&mut self, share: f64) -> Duration {
         percentile(&mut self.times, share)
     }
 
-    /// Answers other than 201, in words.
+    /// Describes the responses other than 201.
     pub(crate) fn others(&self) -> String {
         let others = self.statuses.iter().filter(|(status, _)| **status != 201);
         let mut words: Vec<String> = others.map(|(status, count)| format!("{count} × {status}")).collect();
@@ -63,15 +63,15 @@ impl Answers {
     }
 }
 
-/// A percentile, `share` of 1; zero of none.
+/// Returns a percentile, or zero if `times` is empty; `share` is between 0 and 1.
 pub(crate) fn percentile(times: &mut [Duration], share: f64) -> Duration {
     times.sort_unstable();
     let index = (times.len().saturating_sub(1)) as f64 * share;
     times.get(index as usize).copied().unwrap_or_default()
 }
 
-/// Asks for a redelivery of each run, from a task of its own. The clients take the apis in turn, and another one when
-/// one does not answer.
+/// Requests a redelivery of each run, with a task for each client. Clients use the apis in turn, and switch
+/// to the next one after a failure.
 pub(crate) fn ask(
     site: &Site,
     runs: Vec<RunId>,
@@ -138,7 +138,7 @@ async fn one(
         {
             let delivery: serde_json::Value = serde_json::from_slice(&body)?;
             let id =
-                delivery["id"].as_str().and_then(|id| id.parse().ok()).context("an answer without an id")?;
+                delivery["id"].as_str().and_then(|id| id.parse().ok()).context("a response without an id")?;
             answers.accepted.insert(run, id);
             return Ok(());
         }

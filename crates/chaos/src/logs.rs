@@ -1,4 +1,4 @@
-//! What the dispatchers say themselves: who claimed which attempt, and when its result was on record.
+//! The dispatchers' logs: which dispatcher claimed an attempt, and when its result was on record.
 
 use std::collections::{HashMap, HashSet};
 use std::path::Path;
@@ -9,18 +9,18 @@ use serde::Deserialize;
 
 type Key = (DeliveryId, AttemptNumber);
 
-/// All dispatchers' logs of one scenario.
+/// Logs of all dispatchers of one scenario.
 #[derive(Debug, Default)]
 pub(crate) struct Logs {
-    /// When an attempt was claimed, and by which dispatcher: more than once only if it was handed back.
+    /// When and by which dispatcher each attempt was claimed: more than once only if it was handed back.
     pub(crate) claims: HashMap<Key, Vec<(Timestamp, String)>>,
-    /// How often an attempt was handed back: not sent for a reason of the dispatcher's own.
+    /// How often each attempt was handed back, which means not sent because of a local failure.
     pub(crate) handed_back: HashMap<Key, usize>,
-    /// Attempts whose result came after their lease.
+    /// Attempts whose result was recorded after their lease.
     pub(crate) late: HashSet<Key>,
-    /// Attempts whose 2xx is on record, and by when it was.
+    /// Attempts whose 2xx is on record, with the time by which it was.
     pub(crate) successes: HashMap<Key, Timestamp>,
-    /// What each dispatcher's clock showed last.
+    /// Last timestamp in each dispatcher's log.
     pub(crate) clocks: HashMap<String, Timestamp>,
 }
 
@@ -44,7 +44,7 @@ impl Logs {
                 continue;
             }
             for line in std::fs::read_to_string(&path)?.lines() {
-                // What a kill has cut off is no line, nor is what the system writes there.
+                // Skips lines that a kill has cut off, and lines that the system has written.
                 if let Ok(line) = serde_json::from_str(line) {
                     logs.add(name, line)?;
                 }
@@ -53,20 +53,20 @@ impl Logs {
         Ok(logs)
     }
 
-    /// Whether an attempt was claimed more often than once and once more each time it was handed back.
+    /// Whether an attempt was claimed again without having been handed back.
     pub(crate) fn is_claimed_again(&self, key: &Key) -> bool {
         let handed_back = self.handed_back.get(key).copied().unwrap_or(0);
         self.claims.get(key).is_some_and(|claims| claims.len() > handed_back + 1)
     }
 
-    /// The dispatcher that claimed an attempt; the last one, if it was handed back.
+    /// Returns the dispatcher that claimed an attempt: the last one, if it was handed back.
     pub(crate) fn claimed_by(&self, key: &Key) -> Option<&str> {
         let (_, name) = self.claims.get(key)?.iter().max()?;
         Some(name)
     }
 
     fn add(&mut self, name: &str, line: Line) -> Result<()> {
-        let at = Timestamp::parse(&line.timestamp).ok().context("a log line without a moment")?;
+        let at = Timestamp::parse(&line.timestamp).ok().context("a log line without a valid timestamp")?;
         self.clocks.insert(name.to_owned(), at);
         let (Some(id), Some(attempt)) = (line.delivery_id, line.attempt) else { return Ok(()) };
         let key = (id, attempt);
@@ -106,7 +106,7 @@ mod tests {
     }
 
     #[test]
-    fn an_attempt_is_claimed_again_only_after_it_was_handed_back() {
+    fn a_second_claim_is_allowed_only_after_the_attempt_was_handed_back() {
         let key = (ID.parse().unwrap(), 1);
         let mut lines = vec![("dispatcher-2", 3, "claimed"), ("dispatcher-1", 1, "claimed")];
         assert!(logs(&lines).is_claimed_again(&key));

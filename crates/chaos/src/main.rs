@@ -1,6 +1,8 @@
-//! Breaks a real installation on purpose: its own PostgreSQL cluster and RabbitMQ node on private ports and
-//! directories, real `redial` processes, and a receiver that keeps an independent ledger. Each scenario ends with a
-//! verdict against the promises of ARCHITECTURE.md; any broken promise is a failure.
+//! Chaos tests: injects faults into a real installation and checks the promises of ARCHITECTURE.md.
+//!
+//! The installation consists of a PostgreSQL cluster and a RabbitMQ node on private ports and directories,
+//! real `redial` processes, and a receiver with an independent ledger. Each scenario ends with a verdict. Any
+//! broken promise is a failure.
 
 mod cluster;
 mod ledger;
@@ -31,52 +33,52 @@ use crate::report::Finding;
 use crate::scenarios::{SCENARIOS, Scenario};
 use crate::site::Ground;
 
-/// Breaks a real installation on purpose, and says what came of it.
+/// Injects faults into a real installation and reports which promises were broken.
 #[derive(Parser)]
 struct Arguments {
-    /// Which scenarios; all if none is named.
+    /// Names of the scenarios to run; all by default.
     scenarios: Vec<String>,
-    /// The `redial` to break, built with the feature `failpoints`.
+    /// Path of the `redial` binary to test, built with the feature `failpoints`.
     #[arg(long)]
     binary: PathBuf,
-    /// Where the report and the processes' logs go.
+    /// Directory of the report and the processes' logs.
     #[arg(long, default_value = "target/chaos", overrides_with = "directory")]
     directory: PathBuf,
-    /// How much of the full size: of deliveries, disturbances and waiting times.
+    /// Factor of the full size, for the numbers of deliveries and faults and for durations.
     #[arg(long, default_value_t = 1.0)]
     scale: f64,
-    /// How long the storm lasts, in minutes. At full scale: seven.
+    /// Duration of the storm in minutes; 7 times the scale by default.
     #[arg(long)]
     minutes: Option<f64>,
-    /// Which disturbances come when.
+    /// Seed of the storm's random faults.
     #[arg(long, default_value_t = 1)]
     seed: u64,
 }
 
-/// How large a run is.
+/// Size of a run.
 pub(crate) struct Scale {
     factor: f64,
     minutes: Option<f64>,
     seed: u64,
     bar: ProgressBar,
-    /// When something is to be said next where there is no terminal.
+    /// Elapsed time at which the next progress line is printed if there is no terminal.
     next_line: Mutex<Duration>,
 }
 
 const LINE_EVERY: Duration = Duration::from_secs(10);
 
 impl Scale {
-    /// That many, scaled, and at least one.
+    /// Returns `count` scaled, at least 1.
     pub(crate) fn of(&self, count: usize) -> usize {
         ((count as f64 * self.factor).round() as usize).max(1)
     }
 
-    /// How long the storm lasts.
+    /// Returns the duration of the storm.
     pub(crate) fn storm(&self) -> Duration {
         Duration::from_secs_f64(60.0 * self.minutes.unwrap_or(7.0 * self.factor))
     }
 
-    /// Shows what is going on; where there is no terminal, as a line now and then.
+    /// Shows progress. Without a terminal it prints at most one line per [`LINE_EVERY`].
     pub(crate) fn say(&self, message: impl Into<String>) {
         let message = message.into();
         if self.bar.is_hidden() {
@@ -84,7 +86,7 @@ impl Scale {
             let mut next_line = self.next_line.lock().expect("no holder panics");
             if elapsed >= *next_line {
                 *next_line = elapsed + LINE_EVERY;
-                // Nobody to tell when this fails.
+                // Best effort: progress output may fail.
                 let _ =
                     writeln!(std::io::stderr(), "{} {} s: {message}", self.bar.prefix(), elapsed.as_secs());
             }
@@ -102,11 +104,11 @@ async fn stop() -> Result<()> {
     }
 }
 
-// Some of what is done blocks.
+// Some scenarios block their worker thread.
 #[tokio::main(worker_threads = 6)]
 async fn main() -> Result<ExitCode> {
     let arguments = Arguments::parse();
-    // Fails only when a provider was chosen before, which serves as well.
+    // Fails only if a provider is already installed, which is as good.
     let _ = rustls::crypto::ring::default_provider().install_default();
     let wanted: Vec<&Scenario> = match arguments.scenarios.as_slice() {
         [] => SCENARIOS.iter().collect(),
@@ -114,7 +116,7 @@ async fn main() -> Result<ExitCode> {
             let find = |name: &String| {
                 let known = || SCENARIOS.iter().map(|scenario| scenario.name).collect::<Vec<_>>().join(", ");
                 let found = SCENARIOS.iter().find(|scenario| scenario.name == name);
-                found.with_context(|| format!("no scenario {name}: there are {}", known()))
+                found.with_context(|| format!("unknown scenario {name}; scenarios are {}", known()))
             };
             names.iter().map(find).collect::<Result<_>>()?
         }
@@ -143,7 +145,7 @@ async fn main() -> Result<ExitCode> {
             next_line: Mutex::default(),
         };
         let began = Instant::now();
-        // What has been started ends with what is dropped.
+        // Dropping the scenario ends the processes that it has started.
         let outcome = tokio::select! {
             outcome = (scenario.run)(&mut ground, &scale) => outcome,
             stopped = &mut stopped => {
@@ -161,7 +163,7 @@ async fn main() -> Result<ExitCode> {
         };
         match outcome {
             Ok(outcome) => (finding.rows, finding.broken) = (outcome.rows, outcome.broken),
-            Err(error) => finding.broken.push(format!("the scenario did not come to its end: {error:#}")),
+            Err(error) => finding.broken.push(format!("the scenario did not complete: {error:#}")),
         }
         write!(out, "{}", finding.markdown())?;
         out.flush()?;
@@ -169,10 +171,7 @@ async fn main() -> Result<ExitCode> {
     }
     let report: String = findings.iter().map(Finding::markdown).collect();
     let path = arguments.directory.join("report.md");
-    let head = format!(
-        "# What was broken, and what came of it\n\nscale {}, seed {}\n\n",
-        arguments.scale, arguments.seed
-    );
+    let head = format!("# Chaos report\n\nscale {}, seed {}\n\n", arguments.scale, arguments.seed);
     std::fs::write(&path, head + &report)?;
     let good = findings.iter().filter(|finding| finding.is_good()).count();
     writeln!(out, "{good} of {} scenarios kept every promise; report: {}", findings.len(), path.display())?;

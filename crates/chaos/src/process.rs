@@ -1,4 +1,4 @@
-//! Processes of the real binary, to be killed, stopped and restarted.
+//! Processes of the real binary that can be killed, stopped and restarted.
 
 use std::ffi::OsStr;
 use std::fs::OpenOptions;
@@ -9,18 +9,18 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 
-/// How a process is started, again and again.
+/// How to start a process.
 #[derive(Clone, Debug)]
 pub(crate) struct Recipe {
     pub(crate) binary: PathBuf,
     /// `api` or `dispatcher`.
     pub(crate) service: &'static str,
-    /// Which of them, in logs.
+    /// Name of the process in logs.
     pub(crate) name: String,
-    /// Where it answers HTTP.
+    /// Address of its HTTP server.
     pub(crate) address: SocketAddr,
     pub(crate) environment: Vec<(String, String)>,
-    /// A command that runs the one given to it in its own place, such as `prlimit --nofile=512`. Empty: none.
+    /// Prefix command that executes the command after it, such as `prlimit --nofile=512`. May be empty.
     pub(crate) wrapper: Vec<String>,
     pub(crate) log: PathBuf,
 }
@@ -31,16 +31,16 @@ pub(crate) struct Process {
     child: Child,
 }
 
-/// Nothing takes that long unless something is broken.
+/// Timeout for a process to start or to end.
 const PATIENCE: Duration = Duration::from_secs(60);
 
 impl Process {
-    /// Starts one, without waiting for it.
+    /// Starts a process without waiting until it is ready.
     pub(crate) fn start(recipe: Recipe) -> Result<Process> {
         Self::start_with(recipe, &[])
     }
 
-    /// The same with more variables.
+    /// Like [`Process::start`], with additional environment variables.
     pub(crate) fn start_with(recipe: Recipe, more: &[(&str, &str)]) -> Result<Process> {
         let log = OpenOptions::new().create(true).append(true).open(&recipe.log)?;
         let mut words = recipe.wrapper.iter().map(OsStr::new).chain([recipe.binary.as_os_str()]);
@@ -57,7 +57,7 @@ impl Process {
         Ok(Process { recipe, child })
     }
 
-    /// Waits until it answers.
+    /// Waits until the process answers health checks.
     pub(crate) async fn answers(&mut self, http: &reqwest::Client) -> Result<()> {
         let (url, deadline) = (self.url("/v1/health"), Instant::now() + PATIENCE);
         loop {
@@ -75,14 +75,14 @@ impl Process {
         format!("http://{}{path}", self.recipe.address)
     }
 
-    /// Sends a signal: `KILL`, `STOP`, `CONT` or `TERM`. Nothing happens to a process that has ended.
+    /// Sends a signal: `KILL`, `STOP`, `CONT` or `TERM`. Does nothing if the process has ended.
     pub(crate) fn signal(&self, signal: &str) -> Result<()> {
         let pid = self.child.id().to_string();
         Command::new("kill").args(["-s", signal, &pid]).stderr(Stdio::null()).status()?;
         Ok(())
     }
 
-    /// Kills it and starts it again.
+    /// Kills the process and starts it again.
     pub(crate) fn kill_and_restart(&mut self) -> Result<()> {
         self.signal("KILL")?;
         self.child.wait()?;
@@ -90,14 +90,14 @@ impl Process {
         Ok(())
     }
 
-    /// Asks it to end, and answers how it did and how long that took.
+    /// Sends SIGTERM. Returns the exit status and the time until the exit.
     pub(crate) async fn terminate(&mut self) -> Result<(ExitStatus, Duration)> {
         let asked = Instant::now();
         self.signal("TERM")?;
         Ok((self.ended().await?, asked.elapsed()))
     }
 
-    /// Waits for its end.
+    /// Waits until the process ends.
     pub(crate) async fn ended(&mut self) -> Result<ExitStatus> {
         let deadline = Instant::now() + PATIENCE;
         loop {
@@ -109,18 +109,18 @@ impl Process {
         }
     }
 
-    /// Whether it has ended by itself, or was killed by somebody else.
+    /// Whether the process has exited or was killed.
     pub(crate) fn has_ended(&mut self) -> Result<bool> {
         Ok(self.child.try_wait()?.is_some())
     }
 
-    /// Whether it is stopped by a signal (proc(5), "stat").
+    /// Whether the process is stopped by a signal (proc(5), "stat").
     pub(crate) fn is_stopped(&self) -> Result<bool> {
         let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.child.id()))?;
         Ok(stat.rsplit_once(") ").is_some_and(|(_, state)| state.starts_with(['T', 't'])))
     }
 
-    /// Its resident memory now, and the most it has been, in MiB.
+    /// Returns the current and the peak resident memory, in MiB.
     pub(crate) fn memory(&self) -> Result<(f64, f64)> {
         let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id()))?;
         let of = |name| {

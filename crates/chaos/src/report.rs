@@ -2,7 +2,7 @@
 
 use std::fmt::Write as _;
 
-/// One figure, beside what it may be.
+/// A measured figure with its limit.
 #[derive(Clone, Debug)]
 pub(crate) struct Row {
     what: String,
@@ -22,12 +22,12 @@ impl Row {
     }
 }
 
-/// What a scenario found.
+/// Result of a scenario.
 #[derive(Debug)]
 pub(crate) struct Finding {
     pub(crate) title: String,
     pub(crate) rows: Vec<Row>,
-    /// Each broken promise, in words.
+    /// Descriptions of broken promises.
     pub(crate) broken: Vec<String>,
     pub(crate) seconds: u64,
 }
@@ -37,7 +37,7 @@ impl Finding {
         self.broken.is_empty() && self.rows.iter().all(|row| row.is_good)
     }
 
-    /// As Markdown.
+    /// Returns the finding as Markdown.
     pub(crate) fn markdown(&self) -> String {
         let mut text = format!(
             "## {}\n\n{} s.\n\n| what | may be | seen | |\n|---|---|---|---|\n",

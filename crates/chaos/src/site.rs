@@ -1,4 +1,4 @@
-//! One scenario's installation: a database, a queue and processes of its own, and a receiver that keeps a ledger.
+//! Installation of one scenario: its own database, queue and processes, and a receiver with a ledger.
 
 use std::collections::HashMap;
 use std::io::ErrorKind;
@@ -22,31 +22,31 @@ use crate::ledger::Ledger;
 use crate::ports::free_port;
 use crate::process::{Process, Recipe};
 
-/// What all scenarios stand on: a PostgreSQL cluster and a RabbitMQ node nobody else uses.
+/// Servers that all scenarios share: a private PostgreSQL cluster and a private RabbitMQ node.
 pub(crate) struct Ground {
     pub(crate) cluster: Cluster,
     pub(crate) node: RabbitNode,
     pub(crate) binary: PathBuf,
-    /// Where logs go.
+    /// Directory of the logs.
     pub(crate) directory: PathBuf,
 }
 
-/// What a scenario may set.
+/// Settings of a scenario.
 pub(crate) struct Plan {
     pub(crate) name: &'static str,
     pub(crate) apis: usize,
     pub(crate) dispatchers: usize,
     pub(crate) lease: Duration,
-    /// An attempt's budget.
+    /// Timeout of an attempt.
     pub(crate) timeout: Duration,
-    /// The waits between attempts, as the setting has them.
+    /// Waits between attempts, in the format of the setting.
     pub(crate) schedule: &'static str,
-    /// How far they stray.
+    /// Jitter of the waits.
     pub(crate) jitter: &'static str,
 }
 
 impl Plan {
-    /// With the times that are set by default.
+    /// Returns a plan with default times.
     pub(crate) fn of(name: &'static str, apis: usize, dispatchers: usize) -> Plan {
         Plan {
             name,
@@ -76,16 +76,16 @@ pub(crate) struct Site {
     pub(crate) dispatchers: Vec<Process>,
 }
 
-/// The size of an ordinary run's output.
+/// Size of an ordinary run's output, in bytes.
 pub(crate) const OUTPUT: usize = 700;
-/// Rows written in one transaction while preparing.
+/// Rows per transaction, or per page.
 const CHUNK: usize = 500;
-/// The longest a step that goes well may take.
+/// Timeout for deliveries to end.
 const PATIENCE: Duration = Duration::from_secs(300);
 const LOOK: Duration = Duration::from_millis(200);
 
 impl Site {
-    /// Sets one up and starts its processes.
+    /// Sets up an installation and starts its processes.
     pub(crate) async fn open(ground: &Ground, plan: Plan) -> Result<Site> {
         let id = Uuid::new_v4().simple();
         let database = format!("{}_{id}", plan.name.replace('-', "_"));
@@ -110,7 +110,7 @@ impl Site {
             ("REDIAL_EGRESS__ALLOW", "127.0.0.0/8".to_owned()),
             ("REDIAL_SECRETS__KEYS", key.to_string()),
             ("REDIAL_LOG__FORMAT", "json".to_owned()),
-            // Who claims what is told at debug.
+            // Claims are logged at level debug.
             ("REDIAL_LOG__FILTER", "info,dispatcher=debug".to_owned()),
             ("REDIAL_DELIVERY__LEASE", format!("{}s", plan.lease.as_secs())),
             ("REDIAL_DELIVERY__TIMEOUT", format!("{}s", plan.timeout.as_secs())),
@@ -121,11 +121,12 @@ impl Site {
         .map(|(key, value)| (key.to_owned(), value))
         .into();
         let broker = Broker::parse(&ground.node.url(), &queue)?;
-        // RabbitMQ 3.10 can trip over a quorum queue that several connections declare first at the same moment.
+        // Declares the queue. RabbitMQ 3.10 can fail if several connections declare a new quorum queue at the
+        // same moment.
         broker.depth().await?;
         let http = reqwest::Client::builder().no_proxy().timeout(Duration::from_secs(20)).build()?;
         let logs = ground.directory.join(plan.name);
-        // Those of an earlier run would be taken for this one's.
+        // Logs of an earlier run would be mistaken for logs of this one.
         match std::fs::remove_dir_all(&logs) {
             Err(error) if error.kind() != ErrorKind::NotFound => return Err(error.into()),
             _ => std::fs::create_dir_all(&logs)?,
@@ -158,7 +159,7 @@ impl Site {
         Ok(site)
     }
 
-    /// Takes the dispatchers away, and gives back how they are started.
+    /// Stops the dispatchers and returns their recipes.
     pub(crate) async fn dismiss_dispatchers(&mut self) -> Result<Vec<Recipe>> {
         let mut recipes = Vec::new();
         for mut dispatcher in self.dispatchers.drain(..) {
@@ -168,7 +169,7 @@ impl Site {
         Ok(recipes)
     }
 
-    /// Starts dispatchers, without waiting for them.
+    /// Starts dispatchers without waiting until they are ready.
     pub(crate) fn hire(&mut self, recipes: Vec<Recipe>) -> Result<()> {
         for recipe in recipes {
             self.dispatchers.push(Process::start(recipe)?);
@@ -176,12 +177,12 @@ impl Site {
         Ok(())
     }
 
-    /// Records that many runs that have ended, without announcing them. Their callbacks go to `path` of the receiver.
+    /// Records `count` ended runs without automatic deliveries. Their callback URL is `path` of the receiver.
     pub(crate) async fn runs(&self, count: usize, path: &str) -> Result<Vec<RunId>> {
         self.runs_with(count, &self.ledger.url(path), OUTPUT).await
     }
 
-    /// The same with any URL, and an output of that many bytes.
+    /// Like [`Site::runs`], with any URL and an output of `output` bytes.
     pub(crate) async fn runs_with(&self, count: usize, url: &str, output: usize) -> Result<Vec<RunId>> {
         let body = format!(
             r#"{{"status_code":"succeeded","output":{{"text":"{}"}},"duration_ms":1,"callback_url":"{url}","metadata":{{}}}}"#,
@@ -203,7 +204,7 @@ impl Site {
         Ok(runs)
     }
 
-    /// How many deliveries have ended and how many are open; none while the database is away.
+    /// Returns the numbers of ended and open deliveries, or `None` while the database is unavailable.
     pub(crate) async fn counts(&self) -> Option<(usize, usize)> {
         let org = self.org;
         let counts: HashMap<DeliveryStatus, i64> =
@@ -213,7 +214,7 @@ impl Site {
         Some((ended, of(DeliveryStatus::Pending) + of(DeliveryStatus::Delivering)))
     }
 
-    /// Waits until that many deliveries have ended and none is open, and answers how long that took.
+    /// Waits until `count` deliveries have ended and no delivery is open. Returns how long that took.
     pub(crate) async fn all_ended(&self, count: usize) -> Result<Duration> {
         let began = Instant::now();
         loop {
@@ -228,7 +229,7 @@ impl Site {
         }
     }
 
-    /// Every delivery with its attempts.
+    /// Returns all deliveries with their attempts.
     pub(crate) async fn history(&self) -> Result<Vec<Delivery>> {
         let (mut all, mut from) = (Vec::new(), None);
         loop {
@@ -247,12 +248,12 @@ impl Site {
         }
     }
 
-    /// How full the queue is.
+    /// Returns the depth of the queue.
     pub(crate) async fn depth(&self) -> Result<Depth> {
-        self.broker.depth().await.context("the queue can't be asked")
+        self.broker.depth().await.context("the depth of the queue can't be read")
     }
 
-    /// Ends all processes and the queue.
+    /// Ends all processes and deletes the queues.
     pub(crate) async fn close(mut self) -> Result<()> {
         self.apis.clear();
         self.dispatchers.clear();

@@ -1,5 +1,5 @@
-//! What came of it: the promises held against the database's history, the receiver's ledger, and what was done to
-//! the processes.
+//! Verdict on the promises, based on the database's history, the receiver's ledger, the dispatchers' logs and
+//! the injected faults.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::time::Duration;
@@ -11,7 +11,7 @@ use crate::ledger::Receipt;
 use crate::logs::Logs;
 use crate::report::Row;
 
-/// What was done to the installation, from when to when, if it may cost an attempt its record.
+/// An injected fault that may cost an attempt its record, with its start and end.
 #[derive(Clone, Debug)]
 pub(crate) struct Disturbance {
     pub(crate) what: Struck,
@@ -19,32 +19,32 @@ pub(crate) struct Disturbance {
     pub(crate) to: Timestamp,
 }
 
-/// Who may not have been able to record the result of an attempt.
+/// The target of a fault, which may have been unable to record the result of an attempt.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Struck {
-    /// The dispatcher of that name.
+    /// The dispatcher with this name.
     Dispatcher(String),
-    /// All of them.
+    /// The database, which affects all dispatchers.
     Database,
 }
 
-/// Everything there is to judge by.
+/// Data that the verdict is based on.
 pub(crate) struct Evidence<'a> {
     pub(crate) accepted: &'a HashMap<RunId, DeliveryId>,
     pub(crate) history: &'a [Delivery],
     pub(crate) receipts: &'a HashMap<DeliveryId, Vec<Receipt>>,
-    /// Everything that arrived, what carries no ids of ours included.
+    /// Number of requests that arrived, including those without valid ids.
     pub(crate) posts: u64,
     pub(crate) logs: &'a Logs,
     pub(crate) disturbances: &'a [Disturbance],
     pub(crate) lease: Duration,
-    /// An attempt's budget.
+    /// Timeout of an attempt.
     pub(crate) timeout: Duration,
     /// Whether all deliveries must have ended.
     pub(crate) is_over: bool,
 }
 
-/// The judgement.
+/// Result of the checks.
 #[derive(Debug, Default)]
 pub(crate) struct Verdict {
     pub(crate) accepted: usize,
@@ -53,13 +53,13 @@ pub(crate) struct Verdict {
     pub(crate) still_due: usize,
     /// Attempts on record as `outcome_unknown`.
     pub(crate) outcome_unknown: usize,
-    /// Callbacks that came after one of the same delivery was answered 2xx, by what explains them.
+    /// Callbacks that arrived after one of the same delivery was answered 2xx, by explanation.
     pub(crate) duplicates: BTreeMap<&'static str, usize>,
-    /// Broken promises, by which one; each in words.
+    /// Descriptions of violations, by promise.
     pub(crate) broken: BTreeMap<&'static str, Vec<String>>,
 }
 
-/// Each promise, as rows of the report name it.
+// The promises, by their names in the report.
 const LOST: &str = "lost";
 const GIVEN_UP: &str = "given up before the attempts were used up";
 const REPEATED: &str = "repeated attempt numbers";
@@ -72,7 +72,7 @@ const UNEXPLAINED: &str = "duplicates without an explanation";
 const PROMISES: [&str; 9] =
     [LOST, GIVEN_UP, REPEATED, AFTER_SUCCESS, UNCLAIMED, LATE, CHANGED, FALSE, UNEXPLAINED];
 
-/// What clocks on one host may differ by: the dispatchers' follow the database's from samples.
+/// Tolerance between clocks on one host: the dispatchers' clocks follow the database's by samples.
 const CLOCK_ERROR: Duration = Duration::from_millis(150);
 
 impl Verdict {
@@ -82,17 +82,17 @@ impl Verdict {
         if told as u64 != evidence.posts {
             verdict.breaks(
                 UNCLAIMED,
-                format!("{} callbacks arrived, and {told} say which they are", evidence.posts),
+                format!("{} callbacks arrived, but only {told} have valid ids", evidence.posts),
             );
         }
         let known: HashSet<DeliveryId> = evidence.history.iter().map(|delivery| delivery.id).collect();
         for (run, id) in evidence.accepted {
             if !known.contains(id) {
-                verdict.breaks(LOST, format!("delivery {id} of run {run} was accepted and is not there"));
+                verdict.breaks(LOST, format!("delivery {id} of run {run} was accepted but does not exist"));
             }
         }
         for id in evidence.receipts.keys().filter(|id| !known.contains(id)) {
-            verdict.breaks(UNCLAIMED, format!("a callback of {id}, which is not there"));
+            verdict.breaks(UNCLAIMED, format!("a callback of {id}, which does not exist"));
         }
         for delivery in evidence.history {
             let receipts = evidence.receipts.get(&delivery.id).map(Vec::as_slice).unwrap_or_default();
@@ -131,7 +131,7 @@ impl Verdict {
             if evidence.logs.is_claimed_again(&(id, number)) {
                 self.breaks(
                     REPEATED,
-                    format!("{id} attempt {number} was claimed again, and not handed back"),
+                    format!("{id} attempt {number} was claimed again without being handed back"),
                 );
             }
         }
@@ -180,8 +180,8 @@ impl Verdict {
         self.explain_duplicates(delivery, receipts, evidence);
     }
 
-    /// A receiver that answered 2xx and hears of the delivery again deserves a reason: why its last 2xx was not on record
-    /// when the attempt was claimed.
+    /// Requires an explanation for each callback that follows a 2xx: why the last 2xx was not on record when
+    /// the attempt was claimed.
     fn explain_duplicates(&mut self, delivery: &Delivery, receipts: &[Receipt], evidence: &Evidence<'_>) {
         let mut receipts: Vec<&Receipt> = receipts.iter().collect();
         receipts.sort_by_key(|receipt| receipt.attempt);
@@ -199,7 +199,7 @@ impl Verdict {
         }
     }
 
-    /// The rows every scenario's report has.
+    /// Returns the rows that the report of every scenario has.
     pub(crate) fn rows(&self) -> Vec<Row> {
         let what = format!(
             "{} accepted, {} delivered, {} exhausted, {} still due",
@@ -228,7 +228,8 @@ impl Verdict {
 }
 
 impl Evidence<'_> {
-    /// Why `again` was sent although the receiver had taken `accepted`; or what is known of it.
+    /// Returns why `again` was sent although the receiver had answered `accepted` with 2xx. The error
+    /// describes an unexplained duplicate.
     fn reason(
         &self,
         delivery: &Delivery,
@@ -245,7 +246,7 @@ impl Evidence<'_> {
         let was_struck = self.disturbances.iter().any(|disturbance| {
             let is_theirs = match &disturbance.what {
                 Struck::Database => true,
-                // A dispatcher that is killed may not have written its last lines.
+                // A killed dispatcher may not have written its last log lines.
                 Struck::Dispatcher(name) => claimed_by.is_none_or(|by| by == name),
             };
             let from = record.created_at - CLOCK_ERROR;

@@ -1,4 +1,4 @@
-//! A broker that is away, blocked, restarted or emptied.
+//! A broker that is unavailable, blocked, restarted or emptied.
 
 use std::collections::HashSet;
 use std::time::{Duration, Instant};
@@ -14,9 +14,9 @@ use crate::load::{Answers, Pace, ask};
 use crate::report::Row;
 use crate::site::{Ground, Plan, Site};
 
-/// Until the relay takes what no doorbell has announced: two seconds, and a look.
+/// Time until the relay claims a delivery without a doorbell: two seconds and a poll.
 const GRACE: Duration = Duration::from_millis(2500);
-/// As the queue is declared.
+/// Maximum length of the queue, as declared.
 const MAX_LENGTH: u32 = 10_000;
 
 fn all_accepted(answers: &Answers, count: usize) -> Row {
@@ -27,7 +27,7 @@ fn all_accepted(answers: &Answers, count: usize) -> Row {
     Row::new("answers of 201", format!("{count} of {count}"), format!("{accepted}; {others}"), is_good)
 }
 
-/// Loses the queue's contents, and then the queue.
+/// Purges the queue, and in a second round deletes it.
 pub(crate) async fn queue_lost(ground: &mut Ground, scale: &Scale) -> Result<Outcome> {
     let mut site = Site::open(ground, Plan::of("queue-lost", 1, 2)).await?;
     let count = scale.of(10_000);
@@ -47,12 +47,12 @@ pub(crate) async fn queue_lost(ground: &mut Ground, scale: &Scale) -> Result<Out
     conclude(site, rows, &all, &[]).await
 }
 
-/// Sets off the broker's disk alarm, which blocks whoever publishes.
+/// Triggers the broker's disk alarm, which blocks publishers.
 pub(crate) async fn disk_alarm(ground: &mut Ground, scale: &Scale) -> Result<Outcome> {
     let site = Site::open(ground, Plan::of("disk-alarm", 1, 2)).await?;
     let seconds = scale.of(60);
     let count = seconds * 100;
-    // So that memory is compared with that of an api that has worked.
+    // Warms up the api, so that its memory growth is not that of its first requests.
     let mut all = ask(&site, site.runs(500, "/ok").await?, FLAT_OUT).await?;
     let runs = site.runs(count, "/ok").await?;
     scale.say("alarm");
@@ -60,7 +60,7 @@ pub(crate) async fn disk_alarm(ground: &mut Ground, scale: &Scale) -> Result<Out
     let (before, _) = site.apis[0].memory()?;
     let mut answers = ask(&site, runs, Pace { clients: 16, rate: Some(100.0) }).await?;
     let (after, _) = site.apis[0].memory()?;
-    // Nobody could publish; had deliveries waited for that, they would have come later than this.
+    // Publishers are still blocked, so these deliveries must end without doorbells.
     let still_due = site.counts().await.map_or(usize::MAX, |(_, open)| open);
     site.all_ended(count + 500).await?;
     ground.node.command(&["set_disk_free_limit", "50MB"]);
@@ -87,7 +87,7 @@ pub(crate) async fn disk_alarm(ground: &mut Ground, scale: &Scale) -> Result<Out
     conclude(site, rows, &all, &[]).await
 }
 
-/// Delivers one backlog with the broker, and one without it while more is accepted.
+/// Delivers one backlog with the broker, and one without it while more deliveries are accepted.
 pub(crate) async fn away(ground: &mut Ground, scale: &Scale) -> Result<Outcome> {
     let mut site = Site::open(ground, Plan::of("broker-away", 1, 2)).await?;
     let (backlog, fresh) = (scale.of(20_000), scale.of(1000));
@@ -146,12 +146,12 @@ pub(crate) async fn away(ground: &mut Ground, scale: &Scale) -> Result<Outcome> 
     conclude(site, rows, &all, &[]).await
 }
 
-/// In how few messages so many doorbells can be.
+/// Returns the smallest number of queued messages to expect for so many doorbells.
 fn fewest_messages(doorbells: usize) -> usize {
     doorbells.div_ceil(Job::MOST).min(9_000)
 }
 
-/// Restarts the broker beside a long queue, with receivers so slow that it stays long.
+/// Restarts the broker with a long queue, which slow receivers prevent from draining.
 pub(crate) async fn restarts(ground: &mut Ground, scale: &Scale) -> Result<Outcome> {
     let mut site = Site::open(ground, Plan::of("broker-restarts", 1, 1)).await?;
     let (restarts, waiting) = (scale.of(50), scale.of(100_000));
@@ -165,7 +165,7 @@ pub(crate) async fn restarts(ground: &mut Ground, scale: &Scale) -> Result<Outco
     let mut right = 0;
     for number in 1..=restarts {
         scale.say(format!("{number} of {restarts} restarts"));
-        // Most are restarts of the broker in its process, which are quicker.
+        // Most restarts are of the application inside the node, which is faster.
         if number % 10 == 0 {
             tokio::task::block_in_place(|| {
                 ground.node.kill();
@@ -185,7 +185,7 @@ pub(crate) async fn restarts(ground: &mut Ground, scale: &Scale) -> Result<Outco
                 right += usize::from(consumer.ends_with("\t16"));
                 break;
             }
-            ensure!(Instant::now() < deadline, "the dispatcher does not consume again: {consumers}");
+            ensure!(Instant::now() < deadline, "the dispatcher does not resume consuming: {consumers}");
         }
     }
     let (_, peak) = site.dispatchers[0].memory()?;
@@ -206,12 +206,12 @@ pub(crate) async fn restarts(ground: &mut Ground, scale: &Scale) -> Result<Outco
         Row::new("dispatcher's memory at most", "150 MiB", format!("{peak:.1} MiB"), peak < 150.0),
         Row::new("deliveries still waiting in the end", "", format!("{left} of {waiting}"), true),
     ];
-    // What is under way comes to its end; the rest is left.
+    // Attempts in flight end. The rest of the backlog is left.
     site.dismiss_dispatchers().await?;
     judge(site, rows, &all, &[], false).await
 }
 
-/// Accepts for ten minutes without a dispatcher; then the backlog is delivered while fresh ones come in.
+/// Accepts deliveries for ten minutes without a dispatcher, then delivers the backlog while accepting more.
 pub(crate) async fn backlog(ground: &mut Ground, scale: &Scale) -> Result<Outcome> {
     let mut site = Site::open(ground, Plan::of("backlog", 2, 2)).await?;
     let (count, fresh) = (scale.of(50_000), scale.of(500));
@@ -237,7 +237,7 @@ pub(crate) async fn backlog(ground: &mut Ground, scale: &Scale) -> Result<Outcom
     deepest = deepest.max(site.depth().await?.waiting);
     let history = site.history().await?;
     let (from, to) = span(&history, &backlog).context("a backlog without a delivery")?;
-    // What was accepted later had no backlog before it.
+    // Excludes deliveries accepted after the backlog had been delivered.
     let waits = waits(&history, &site.ledger.receipts());
     let beside =
         waits.iter().filter(|(delivery, _)| !backlog.contains(&delivery.id) && delivery.created_at < to);
@@ -245,7 +245,8 @@ pub(crate) async fn backlog(ground: &mut Ground, scale: &Scale) -> Result<Outcom
     beside.sort_unstable();
     let longest = beside.last().copied().unwrap_or_default();
     let median = beside.get(beside.len() / 2).copied().unwrap_or_default();
-    // Doorbells and the backlog take turns; a doorbell that a full queue refuses waits for the relay, behind the backlog.
+    // Doorbells and the backlog take turns. A delivery whose doorbell a full queue refuses waits for the
+    // relay, behind the backlog.
     let drained = to.since(from);
     let share = (drained / 2).max(GRACE);
     let limit = MAX_LENGTH + MAX_LENGTH / 10;

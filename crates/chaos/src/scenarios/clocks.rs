@@ -1,4 +1,4 @@
-//! Hosts whose clocks are wrong.
+//! Hosts with wrong clocks.
 
 use std::path::Path;
 use std::time::Duration;
@@ -14,13 +14,13 @@ use crate::process::Process;
 use crate::report::Row;
 use crate::site::{Ground, Plan, Site};
 
-/// The wait after every attempt; it does not stray here.
+/// Wait after every attempt, without jitter.
 const WAIT: Duration = Duration::from_secs(2);
 const DAY: i64 = 24 * 3600;
-/// How far each dispatcher's clock is set ahead.
+/// How far each dispatcher's clock is ahead, for libfaketime and in seconds.
 const OFFSETS: [(&str, i64); 3] = [("+1d", DAY), ("-1d", -DAY), ("+0d", 0)];
 
-/// Runs one dispatcher a day ahead, one a day behind and one in time, over deliveries that are tried three times.
+/// Runs one dispatcher a day ahead, one a day behind and one on time, with deliveries of three attempts.
 pub(crate) async fn clocks(ground: &mut Ground, scale: &Scale) -> Result<Outcome> {
     let library = format!("/usr/lib/{}-linux-gnu/faketime/libfaketime.so.1", std::env::consts::ARCH);
     ensure!(Path::new(&library).exists(), "needs Debian's package faketime");

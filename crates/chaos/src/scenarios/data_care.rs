@@ -1,4 +1,4 @@
-//! Old deliveries removed beside new ones.
+//! Removal of old deliveries under load.
 
 use std::process::Stdio;
 use std::time::Duration;
@@ -15,7 +15,7 @@ use crate::site::{Ground, Plan, Site};
 
 const PACE: Pace = Pace { clients: 16, rate: Some(300.0) };
 
-/// Ends every delivery there is as one that succeeded a hundred days ago.
+/// Turns every delivery into one that succeeded a hundred days ago.
 const AGE: &str = "
     UPDATE deliveries SET created_at = created_at - interval '100 days';
     INSERT INTO ended_deliveries (id, org_id, callback_host, is_automatic, status_code, attempt_count, created_at, completed_at)
@@ -26,7 +26,7 @@ const AGE: &str = "
         SELECT gen_random_uuid(), id, 1, 200, 5, created_at FROM deliveries;
     VACUUM ANALYZE";
 
-/// Runs `redial prune` under load, and the same load without it before.
+/// Runs `redial prune` under load, after the same load without it.
 pub(crate) async fn pruning(ground: &mut Ground, scale: &Scale) -> Result<Outcome> {
     let mut site = Site::open(ground, Plan::of("pruning", 1, 2)).await?;
     let (old, new) = (scale.of(50_000), scale.of(3000));
@@ -36,7 +36,7 @@ pub(crate) async fn pruning(ground: &mut Ground, scale: &Scale) -> Result<Outcom
     for statement in AGE.split(';') {
         ground.cluster.sql(&site.database, statement)?;
     }
-    // Their doorbells are of no use any more.
+    // Their doorbells are stale.
     ground.node.command(&["purge_queue", &site.queue]);
     site.hire(recipes)?;
     super::processes::all_answer(&mut site.dispatchers, &site.http).await?;
@@ -62,7 +62,7 @@ pub(crate) async fn pruning(ground: &mut Ground, scale: &Scale) -> Result<Outcom
     conclude(site, rows, &beside, &[]).await
 }
 
-/// How many deliveries the command says it has removed, and how long it took.
+/// Runs `redial prune`. Returns how many deliveries it reports as removed, and how long it took.
 async fn prune(site: &Site) -> Result<(usize, Duration)> {
     let recipe = &site.apis[0].recipe;
     let began = Instant::now();
@@ -75,6 +75,7 @@ async fn prune(site: &Site) -> Result<(usize, Duration)> {
         .await?;
     ensure!(output.status.success(), "redial prune ended with {}", output.status);
     let figures: serde_json::Value = serde_json::from_slice(&output.stdout)?;
-    let removed = figures["deliveries"].as_u64().context("redial prune does not say what it removed")?;
+    let removed =
+        figures["deliveries"].as_u64().context("redial prune does not report the removed deliveries")?;
     Ok((usize::try_from(removed)?, began.elapsed()))
 }

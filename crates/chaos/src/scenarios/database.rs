@@ -1,4 +1,4 @@
-//! A database that crashes.
+//! Database crashes.
 
 use std::time::Duration;
 
@@ -13,12 +13,12 @@ use crate::report::Row;
 use crate::site::{Ground, Plan, Site};
 use crate::verdict::{Disturbance, Struck};
 
-/// Stops PostgreSQL with `immediate` and starts it again, under load.
+/// Repeatedly stops PostgreSQL with `immediate` and starts it again, under load.
 pub(crate) async fn crashes(ground: &mut Ground, scale: &Scale) -> Result<Outcome> {
     let plan = Plan { lease: Duration::from_secs(12), schedule: "1s", ..Plan::of("database-crashes", 2, 2) };
     let site = Site::open(ground, plan).await?;
     let crashes = scale.of(20);
-    // About four seconds for each crash.
+    // About four seconds of load for each crash.
     let count = crashes * 400;
     let runs = site.runs(count, "/ok").await?;
     let load = tokio::spawn(ask(&site, runs, Pace { clients: 32, rate: Some(100.0) }));

@@ -1,4 +1,4 @@
-//! Destinations that hang or refuse, beside others that don't.
+//! Destinations that hang or refuse requests, next to healthy ones.
 
 use std::collections::{HashMap, HashSet};
 use std::time::Duration;
@@ -13,22 +13,22 @@ use crate::load::{Answers, Pace, ask, percentile};
 use crate::report::Row;
 use crate::site::{Ground, OUTPUT, Plan, Site};
 
-/// The destinations that redeliveries are asked for in turn; the last one hangs.
+/// Number of destinations that get redeliveries in turn. The last one hangs.
 const DESTINATIONS: u32 = 10;
 const HANGING: u32 = DESTINATIONS - 1;
-/// Longer than any attempt.
+/// Hangs longer than any attempt.
 const HANG: &str = "/hang/60";
-/// As `dispatcher.max_in_flight` is by default.
+/// Default of `dispatcher.max_in_flight`.
 const SLOTS: usize = 256;
-/// How long the last callbacks are waited for.
+/// Timeout for the last callbacks.
 const PATIENCE: Duration = Duration::from_secs(120);
 
-/// One destination of ten hangs for an attempt's whole budget; then a large backlog waits for it.
+/// One of ten destinations hangs for the whole timeout of an attempt. Then a large backlog is added for it.
 pub(crate) async fn unfair(ground: &mut Ground, scale: &Scale) -> Result<Outcome> {
     let mut site = Site::open(ground, Plan::of("unfair", 1, 1)).await?;
     let (seconds, backlog) = (scale.of(60).max(5), scale.of(100_000));
     let mut all = Answers::default();
-    // What is copied must never have been attempted.
+    // The copied delivery must never have been attempted.
     let recipes = site.dismiss_dispatchers().await?;
     prepare_copies(&site, ground, backlog).await?;
     site.hire(recipes)?;
@@ -37,7 +37,7 @@ pub(crate) async fn unfair(ground: &mut Ground, scale: &Scale) -> Result<Outcome
     scale.say("all healthy");
     let healthy = load(&site, seconds, "/ok", &mut all).await?;
     scale.say("one hangs");
-    // As many as would gather while its first attempts take their whole budget.
+    // As many as would accumulate while its first attempts time out.
     let runs = site.runs_with(SLOTS, &site.ledger.url_of(HANGING, HANG), OUTPUT).await?;
     all.accepted.extend(ask(&site, runs, FLAT_OUT).await?.accepted);
     let beside = load(&site, seconds, HANG, &mut all).await?;
@@ -73,8 +73,8 @@ pub(crate) async fn unfair(ground: &mut Ground, scale: &Scale) -> Result<Outcome
     judge(site, rows, &all, &[], false).await
 }
 
-/// Asks for 200 redeliveries a second over all destinations, the hanging one at `path`, and answers the deliveries to the
-/// others once they have arrived.
+/// Requests 200 redeliveries per second over all destinations, the hanging one at `path`. Waits until the
+/// deliveries to the others have arrived, and returns these.
 async fn load(site: &Site, seconds: usize, path: &str, all: &mut Answers) -> Result<HashSet<DeliveryId>> {
     let pace = Pace { clients: 16, rate: Some(200.0) };
     let each = seconds * 200 / DESTINATIONS as usize;
@@ -92,7 +92,7 @@ async fn load(site: &Site, seconds: usize, path: &str, all: &mut Answers) -> Res
     Ok(others)
 }
 
-/// The 99th percentile from acceptance to arrival. What has not arrived counts as [`PATIENCE`].
+/// Returns the 99th percentile from acceptance to arrival. A missing arrival counts as [`PATIENCE`].
 fn p99_wait(
     history: &[Delivery],
     receipts: &HashMap<DeliveryId, Vec<Receipt>>,
@@ -105,8 +105,9 @@ fn p99_wait(
     percentile(&mut waits, 0.99)
 }
 
-/// Sets that many deliveries to the hanging destination aside, each of a run of its own: copies of one that was accepted
-/// and is removed again. Copying takes a fraction of the time, and keeps whatever columns there are.
+/// Prepares `count` deliveries to the hanging destination in separate tables, each of its own run. They are
+/// copies of one accepted delivery, which is removed again. Copying takes a fraction of the time and works
+/// with any columns.
 async fn prepare_copies(site: &Site, ground: &Ground, count: usize) -> Result<()> {
     let template = site.runs_with(1, &site.ledger.url_of(HANGING, HANG), OUTPUT).await?;
     ask(site, template, FLAT_OUT).await?;
@@ -121,10 +122,10 @@ async fn prepare_copies(site: &Site, ground: &Ground, count: usize) -> Result<()
              jsonb_populate_record(template, jsonb_build_object('id', ids.run_id)) copy;
          DELETE FROM deliveries; DELETE FROM open_deliveries"
     );
-    ground.cluster.sql(&site.database, &statements).map(drop).context("copies")
+    ground.cluster.sql(&site.database, &statements).map(drop).context("can't prepare the copies")
 }
 
-/// Makes them wait, and notes the version of each row.
+/// Inserts the copies and records the version of each row.
 const INSERT_COPIES: &str = "
     INSERT INTO deliveries SELECT * FROM copies;
     INSERT INTO open_deliveries SELECT * FROM open_copies;
@@ -132,14 +133,14 @@ const INSERT_COPIES: &str = "
         SELECT id, o.xmin::text AS made_by, o.ctid AS place FROM open_deliveries o JOIN ids USING (id)";
 const ATTEMPTED: &str =
     "SELECT count(*) FROM delivery_states JOIN versions USING (id) WHERE attempt_count > 0";
-/// A row that is rewritten has another transaction in `xmin` and another place.
+/// A rewritten row has another transaction in `xmin` and another location in `ctid`.
 const REWRITTEN: &str = "
     SELECT count(*) FROM open_deliveries o JOIN versions USING (id)
     WHERE attempt_count = 0 AND (o.xmin::text <> made_by OR o.ctid <> place)";
 
-/// A receiver that takes 20 requests at once and asks the others to come a second later, with deliveries waiting for it.
+/// Delivers a backlog to a receiver that answers 429 with `Retry-After: 1` beyond 20 requests at once.
 pub(crate) async fn holds(ground: &mut Ground, scale: &Scale) -> Result<Outcome> {
-    // However often it is refused, no delivery waits for minutes.
+    // No delivery waits for minutes, however often it is refused.
     let mut site = Site::open(ground, Plan { schedule: "10s", ..Plan::of("holds", 1, 1) }).await?;
     let count = scale.of(600).max(300);
     let mut all = Answers::default();

@@ -26,7 +26,7 @@ use crate::report::Row;
 use crate::site::{Ground, Site};
 use crate::verdict::{Disturbance, Evidence, Verdict};
 
-/// What a scenario found.
+/// Result of a scenario.
 pub(crate) struct Outcome {
     pub(crate) rows: Vec<Row>,
     pub(crate) broken: Vec<String>,
@@ -34,7 +34,7 @@ pub(crate) struct Outcome {
 
 type Run = for<'a> fn(&'a mut Ground, &'a Scale) -> Pin<Box<dyn Future<Output = Result<Outcome>> + 'a>>;
 
-/// A scenario by its name.
+/// A named scenario.
 pub(crate) struct Scenario {
     pub(crate) name: &'static str,
     pub(crate) title: &'static str,
@@ -47,9 +47,9 @@ macro_rules! scenario {
     };
 }
 
-/// All of them, in the order they are run.
+/// All scenarios, in the order of execution.
 pub(crate) const SCENARIOS: &[Scenario] = &[
-    scenario!("api-killed", "the api dies between commit and publish", processes::api_killed),
+    scenario!("api-killed", "the api is killed between commit and publish", processes::api_killed),
     scenario!("queue-lost", "the queue is purged, and deleted, with deliveries waiting", broker::queue_lost),
     scenario!("stalls", "dispatchers stopped beyond their lease, between claim and send", processes::stalls),
     scenario!("clocks", "dispatchers whose clocks are a day off", clocks::clocks),
@@ -57,18 +57,18 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
     scenario!("pruning", "old deliveries are removed under load", data_care::pruning),
     scenario!("disk-alarm", "the broker blocks publishers", broker::disk_alarm),
     scenario!("database-crashes", "PostgreSQL crashes again and again under load", database::crashes),
-    scenario!("broker-away", "RabbitMQ is away while a backlog is delivered", broker::away),
-    scenario!("broker-restarts", "RabbitMQ restarts beside a full queue", broker::restarts),
-    scenario!("unfair", "one destination hangs, the others do not wait for it", fairness::unfair),
-    scenario!("holds", "a receiver that is back takes only so many requests at once", fairness::holds),
+    scenario!("broker-away", "RabbitMQ is unavailable while a backlog is delivered", broker::away),
+    scenario!("broker-restarts", "RabbitMQ restarts with a full queue", broker::restarts),
+    scenario!("unfair", "one destination hangs without delaying the others", fairness::unfair),
+    scenario!("holds", "a receiver limits concurrent requests with 429", fairness::holds),
     scenario!("poisoned", "one row that can't be claimed or recorded", poison::poisoned),
-    scenario!("memory", "more megabytes are waiting than the dispatcher may have", shortage::memory),
+    scenario!("memory", "a backlog larger than the dispatcher's memory", shortage::memory),
     scenario!("files", "more destinations than the dispatcher may have open files", shortage::files),
-    scenario!("storm", "everything at once", storm::storm),
-    scenario!("backlog", "accepted for ten minutes without a dispatcher", broker::backlog),
+    scenario!("storm", "all kinds of faults at once", storm::storm),
+    scenario!("backlog", "deliveries are accepted for ten minutes without a dispatcher", broker::backlog),
 ];
 
-/// Judges a site whose deliveries have all ended, and closes it.
+/// Checks a site whose deliveries have all ended, and closes it.
 async fn conclude(
     site: Site,
     rows: Vec<Row>,
@@ -78,7 +78,7 @@ async fn conclude(
     judge(site, rows, answers, disturbances, true).await
 }
 
-/// Judges a site, whose deliveries have all ended if it `is_over`, and closes it.
+/// Checks a site and closes it. All deliveries must have ended if `is_over`.
 async fn judge(
     site: Site,
     mut rows: Vec<Row>,
@@ -109,12 +109,12 @@ async fn judge(
     Ok(Outcome { rows, broken })
 }
 
-/// What an answer may take while something else is in trouble.
+/// Limit of the api's response time while another component fails.
 const P99: Duration = Duration::from_millis(250);
-/// As fast as they are answered.
+/// As fast as responses arrive.
 const FLAT_OUT: Pace = Pace { clients: 32, rate: None };
 
-/// Accepts deliveries while nobody delivers, and answers which.
+/// Requests `count` redeliveries and returns the accepted deliveries.
 async fn accept(site: &Site, count: usize, path: &str, all: &mut Answers) -> Result<HashSet<DeliveryId>> {
     let answers = ask(site, site.runs(count, path).await?, FLAT_OUT).await?;
     let ids = answers.accepted.values().copied().collect();
@@ -127,7 +127,7 @@ fn p99(answers: &mut Answers) -> Row {
     Row::new("api's answers, p99", ms(P99), ms(p99), p99 < P99)
 }
 
-/// From when to when deliveries were delivered: from the first one's first claim to the last one's end.
+/// Returns the time span in which deliveries were delivered: from the first claim to the last end.
 fn span(history: &[Delivery], ids: &HashSet<DeliveryId>) -> Option<(Timestamp, Timestamp)> {
     let of = |delivery: &&Delivery| ids.contains(&delivery.id);
     let begin = history.iter().filter(of).filter_map(|delivery| Some(delivery.attempts.first()?.created_at));
@@ -135,7 +135,7 @@ fn span(history: &[Delivery], ids: &HashSet<DeliveryId>) -> Option<(Timestamp, T
     Some((begin.min()?, end.max()??))
 }
 
-/// How long each delivery took from its acceptance to its first arrival.
+/// Returns how long each delivery took from its acceptance to its first arrival.
 fn waits(history: &[Delivery], receipts: &HashMap<DeliveryId, Vec<Receipt>>) -> Vec<(Delivery, Duration)> {
     history
         .iter()
@@ -146,7 +146,7 @@ fn waits(history: &[Delivery], receipts: &HashMap<DeliveryId, Vec<Receipt>>) -> 
         .collect()
 }
 
-/// Waits until `condition` holds, for at most `patience`, and answers whether it does.
+/// Waits until `condition` holds, for at most `patience`. Returns whether it does.
 async fn becomes(patience: Duration, condition: impl Fn() -> bool) -> bool {
     let deadline = Instant::now() + patience;
     while !condition() {

@@ -1,4 +1,4 @@
-//! One row that can't be claimed or recorded, beside others that can.
+//! One row that can't be claimed or recorded, among healthy rows.
 
 use std::collections::HashSet;
 use std::time::{Duration, Instant};
@@ -17,14 +17,14 @@ use crate::site::{Ground, Plan, Site};
 use crate::verdict::{Disturbance, Struck};
 
 const LEASE: Duration = Duration::from_secs(7);
-/// Until what no doorbell has announced is due: two seconds, and a little.
+/// Time until a delivery without a doorbell is due: two seconds and a margin.
 const GRACE: Duration = Duration::from_millis(2500);
-/// Nothing takes that long unless something is broken.
+/// Timeout for callbacks to arrive.
 const PATIENCE: Duration = Duration::from_secs(30);
-/// Answered after a second: long enough to do something about it meanwhile.
+/// Answered after a second, which leaves time to act on the attempt in flight.
 const SLOW: &str = "/hang/1";
 
-/// A lease, a claim and a result in turn that can't be written.
+/// A lease, a claim and a result that can't be written, in turn.
 pub(crate) async fn poisoned(ground: &mut Ground, scale: &Scale) -> Result<Outcome> {
     let plan =
         Plan { lease: LEASE, timeout: Duration::from_secs(3), schedule: "1s", ..Plan::of("poisoned", 1, 1) };
@@ -48,7 +48,7 @@ struct Trial<'a> {
 }
 
 impl Trial<'_> {
-    /// Kills the dispatcher in mid-attempt, and locks the attempt's row once its lease has ended.
+    /// Kills the dispatcher during an attempt, and locks the attempt's row once its lease has ended.
     async fn locked_lease(&mut self, seconds: usize) -> Result<Disturbance> {
         let from = host_now();
         let id = self.under_way().await?;
@@ -64,17 +64,21 @@ impl Trial<'_> {
         Ok(killed)
     }
 
-    /// Locks a row while its attempt is under way. Not for longer than its lease, or another attempt would be due.
+    /// Locks a row while its attempt is in flight, but not beyond its lease:
+    /// after that another attempt would be due.
     async fn locked_result(&mut self) -> Result<()> {
         let id = self.under_way().await?;
         let lock = self.lock(id)?;
         self.beside("a result", lock, 5).await
     }
 
-    /// A delivery whose callback has arrived, and is not answered yet.
+    /// Returns a delivery whose callback has arrived and is not answered yet.
     async fn under_way(&mut self) -> Result<DeliveryId> {
         let ids = accept(&self.site, 1, SLOW, &mut self.all).await?;
-        ensure!(becomes(PATIENCE, || self.site.ledger.missing(&ids) == 0).await, "it does not arrive");
+        ensure!(
+            becomes(PATIENCE, || self.site.ledger.missing(&ids) == 0).await,
+            "the callback does not arrive"
+        );
         ids.into_iter().next().context("nothing accepted")
     }
 
@@ -83,7 +87,7 @@ impl Trial<'_> {
         self.ground.cluster.lock(&self.site.database, &statement)
     }
 
-    /// Asks for 20 redeliveries a second for that long, and a second later lets go of the lock.
+    /// Requests 20 redeliveries per second for `seconds`, and releases the lock a second later.
     async fn beside(&mut self, what: &str, lock: Lock, seconds: usize) -> Result<()> {
         const LIMIT: Duration = Duration::from_secs(1);
         let runs = self.site.runs(20 * seconds, "/ok").await?;
@@ -111,7 +115,7 @@ impl Trial<'_> {
         Ok(())
     }
 
-    /// Refuses every claim of one row among others that are due, then lets it through.
+    /// Refuses every claim of one row among others that are due, then allows it.
     async fn refused_claim(&mut self, window: Duration) -> Result<()> {
         const HEALTHY: usize = 200;
         const LIMIT: Duration = Duration::from_secs(2);
@@ -125,7 +129,7 @@ impl Trial<'_> {
         let database = site.database.clone();
         let sql = |statement: &str| ground.cluster.sql(&database, statement);
         sql(&format!("{REFUSE} FOR EACH ROW WHEN (OLD.id = '{refused}') EXECUTE FUNCTION refuse()"))?;
-        // A sequence counts what is rolled back, too.
+        // A sequence counts rolled back transactions, too.
         let refusals = || {
             let last = sql("SELECT coalesce(pg_sequence_last_value('refusals'), 0)")?;
             anyhow::Ok(last.parse::<usize>()?)

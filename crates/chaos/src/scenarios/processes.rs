@@ -1,4 +1,4 @@
-//! Processes that die, stall and are restarted.
+//! Processes that are killed, stall or are restarted.
 
 use std::time::Duration;
 
@@ -15,7 +15,7 @@ use crate::report::Row;
 use crate::site::{Ground, Plan, Site};
 use crate::verdict::{Disturbance, Struck};
 
-/// Kills an api at the failpoint between commit and publish, again and again.
+/// Repeatedly kills an api at the failpoint between commit and publish.
 pub(crate) async fn api_killed(ground: &mut Ground, scale: &Scale) -> Result<Outcome> {
     let mut site = Site::open(ground, Plan::of("api-killed", 1, 1)).await?;
     let kills = scale.of(100);
@@ -29,7 +29,7 @@ pub(crate) async fn api_killed(ground: &mut Ground, scale: &Scale) -> Result<Out
         api.answers(&site.http).await?;
         let url = api.url(&format!("/v1/runs/{run}/callback-redeliveries"));
         let answer = site.http.post(url).bearer_auth(&site.token).send().await;
-        ensure!(answer.is_err(), "an api that should have died answered");
+        ensure!(answer.is_err(), "an api answered although it should have been killed");
         let status = api.ended().await?;
         aborted += usize::from(std::os::unix::process::ExitStatusExt::signal(&status) == Some(6));
     }
@@ -53,11 +53,11 @@ pub(crate) async fn api_killed(ground: &mut Ground, scale: &Scale) -> Result<Out
     conclude(site, rows, &Answers::default(), &[]).await
 }
 
-/// How many dispatchers stall at once.
+/// Number of dispatchers. All but one stall at once.
 const STALLED: usize = 10;
 const LEASE: Duration = Duration::from_secs(12);
 
-/// Stops dispatchers at the failpoint between claim and send for longer than their lease, and lets them go on.
+/// Stops dispatchers at the failpoint between claim and send for longer than their lease, then resumes them.
 pub(crate) async fn stalls(ground: &mut Ground, scale: &Scale) -> Result<Outcome> {
     let plan = Plan { lease: LEASE, schedule: "1s", ..Plan::of("stalls", 1, STALLED) };
     let mut site = Site::open(ground, plan).await?;
@@ -74,7 +74,7 @@ pub(crate) async fn stalls(ground: &mut Ground, scale: &Scale) -> Result<Outcome
             process.answers(&site.http).await?;
             stalled.push(process);
         }
-        // One after the other, until each dispatcher has claimed one and stopped.
+        // Adds deliveries until each dispatcher has claimed one and stopped.
         let deadline = Instant::now() + Duration::from_secs(60);
         while !stalled
             .iter()
@@ -83,7 +83,7 @@ pub(crate) async fn stalls(ground: &mut Ground, scale: &Scale) -> Result<Outcome
             .iter()
             .all(|stopped| *stopped)
         {
-            ensure!(Instant::now() < deadline, "not every dispatcher has claimed something");
+            ensure!(Instant::now() < deadline, "not every dispatcher has claimed an attempt");
             let asked = ask(&site, site.runs(2, "/ok").await?, Pace { clients: 1, rate: None }).await?;
             answers.accepted.extend(asked.accepted);
             sleep(Duration::from_millis(50)).await;
@@ -129,13 +129,13 @@ pub(crate) async fn stalls(ground: &mut Ground, scale: &Scale) -> Result<Outcome
     conclude(site, rows, &answers, &disturbances).await
 }
 
-/// Whether an attempt's record says that its time ran out: before it was begun, while it connected, or before the
-/// signing secret could be had.
+/// Whether an attempt's record says that its time ran out: before it started, while it connected, or before
+/// the signing secret was available.
 fn is_too_late(error: &str) -> bool {
     error.starts_with("timeout: ") || error.starts_with("signing_unavailable: ")
 }
 
-/// Restarts every process with SIGTERM, one after the other, while clients ask.
+/// Restarts all processes with SIGTERM, one after the other, under load.
 pub(crate) async fn rolling_restart(ground: &mut Ground, scale: &Scale) -> Result<Outcome> {
     let mut site = Site::open(ground, Plan::of("rolling-restart", 2, 4)).await?;
     let rounds = scale.of(5);
@@ -183,7 +183,7 @@ pub(crate) async fn rolling_restart(ground: &mut Ground, scale: &Scale) -> Resul
     conclude(site, rows, &answers, &[]).await
 }
 
-/// Waits until all of `processes` answer.
+/// Waits until all `processes` answer health checks.
 pub(super) async fn all_answer(processes: &mut [Process], http: &reqwest::Client) -> Result<()> {
     try_join_all(processes.iter_mut().map(|process| process.answers(http))).await.map(drop)
 }

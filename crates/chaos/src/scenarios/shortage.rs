@@ -1,4 +1,4 @@
-//! Dispatchers that have less of something than there is work for.
+//! Dispatchers with too little memory or too few open files for their backlog.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -17,10 +17,10 @@ use crate::report::Row;
 use crate::site::{Ground, OUTPUT, Plan, Site};
 use crate::verdict::{Disturbance, Struck};
 
-/// Delivers more than it may have in memory. A dispatcher that is killed is started again, as an orchestrator would.
+/// Delivers a backlog larger than the memory limit. Restarts a killed dispatcher, as an orchestrator would.
 pub(crate) async fn memory(ground: &mut Ground, scale: &Scale) -> Result<Outcome> {
     const LIMIT: u64 = 256 << 20;
-    /// With all around it just below `api.max_body`, 2 MiB.
+    /// The whole body is just below `api.max_body`, 2 MiB.
     const LARGE: usize = 1_900_000;
     const PATIENCE: Duration = Duration::from_secs(120);
     let mut site = Site::open(ground, Plan::of("memory", 1, 1)).await?;
@@ -71,11 +71,11 @@ pub(crate) async fn memory(ground: &mut Ground, scale: &Scale) -> Result<Outcome
     conclude(site, rows, &all, killed.as_slice()).await
 }
 
-/// Delivers to more destinations, all healthy, than it may have connections to.
+/// Delivers to more destinations, all healthy, than the dispatcher may have connections.
 pub(crate) async fn files(ground: &mut Ground, scale: &Scale) -> Result<Outcome> {
     const FILES: usize = 512;
     const DESTINATIONS: u32 = 700;
-    // Attempts that fail for want of files would be used up before idle connections are closed.
+    // Attempts that fail for lack of file descriptors would be used up before idle connections are closed.
     let mut site = Site::open(ground, Plan { schedule: "1s", ..Plan::of("files", 1, 1) }).await?;
     let each = scale.of(4);
     let mut recipes = site.dismiss_dispatchers().await?;
@@ -97,7 +97,7 @@ pub(crate) async fn files(ground: &mut Ground, scale: &Scale) -> Result<Outcome>
     for error in
         history.iter().flat_map(|d| &d.attempts).filter_map(|attempt| attempt.error_message.as_deref())
     {
-        // The last part names the cause; before it comes the address.
+        // The last part is the cause. The part before it is the address.
         *failures.entry(error.rsplit(": ").next().unwrap_or(error)).or_default() += 1;
     }
     let spent: usize = failures.values().sum();

@@ -1,4 +1,4 @@
-//! Everything at once.
+//! All kinds of faults at once.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -18,15 +18,15 @@ use crate::report::Row;
 use crate::site::{Ground, OUTPUT, Plan, Site};
 use crate::verdict::{Disturbance, Struck};
 
-/// New deliveries a second.
+/// New deliveries per second.
 const RATE: f64 = 60.0;
-/// One in so many has a receiver that takes nothing.
+/// One in this many deliveries has a receiver that accepts nothing.
 const HOPELESS: usize = 50;
 const NOTHING: &str = "/status/500";
-/// The others' receivers: of ten requests to each, three meet no answer in time or none that is of use.
+/// Receivers of the other deliveries. Of ten requests to each, three get no response in time or no 2xx.
 const DESTINATIONS: u32 = 40;
 
-/// A way to break something.
+/// A kind of fault.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Blow {
     KillDispatcher,
@@ -44,7 +44,7 @@ enum Blow {
     TerminateBackends,
 }
 
-/// How often each comes, of all.
+/// Relative frequency of each fault.
 const BLOWS: [(Blow, u32); 13] = [
     (Blow::KillDispatcher, 35),
     (Blow::KillApi, 25),
@@ -61,10 +61,10 @@ const BLOWS: [(Blow, u32); 13] = [
     (Blow::TerminateBackends, 5),
 ];
 
-/// Those that end processes without asking them.
+/// Faults that kill processes.
 const KILLS: [Blow; 4] = [Blow::KillDispatcher, Blow::KillApi, Blow::KillBroker, Blow::CrashDatabase];
 
-/// Strikes at random while redeliveries come in and receivers answer as they like.
+/// Injects random faults while redeliveries are accepted and receivers are unreliable.
 pub(crate) async fn storm(ground: &mut Ground, scale: &Scale) -> Result<Outcome> {
     let plan = Plan {
         lease: Duration::from_secs(12),
@@ -74,13 +74,13 @@ pub(crate) async fn storm(ground: &mut Ground, scale: &Scale) -> Result<Outcome>
     };
     let site = Site::open(ground, plan).await?;
     let count = (scale.storm().as_secs_f64() * RATE).round() as usize;
-    // A short one may be spent waiting for a process.
+    // A short storm may be spent waiting for a process.
     let least = if scale.storm() < Duration::from_secs(300) { 1 } else { 200 };
     let mut rng = StdRng::seed_from_u64(scale.seed);
     let hopeless = count.div_ceil(HOPELESS);
     let mut runs = site.runs(hopeless, NOTHING).await?;
     for destination in 1..=DESTINATIONS {
-        // As equal shares as can be.
+        // Shares differ by at most one.
         let share = (count - hopeless + destination as usize - 1) / DESTINATIONS as usize;
         runs.extend(site.runs_with(share, &site.ledger.url_of(destination, "/mixed"), OUTPUT).await?);
     }
@@ -94,7 +94,7 @@ pub(crate) async fn storm(ground: &mut Ground, scale: &Scale) -> Result<Outcome>
         *struck.entry(blow).or_default() += 1;
         let counts = storm.site.counts().await;
         let counts = counts.map_or_else(String::new, |(ended, open)| format!("{ended} ended, {open} open; "));
-        scale.say(format!("{counts}blow {}: {blow:?}", struck.values().sum::<usize>()));
+        scale.say(format!("{counts}fault {}: {blow:?}", struck.values().sum::<usize>()));
         storm.strike(blow, ground).await?;
         sleep(Duration::from_millis(storm.rng.random_range(50..400))).await;
     }
@@ -119,13 +119,13 @@ pub(crate) async fn storm(ground: &mut Ground, scale: &Scale) -> Result<Outcome>
             exhausted == hopeless,
         ),
         Row::new("kills", format!("at least {least}"), kills.to_string(), kills >= least),
-        Row::new("all that was done", "", list.join(", "), true),
+        Row::new("all faults", "", list.join(", "), true),
         Row::new("other answers", "", answers.others(), true),
     ];
     conclude(site, rows, &answers, &disturbances).await
 }
 
-/// The installation under attack.
+/// The installation and the faults so far.
 struct Storm {
     site: Site,
     rng: StdRng,
@@ -133,7 +133,7 @@ struct Storm {
     disturbances: Vec<Disturbance>,
 }
 
-/// A process that SIGSTOP holds.
+/// A process stopped by SIGSTOP.
 struct Stopped {
     is_api: bool,
     place: usize,
@@ -169,7 +169,7 @@ impl Storm {
                 ground.node.kill();
                 ground.node.restart();
             }),
-            // The queue may not be there at this moment, or just have been deleted.
+            // The queue may not exist at this moment.
             Blow::PurgeQueue => _ = ground.node.try_command(&["purge_queue", &site.queue]),
             Blow::DeleteQueue => _ = ground.node.try_command(&["delete_queue", &site.queue]),
             Blow::DiskAlarm => {
@@ -198,14 +198,14 @@ impl Storm {
         Ok(())
     }
 
-    /// Stops a process for that many seconds, while other blows fall.
+    /// Stops a process for a random number of seconds while other faults are injected.
     fn stop(&mut self, is_api: bool, place: usize, seconds: std::ops::Range<f64>) -> Result<()> {
         let until = Instant::now() + Duration::from_secs_f64(self.rng.random_range(seconds));
         self.stopped.push(Stopped { is_api, place, from: host_now(), until });
         self.process(is_api, place).signal("STOP")
     }
 
-    /// Lets those go on whose time is over at `now`. One that was killed meanwhile runs already.
+    /// Resumes processes whose time is over at `now`. A process that was killed meanwhile is already running.
     fn let_go_on(&mut self, now: Instant) -> Result<()> {
         let (over, held): (Vec<_>, Vec<_>) =
             std::mem::take(&mut self.stopped).into_iter().partition(|stop| stop.until <= now);
@@ -214,7 +214,7 @@ impl Storm {
             let process = self.process(is_api, place);
             process.signal("CONT")?;
             let what = Struck::Dispatcher(process.recipe.name.clone());
-            // Stopping an api costs no attempt anything.
+            // Stopping an api can't cost an attempt its record.
             self.disturbances.extend((!is_api).then(|| Disturbance { what, from, to: host_now() }));
         }
         Ok(())
@@ -225,9 +225,9 @@ impl Storm {
     }
 }
 
-/// As an operator does it.
+/// Restarts a process as an operator does.
 async fn restart(process: &mut Process) -> Result<()> {
-    // A process that is stopped does not hear of it.
+    // A stopped process does not handle SIGTERM.
     process.signal("CONT")?;
     process.terminate().await?;
     *process = Process::start(process.recipe.clone())?;
