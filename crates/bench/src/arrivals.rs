@@ -1,4 +1,4 @@
-//! The other end: a receiver that verifies what arrives and notes when.
+//! Receiver that verifies callbacks and records their arrival times.
 
 use std::collections::HashMap;
 use std::net::{Ipv4Addr, SocketAddr};
@@ -12,24 +12,24 @@ use tokio::time::timeout;
 
 use crate::PATIENCE;
 
-/// Callbacks as they come in.
+/// A receiver and the arrival times of its callbacks.
 pub(crate) struct Arrivals {
     receiver: Receiver,
     coming: UnboundedReceiver<Received>,
-    /// When each delivery arrived first.
+    /// First arrival of each delivery.
     first: HashMap<String, Instant>,
 }
 
 impl Arrivals {
     pub(crate) fn listen(secret: &str) -> Result<Arrivals> {
         let (sink, coming) = unbounded_channel();
-        let secrets = vec![SigningSecret::parse(secret).context("the secret is none")?];
+        let secrets = vec![SigningSecret::parse(secret).context("invalid signing secret")?];
         let options = Options { secrets, sink: Some(sink), ..Options::default() };
         let receiver = Receiver::bind(SocketAddr::from((Ipv4Addr::UNSPECIFIED, 0)), options)?;
         Ok(Arrivals { receiver, coming, first: HashMap::new() })
     }
 
-    /// URLs of so many destinations: all of 127.0.0.0/8 is this host.
+    /// Returns a URL for each destination. All addresses of 127.0.0.0/8 are this host.
     pub(crate) fn urls(&self, path: &str, destinations: u32) -> Vec<String> {
         let port = self.receiver.addr().port();
         let host = |n| Ipv4Addr::from_bits(Ipv4Addr::LOCALHOST.to_bits() + n);
@@ -40,7 +40,7 @@ impl Arrivals {
         self.receiver.invalid()
     }
 
-    /// When that delivery arrived first, if it has.
+    /// Returns the first arrival of a delivery, if it has arrived.
     pub(crate) fn first(&mut self, id: &str) -> Option<Instant> {
         while let Ok(received) = self.coming.try_recv() {
             self.note(&received);
@@ -48,15 +48,15 @@ impl Arrivals {
         self.first.get(id).copied()
     }
 
-    /// The same, waiting for it.
+    /// Waits for the first arrival of a delivery.
     pub(crate) async fn of(&mut self, id: &str) -> Result<Instant> {
         loop {
             if let Some(at) = self.first.get(id) {
                 return Ok(*at);
             }
             let received =
-                timeout(PATIENCE, self.coming.recv()).await.context("a callback does not arrive")?;
-            self.note(&received.context("the receiver is gone")?);
+                timeout(PATIENCE, self.coming.recv()).await.context("a callback did not arrive in time")?;
+            self.note(&received.context("the receiver has stopped")?);
         }
     }
 

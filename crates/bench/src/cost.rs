@@ -1,4 +1,4 @@
-//! Where CPU time goes: each part's own, and the kernel's threads. From `/proc`, whose clock ticks a hundred times a second.
+//! CPU time of each part and of kernel threads, from `/proc`, whose clock ticks 100 times per second.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -6,50 +6,51 @@ use anyhow::{Context, Result};
 use procfs::process::{Process, Stat, all_processes};
 use serde::Serialize;
 
-/// Parts of the installation, in the order of a delivery's way.
+/// A part of the installation, in the order in which a delivery passes them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum Part {
-    /// This process: it asks, and receives.
+    /// This process: the clients and the receiver.
     Client,
     Api,
-    /// All dispatchers; in embedded mode the one process.
+    /// All dispatchers. In embedded mode the only process.
     Dispatcher,
     RabbitMq,
-    /// All of its processes, those that have ended too.
+    /// All its processes, including those that have ended.
     PostgreSql,
-    /// Its own threads, such as those that write to disk.
+    /// Kernel threads, such as those that write to disk.
     Kernel,
 }
 
-/// CPU time since boot in seconds, of each part, with what of it was spent in the kernel; and the log's position.
+/// CPU time of each part since boot, in seconds: total and in the kernel. Also PostgreSQL's position in the
+/// write-ahead log and its number of transactions.
 pub(crate) struct Usage {
     parts: BTreeMap<Part, (f64, f64)>,
     pub(crate) wal: Option<u64>,
     pub(crate) transactions: Option<u64>,
 }
 
-/// What a delivery costs, or all of a time without any.
+/// Cost per delivery, or the total of an idle period.
 #[derive(Clone, Debug, Serialize)]
 pub(crate) struct Cost {
-    /// In microseconds.
+    /// CPU time in microseconds, by part.
     pub(crate) cpu: BTreeMap<Part, Cpu>,
-    /// In microseconds: all but the client.
+    /// CPU time of all parts except the client, in microseconds.
     pub(crate) total: f64,
     /// Bytes of PostgreSQL's write-ahead log.
     pub(crate) wal: Option<f64>,
-    /// Transactions of PostgreSQL's, of whatever origin.
+    /// Committed PostgreSQL transactions, of any origin.
     pub(crate) transactions: Option<f64>,
 }
 
 #[derive(Clone, Copy, Debug, Serialize)]
 pub(crate) struct Cpu {
     pub(crate) all: f64,
-    /// Of it, in the kernel.
+    /// Part of `all` spent in the kernel.
     pub(crate) kernel: f64,
 }
 
-/// The processes of an installation.
+/// Process ids of an installation.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Processes {
     pub(crate) api: BTreeSet<i32>,
@@ -57,7 +58,7 @@ pub(crate) struct Processes {
 }
 
 impl Processes {
-    /// What all parts have used until now.
+    /// Returns the usage of all parts so far.
     pub(crate) fn usage(&self, wal: Option<u64>, transactions: Option<u64>) -> Result<Usage> {
         let ticks = procfs::ticks_per_second() as f64;
         let mut parts = BTreeMap::from_iter(
@@ -66,7 +67,7 @@ impl Processes {
         );
         let own = std::process::id() as i32;
         for process in all_processes().context("/proc can't be read")? {
-            // One that ends meanwhile has its time counted by its parent.
+            // If a process ends meanwhile, its time is counted by its parent.
             let Ok(stat) = process.and_then(|process: Process| process.stat()) else { continue };
             let Some(part) = self.part_of(&stat, own) else { continue };
             let (mut user, mut kernel) = (stat.utime, stat.stime);
@@ -119,7 +120,7 @@ impl Cost {
     }
 }
 
-/// The most memory a process has had resident, in bytes.
+/// Returns the peak resident memory of a process, in bytes.
 pub(crate) fn peak_memory(process: i32) -> Result<u64> {
     let status = Process::new(process)?.status()?;
     Ok(status.vmhwm.context("no VmHWM")? * 1024)
@@ -130,7 +131,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_cost_of_a_delivery_is_the_difference_shared_out() {
+    fn the_cost_per_delivery_is_the_difference_divided_by_deliveries() {
         let usage = |seconds: f64, wal| Usage {
             parts: BTreeMap::from([
                 (Part::Client, (seconds, 0.0)),

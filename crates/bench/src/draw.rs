@@ -9,28 +9,28 @@ use plotters::coord::ranged1d::SegmentValue;
 use plotters::prelude::*;
 use serde_json::Value;
 
-/// Draws a plot of reports that were printed as JSON.
+/// Draws a plot of JSON reports.
 #[derive(Args)]
 pub(crate) struct Draw {
-    /// What it shows.
+    /// What to plot.
     #[arg(value_enum)]
     plot: Plot,
     /// The SVG file to write.
     out: PathBuf,
-    /// A label and the file of a report each: `before=before.json`. Of several with one label the medians are drawn.
+    /// Reports as LABEL=FILE (`before=before.json`). Reports with the same label are drawn as their medians.
     #[arg(required = true, value_parser = labelled)]
     reports: Vec<(String, PathBuf)>,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum Plot {
-    /// What a delivery costs each part of the installation, in CPU time.
+    /// CPU time per delivery, by part of the installation.
     Cost,
-    /// Bytes of write-ahead log of a delivery.
+    /// Bytes of write-ahead log per delivery.
     Log,
-    /// Deliveries a second.
+    /// Deliveries per second.
     Throughput,
-    /// From the request to the arrival by rate, of one report of the mode steady.
+    /// Latency from request to arrival by rate, from reports of mode `steady`.
     Latency,
 }
 
@@ -39,7 +39,7 @@ fn labelled(text: &str) -> Result<(String, PathBuf), String> {
     Ok((label.to_owned(), file.into()))
 }
 
-/// A bar, of parts on top of each other.
+/// A bar of stacked parts.
 struct Bar {
     label: String,
     parts: Vec<f64>,
@@ -59,7 +59,7 @@ pub(crate) fn draw(draw: &Draw) -> Result<()> {
         let text =
             std::fs::read_to_string(file).with_context(|| format!("{} can't be read", file.display()))?;
         let report =
-            serde_json::from_str(&text).with_context(|| format!("{} is no report", file.display()))?;
+            serde_json::from_str(&text).with_context(|| format!("{} is not a report", file.display()))?;
         Ok((label.clone(), report))
     };
     let reports: Vec<(String, Value)> = draw.reports.iter().map(read).collect::<Result<_>>()?;
@@ -88,7 +88,7 @@ pub(crate) fn draw(draw: &Draw) -> Result<()> {
     }
 }
 
-/// A bar for each label, of its reports' last phases.
+/// Returns a bar for each label, from the last phases of its reports.
 fn of_phases(reports: &[(String, Value)], parts: impl Fn(&Value) -> Result<Vec<f64>>) -> Result<Vec<Bar>> {
     let mut runs: IndexMap<&str, Vec<Vec<f64>>> = IndexMap::new();
     for (label, report) in reports {
@@ -164,7 +164,7 @@ fn bars(out: &Path, title: &str, parts: &[&str], bars: &[Bar]) -> Result<()> {
 fn latency(out: &Path, reports: &[(String, Value)]) -> Result<()> {
     let mut lines: Vec<(String, Vec<(f64, f64)>)> = Vec::new();
     for (label, report) in reports {
-        let phases = report["phases"].as_array().context("a report has phases")?;
+        let phases = report["phases"].as_array().context("a report has no phases")?;
         for share in ["p50", "p99"] {
             let point = |phase: &Value| {
                 Ok((number(phase, "/rate/steady")?, number(phase, &format!("/arrival/{share}"))?))
@@ -174,7 +174,7 @@ fn latency(out: &Path, reports: &[(String, Value)]) -> Result<()> {
         }
     }
     let points = || lines.iter().flat_map(|(_, points)| points);
-    ensure!(points().count() > 0, "a report of the mode steady has phases");
+    ensure!(points().count() > 0, "no report has phases; reports of mode steady are required");
     let furthest = points().map(|(rate, _)| *rate).fold(0.0, f64::max);
     let highest = points().map(|(_, time)| *time).fold(0.0, f64::max);
     let root = SVGBackend::new(out, SIZE).into_drawing_area();

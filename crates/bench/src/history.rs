@@ -1,4 +1,4 @@
-//! A long history, made in the database: deliveries that were really made, many times over with other ids.
+//! Creates a long history in the database: copies real deliveries many times, with new ids.
 
 use anyhow::{Result, ensure};
 
@@ -7,12 +7,12 @@ use crate::arrivals::Arrivals;
 use crate::load::{Load, Rate};
 use crate::site::Site;
 
-/// So many are really made.
+/// Number of real deliveries to copy.
 const MADE: usize = 1_000;
 
-/// Copies all rows of runs, deliveries and attempts, `COPIES` times, each copy a second older than the one before. It knows no
-/// columns by name, so that it holds for other schemas than today's: ids are columns of type uuid but
-/// those of what the rows have in common, and each gets the same new id wherever it stands.
+/// Copies all rows of runs, deliveries and attempts `COPIES` times, each copy a second older than the
+/// previous one. It works with other schemas than the current one, since it does not list columns. Columns of
+/// type uuid are ids, except those that all rows share. An id gets the same new value in all places.
 const COPY: &str = r#"
 SET session_replication_role = replica;  -- keys between tables hold when all is copied
 DO $$
@@ -39,7 +39,7 @@ END $$;
 RESET session_replication_role;
 "#;
 
-/// Makes about as many ended deliveries as wanted.
+/// Creates approximately `arguments.history` ended deliveries.
 pub(crate) async fn make(
     site: &mut Site,
     load: &Load,
@@ -53,6 +53,6 @@ pub(crate) async fn make(
     site.query(&COPY.replace("COPIES", &(arguments.history / MADE).to_string()))?;
     site.query("VACUUM ANALYZE")?;
     let made: usize = site.query("SELECT count(*) FROM deliveries")?.trim().parse()?;
-    ensure!(made >= arguments.history, "only {made} deliveries were made");
+    ensure!(made >= arguments.history, "only {made} deliveries were created");
     Ok(())
 }

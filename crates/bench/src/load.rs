@@ -1,4 +1,4 @@
-//! Clients of the API.
+//! API clients.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -12,24 +12,24 @@ use tokio::time::sleep;
 use crate::site::Site;
 use crate::{LOOK, PATIENCE};
 
-/// How fast redeliveries are asked for.
+/// Rate of redelivery requests.
 #[derive(Clone, Copy, Debug, serde::Serialize)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum Rate {
-    /// As fast as all clients can.
+    /// As fast as the clients can.
     Any,
-    /// So many a second, each at its own moment however long others take.
+    /// Requests per second, each at its scheduled time, however long others take.
     Steady(u32),
 }
 
-/// A redelivery that was asked for.
+/// A requested redelivery.
 pub(crate) struct Asked {
     pub(crate) asked: Instant,
-    /// Until its answer was there.
+    /// Time until the response.
     pub(crate) took: Duration,
 }
 
-/// Clients with one token.
+/// Clients that share a token.
 #[derive(Clone)]
 pub(crate) struct Load {
     http: reqwest::Client,
@@ -40,12 +40,12 @@ pub(crate) struct Load {
 
 impl Load {
     pub(crate) fn new(site: &Site, clients: usize) -> Load {
-        let http = reqwest::Client::builder().no_proxy().build().expect("the client's set-up is constant");
+        let http = reqwest::Client::builder().no_proxy().build().expect("the client's setup is constant");
         let authorization = format!("Bearer {}", site.token());
         Load { http, base_url: site.base_url().to_owned(), authorization, clients }
     }
 
-    /// Asks for one, and answers the delivery's id.
+    /// Requests a redelivery and returns the delivery's id.
     pub(crate) async fn redeliver(&self, run: &str) -> Result<String> {
         let url = format!("{}/v1/runs/{run}/callback-redeliveries", self.base_url);
         let request = self.http.post(url).header("authorization", &self.authorization);
@@ -53,12 +53,12 @@ impl Load {
         let status = response.status();
         let body = response.bytes().await?;
         ensure!(status == 201, "a redelivery was answered {status} {}", String::from_utf8_lossy(&body));
-        // It begins with the id; all of it may be a megabyte.
+        // The body begins with the id. All of it may be a megabyte.
         let id = body.strip_prefix(br#"{"id":""#).and_then(|rest| rest.get(..36));
-        Ok(String::from_utf8(id.context("a delivery begins with its id")?.to_vec())?)
+        Ok(String::from_utf8(id.context("a delivery does not begin with its id")?.to_vec())?)
     }
 
-    /// Asks for all, and answers when each was asked for, by delivery.
+    /// Requests redeliveries of all runs. Returns when each was requested, by delivery.
     pub(crate) async fn redeliver_all(
         &self,
         runs: Vec<String>,
@@ -74,7 +74,7 @@ impl Load {
                     let Some(run) = runs.get(place) else { return Ok::<_, anyhow::Error>(all) };
                     let mut asked = Instant::now();
                     if let Rate::Steady(rate) = rate {
-                        // Judged by when it should have been asked: a slow answer must not make the next one look fast.
+                        // Counts from the scheduled time: a slow response must not hide the next delay.
                         asked = began + Duration::from_secs_f64(place as f64 / f64::from(rate));
                         sleep(asked.saturating_duration_since(Instant::now())).await;
                     }
@@ -107,6 +107,6 @@ impl Load {
         let url = format!("{}/v1/callback-deliveries?status_code={status}&limit=1&fields=id", self.base_url);
         let response = self.http.get(url).header("authorization", &self.authorization).send().await?;
         let page: Value = serde_json::from_slice(&response.bytes().await?)?;
-        Ok(!page["items"].as_array().context("a page has items")?.is_empty())
+        Ok(!page["items"].as_array().context("a page has no items")?.is_empty())
     }
 }

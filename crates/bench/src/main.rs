@@ -1,5 +1,5 @@
-//! `bench`: what a delivery costs in CPU time and in bytes of log, and how long it takes, on a real installation on this
-//! machine. It asks and listens from outside, so that any build of `redial` can be measured.
+//! Measures the CPU time, the bytes of write-ahead log and the latency of deliveries, in a real installation
+//! on this machine. It uses external interfaces only, so it can measure any build of `redial`.
 
 mod arrivals;
 mod cost;
@@ -24,7 +24,7 @@ use crate::load::{Load, Rate};
 use crate::report::{Latency, Measured, Report};
 use crate::site::Site;
 
-/// Measures redeliveries from request to record.
+/// Measures redeliveries from the request to the record of the result.
 #[derive(Parser)]
 #[command(args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]
 struct Cli {
@@ -41,40 +41,40 @@ enum Command {
 
 #[derive(Args)]
 pub(crate) struct Arguments {
-    /// The `redial` to measure: a release build.
+    /// Path of the `redial` binary to measure, a release build.
     #[arg(long, overrides_with = "binary", required = true)]
     binary: PathBuf,
-    /// What is measured.
+    /// What to measure.
     #[arg(long, value_enum, default_value_t = Mode::Burst)]
     mode: Mode,
-    /// How many redeliveries.
+    /// Number of redeliveries.
     #[arg(long, default_value_t = 20_000)]
     deliveries: usize,
-    /// The size of each payload: 1KiB, 64KiB, 1MiB, or bytes.
+    /// Size of each payload, in bytes or with a unit, such as 64KiB or 1MiB.
     #[arg(long, default_value = "1KiB", value_parser = bytes)]
     payload: usize,
-    /// How many clients ask at once, each on a connection of its own.
+    /// Number of concurrent clients, each with its own connection.
     #[arg(long, default_value_t = 64)]
     clients: usize,
-    /// Requests a second, one after the other, of the mode steady.
+    /// Requests per second in mode `steady`, one rate after the other.
     #[arg(long, value_delimiter = ',', default_values_t = [100, 1_000, 2_000])]
     rates: Vec<u32>,
-    /// How long each rate lasts, and the mode idle, in seconds.
+    /// Duration of each rate, and of mode `idle`, in seconds.
     #[arg(long, default_value_t = 20)]
     seconds: u64,
-    /// How many dispatchers.
+    /// Number of dispatchers.
     #[arg(long, default_value_t = 1)]
     dispatchers: usize,
-    /// How many destinations the callbacks go to.
+    /// Number of destinations of the callbacks.
     #[arg(long, default_value_t = 1)]
     destinations: u32,
-    /// Receivers answer after 50 ms instead of at once.
+    /// Let receivers answer after 50 ms instead of immediately.
     #[arg(long)]
     slow: bool,
-    /// How many ended deliveries the database has before, about.
+    /// Approximate number of ended deliveries in the database before the measurement.
     #[arg(long, default_value_t = 0)]
     history: usize,
-    /// How many single redeliveries measure the latency of an idle system.
+    /// Number of single redeliveries that measure the latency of an idle system.
     #[arg(long, default_value_t = 200)]
     samples: usize,
     /// Measure `redial dev`, on SQLite in one process.
@@ -88,32 +88,32 @@ pub(crate) struct Arguments {
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum, serde::Serialize)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum Mode {
-    /// As many as the clients can ask for.
+    /// As many requests as the clients can send.
     Burst,
-    /// So many a second.
+    /// Requests at fixed rates.
     Steady,
-    /// As burst, to a receiver that answers each first attempt 503. The retry comes after a second.
+    /// Like `burst`, to a receiver that answers each first attempt 503. The retry follows after a second.
     Retries,
-    /// Nothing at all.
+    /// No requests.
     Idle,
 }
 
-/// Redeliveries for warming up, before anything is measured.
+/// Number of redeliveries for warm-up before the measurement.
 const WARM_UP: usize = 500;
-/// How often it is looked whether all is recorded; part of what times can't resolve.
+/// Interval of polls for recorded results. It limits the resolution of measured times.
 const LOOK: Duration = Duration::from_millis(10);
-/// Nothing here takes longer unless something is broken.
+/// Timeout for callbacks and for recorded results.
 const PATIENCE: Duration = Duration::from_secs(600);
 
 #[tokio::main]
 async fn main() -> Result<()> {
     let arguments = match Cli::parse() {
         Cli { command: Some(Command::Draw(plot)), .. } => return draw(&plot),
-        Cli { arguments, .. } => arguments.context("what is measured is told by --binary")?,
+        Cli { arguments, .. } => arguments.context("--binary is required")?,
     };
-    // Fails only when a provider was chosen before, which serves as well.
+    // Fails only if a provider is already installed, which is as good.
     let _ = rustls::crypto::ring::default_provider().install_default();
-    ensure!(!(arguments.embedded && arguments.history > 0), "a history is made on PostgreSQL only");
+    ensure!(!(arguments.embedded && arguments.history > 0), "--history requires PostgreSQL");
     let mut site = Site::start(&arguments)?;
     let measured = tokio::select! {
         measured = measure(&arguments, &mut site) => measured,
@@ -173,7 +173,7 @@ async fn measure(arguments: &Arguments, site: &mut Site) -> Result<Report> {
     Ok(Report::new(arguments, phases, idle))
 }
 
-/// Single redeliveries, each once the one before is recorded.
+/// Measures single redeliveries, each requested after the previous one is recorded.
 async fn idle_latency(load: &mut Load, arrivals: &mut Arrivals, runs: Vec<String>) -> Result<Latency> {
     let mut took = Vec::with_capacity(runs.len());
     for run in runs {
@@ -186,7 +186,7 @@ async fn idle_latency(load: &mut Load, arrivals: &mut Arrivals, runs: Vec<String
     Ok(Latency::of(took))
 }
 
-/// Asks for redeliveries of all runs, and waits until all have arrived and are recorded.
+/// Requests redeliveries of all runs, and waits until all have arrived and are recorded.
 async fn phase(
     site: &Site,
     load: &mut Load,

@@ -1,4 +1,4 @@
-//! What was measured, for people and as JSON.
+//! Report of measurements, as text and as JSON.
 
 use std::fmt;
 use std::time::Duration;
@@ -9,7 +9,7 @@ use crate::cost::{Cost, Part};
 use crate::load::Rate;
 use crate::{Arguments, Mode};
 
-/// Of one run of this program.
+/// Results of one run of this program.
 #[derive(Serialize)]
 pub(crate) struct Report {
     mode: Mode,
@@ -20,10 +20,10 @@ pub(crate) struct Report {
     history: usize,
     is_slow: bool,
     is_embedded: bool,
-    /// From the request to the arrival, one at a time.
+    /// Latency from request to arrival, one redelivery at a time.
     idle: Option<Latency>,
     phases: Vec<Phase>,
-    /// Of the mode idle: CPU time in microseconds, bytes and transactions, all of them.
+    /// Total cost in mode `idle`: CPU time in microseconds, bytes and transactions.
     at_rest: Option<AtRest>,
 }
 
@@ -42,17 +42,17 @@ struct Phase {
     answer: Latency,
     arrival: Latency,
     cost: Cost,
-    /// The most of each process, in bytes: the api, then dispatchers.
+    /// Peak memory of each process, in bytes: the api, then the dispatchers.
     memory: Vec<u64>,
 }
 
-/// A phase as it was measured.
+/// Measurements of a phase.
 pub(crate) struct Measured {
     pub(crate) rate: Rate,
     pub(crate) count: usize,
-    /// Until all were accepted.
+    /// Time until all were accepted.
     pub(crate) accepted: Duration,
-    /// Until all were recorded.
+    /// Time until all were recorded.
     pub(crate) recorded: Duration,
     pub(crate) to_answer: Latency,
     pub(crate) to_arrival: Latency,
@@ -60,7 +60,7 @@ pub(crate) struct Measured {
     pub(crate) memory: Vec<u64>,
 }
 
-/// In milliseconds.
+/// Percentiles in milliseconds.
 #[derive(Clone, Copy, Serialize)]
 pub(crate) struct Latency {
     p50: f64,
@@ -69,7 +69,7 @@ pub(crate) struct Latency {
 }
 
 impl Latency {
-    /// Zero of none.
+    /// Returns the percentiles of `times`, or zeros if it is empty.
     pub(crate) fn of(mut times: Vec<Duration>) -> Latency {
         times.sort_unstable();
         let at = |share: f64| {
@@ -114,7 +114,7 @@ impl Report {
         }
     }
 
-    /// With what the mode idle cost.
+    /// Adds the cost of mode `idle`.
     pub(crate) fn idle(self, seconds: u64, cost: Cost) -> Report {
         Report { at_rest: Some(AtRest { seconds, cost }), ..self }
     }
@@ -125,7 +125,7 @@ impl fmt::Display for Report {
         let Report { payload, clients, dispatchers, destinations, history, .. } = self;
         writeln!(
             f,
-            "{payload} bytes, {clients} clients, {dispatchers} dispatcher(s), {destinations} destination(s), {history} of history"
+            "{payload} bytes, {clients} clients, {dispatchers} dispatcher(s), {destinations} destination(s), {history} deliveries of history"
         )?;
         if let Some(idle) = &self.idle {
             writeln!(f, "request to arrival, idle   {idle}")?;
@@ -145,7 +145,7 @@ impl fmt::Display for Report {
             cost(f, &phase.cost, "a delivery")?;
         }
         if let Some(AtRest { seconds, cost: at_rest }) = &self.at_rest {
-            writeln!(f, "nothing to do for {seconds} s")?;
+            writeln!(f, "idle for {seconds} s")?;
             cost(f, at_rest, "in all")?;
         }
         Ok(())

@@ -1,4 +1,4 @@
-//! The installation that is measured: a database and a queue of its own, and processes of the real program.
+//! The measured installation: its own database and queue, and processes of the real program.
 
 use std::collections::BTreeSet;
 use std::fs::File;
@@ -17,16 +17,16 @@ use uuid::Uuid;
 use crate::cost::{Processes, Usage, peak_memory};
 use crate::{Arguments, PATIENCE};
 
-/// What it encrypts secrets with: 32 bytes that protect nothing.
+/// Encryption key of the secrets: 32 bytes that protect nothing.
 const KEY: &str = "bench:AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8=";
 const SERVER: &str = "postgres://postgres@127.0.0.1:5432/postgres";
 const BROKER: &str = "amqp://guest:guest@127.0.0.1:5672/%2f";
 
-/// A running installation, and an organization of its own.
+/// A running installation with its own organization.
 pub(crate) struct Site {
     binary: PathBuf,
     environment: Vec<(&'static str, String)>,
-    /// PostgreSQL's server, and the name of the database.
+    /// URL of the PostgreSQL server, and the name of the database.
     server: Option<(String, String)>,
     broker: Option<Broker>,
     api: Option<Child>,
@@ -38,7 +38,7 @@ pub(crate) struct Site {
     directory: TempDir,
 }
 
-/// The part of `dev.json`, which `redial dev` writes, that is used here.
+/// Used fields of `dev.json`, which `redial dev` writes.
 #[derive(Deserialize)]
 struct Dev {
     base_url: String,
@@ -51,7 +51,7 @@ impl Site {
     pub(crate) fn start(arguments: &Arguments) -> Result<Site> {
         let directory = tempfile::tempdir()?;
         let site = Site {
-            binary: arguments.binary.canonicalize().context("there is no such --binary")?,
+            binary: arguments.binary.canonicalize().context("--binary does not exist")?,
             environment: vec![
                 ("REDIAL_EGRESS__ALLOW", "127.0.0.0/8".into()),
                 ("REDIAL_LOG__FILTER", "warn".into()),
@@ -71,7 +71,7 @@ impl Site {
         if arguments.embedded { site.with_dev() } else { site.with_services(arguments) }
     }
 
-    /// `redial dev` on a file of its own.
+    /// Starts `redial dev` with its own SQLite file.
     fn with_dev(mut self) -> Result<Site> {
         let data = self.directory.path().join("data");
         let mut command =
@@ -85,7 +85,7 @@ impl Site {
         self.with("REDIAL_DATABASE__URL", format!("sqlite:{}", data.join("redial.db").display())).answering()
     }
 
-    /// An api and dispatchers.
+    /// Starts an api and dispatchers.
     fn with_services(mut self, arguments: &Arguments) -> Result<Site> {
         let given = |name, default: &str| std::env::var(name).unwrap_or_else(|_| default.into());
         let server = given("DATABASE_URL", SERVER);
@@ -96,7 +96,7 @@ impl Site {
         let (broker, queue) =
             (given("AMQP_URL", BROKER), format!("redial.bench.{}", Uuid::new_v4().simple()));
         self.broker = Some(Broker::parse(&broker, &queue)?);
-        let listen = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?; // free again when the api takes it
+        let listen = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?; // closed: the api binds it
         self = self
             .with("REDIAL_DATABASE__URL", url)
             .with("REDIAL_BROKER__URL", broker)
@@ -120,7 +120,7 @@ impl Site {
         self
     }
 
-    /// Once the api can be connected to.
+    /// Waits until the api accepts connections.
     fn answering(self) -> Result<Site> {
         let address: SocketAddr = self.base_url.trim_start_matches("http://").parse()?;
         until("the api answers", || Ok(TcpStream::connect(address).is_ok()))?;
@@ -134,16 +134,16 @@ impl Site {
         command
     }
 
-    /// Runs a command to its end, and answers what it printed.
+    /// Runs a command to its end and returns its output.
     fn command(&self, arguments: &[&str]) -> Result<String> {
         let output = self.redial(arguments).stderr(Stdio::inherit()).output()?;
         ensure!(output.status.success(), "redial {} failed", arguments.join(" "));
         Ok(String::from_utf8(output.stdout)?.trim().to_owned())
     }
 
-    /// Records runs that have ended without announcing them, going to the URLs in turn, and answers their ids.
+    /// Records ended runs without automatic deliveries, with the URLs in turn. Returns their ids.
     pub(crate) fn import(&self, count: usize, payload: usize, urls: &[String]) -> Result<Vec<String>> {
-        let filler = "x".repeat(payload.saturating_sub(270)); // what a payload has beside its output's text
+        let filler = "x".repeat(payload.saturating_sub(270)); // size of a payload without its output's text
         let runs: Vec<String> = (0..count).map(|_| Uuid::new_v4().to_string()).collect();
         let file = self.directory.path().join("runs.jsonl");
         let mut out = BufWriter::new(File::create(&file)?);
@@ -170,13 +170,14 @@ impl Site {
         &self.secret
     }
 
-    /// Runs statements on its database, and answers the last one's rows.
+    /// Runs statements on the database and returns the rows of the last one.
     pub(crate) fn query(&self, statements: &str) -> Result<String> {
-        let (server, name) = self.server.as_ref().context("this is PostgreSQL's")?;
+        let (server, name) = self.server.as_ref().context("queries require PostgreSQL")?;
         psql(&in_database(server, name)?, statements)
     }
 
-    /// So that no measurement pays for the pages of the one before, and each pays for its own first writes.
+    /// Runs a checkpoint, so that no measurement pays for the pages of the previous one and each pays for its
+    /// own first writes.
     pub(crate) fn checkpoint(&self) -> Result<()> {
         if self.server.is_some() {
             self.query("CHECKPOINT")?;
@@ -184,7 +185,7 @@ impl Site {
         Ok(())
     }
 
-    /// What all parts have used until now.
+    /// Returns the usage of all parts so far.
     pub(crate) fn usage(&self) -> Result<Usage> {
         let id = |child: &Child| child.id() as i32;
         let processes = Processes {
@@ -197,7 +198,7 @@ impl Site {
                     "SELECT (pg_current_wal_insert_lsn() - '0/0')::bigint || ' ' || xact_commit FROM pg_stat_database
                      WHERE datname = current_database()",
                 )?;
-                let (wal, transactions) = counted.trim().split_once(' ').context("two numbers")?;
+                let (wal, transactions) = counted.trim().split_once(' ').context("expected two numbers")?;
                 (Some(wal.parse()?), Some(transactions.parse()?))
             }
             None => (None, None),
@@ -205,12 +206,12 @@ impl Site {
         processes.usage(wal, transactions)
     }
 
-    /// Of the api, then of dispatchers.
+    /// Returns the peak memory of the api, then of the dispatchers.
     pub(crate) fn peak_memory(&self) -> Result<Vec<u64>> {
         self.api.iter().chain(&self.dispatchers).map(|child| peak_memory(child.id() as i32)).collect()
     }
 
-    /// Stops everything and deletes the queues; services must end well.
+    /// Stops all processes and deletes the queues. Fails if a service exits with an error.
     pub(crate) async fn stop(&mut self) -> Result<()> {
         let mut ended = Ok(());
         for mut child in self.dispatchers.drain(..).chain(self.api.take()) {
@@ -241,19 +242,19 @@ impl Drop for Site {
 }
 
 fn text(path: &Path) -> Result<&str> {
-    path.to_str().context("a path in UTF-8")
+    path.to_str().context("a path is not UTF-8")
 }
 
 fn until(what: &str, mut is_so: impl FnMut() -> Result<bool>) -> Result<()> {
     let deadline = Instant::now() + PATIENCE.min(Duration::from_secs(60));
     while !is_so()? {
-        ensure!(Instant::now() < deadline, "waited in vain until {what}");
+        ensure!(Instant::now() < deadline, "timed out waiting until {what}");
         std::thread::park_timeout(Duration::from_millis(20));
     }
     Ok(())
 }
 
-/// The same server, another database.
+/// Returns the URL of a database on the same server.
 fn in_database(server: &str, name: &str) -> Result<String> {
     let (place, query) =
         server.split_once('?').map_or((server, String::new()), |(place, query)| (place, format!("?{query}")));
@@ -263,11 +264,11 @@ fn in_database(server: &str, name: &str) -> Result<String> {
     Ok(format!("{place}/{name}{query}"))
 }
 
-/// Runs statements by the everyday client.
+/// Runs statements with `psql`.
 fn psql(url: &str, statements: &str) -> Result<String> {
     let output = Command::new("psql")
         .args(["-qAtXw", "-v", "ON_ERROR_STOP=1", url, "-c", statements])
-        .env("PGOPTIONS", "-c client_min_messages=error") // VACUUM warns of what is not ours
+        .env("PGOPTIONS", "-c client_min_messages=error") // VACUUM warns about tables of other owners
         .stderr(Stdio::inherit())
         .output()
         .context("psql can't be started")?;
