@@ -1,6 +1,6 @@
-"""Delivers and redelivers through a running stack, stops one of its dispatchers in mid-load, and compares what the
-sample receiver says with what is on record. scripts/test-containers runs this; it needs BASE_URL, TOKEN, and the
-containers RECEIVER and DISPATCHER. Only Python's own library is used."""
+"""Delivers and redelivers through a running stack, stops one of its dispatchers under load, and compares the sample
+receiver's output with the records. Run by scripts/test-containers; needs BASE_URL, TOKEN, and the containers RECEIVER
+and DISPATCHER. Standard library only."""
 
 import collections
 import concurrent.futures
@@ -12,7 +12,7 @@ import urllib.request
 import uuid
 
 RUNS = 400
-IN_FLIGHT_SECONDS = 1  # what half of the receiver's answers take, so that a stop always meets attempts in flight
+IN_FLIGHT_SECONDS = 1  # delay of half of the responses, so that attempts are in flight at the stop
 PATIENCE_SECONDS = 90
 NEVER_OPENED = ["http://postgres:5432/", "http://rabbitmq:5672/", "http://api:8080/v1/health"]
 
@@ -41,7 +41,7 @@ def deliveries(run_id):
 
 
 def completed(run_ids):
-    """The deliveries of the runs, once none is open."""
+    """Waits for the end of the runs' deliveries; returns them."""
     deadline = time.monotonic() + PATIENCE_SECONDS
     found, waiting = [], list(run_ids)
     while waiting:
@@ -65,7 +65,7 @@ def log(container):
 
 
 def arrivals():
-    """What the receiver printed: per webhook-id, each callback as (body, verdict)."""
+    """Parses the receiver's output: per webhook-id, each callback as (body, verdict)."""
     found = collections.defaultdict(list)
     for callback in log("RECEIVER").split("POST /")[1:]:
         lines = [line.strip() for line in callback.splitlines()]
@@ -77,7 +77,7 @@ def arrivals():
 
 
 def check(history, count):
-    """Each of `count` deliveries succeeded at its first attempt, and arrived once, as recorded."""
+    """Checks that `count` deliveries succeeded at their first attempt, and each arrived once, as recorded."""
     assert len(history) == count, f"{len(history)} deliveries instead of {count}"
     arrived = arrivals()
     for delivery in history:

@@ -2,8 +2,8 @@
 """Writes made-up runs, one JSON object a line: `id` and the body of `PUT /v1/runs/{id}` (contract section 3).
 
 The same arguments always give the same bytes, and a smaller --count gives a prefix of a larger one. Hosts are
-reserved names (RFC 2606). Besides the usual, the runs carry what breaks careless senders: many scripts, characters
-beyond 16 bits, control characters, integers beyond 64 bits, floats at the edges, payloads of some 200 KB.
+reserved names (RFC 2606). The runs include values that break careless senders: many scripts, characters beyond 16
+bits, control characters, integers beyond 64 bits, floats at the limits, payloads of about 200 KB.
 """
 
 import argparse
@@ -13,7 +13,7 @@ import sys
 import uuid
 from datetime import datetime, timedelta, timezone
 
-START = datetime(2025, 9, 1, 6, 0, tzinfo=timezone.utc)  # fixed: today's date would change the file every day
+START = datetime(2025, 9, 1, 6, 0, tzinfo=timezone.utc)  # fixed, so that the file does not change with the date
 
 SENTENCES = [
     "A lighthouse at dusk, long shadows on wet sand, seen from a low angle.",
@@ -66,9 +66,9 @@ BARE_OUTPUTS = ["42", None, ["a", 1, None, True, [], {}], 0.1, True, 2**70, ""]
 
 
 class Deck:
-    """Deals cards in shuffled rounds: chance decides the order, never whether a rare card comes up.
+    """Deals cards in shuffled rounds: only their order is random, so every rare card is dealt.
 
-    The cards are given as a list, or as a dict of how many there are of each.
+    The cards are a list, or a dict with the number of each.
     """
 
     def __init__(self, rng, cards):
@@ -82,7 +82,7 @@ class Deck:
 
 
 class Runs:
-    """An endless supply of runs."""
+    """Generates runs without end."""
 
     def __init__(self, seed, callback_url):
         self.rng = rng = random.Random(seed)
@@ -106,7 +106,7 @@ class Runs:
         self.failure, self.bare_output = Deck(rng, FAILURES), Deck(rng, BARE_OUTPUTS)
 
     def line(self):
-        """The next run as one line of JSON; most keep their script, some spell it as \\uXXXX."""
+        """Returns the next run as one line of JSON; some escape non-ASCII characters as \\uXXXX."""
         return json.dumps(self.run(), ensure_ascii=self.escapes.deal()) + "\n"
 
     def run(self):
@@ -186,7 +186,7 @@ class Runs:
         return self.bare_output.deal()
 
     def batch(self):
-        """A large output: images until the size is reached."""
+        """Returns a large output: images up to the wanted size."""
         items, size, wanted = [], 0, self.batch_bytes.deal()
         while size < wanted:
             items.append({"index": len(items), "url": self.url("jpg", len(items)), "caption": self.some_text(),
@@ -238,7 +238,7 @@ class Runs:
 
 
 def moment(time, precision, offset):
-    """RFC 3339 with the offset spelled as given."""
+    """Formats a time by RFC 3339 with this offset."""
     zone = datetime.fromisoformat("2000-01-01T00:00:00" + offset.replace("Z", "+00:00")).tzinfo
     text = time.astimezone(zone).isoformat(timespec=precision)
     return text.replace("+00:00", "Z") if offset == "Z" else text
@@ -248,8 +248,8 @@ def main():
     parser = argparse.ArgumentParser(description="write made-up runs as JSON lines")
     parser.add_argument("--count", type=int, default=320, metavar="N", help="how many runs (default: %(default)s)")
     parser.add_argument("--callback-url", default="https://example.com/callbacks/runs", metavar="URL",
-                        help="where callbacks go; {run_id} is replaced (default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=1, metavar="N", help="gives other runs (default: %(default)s)")
+                        help="callback URL; {run_id} is replaced (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=1, metavar="N", help="seed of the runs (default: %(default)s)")
     parser.add_argument("--output", metavar="FILE", help="file to write (default: standard output)")
     args = parser.parse_args()
 

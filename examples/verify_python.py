@@ -14,12 +14,12 @@ import sys
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 PREFIX = "whsec_"
-MIN_KEY = 16  # bytes; a shorter secret could be found by trying
-MAX_BODY = 16 * 1024 * 1024  # anybody can post here, so bound what is read before the signature is known
+MIN_KEY = 16  # bytes; a shorter secret could be guessed
+MAX_BODY = 16 * 1024 * 1024  # limits unauthenticated input
 
 
 def key_of(text: str) -> bytes:
-    """A secret that can't be right would refuse every callback or, being empty, let anybody sign: it ends the start."""
+    """Exits on an invalid secret: it would reject every callback or, if empty, let anyone sign."""
     secret = text.strip()  # a file's last line ends in a newline
     if not secret.startswith(PREFIX):
         sys.exit(f"CALLBACK_SECRET: expected the whole secret, which begins with {PREFIX}")
@@ -39,7 +39,7 @@ SECRET = key_of(os.environ.get("CALLBACK_SECRET", ""))
 
 
 def is_authentic(body: bytes, signatures: list) -> bool:
-    """Compares over the bytes as they came: parsing and writing the JSON again would change them."""
+    """Verifies the received bytes: parsing and rewriting the JSON could change them."""
     if len(signatures) != 1:
         return False
     expected = hmac.new(SECRET, body, hashlib.sha256).hexdigest()
@@ -47,7 +47,7 @@ def is_authentic(body: bytes, signatures: list) -> bool:
 
 
 class Receiver(BaseHTTPRequestHandler):
-    timeout = 10  # seconds a silent connection is kept
+    timeout = 10  # seconds until a silent connection is closed
 
     def do_POST(self):
         length = self.headers.get("Content-Length", "")
@@ -59,8 +59,8 @@ class Receiver(BaseHTTPRequestHandler):
         if not is_authentic(body, self.headers.get_all("Runflow-Signature", [])):
             return self.answer(401)
         callback = json.loads(body)
-        # Callbacks come at least once: a real receiver remembers `webhook-id` and skips what it has seen. It also
-        # answers first and works later, since an attempt has 10 s in all.
+        # Delivery is at least once: a real receiver stores each `webhook-id` and skips known ones. It also
+        # responds before it works, since an attempt has 10 s in all.
         print(callback["event"], callback["run_id"], "webhook-id", self.headers.get("webhook-id"), flush=True)
         self.answer(204)
 

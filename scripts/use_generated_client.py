@@ -1,4 +1,4 @@
-"""Performs a redelivery and reads its history with the client that was generated from /openapi.json.
+"""Performs a redelivery and reads its history with the client generated from /openapi.json.
 
 Arguments: the API's URL, a token, and a receiver's URL.
 """
@@ -17,7 +17,7 @@ from redial_client.models import RecordRunBody, RecordRunBodyStatusCode
 
 
 def ended(client, run, count):
-    """The run's deliveries, newest first, once that many have ended."""
+    """Waits for the end of `count` deliveries; returns them, newest first."""
     deadline = time.monotonic() + 30
     while time.monotonic() < deadline:
         deliveries = list_deliveries_of_run.sync(run, client=client)
@@ -35,7 +35,7 @@ def main(url, token, receiver):
     assert isinstance(missing, ErrorBody) and missing.code == "RUN_NOT_FOUND", missing
 
     secret = create_secret.sync(client=client, body=CreateSecretBody(label="generated client"))
-    assert secret.plain_secret.startswith("whsec_"), "a secret is shown when it is made"
+    assert secret.plain_secret.startswith("whsec_"), "creating a secret shows it"
     assert secret.id in [item.id for item in list_secrets.sync(client=client).items]
 
     body = RecordRunBody(status_code=RecordRunBodyStatusCode.SUCCEEDED, callback_url=receiver)
@@ -48,7 +48,7 @@ def main(url, token, receiver):
         create_redelivery.sync(run, client=client, body=CreateRedeliveryBody(), idempotency_key=key)
         for _ in range(2)
     ]
-    assert asked[0].id == asked[1].id != automatic.id, "one key is one redelivery"
+    assert asked[0].id == asked[1].id != automatic.id, "one key makes one redelivery"
     redelivery, before = ended(client, run, 2)
     assert (redelivery.id, before.id) == (asked[0].id, automatic.id)
     assert redelivery.status_code == DeliveryStatus.SUCCEEDED and not redelivery.is_automatic

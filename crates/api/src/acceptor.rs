@@ -10,7 +10,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use crate::doorbell::ring;
 use crate::error::ApiError;
-use crate::room::LIGHT_RUN;
+use crate::limits::LIGHT_RUN;
 
 /// Maximum requests per transaction. At this size, the cost of the commit is negligible.
 const BATCH: usize = 64;

@@ -8,21 +8,25 @@ use actix_web::http::StatusCode;
 use actix_web::http::header::ContentType;
 use actix_web::web::{Bytes, Data};
 use actix_web::{HttpRequest, HttpResponse};
-use contracts::{FieldError, Object, OrgId};
+use contracts::{BodyReader, OrgId};
 use futures_util::stream;
 use serde::Serialize;
 use store::{IdempotencyKey, StoreError};
 use uuid::Uuid;
 
 use crate::acceptor::Acceptor;
+use crate::context::Api;
 use crate::error::ApiError;
-use crate::keeping::Keeping;
-use crate::params::{Query, parse_uuid};
-use crate::room::{LIGHT, Taken};
-use crate::{Api, body, idempotency, params};
+use crate::guards::idempotency;
+use crate::guards::memory::Reservation;
+use crate::limits::LIGHT;
+use crate::query::params;
+use crate::query::params::{Query, parse_uuid};
+use crate::transport::body;
+use crate::transport::owning_body::OwningBody;
 
 /// The result of a handler.
-pub(crate) type Answer = Result<HttpResponse, ApiError>;
+pub(crate) type CallResult = Result<HttpResponse, ApiError>;
 
 /// A request with a valid token, organization and scope.
 #[derive(Clone)]
@@ -36,7 +40,7 @@ pub(crate) struct Call {
     pub(crate) body: Bytes,
     /// Memory reserved for a large body or response. A handler that fails for lack of it, as with
     /// [`StoreError::TooLarge`], is called again once the memory is reserved.
-    pub(crate) room: Option<Arc<Taken>>,
+    pub(crate) room: Option<Arc<Reservation>>,
 }
 
 impl Call {
@@ -83,20 +87,24 @@ impl Call {
         Ok(&self.body)
     }
 
-    /// Returns the members of an optional body.
-    pub(crate) fn optional_object(&self) -> Result<Object, ApiError> {
-        if self.body.is_empty() { Ok(Object::new()) } else { body::object(self.json()?) }
+    /// Reads the members of the body.
+    pub(crate) fn members(&self) -> Result<BodyReader, ApiError> {
+        body::members(self.json()?)
+    }
+
+    /// Reads the members of an optional body.
+    pub(crate) fn optional_members(&self) -> Result<BodyReader, ApiError> {
+        if self.body.is_empty() { Ok(BodyReader::default()) } else { self.members() }
     }
 
     /// Refuses a body with members. It may be absent or an empty object.
     pub(crate) fn no_body(&self) -> Result<(), ApiError> {
-        let unknown: Vec<FieldError> = body::unknown_fields(&self.optional_object()?).collect();
-        if unknown.is_empty() { Ok(()) } else { Err(unknown.into()) }
+        Ok(self.optional_members()?.finish()?)
     }
 }
 
 /// Returns a response with a JSON body.
-pub(crate) fn json(status: StatusCode, body: &impl Serialize) -> Answer {
+pub(crate) fn json(status: StatusCode, body: &impl Serialize) -> CallResult {
     let body = serde_json::to_vec(body)?;
     let mut response = HttpResponse::build(status);
     response.content_type(ContentType::json());
@@ -114,9 +122,9 @@ pub(crate) fn json(status: StatusCode, body: &impl Serialize) -> Answer {
 const PIECE: usize = 64 * 1024;
 
 /// Reduces the reservation to the size of the response, and holds it until the client has taken the response.
-pub(crate) fn keep(answer: HttpResponse, room: Arc<Taken>) -> HttpResponse {
+pub(crate) fn keep(answer: HttpResponse, room: Arc<Reservation>) -> HttpResponse {
     if let BodySize::Sized(bytes) = answer.body().size() {
         room.keep_only(usize::try_from(bytes).unwrap_or(usize::MAX));
     }
-    answer.map_body(|_, body| Keeping::new(body, room)).map_into_boxed_body()
+    answer.map_body(|_, body| OwningBody::new(body, room)).map_into_boxed_body()
 }

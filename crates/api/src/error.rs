@@ -8,7 +8,7 @@ use contracts::{ErrorBody, ErrorCode, FieldError};
 use store::StoreError;
 use thiserror::Error;
 
-use crate::room::COPIES;
+use crate::limits::COPIES;
 
 /// `Retry-After` in seconds while the database is unavailable: about the time of a connection failover, and
 /// short enough that clients do not wait long without need.

@@ -10,7 +10,7 @@ use receiver::{Options, Received, Receiver};
 use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 use tokio::time::timeout;
 
-use crate::PATIENCE;
+use crate::TIMEOUT;
 
 /// A receiver and the arrival times of its callbacks.
 pub(crate) struct Arrivals {
@@ -55,7 +55,7 @@ impl Arrivals {
                 return Ok(*at);
             }
             let received =
-                timeout(PATIENCE, self.coming.recv()).await.context("a callback did not arrive in time")?;
+                timeout(TIMEOUT, self.coming.recv()).await.context("a callback did not arrive in time")?;
             self.note(&received.context("the receiver has stopped")?);
         }
     }

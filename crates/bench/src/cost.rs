@@ -9,7 +9,7 @@ use serde::Serialize;
 /// A part of the installation, in the order in which a delivery passes them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "snake_case")]
-pub(crate) enum Part {
+pub(crate) enum Component {
     /// This process: the clients and the receiver.
     Client,
     Api,
@@ -25,7 +25,7 @@ pub(crate) enum Part {
 /// CPU time of each part since boot, in seconds: total and in the kernel. Also PostgreSQL's position in the
 /// write-ahead log and its number of transactions.
 pub(crate) struct Usage {
-    parts: BTreeMap<Part, (f64, f64)>,
+    parts: BTreeMap<Component, (f64, f64)>,
     pub(crate) wal: Option<u64>,
     pub(crate) transactions: Option<u64>,
 }
@@ -34,7 +34,7 @@ pub(crate) struct Usage {
 #[derive(Clone, Debug, Serialize)]
 pub(crate) struct Cost {
     /// CPU time in microseconds, by part.
-    pub(crate) cpu: BTreeMap<Part, Cpu>,
+    pub(crate) cpu: BTreeMap<Component, Cpu>,
     /// CPU time of all parts except the client, in microseconds.
     pub(crate) total: f64,
     /// Bytes of PostgreSQL's write-ahead log.
@@ -46,7 +46,7 @@ pub(crate) struct Cost {
 #[derive(Clone, Copy, Debug, Serialize)]
 pub(crate) struct Cpu {
     pub(crate) all: f64,
-    /// Part of `all` spent in the kernel.
+    /// Component of `all` spent in the kernel.
     pub(crate) kernel: f64,
 }
 
@@ -62,8 +62,15 @@ impl Processes {
     pub(crate) fn usage(&self, wal: Option<u64>, transactions: Option<u64>) -> Result<Usage> {
         let ticks = procfs::ticks_per_second() as f64;
         let mut parts = BTreeMap::from_iter(
-            [Part::Client, Part::Api, Part::Dispatcher, Part::RabbitMq, Part::PostgreSql, Part::Kernel]
-                .map(|part| (part, (0.0, 0.0))),
+            [
+                Component::Client,
+                Component::Api,
+                Component::Dispatcher,
+                Component::RabbitMq,
+                Component::PostgreSql,
+                Component::Kernel,
+            ]
+            .map(|part| (part, (0.0, 0.0))),
         );
         let own = std::process::id() as i32;
         for process in all_processes().context("/proc can't be read")? {
@@ -71,7 +78,7 @@ impl Processes {
             let Ok(stat) = process.and_then(|process: Process| process.stat()) else { continue };
             let Some(part) = self.part_of(&stat, own) else { continue };
             let (mut user, mut kernel) = (stat.utime, stat.stime);
-            if part == Part::PostgreSql {
+            if part == Component::PostgreSql {
                 user += u64::try_from(stat.cutime).unwrap_or(0);
                 kernel += u64::try_from(stat.cstime).unwrap_or(0);
             }
@@ -82,15 +89,15 @@ impl Processes {
         Ok(Usage { parts, wal, transactions })
     }
 
-    fn part_of(&self, stat: &Stat, own: i32) -> Option<Part> {
+    fn part_of(&self, stat: &Stat, own: i32) -> Option<Component> {
         const KTHREADD: i32 = 2;
         Some(match stat.comm.as_str() {
-            _ if stat.pid == own => Part::Client,
-            _ if self.api.contains(&stat.pid) => Part::Api,
-            _ if self.dispatchers.contains(&stat.pid) => Part::Dispatcher,
-            "postgres" => Part::PostgreSql,
-            "beam.smp" | "erl_child_setup" | "inet_gethost" | "epmd" => Part::RabbitMq,
-            _ if stat.ppid == KTHREADD => Part::Kernel,
+            _ if stat.pid == own => Component::Client,
+            _ if self.api.contains(&stat.pid) => Component::Api,
+            _ if self.dispatchers.contains(&stat.pid) => Component::Dispatcher,
+            "postgres" => Component::PostgreSql,
+            "beam.smp" | "erl_child_setup" | "inet_gethost" | "epmd" => Component::RabbitMq,
+            _ if stat.ppid == KTHREADD => Component::Kernel,
             _ => return None,
         })
     }
@@ -99,7 +106,7 @@ impl Processes {
 impl Cost {
     pub(crate) fn between(before: &Usage, after: &Usage, deliveries: usize) -> Cost {
         let each = |seconds: f64| seconds * 1_000_000.0 / deliveries as f64;
-        let cpu: BTreeMap<Part, Cpu> = after
+        let cpu: BTreeMap<Component, Cpu> = after
             .parts
             .iter()
             .map(|(part, (all, kernel))| {
@@ -107,7 +114,7 @@ impl Cost {
                 (*part, Cpu { all: each(all - all_before), kernel: each(kernel - kernel_before) })
             })
             .collect();
-        let total = cpu.iter().filter(|(part, _)| **part != Part::Client).map(|(_, cpu)| cpu.all).sum();
+        let total = cpu.iter().filter(|(part, _)| **part != Component::Client).map(|(_, cpu)| cpu.all).sum();
         let counted = |after: Option<u64>, before: Option<u64>| {
             Some(after?.saturating_sub(before?) as f64 / deliveries as f64)
         };
@@ -120,12 +127,6 @@ impl Cost {
     }
 }
 
-/// Returns the peak resident memory of a process, in bytes.
-pub(crate) fn peak_memory(process: i32) -> Result<u64> {
-    let status = Process::new(process)?.status()?;
-    Ok(status.vmhwm.context("no VmHWM")? * 1024)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -134,14 +135,17 @@ mod tests {
     fn the_cost_per_delivery_is_the_difference_divided_by_deliveries() {
         let usage = |seconds: f64, wal| Usage {
             parts: BTreeMap::from([
-                (Part::Client, (seconds, 0.0)),
-                (Part::PostgreSql, (2.0 * seconds, seconds)),
+                (Component::Client, (seconds, 0.0)),
+                (Component::PostgreSql, (2.0 * seconds, seconds)),
             ]),
             wal: Some(wal),
             transactions: None,
         };
         let cost = Cost::between(&usage(1.0, 100), &usage(2.0, 2_100), 1_000);
-        assert_eq!((cost.cpu[&Part::Client].all, cost.cpu[&Part::PostgreSql].kernel), (1_000.0, 1_000.0));
+        assert_eq!(
+            (cost.cpu[&Component::Client].all, cost.cpu[&Component::PostgreSql].kernel),
+            (1_000.0, 1_000.0)
+        );
         assert_eq!((cost.total, cost.wal, cost.transactions), (2_000.0, Some(2.0), None));
     }
 }

@@ -4,8 +4,8 @@ use anyhow::{Result, ensure};
 
 use crate::Arguments;
 use crate::arrivals::Arrivals;
+use crate::installation::Installation;
 use crate::load::{Load, Rate};
-use crate::site::Site;
 
 /// Number of real deliveries to copy.
 const MADE: usize = 1_000;
@@ -41,18 +41,18 @@ RESET session_replication_role;
 
 /// Creates approximately `arguments.history` ended deliveries.
 pub(crate) async fn make(
-    site: &mut Site,
+    installation: &mut Installation,
     load: &Load,
     arrivals: &mut Arrivals,
     arguments: &Arguments,
 ) -> Result<()> {
     let urls = arrivals.urls("/ok", arguments.destinations);
-    let runs = site.import(MADE, arguments.payload, &urls)?;
+    let runs = installation.import(MADE, arguments.payload, &urls)?;
     load.redeliver_all(runs, Rate::Any).await?;
     load.settled().await?;
-    site.query(&COPY.replace("COPIES", &(arguments.history / MADE).to_string()))?;
-    site.query("VACUUM ANALYZE")?;
-    let made: usize = site.query("SELECT count(*) FROM deliveries")?.trim().parse()?;
+    installation.query(&COPY.replace("COPIES", &(arguments.history / MADE).to_string()))?;
+    installation.query("VACUUM ANALYZE")?;
+    let made: usize = installation.query("SELECT count(*) FROM deliveries")?.trim().parse()?;
     ensure!(made >= arguments.history, "only {made} deliveries were created");
     Ok(())
 }

@@ -9,8 +9,8 @@ use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 use tokio::time::sleep;
 
-use crate::site::Site;
-use crate::{LOOK, PATIENCE};
+use crate::installation::Installation;
+use crate::{POLL_INTERVAL, TIMEOUT};
 
 /// Rate of redelivery requests.
 #[derive(Clone, Copy, Debug, serde::Serialize)]
@@ -39,10 +39,10 @@ pub(crate) struct Load {
 }
 
 impl Load {
-    pub(crate) fn new(site: &Site, clients: usize) -> Load {
+    pub(crate) fn new(installation: &Installation, clients: usize) -> Load {
         let http = reqwest::Client::builder().no_proxy().build().expect("the client's setup is constant");
-        let authorization = format!("Bearer {}", site.token());
-        Load { http, base_url: site.base_url().to_owned(), authorization, clients }
+        let authorization = format!("Bearer {}", installation.token());
+        Load { http, base_url: installation.base_url().to_owned(), authorization, clients }
     }
 
     /// Requests a redelivery and returns the delivery's id.
@@ -93,11 +93,11 @@ impl Load {
 
     /// Waits until no delivery is open.
     pub(crate) async fn settled(&self) -> Result<()> {
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + TIMEOUT;
         for status in ["pending", "delivering", "pending"] {
             while self.has(status).await? {
                 ensure!(Instant::now() < deadline, "deliveries stay {status}");
-                sleep(LOOK).await;
+                sleep(POLL_INTERVAL).await;
             }
         }
         Ok(())

@@ -3,11 +3,11 @@
 
 mod arrivals;
 mod cost;
-mod draw;
 mod history;
+mod installation;
 mod load;
+mod plot;
 mod report;
-mod site;
 
 use std::io::{self, Write};
 use std::path::PathBuf;
@@ -19,10 +19,10 @@ use tokio::time::sleep;
 
 use crate::arrivals::Arrivals;
 use crate::cost::Cost;
-use crate::draw::{Draw, draw};
+use crate::installation::Installation;
 use crate::load::{Load, Rate};
+use crate::plot::{Draw, draw};
 use crate::report::{Latency, Measured, Report};
-use crate::site::Site;
 
 /// Measures redeliveries from the request to the record of the result.
 #[derive(Parser)]
@@ -101,9 +101,9 @@ pub(crate) enum Mode {
 /// Number of redeliveries for warm-up before the measurement.
 const WARM_UP: usize = 500;
 /// Interval of polls for recorded results. It limits the resolution of measured times.
-const LOOK: Duration = Duration::from_millis(10);
+const POLL_INTERVAL: Duration = Duration::from_millis(10);
 /// Timeout for callbacks and for recorded results.
-const PATIENCE: Duration = Duration::from_secs(600);
+const TIMEOUT: Duration = Duration::from_secs(600);
 
 #[tokio::main]
 async fn main() -> Result<()> {
@@ -114,12 +114,12 @@ async fn main() -> Result<()> {
     // Fails only if a provider is already installed, which is as good.
     let _ = rustls::crypto::ring::default_provider().install_default();
     ensure!(!(arguments.embedded && arguments.history > 0), "--history requires PostgreSQL");
-    let mut site = Site::start(&arguments)?;
+    let mut installation = Installation::start(&arguments)?;
     let measured = tokio::select! {
-        measured = measure(&arguments, &mut site) => measured,
+        measured = measure(&arguments, &mut installation) => measured,
         signal = tokio::signal::ctrl_c() => { signal?; bail!("interrupted") }
     };
-    let ended = site.stop().await;
+    let ended = installation.stop().await;
     let report = measured?;
     ended?;
     let mut out = io::stdout().lock();
@@ -130,31 +130,31 @@ async fn main() -> Result<()> {
     Ok(write!(out, "{report}")?)
 }
 
-async fn measure(arguments: &Arguments, site: &mut Site) -> Result<Report> {
-    let mut arrivals = Arrivals::listen(site.secret())?;
+async fn measure(arguments: &Arguments, installation: &mut Installation) -> Result<Report> {
+    let mut arrivals = Arrivals::listen(installation.secret())?;
     let path = match arguments {
         Arguments { mode: Mode::Retries, .. } => "/fail-first/1",
         Arguments { slow: true, .. } => "/at-once/1000000",
         _ => "/ok",
     };
     let urls = arrivals.urls(path, arguments.destinations);
-    let mut load = Load::new(site, arguments.clients);
+    let mut load = Load::new(installation, arguments.clients);
     let mut phases = Vec::new();
     if arguments.history > 0 {
-        history::make(site, &load, &mut arrivals, arguments).await?;
+        history::make(installation, &load, &mut arrivals, arguments).await?;
     }
     if arguments.mode == Mode::Idle {
-        let before = site.usage()?;
+        let before = installation.usage()?;
         sleep(Duration::from_secs(arguments.seconds)).await;
-        let cost = Cost::between(&before, &site.usage()?, 1);
+        let cost = Cost::between(&before, &installation.usage()?, 1);
         return Ok(Report::new(arguments, phases, None).idle(arguments.seconds, cost));
     }
-    let runs = site.import(WARM_UP, arguments.payload, &urls)?;
-    phase(site, &mut load, &mut arrivals, runs, Rate::Any).await?;
+    let runs = installation.import(WARM_UP, arguments.payload, &urls)?;
+    phase(installation, &mut load, &mut arrivals, runs, Rate::Any).await?;
 
     let idle = match arguments.mode {
         Mode::Burst => {
-            let runs = site.import(arguments.samples, arguments.payload, &urls)?;
+            let runs = installation.import(arguments.samples, arguments.payload, &urls)?;
             Some(idle_latency(&mut load, &mut arrivals, runs).await?)
         }
         _ => None,
@@ -162,12 +162,12 @@ async fn measure(arguments: &Arguments, site: &mut Site) -> Result<Report> {
     if let Mode::Steady = arguments.mode {
         for rate in &arguments.rates {
             let count = usize::try_from(u64::from(*rate) * arguments.seconds)?;
-            let runs = site.import(count, arguments.payload, &urls)?;
-            phases.push(phase(site, &mut load, &mut arrivals, runs, Rate::Steady(*rate)).await?);
+            let runs = installation.import(count, arguments.payload, &urls)?;
+            phases.push(phase(installation, &mut load, &mut arrivals, runs, Rate::Steady(*rate)).await?);
         }
     } else {
-        let runs = site.import(arguments.deliveries, arguments.payload, &urls)?;
-        phases.push(phase(site, &mut load, &mut arrivals, runs, Rate::Any).await?);
+        let runs = installation.import(arguments.deliveries, arguments.payload, &urls)?;
+        phases.push(phase(installation, &mut load, &mut arrivals, runs, Rate::Any).await?);
     }
     ensure!(arrivals.invalid() == 0, "{} callbacks had invalid signatures", arrivals.invalid());
     Ok(Report::new(arguments, phases, idle))
@@ -188,28 +188,28 @@ async fn idle_latency(load: &mut Load, arrivals: &mut Arrivals, runs: Vec<String
 
 /// Requests redeliveries of all runs, and waits until all have arrived and are recorded.
 async fn phase(
-    site: &Site,
+    installation: &Installation,
     load: &mut Load,
     arrivals: &mut Arrivals,
     runs: Vec<String>,
     rate: Rate,
 ) -> Result<Measured> {
     let count = runs.len();
-    site.checkpoint()?;
-    let before = site.usage()?;
+    installation.checkpoint()?;
+    let before = installation.usage()?;
     let began = Instant::now();
     let asked = load.redeliver_all(runs, rate).await?;
     let accepted = began.elapsed();
     load.settled().await?;
     let recorded = began.elapsed();
-    let cost = Cost::between(&before, &site.usage()?, count);
+    let cost = Cost::between(&before, &installation.usage()?, count);
     let to_arrival = asked.iter().map(|(id, redelivery)| {
         let arrived = arrivals.first(id).with_context(|| format!("delivery {id} never arrived"))?;
         Ok(arrived.saturating_duration_since(redelivery.asked))
     });
     let to_arrival = Latency::of(to_arrival.collect::<Result<_>>()?);
     let to_answer = Latency::of(asked.values().map(|redelivery| redelivery.took).collect());
-    let memory = site.peak_memory()?;
+    let memory = installation.peak_memory()?;
     Ok(Measured { rate, count, accepted, recorded, to_answer, to_arrival, cost, memory })
 }
 

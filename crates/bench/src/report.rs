@@ -4,8 +4,9 @@ use std::fmt;
 use std::time::Duration;
 
 use serde::Serialize;
+use testkit::percentile;
 
-use crate::cost::{Cost, Part};
+use crate::cost::{Component, Cost};
 use crate::load::Rate;
 use crate::{Arguments, Mode};
 
@@ -71,11 +72,7 @@ pub(crate) struct Latency {
 impl Latency {
     /// Returns the percentiles of `times`, or zeros if it is empty.
     pub(crate) fn of(mut times: Vec<Duration>) -> Latency {
-        times.sort_unstable();
-        let at = |share: f64| {
-            let place = (times.len().saturating_sub(1) as f64 * share) as usize;
-            times.get(place).map_or(0.0, |time| time.as_secs_f64() * 1000.0)
-        };
+        let mut at = |share: f64| percentile(&mut times, share).as_secs_f64() * 1000.0;
         Latency { p50: at(0.5), p99: at(0.99), max: at(1.0) }
     }
 }
@@ -156,12 +153,12 @@ fn cost(f: &mut fmt::Formatter<'_>, cost: &Cost, of: &str) -> fmt::Result {
     writeln!(f, "CPU time {of:<17} {:.0} µs without the client", cost.total)?;
     for (part, cpu) in &cost.cpu {
         let name = match part {
-            Part::Client => "client",
-            Part::Api => "api",
-            Part::Dispatcher => "dispatchers",
-            Part::RabbitMq => "RabbitMQ",
-            Part::PostgreSql => "PostgreSQL",
-            Part::Kernel => "kernel's threads",
+            Component::Client => "client",
+            Component::Api => "api",
+            Component::Dispatcher => "dispatchers",
+            Component::RabbitMq => "RabbitMQ",
+            Component::PostgreSql => "PostgreSQL",
+            Component::Kernel => "kernel's threads",
         };
         writeln!(f, "  {name:<24} {:>6.0} µs, of it in the kernel {:.0}", cpu.all, cpu.kernel)?;
     }

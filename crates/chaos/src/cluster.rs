@@ -37,7 +37,7 @@ impl Cluster {
         let sockets = cluster.directory.path().display();
         let settings = format!("{SETTINGS}port = {}\nunix_socket_directories = '{sockets}'\n", cluster.port);
         std::fs::write(file, settings)?;
-        cluster.go_on()?;
+        cluster.resume()?;
         Ok(cluster)
     }
 
@@ -56,7 +56,7 @@ impl Cluster {
     }
 
     /// Starts the cluster and waits until it is ready.
-    pub(crate) fn go_on(&self) -> Result<()> {
+    pub(crate) fn resume(&self) -> Result<()> {
         let log = self.directory.path().join("log").display().to_string();
         self.run("pg_ctl", &["start", "-w", "-D", &self.data(), "-l", &log])
     }

@@ -7,9 +7,10 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use contracts::{DeliveryId, RunId};
+use testkit::percentile;
 use tokio::time::{sleep, sleep_until};
 
-use crate::site::Site;
+use crate::installation::Installation;
 
 /// Responses to the clients.
 #[derive(Debug, Default)]
@@ -63,22 +64,15 @@ impl Answers {
     }
 }
 
-/// Returns a percentile, or zero if `times` is empty; `share` is between 0 and 1.
-pub(crate) fn percentile(times: &mut [Duration], share: f64) -> Duration {
-    times.sort_unstable();
-    let index = (times.len().saturating_sub(1)) as f64 * share;
-    times.get(index as usize).copied().unwrap_or_default()
-}
-
 /// Requests a redelivery of each run, with a task for each client. Clients use the apis in turn, and switch
 /// to the next one after a failure.
-pub(crate) fn ask(
-    site: &Site,
+pub(crate) fn request_redeliveries(
+    installation: &Installation,
     runs: Vec<RunId>,
     pace: Pace,
 ) -> impl Future<Output = Result<Answers>> + use<> {
-    let urls: Arc<Vec<String>> = Arc::new(site.apis.iter().map(|api| api.url("")).collect());
-    let (http, token) = (site.http.clone(), site.token.clone());
+    let urls: Arc<Vec<String>> = Arc::new(installation.apis.iter().map(|api| api.url("")).collect());
+    let (http, token) = (installation.http.clone(), installation.token.clone());
     let (runs, next) = (Arc::new(runs), Arc::new(AtomicUsize::new(0)));
     let began = tokio::time::Instant::now();
     let clients: Vec<_> = (0..pace.clients)

@@ -5,6 +5,7 @@
 //! broken promise is a failure.
 
 mod cluster;
+mod installation;
 mod ledger;
 mod limits;
 mod load;
@@ -13,25 +14,24 @@ mod ports;
 mod process;
 mod report;
 mod scenarios;
-mod site;
 mod verdict;
 
 use std::io::Write;
 use std::path::PathBuf;
 use std::process::ExitCode;
-use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use clap::Parser;
 use indicatif::{ProgressBar, ProgressStyle};
+use parking_lot::Mutex;
 use testkit::RabbitNode;
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::cluster::Cluster;
+use crate::installation::Servers;
 use crate::report::Finding;
 use crate::scenarios::{SCENARIOS, Scenario};
-use crate::site::Ground;
 
 /// Injects faults into a real installation and reports which promises were broken.
 #[derive(Parser)]
@@ -83,7 +83,7 @@ impl Scale {
         let message = message.into();
         if self.bar.is_hidden() {
             let elapsed = self.bar.elapsed();
-            let mut next_line = self.next_line.lock().expect("no holder panics");
+            let mut next_line = self.next_line.lock();
             if elapsed >= *next_line {
                 *next_line = elapsed + LINE_EVERY;
                 // Best effort: progress output may fail.
@@ -125,7 +125,7 @@ async fn main() -> Result<ExitCode> {
     let binary = arguments.binary.canonicalize().context("--binary")?;
     let mut out = std::io::stdout();
     writeln!(out, "starting a PostgreSQL cluster and a RabbitMQ node")?;
-    let mut ground = Ground {
+    let mut servers = Servers {
         cluster: Cluster::start()?,
         node: tokio::task::spawn_blocking(RabbitNode::start).await?,
         binary,
@@ -147,7 +147,7 @@ async fn main() -> Result<ExitCode> {
         let began = Instant::now();
         // Dropping the scenario ends the processes that it has started.
         let outcome = tokio::select! {
-            outcome = (scenario.run)(&mut ground, &scale) => outcome,
+            outcome = (scenario.run)(&mut servers, &scale) => outcome,
             stopped = &mut stopped => {
                 bar.finish_and_clear();
                 stopped?;

@@ -4,14 +4,15 @@ use std::ffi::OsStr;
 use std::fs::OpenOptions;
 use std::net::SocketAddr;
 use std::path::PathBuf;
-use std::process::{Child, Command, ExitStatus, Stdio};
+use std::process::{Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
+use testkit::{Memory, Signal};
 
 /// How to start a process.
 #[derive(Clone, Debug)]
-pub(crate) struct Recipe {
+pub(crate) struct ProcessSpec {
     pub(crate) binary: PathBuf,
     /// `api` or `dispatcher`.
     pub(crate) service: &'static str,
@@ -25,86 +26,85 @@ pub(crate) struct Recipe {
     pub(crate) log: PathBuf,
 }
 
-/// A process, killed when dropped.
+/// A running process; killed when dropped.
 pub(crate) struct Process {
-    pub(crate) recipe: Recipe,
-    child: Child,
+    pub(crate) spec: ProcessSpec,
+    child: testkit::Process,
 }
 
 /// Timeout for a process to start or to end.
-const PATIENCE: Duration = Duration::from_secs(60);
+const TIMEOUT: Duration = Duration::from_secs(60);
 
 impl Process {
     /// Starts a process without waiting until it is ready.
-    pub(crate) fn start(recipe: Recipe) -> Result<Process> {
-        Self::start_with(recipe, &[])
+    pub(crate) fn start(spec: ProcessSpec) -> Result<Process> {
+        Self::start_with(spec, &[])
     }
 
     /// Like [`Process::start`], with additional environment variables.
-    pub(crate) fn start_with(recipe: Recipe, more: &[(&str, &str)]) -> Result<Process> {
-        let log = OpenOptions::new().create(true).append(true).open(&recipe.log)?;
-        let mut words = recipe.wrapper.iter().map(OsStr::new).chain([recipe.binary.as_os_str()]);
-        let child = Command::new(words.next().context("no program")?)
+    pub(crate) fn start_with(spec: ProcessSpec, more: &[(&str, &str)]) -> Result<Process> {
+        let log = OpenOptions::new().create(true).append(true).open(&spec.log)?;
+        let mut words = spec.wrapper.iter().map(OsStr::new).chain([spec.binary.as_os_str()]);
+        let mut command = Command::new(words.next().context("no program")?);
+        command
             .args(words)
-            .arg(recipe.service)
-            .envs(recipe.environment.iter().cloned())
+            .arg(spec.service)
+            .envs(spec.environment.iter().cloned())
             .envs(more.iter().copied())
             .stdin(Stdio::null())
             .stdout(Stdio::null())
-            .stderr(log)
-            .spawn()
-            .with_context(|| format!("cannot start {}", recipe.binary.display()))?;
-        Ok(Process { recipe, child })
+            .stderr(log);
+        let child = testkit::Process::start(&mut command)
+            .with_context(|| format!("cannot start {}", spec.binary.display()))?;
+        Ok(Process { spec, child })
     }
 
     /// Waits until the process answers health checks.
     pub(crate) async fn answers(&mut self, http: &reqwest::Client) -> Result<()> {
-        let (url, deadline) = (self.url("/v1/health"), Instant::now() + PATIENCE);
+        let (url, deadline) = (self.url("/v1/health"), Instant::now() + TIMEOUT);
         loop {
             if http.get(&url).send().await.is_ok_and(|response| response.status() == 200) {
                 return Ok(());
             }
             let ended = self.child.try_wait()?;
-            ensure!(ended.is_none(), "{} ended with {ended:?}", self.recipe.name);
-            ensure!(Instant::now() < deadline, "{} does not answer", self.recipe.name);
+            ensure!(ended.is_none(), "{} ended with {ended:?}", self.spec.name);
+            ensure!(Instant::now() < deadline, "{} does not answer", self.spec.name);
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
     }
 
     pub(crate) fn url(&self, path: &str) -> String {
-        format!("http://{}{path}", self.recipe.address)
+        format!("http://{}{path}", self.spec.address)
     }
 
-    /// Sends a signal: `KILL`, `STOP`, `CONT` or `TERM`. Does nothing if the process has ended.
-    pub(crate) fn signal(&self, signal: &str) -> Result<()> {
-        let pid = self.child.id().to_string();
-        Command::new("kill").args(["-s", signal, &pid]).stderr(Stdio::null()).status()?;
-        Ok(())
+    /// Sends a signal. Does nothing if the process has ended.
+    pub(crate) fn signal(&self, signal: Signal) -> Result<()> {
+        Ok(self.child.signal(signal)?)
     }
 
     /// Kills the process and starts it again.
     pub(crate) fn kill_and_restart(&mut self) -> Result<()> {
-        self.signal("KILL")?;
+        self.signal(Signal::KILL)?;
         self.child.wait()?;
-        *self = Process::start(self.recipe.clone())?;
+        *self = Process::start(self.spec.clone())?;
         Ok(())
     }
 
     /// Sends SIGTERM. Returns the exit status and the time until the exit.
     pub(crate) async fn terminate(&mut self) -> Result<(ExitStatus, Duration)> {
         let asked = Instant::now();
-        self.signal("TERM")?;
+        self.signal(Signal::TERM)?;
         Ok((self.ended().await?, asked.elapsed()))
     }
 
     /// Waits until the process ends.
     pub(crate) async fn ended(&mut self) -> Result<ExitStatus> {
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + TIMEOUT;
         loop {
             if let Some(status) = self.child.try_wait()? {
                 return Ok(status);
             }
-            ensure!(Instant::now() < deadline, "{} does not end", self.recipe.name);
+            ensure!(Instant::now() < deadline, "{} does not end", self.spec.name);
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
     }
@@ -114,27 +114,15 @@ impl Process {
         Ok(self.child.try_wait()?.is_some())
     }
 
-    /// Whether the process is stopped by a signal (proc(5), "stat").
+    /// Whether a signal has stopped the process.
     pub(crate) fn is_stopped(&self) -> Result<bool> {
-        let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.child.id()))?;
-        Ok(stat.rsplit_once(") ").is_some_and(|(_, state)| state.starts_with(['T', 't'])))
+        Ok(self.child.is_stopped()?)
     }
 
     /// Returns the current and the peak resident memory, in MiB.
     pub(crate) fn memory(&self) -> Result<(f64, f64)> {
-        let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id()))?;
-        let of = |name| {
-            let line =
-                status.lines().find_map(|line: &str| line.strip_prefix(name)).context("no such line")?;
-            Ok::<f64, anyhow::Error>(line.trim().trim_end_matches(" kB").parse::<f64>()? / 1024.0)
-        };
-        Ok((of("VmRSS:")?, of("VmHWM:")?))
-    }
-}
-
-impl Drop for Process {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
+        let Memory { now, peak } = self.child.memory()?;
+        let mib = |bytes: u64| bytes as f64 / f64::from(1 << 20);
+        Ok((mib(now), mib(peak)))
     }
 }

@@ -14,14 +14,14 @@ use crate::report::Row;
 /// An injected fault that may cost an attempt its record, with its start and end.
 #[derive(Clone, Debug)]
 pub(crate) struct Disturbance {
-    pub(crate) what: Struck,
+    pub(crate) what: Target,
     pub(crate) from: Timestamp,
     pub(crate) to: Timestamp,
 }
 
 /// The target of a fault, which may have been unable to record the result of an attempt.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum Struck {
+pub(crate) enum Target {
     /// The dispatcher with this name.
     Dispatcher(String),
     /// The database, which affects all dispatchers.
@@ -245,9 +245,9 @@ impl Evidence<'_> {
         let lease_end = record.created_at + self.lease;
         let was_struck = self.disturbances.iter().any(|disturbance| {
             let is_theirs = match &disturbance.what {
-                Struck::Database => true,
+                Target::Database => true,
                 // A killed dispatcher may not have written its last log lines.
-                Struck::Dispatcher(name) => claimed_by.is_none_or(|by| by == name),
+                Target::Dispatcher(name) => claimed_by.is_none_or(|by| by == name),
             };
             let from = record.created_at - CLOCK_ERROR;
             is_theirs && disturbance.from <= lease_end + CLOCK_ERROR && disturbance.to >= from

@@ -31,46 +31,77 @@ pub enum ErrorCode {
 }
 
 impl ErrorCode {
-    /// Returns the HTTP status of the response.
-    pub fn status(self) -> u16 {
+    /// The table: its HTTP status, and its message when there is nothing more specific to say.
+    const fn row(self) -> (u16, &'static str) {
         match self {
-            ErrorCode::Unauthorized => 401,
-            ErrorCode::PermissionDenied | ErrorCode::OrganizationMembershipRequired => 403,
-            ErrorCode::RunNotFound
-            | ErrorCode::CallbackDeliveryNotFound
-            | ErrorCode::CallbackSecretNotFound
-            | ErrorCode::NotFound => 404,
-            ErrorCode::MethodNotAllowed => 405,
-            ErrorCode::Conflict => 409,
-            ErrorCode::PayloadTooLarge => 413,
-            ErrorCode::UnsupportedMediaType => 415,
-            ErrorCode::ValidationError => 422,
-            ErrorCode::RateLimited => 429,
-            ErrorCode::InternalError => 500,
-            ErrorCode::ServiceUnavailable => 503,
+            ErrorCode::Unauthorized => (401, "a valid bearer token is required"),
+            ErrorCode::PermissionDenied => (403, "the token lacks the scope this call needs"),
+            ErrorCode::OrganizationMembershipRequired => {
+                (403, "the token does not belong to this organization")
+            }
+            ErrorCode::RunNotFound => (404, "run not found"),
+            ErrorCode::CallbackDeliveryNotFound => (404, "callback delivery not found"),
+            ErrorCode::CallbackSecretNotFound => (404, "callback secret not found"),
+            ErrorCode::NotFound => (404, "no such path"),
+            ErrorCode::MethodNotAllowed => (405, "this path does not take that method"),
+            ErrorCode::Conflict => (409, "the request conflicts with the current state"),
+            ErrorCode::PayloadTooLarge => (413, "the request body is too large"),
+            ErrorCode::UnsupportedMediaType => (415, "the request body must be application/json"),
+            ErrorCode::ValidationError => (422, "the request is not valid"),
+            ErrorCode::RateLimited => (429, "too many requests"),
+            ErrorCode::InternalError => (500, "internal error"),
+            ErrorCode::ServiceUnavailable => (503, "the service is temporarily unavailable"),
         }
     }
 
-    /// Returns the default message.
-    pub fn message(self) -> &'static str {
-        match self {
-            ErrorCode::Unauthorized => "a valid bearer token is required",
-            ErrorCode::PermissionDenied => "the token lacks the scope this call needs",
-            ErrorCode::OrganizationMembershipRequired => "the token does not belong to this organization",
-            ErrorCode::RunNotFound => "run not found",
-            ErrorCode::CallbackDeliveryNotFound => "callback delivery not found",
-            ErrorCode::CallbackSecretNotFound => "callback secret not found",
-            ErrorCode::NotFound => "no such path",
-            ErrorCode::MethodNotAllowed => "this path does not take that method",
-            ErrorCode::Conflict => "the request conflicts with the current state",
-            ErrorCode::PayloadTooLarge => "the request body is too large",
-            ErrorCode::UnsupportedMediaType => "the request body must be application/json",
-            ErrorCode::ValidationError => "the request is not valid",
-            ErrorCode::RateLimited => "too many requests",
-            ErrorCode::InternalError => "internal error",
-            ErrorCode::ServiceUnavailable => "the service is temporarily unavailable",
-        }
+    /// Returns the HTTP status.
+    pub fn status(self) -> u16 {
+        self.row().0
     }
+
+    /// Returns the general message.
+    pub fn message(self) -> &'static str {
+        self.row().1
+    }
+}
+
+/// Every `type` of a [`FieldError`]: stable words for programs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, IntoStaticStr, VariantArray)]
+#[serde(rename_all = "snake_case")]
+#[strum(serialize_all = "snake_case")]
+#[allow(missing_docs)]
+pub enum ErrorType {
+    // A body, or JSON in it.
+    BodyIncomplete,
+    JsonInvalid,
+    ObjectType,
+    StringType,
+    IntType,
+    NullCharacter,
+    StringTooLong,
+    LiteralError,
+    Missing,
+    // Values, in a body, a query or a path.
+    BoolParsing,
+    IntParsing,
+    UuidParsing,
+    DatetimeInvalid,
+    Enum,
+    GreaterThanEqual,
+    LessThanEqual,
+    Duplicate,
+    ExtraForbidden,
+    QueryMalformed,
+    CursorInvalid,
+    HostInvalid,
+    IdempotencyKeyInvalid,
+    UrlInvalid,
+    UrlBlocked,
+    // The state of a run, a delivery or a secret.
+    RunNotTerminal,
+    CallbackUrlMissing,
+    Conflict,
+    SecretDisabled,
 }
 
 /// The body of every non-2xx response.
@@ -109,7 +140,7 @@ pub struct FieldError {
     pub msg: String,
     /// A stable code for programs.
     #[serde(rename = "type")]
-    pub kind: &'static str,
+    pub kind: ErrorType,
     /// On `conflict`: the delivery in flight and its next attempt.
     #[serde(flatten, skip_serializing_if = "Option::is_none")]
     pub in_flight: Option<InFlight>,
@@ -154,7 +185,7 @@ pub struct InFlight {
 
 impl FieldError {
     /// Returns an error at `loc`.
-    pub fn new(loc: &[&str], kind: &'static str, msg: impl Into<String>) -> FieldError {
+    pub fn new(loc: &[&str], kind: ErrorType, msg: impl Into<String>) -> FieldError {
         let loc = loc.iter().map(|step| Loc::from(*step)).collect();
         FieldError { loc, msg: msg.into(), kind, in_flight: None }
     }

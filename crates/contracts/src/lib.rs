@@ -3,6 +3,7 @@
 //!
 //! "Contract section" in this workspace's comments refers to `docs/contract.md`.
 
+mod body;
 mod delivery;
 mod destination;
 mod error;
@@ -19,16 +20,17 @@ mod signature;
 mod timestamp;
 mod timing;
 
+pub use body::BodyReader;
 pub use delivery::{Attempt, AttemptNumber, Delivery, DeliveryStatus, FailureReason};
 pub use destination::Destination;
-pub use error::{ErrorBody, ErrorCode, FieldError, InFlight, Loc};
+pub use error::{ErrorBody, ErrorCode, ErrorType, FieldError, InFlight, Loc};
 pub use ids::{AttemptId, ClaimId, DeliveryId, OrgId, RunId, SecretId, TokenId};
 pub use job::{Job, JobError};
 pub use json::{BODY_DEPTH, Json, JsonError, JsonFault, JsonText, Object, VALUE_DEPTH};
 pub use page::Page;
 pub use payload::{CallbackPayload, Event, PayloadError, PayloadFormat};
 pub use run::{Run, RunStatus};
-pub use run_update::RunUpdate;
+pub use run_update::{MAX_URL_CHARS, RunUpdate};
 pub use scope::{Scope, Scopes};
 pub use secret::{CallbackSecret, NewSecret, SecretKeyError, SigningSecret};
 pub use signature::{SignedHeaders, Signing, sign};

@@ -1,9 +1,12 @@
 //! The body of `PUT /v1/runs/{run_id}` (contract section 3).
 
-use crate::{BODY_DEPTH, FieldError, Json, JsonText, Loc, Object, OrgId, Run, RunId, RunStatus, Timestamp};
+use serde_json::{Value, json};
+use strum::VariantArray;
 
-/// The longest `callback_url`, in characters.
-const MAX_URL: usize = 2_048;
+use crate::{BodyReader, ErrorType, FieldError, Json, JsonText, OrgId, Run, RunId, RunStatus, Timestamp};
+
+/// Maximum length of a `callback_url` in characters, as given and in its normalized form.
+pub const MAX_URL_CHARS: usize = 2048;
 /// 2^53 - 1: every integer up to this is exact as a float.
 const MAX_SAFE: f64 = 9_007_199_254_740_991.0;
 
@@ -17,7 +20,7 @@ pub struct RunUpdate {
     pub created_at: Option<Timestamp>,
     pub started_at: Option<Timestamp>,
     pub completed_at: Option<Timestamp>,
-    /// At most 2048 characters. The egress policy decides whether it may be called.
+    /// At most [`MAX_URL_CHARS`]. The egress policy decides whether it may be called.
     pub callback_url: Option<String>,
     pub metadata: Option<JsonText>,
     pub failure_code: Option<String>,
@@ -28,20 +31,7 @@ pub struct RunUpdate {
 impl RunUpdate {
     /// Parses a request body.
     pub fn parse(body: &[u8]) -> Result<RunUpdate, Vec<FieldError>> {
-        let json = Json::parse(body, BODY_DEPTH).map_err(|error| {
-            let mut invalid = FieldError::new(&["body"], "json_invalid", error.to_string());
-            invalid.loc.push(Loc::Index(error.offset));
-            vec![invalid]
-        })?;
-        RunUpdate::from_json(json)
-    }
-
-    /// Reads a parsed body. Returns all errors, not only the first.
-    pub fn from_json(body: Json) -> Result<RunUpdate, Vec<FieldError>> {
-        let Json::Object(body) = body else {
-            return Err(vec![FieldError::new(&["body"], "object_type", "expected an object")]);
-        };
-        let mut fields = Fields { body, errors: Vec::new() };
+        let mut fields = Fields(BodyReader::parse(body).map_err(|error| vec![error])?);
         let status_code = fields.status("status_code");
         let update = RunUpdate {
             status_code: status_code.unwrap_or(RunStatus::Queued), // `None`: an error is recorded
@@ -56,11 +46,38 @@ impl RunUpdate {
             failure_message: fields.text("failure_message"),
             failure_stage_code: fields.text("failure_stage_code"),
         };
-        let Fields { body: unknown, mut errors } = fields;
-        errors.extend(
-            unknown.keys().map(|key| FieldError::new(&["body", key], "extra_forbidden", "unknown field")),
-        );
-        if errors.is_empty() { Ok(update) } else { Err(errors) }
+        fields.0.finish()?;
+        Ok(update)
+    }
+
+    /// Returns the schema of the body that [`RunUpdate::parse`] accepts (JSON Schema 2020-12).
+    pub fn schema() -> Value {
+        let text = json!({"type": ["string", "null"], "pattern": "^[^\\u0000]*$"});
+        let moment = json!({"type": ["string", "null"], "format": "date-time"});
+        let url = json!({
+            "type": ["string", "null"],
+            "format": "uri",
+            "pattern": "^https?://",
+            "maxLength": MAX_URL_CHARS,
+        });
+        json!({
+            "type": "object",
+            "required": ["status_code"],
+            "additionalProperties": false,
+            "properties": {
+                "status_code": {"type": "string", "enum": RunStatus::VARIANTS},
+                "output": {"description": "Any JSON value."},
+                "duration_ms": {"type": ["integer", "null"], "minimum": 0, "maximum": i64::MAX},
+                "created_at": moment,
+                "started_at": moment,
+                "completed_at": moment,
+                "callback_url": url,
+                "metadata": {"type": ["object", "null"]},
+                "failure_code": text,
+                "failure_message": text,
+                "failure_stage_code": text,
+            },
+        })
     }
 
     /// Returns the updated run. Required timestamps that are missing become `now`.
@@ -84,89 +101,71 @@ impl RunUpdate {
     }
 }
 
-/// The members not yet read, and the errors in those that were. A reader returns `None` for a field that is
-/// absent, null or invalid.
-struct Fields {
-    body: Object,
-    errors: Vec<FieldError>,
-}
+/// Reads the members of a run. Each reader returns `None` for a member that is absent, null or invalid.
+struct Fields(BodyReader);
 
 impl Fields {
     fn take(&mut self, name: &str) -> Option<Json> {
-        self.body.shift_remove(name).filter(|json| *json != Json::Null)
-    }
-
-    fn refuse<T>(&mut self, name: &str, kind: &'static str, msg: &str) -> Option<T> {
-        self.errors.push(FieldError::new(&["body", name], kind, msg));
-        None
+        self.0.take(name).filter(|json| *json != Json::Null)
     }
 
     fn string(&mut self, name: &str) -> Option<String> {
         match self.take(name)? {
             Json::String(text) => Some(text),
-            _ => self.refuse(name, "string_type", "expected a string"),
+            _ => self.0.refuse(name, ErrorType::StringType, "expected a string"),
         }
     }
 
-    /// Reads a string for a text column, which can't hold NUL in PostgreSQL.
     fn text(&mut self, name: &str) -> Option<String> {
         let text = self.string(name)?;
-        if text.contains('\0') {
-            return self.refuse(name, "null_character", "NUL characters can't be stored");
-        }
-        Some(text)
+        self.0.checked(name, text, usize::MAX)
     }
 
     fn url(&mut self, name: &str) -> Option<String> {
-        let url = self.text(name)?;
-        if url.chars().count() > MAX_URL {
-            return self.refuse(name, "string_too_long", "expected at most 2048 characters");
-        }
-        Some(url)
+        let text = self.string(name)?;
+        self.0.checked(name, text, MAX_URL_CHARS)
     }
 
     fn timestamp(&mut self, name: &str) -> Option<Timestamp> {
         let text = self.string(name)?;
         match Timestamp::parse(&text) {
             Ok(moment) => Some(moment),
-            Err(error) => self.refuse(name, "datetime_invalid", &error.to_string()),
+            Err(error) => self.0.refuse(name, ErrorType::DatetimeInvalid, error.to_string()),
         }
     }
 
     fn duration(&mut self, name: &str) -> Option<i64> {
         match self.take(name)? {
             Json::Int(digits) if digits.starts_with('-') => {
-                self.refuse(name, "greater_than_equal", "expected 0 or more")
+                self.0.refuse(name, ErrorType::GreaterThanEqual, "expected 0 or more")
             }
             Json::Int(digits) => match digits.parse() {
                 Ok(millis) => Some(millis),
-                Err(_) => self.refuse(name, "int_type", "expected an integer below 2^63"),
+                Err(_) => self.0.refuse(name, ErrorType::IntType, "expected an integer below 2^63"),
             },
             // In JSON Schema 123.0 is an integer. Below 2^53 every integer has its own float.
             Json::Float(float) if float.fract() == 0.0 && (0.0..=MAX_SAFE).contains(&float) => {
                 Some(float as i64)
             }
-            _ => self.refuse(name, "int_type", "expected an integer"),
+            _ => self.0.refuse(name, ErrorType::IntType, "expected an integer"),
         }
     }
 
     fn object(&mut self, name: &str) -> Option<JsonText> {
         match self.take(name)? {
             json @ Json::Object(_) => Some(JsonText::from(&json)),
-            _ => self.refuse(name, "object_type", "expected an object or null"),
+            _ => self.0.refuse(name, ErrorType::ObjectType, "expected an object or null"),
         }
     }
 
     fn status(&mut self, name: &str) -> Option<RunStatus> {
-        if !self.body.contains_key(name) {
-            return self.refuse(name, "missing", "field required");
-        }
-        match self.body.shift_remove(name) {
+        match self.0.take(name) {
+            None => self.0.refuse(name, ErrorType::Missing, "field required"),
             Some(Json::String(text)) => match text.parse() {
                 Ok(status) => Some(status),
-                Err(_) => self.refuse(name, "enum", "expected a run status"),
+                Err(_) => self.0.refuse(name, ErrorType::Enum, "expected a run status"),
             },
-            _ => self.refuse(name, "string_type", "expected a string"),
+            _ => self.0.refuse(name, ErrorType::StringType, "expected a string"),
         }
     }
 }

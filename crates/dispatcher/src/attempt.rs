@@ -7,10 +7,10 @@ use contracts::FailureReason;
 use engine::{Claimed, Measured, Outcome};
 use uuid::Uuid;
 
-use crate::failpoint;
-use crate::sender::Sender;
-use crate::signer::Signer;
-use crate::trace::Trace;
+use crate::exchange::sender::Sender;
+use crate::exchange::trace::Trace;
+use crate::failpoint::failpoint;
+use crate::signing::signer::Signer;
 
 /// The parts shared by all attempts.
 pub(crate) struct Attempts {

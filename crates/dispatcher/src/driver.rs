@@ -40,20 +40,20 @@ pub(crate) struct State {
     attempts: BTreeMap<AttemptKey, (HeldAttempt, Logged)>,
     tasks: JoinSet<Ended>,
     keys: HashMap<task::Id, AttemptKey>,
-    transactions: FuturesUnordered<BoxFuture<'static, Answer>>,
+    transactions: FuturesUnordered<BoxFuture<'static, TransactionResult>>,
     is_stopped: bool,
 }
 
 /// The result of a transaction.
-struct Answer {
+struct TransactionResult {
     event: Option<Event>,
     /// Recorded results of expired leases, which belong to no attempt of this dispatcher.
     recovered: Recovered,
 }
 
-impl From<Event> for Answer {
-    fn from(event: Event) -> Answer {
-        Answer { event: Some(event), recovered: Vec::new() }
+impl From<Event> for TransactionResult {
+    fn from(event: Event) -> TransactionResult {
+        TransactionResult { event: Some(event), recovered: Vec::new() }
     }
 }
 
@@ -85,7 +85,7 @@ impl Driver {
                     is_stopping = true;
                     events.push(Event::Stop);
                 }
-                Some(answer) = self.state.transactions.next() => events.extend(self.answered(answer)),
+                Some(ended) = self.state.transactions.next() => events.extend(self.transaction_ended(ended)),
                 Some(ended) = self.state.tasks.join_next_with_id() => {
                     let mut next = Some(ended);
                     while let Some(ended) = next {
@@ -94,7 +94,7 @@ impl Driver {
                     }
                 }
                 Some(message) = self.consumer.next(), if self.dispatch.doorbell_room() > 0 => {
-                    events.push(self.heard(message));
+                    events.push(self.take_doorbells(message));
                 }
                 () = tokio::time::sleep(wait) => events.push(Event::Tick),
             }
@@ -102,7 +102,7 @@ impl Driver {
     }
 
     /// Takes `first` and the messages already received, as far as the machine has room.
-    fn heard(&mut self, first: Message) -> Event {
+    fn take_doorbells(&mut self, first: Message) -> Event {
         let room = self.dispatch.doorbell_room();
         let mut doorbells = Vec::new();
         let mut next = Some(first);
@@ -132,7 +132,10 @@ impl Driver {
         Some(Event::Ended { key, outcome, measured })
     }
 
-    fn answered(&mut self, Answer { event, recovered }: Answer) -> Option<Event> {
+    fn transaction_ended(
+        &mut self,
+        TransactionResult { event, recovered }: TransactionResult,
+    ) -> Option<Event> {
         if let Some(Event::Claimed { claimed, .. }) = &event {
             self.progress.claimed();
             for held in claimed.iter().map(|claimed| &claimed.held) {
@@ -161,14 +164,14 @@ impl Driver {
                 let recovering = transactions::recover_leases(store(), recovery);
                 self.begin(async {
                     let (event, recovered) = recovering.await;
-                    Answer { event: Some(event), recovered }
+                    TransactionResult { event: Some(event), recovered }
                 });
             }
             Action::ForgetHolds => {
                 let tidying = transactions::tidy(store());
                 self.begin(async {
                     tidying.await;
-                    Answer { event: None, recovered: Vec::new() }
+                    TransactionResult { event: None, recovered: Vec::new() }
                 });
             }
             Action::Send { claimed, send_before } => {
@@ -200,7 +203,7 @@ impl Driver {
         }
     }
 
-    fn begin(&mut self, transaction: impl Future<Output = Answer> + Send + 'static) {
+    fn begin(&mut self, transaction: impl Future<Output = TransactionResult> + Send + 'static) {
         self.state.transactions.push(Box::pin(transaction));
     }
 

@@ -14,8 +14,8 @@ const TIMEOUT: Duration = Duration::from_secs(40);
 pub(crate) async fn claim(store: Store, claim: Claim, lease: Duration) -> Event {
     let claiming = move |tx: &mut AnyConnection, now| store::claim(tx, now, lease, &claim);
     match store.write_within(TIMEOUT, claiming).await {
-        Ok(store::ClaimResult { claimed, is_recovered, look }) => {
-            Event::Claimed { claimed, is_recovered, look }
+        Ok(store::ClaimResult { claimed, is_recovered, poll }) => {
+            Event::Claimed { claimed, is_recovered, poll }
         }
         Err(RowsRefused { error, .. }) if error.is_outage() => {
             tracing::warn!(%error, "nothing claimed: the database is unavailable");

@@ -10,4 +10,4 @@ mod target_url;
 pub use nat64::{Nat64Prefix, Nat64PrefixError};
 pub use policy::{Policy, Refused, Rules};
 pub use ports::{PortRange, PortRangeError};
-pub use target_url::{HostError, MAX_URL_CHARS, TargetUrl, TargetUrlError, normalize_host};
+pub use target_url::{HostError, TargetUrl, TargetUrlError, normalize_host};

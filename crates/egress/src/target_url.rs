@@ -1,10 +1,8 @@
 //! Validation of a `callback_url` (contract section 3).
 
+use contracts::MAX_URL_CHARS;
 use thiserror::Error;
 use url::{Host, Url};
-
-/// Maximum length of a URL, in characters (contract section 3).
-pub const MAX_URL_CHARS: usize = 2048;
 
 /// Maximum lengths of a host name in its ASCII form, and of one label, in octets (RFC 1035).
 const MAX_HOST: usize = 253;

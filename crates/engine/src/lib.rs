@@ -13,7 +13,7 @@ mod settle;
 pub mod transition;
 
 pub use fairness::{
-    ByteRoom, Candidate, DueDestination, HoldState, Look, RelayPlan, Seen, Selection, Share, Shares,
+    ByteRoom, Candidate, DueDestination, HoldState, PollResult, RelayPlan, Seen, Selection, Share, Shares,
 };
 pub use lease::{Claimed, HeldAttempt, Lease, SendWindow};
 pub use outcome::{BODY_KEPT, Failure, LocalFailure, Measured, Outcome, Response, kept_body};

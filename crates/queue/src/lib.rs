@@ -6,18 +6,14 @@
 //!
 //! This is the only crate that uses lapin.
 
-mod backoff;
 mod broker;
-mod consumer;
-mod consuming;
-mod publisher;
-mod publishing;
-mod session;
+mod doorbell;
+mod rabbit;
 
 pub use broker::{Broker, BrokerError};
-pub use consumer::{Consumer, ConsumerStats, Message};
-pub use publisher::{Publisher, PublisherStats};
-pub use session::{Depth, Lost};
+pub use doorbell::consumer::{Consumer, ConsumerStats, Message};
+pub use doorbell::publisher::{Publisher, PublisherStats};
+pub use rabbit::session::{Depth, Lost};
 
 use tokio_util::sync::CancellationToken;
 
@@ -36,7 +32,7 @@ impl Broker {
     /// Must be called within a tokio runtime.
     pub fn publisher(&self, shutdown: CancellationToken) -> Publisher {
         let (publisher, doorbells, stats) = Publisher::buffered();
-        tokio::spawn(publishing::run(self.clone(), doorbells, stats, shutdown));
+        tokio::spawn(rabbit::publish::run(self.clone(), doorbells, stats, shutdown));
         publisher
     }
 
@@ -49,13 +45,13 @@ impl Broker {
         // The broker treats zero as "unlimited".
         let prefetch = prefetch.max(1);
         let (consumer, forwarding) = Consumer::forwarded(prefetch, shutdown.clone());
-        tokio::spawn(consuming::run(self.clone(), prefetch, forwarding, shutdown));
+        tokio::spawn(rabbit::consume::run(self.clone(), prefetch, forwarding, shutdown));
         consumer
     }
 
     /// Returns the depth of the queues. Declares them if they don't exist.
     pub async fn depth(&self) -> Result<Depth, Lost> {
-        let session = session::Session::open(self, "redial").await?;
+        let session = rabbit::session::Session::open(self, "redial").await?;
         let depth = session.depth(self).await;
         session.close().await;
         depth
@@ -64,7 +60,7 @@ impl Broker {
     /// Deletes the queue and its parked queue with their contents. Meant for temporary queues, such as those
     /// of a load test. The relay serves the deliveries of the deleted doorbells.
     pub async fn delete_queues(&self) -> Result<(), Lost> {
-        let session = session::Session::open(self, "redial").await?;
+        let session = rabbit::session::Session::open(self, "redial").await?;
         let deleted = session.delete_queues(self).await;
         session.close().await;
         deleted

@@ -16,7 +16,7 @@ A scripted callback receiver. POST to:
 
   /ok                     200
   /status/{code}          that status
-  /fail-first/{count}         503 to the first n requests of each webhook-id, then 200
+  /fail-first/{count}     503 to the first {count} requests of each webhook-id, then 200
   /retry-after/{seconds}  503 with Retry-After to the first request of each webhook-id, then 200
   /hang/{seconds}         200 after that long
   /at-once/{count}        200 after 50 ms, to so many requests at once; 429 with Retry-After: 1 to more

@@ -2,8 +2,8 @@
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, RwLock};
 use std::time::{Duration, Instant};
 use std::{fmt, io};
 
@@ -12,6 +12,7 @@ use actix_web::http::{Method, header};
 use actix_web::web::{self, Bytes, Data};
 use actix_web::{App, HttpRequest, HttpResponse, HttpServer};
 use contracts::{SigningSecret, Timestamp};
+use parking_lot::{Mutex, RwLock};
 use tokio::sync::mpsc::UnboundedSender;
 use tokio::task::JoinHandle;
 
@@ -111,7 +112,7 @@ impl Receiver {
 
     /// Adds a secret to verify with, from the next request on.
     pub fn add_secret(&self, secret: SigningSecret) {
-        self.state.secrets.write().expect("no holder panics").push(secret);
+        self.state.secrets.write().push(secret);
     }
 
     /// Returns the number of POSTs received.
@@ -182,7 +183,7 @@ impl State {
     /// Counts this request and returns the number of earlier ones with the same webhook-id.
     fn count(&self, request: &HttpRequest) -> u32 {
         let id = request.headers().get("webhook-id").map(|id| String::from_utf8_lossy(id.as_bytes()));
-        let mut requests = self.requests_by_id.lock().expect("no holder panics");
+        let mut requests = self.requests_by_id.lock();
         if requests.len() >= MAX_COUNTED_IDS {
             requests.clear();
         }
@@ -194,7 +195,7 @@ impl State {
     fn record(&self, request: &HttpRequest, body: &Bytes, answered: Option<u16>, delay: Duration) {
         let received_at = Instant::now();
         let verdict = {
-            let secrets = self.secrets.read().expect("no holder panics");
+            let secrets = self.secrets.read();
             verify(&secrets, request.headers(), body, (self.now)())
         };
         self.posts.fetch_add(1, Ordering::Relaxed);

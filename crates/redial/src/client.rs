@@ -17,7 +17,7 @@ pub(crate) struct Client {
 }
 
 /// Timeout for recording a delivery after its callback has arrived.
-const PATIENCE: Duration = Duration::from_secs(10);
+const TIMEOUT: Duration = Duration::from_secs(10);
 const PAUSE: Duration = Duration::from_millis(10);
 
 impl Client {
@@ -57,7 +57,7 @@ impl Client {
 
     /// Returns a run's deliveries, newest first, once all of them have ended.
     pub(crate) async fn settled_history(&self, run: RunId) -> Result<Vec<Value>> {
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + TIMEOUT;
         loop {
             let (status, body) = self.get(&format!("/v1/runs/{run}/callback")).await?;
             if status != 200 {
@@ -68,7 +68,7 @@ impl Client {
                 return Ok(deliveries);
             }
             if Instant::now() > deadline {
-                bail!("a delivery of run {run} is still open after {PATIENCE:?}");
+                bail!("a delivery of run {run} is still open after {TIMEOUT:?}");
             }
             sleep(PAUSE).await;
         }

@@ -4,7 +4,6 @@ mod client;
 mod commands;
 mod examples;
 mod keys;
-mod logging;
 mod open_files;
 mod settings;
 mod signals;
@@ -88,16 +87,16 @@ fn main() -> ExitCode {
     });
     match result {
         Ok(()) => {
-            logging::finish(None);
+            ops::logging::finish(None);
             ExitCode::SUCCESS
         }
         // A reader such as `head` closes the pipe once it has read enough.
         Err(error) if is_broken_pipe(&error) => {
-            logging::finish(None);
+            ops::logging::finish(None);
             ExitCode::SUCCESS
         }
         Err(error) => {
-            logging::finish(Some(&format!("redial: {error:#}\n")));
+            ops::logging::finish(Some(&format!("redial: {error:#}\n")));
             let is_usage = error.downcast_ref::<SettingsError>().is_some()
                 || matches!(error.downcast_ref(), Some(DispatcherError::Certificates { .. }));
             if is_usage { ExitCode::from(USAGE) } else { ExitCode::FAILURE }
@@ -125,7 +124,7 @@ async fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Dev(_) | Command::Listen(_) => "warn",
         _ => "info",
     });
-    logging::start(filter, settings.log.format)?;
+    ops::logging::start(filter, settings.log.format)?;
     match cli.command {
         Command::Demo => demo::run().await,
         Command::Dev(args) => dev::run(&settings, args).await,

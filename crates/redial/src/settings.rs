@@ -4,29 +4,32 @@
 //! All values are validated on load, except those that only some commands need: [`Settings::database_url`],
 //! [`Settings::broker`], [`Settings::keyring`]. Every error names the key.
 
-mod shown;
+mod apply;
+mod error;
+mod masked;
+#[cfg(test)]
+mod reference;
+mod size;
 mod source;
 #[cfg(test)]
 mod tests;
 
+use std::io;
 use std::net::SocketAddr;
-use std::num::{NonZeroU32, NonZeroUsize};
+use std::num::NonZeroU32;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::time::Duration;
-use std::{fmt, io};
 
-use api::Rate;
 use contracts::{AttemptNumber, PayloadFormat};
-use dispatcher::RetryPolicy;
-use egress::{Nat64Prefix, Policy, PortRange, Rules};
+use egress::{Nat64Prefix, PortRange};
 use ipnet::IpNet;
-use queue::{Broker, BrokerError};
+use ops::LogFormat;
 use serde::Serialize;
-use store::{AcceptPolicy, DatabaseUrl, Keyring, KeyringError};
-use thiserror::Error;
 use tracing_subscriber::EnvFilter;
 
+pub(crate) use self::error::SettingsError;
+use self::size::Size;
 use self::source::{Source, Variables};
 
 /// The default configuration file, in the working directory; optional.
@@ -35,7 +38,7 @@ const FILE: &str = "redial.toml";
 const SHORTEST: Duration = Duration::from_millis(1);
 /// Longer than any practical value, and far below where sums of timestamps overflow.
 const LONGEST: Duration = Duration::from_secs(28 * 24 * 3600);
-/// More slots would need a prefetch beyond AMQP's 16 bits and more sockets than systems allow.
+/// More slots would need more sockets than systems allow.
 const MOST_IN_FLIGHT: u16 = 10_000;
 /// More than any process needs.
 const MOST_IN_FLIGHT_BYTES: Size = Size(64 << 30);
@@ -43,8 +46,6 @@ const MOST_IN_FLIGHT_BYTES: Size = Size(64 << 30);
 const MOST_ATTEMPTS: AttemptNumber = 100;
 /// Time that an attempt needs in addition to its request: to be claimed, signed and recorded.
 const MARGIN: Duration = Duration::from_secs(1);
-/// Below the 30 s between SIGTERM and SIGKILL that orchestrators allow by default or the compose file sets.
-const DRAIN: Duration = Duration::from_secs(20);
 /// A body is held in memory, in several copies while it becomes a payload.
 const LARGEST_BODY: Size = Size(64 << 20);
 /// The API's memory for large responses holds two of these.
@@ -58,7 +59,6 @@ const LONGEST_DRAIN: Duration = Duration::from_secs(60);
 /// More than one process can serve, and far below where the token bucket's sums overflow.
 const HIGHEST_RATE: u32 = 1_000_000;
 const MINUTE: Duration = Duration::from_secs(60);
-const SECOND: Duration = Duration::from_secs(1);
 
 /// The effective configuration. Serializes with secrets masked.
 #[derive(Clone, Serialize)]
@@ -76,7 +76,7 @@ pub(crate) struct Settings {
 
 #[derive(Clone, Serialize)]
 pub(crate) struct DatabaseSettings {
-    #[serde(serialize_with = "shown::url")]
+    #[serde(serialize_with = "masked::url")]
     url: Option<String>,
     /// Connections per process; `None` is the default of the process.
     pub(crate) pool_size: Option<u32>,
@@ -84,7 +84,7 @@ pub(crate) struct DatabaseSettings {
 
 #[derive(Clone, Serialize)]
 pub(crate) struct BrokerSettings {
-    #[serde(serialize_with = "shown::url")]
+    #[serde(serialize_with = "masked::url")]
     pub(crate) url: Option<String>,
     pub(crate) queue: String,
 }
@@ -103,9 +103,9 @@ pub(crate) struct ApiSettings {
     auth_failure_limit: u32,
     /// 0 is unlimited.
     max_connections_per_client: u32,
-    #[serde(serialize_with = "shown::texts")]
+    #[serde(serialize_with = "masked::texts")]
     pub(crate) trusted_proxies: Vec<IpNet>,
-    #[serde(serialize_with = "shown::duration")]
+    #[serde(serialize_with = "masked::duration")]
     pub(crate) drain_delay: Duration,
 }
 
@@ -120,20 +120,20 @@ pub(crate) struct DispatcherSettings {
 
 #[derive(Clone, Serialize)]
 pub(crate) struct DeliverySettings {
-    #[serde(serialize_with = "shown::duration")]
+    #[serde(serialize_with = "masked::duration")]
     pub(crate) timeout: Duration,
-    #[serde(serialize_with = "shown::duration")]
+    #[serde(serialize_with = "masked::duration")]
     pub(crate) connect_timeout: Duration,
-    #[serde(serialize_with = "shown::duration")]
+    #[serde(serialize_with = "masked::duration")]
     body_timeout: Duration,
     max_in_flight_per_destination: u16,
-    #[serde(serialize_with = "shown::duration")]
+    #[serde(serialize_with = "masked::duration")]
     hold_cap: Duration,
-    #[serde(serialize_with = "shown::durations")]
+    #[serde(serialize_with = "masked::durations")]
     pub(crate) schedule: Vec<Duration>,
     pub(crate) jitter: f64,
     pub(crate) max_attempts: AttemptNumber,
-    #[serde(serialize_with = "shown::duration")]
+    #[serde(serialize_with = "masked::duration")]
     pub(crate) lease: Duration,
     pub(crate) payload_format: PayloadFormat,
     pub(crate) stop_on_gone: bool,
@@ -143,10 +143,10 @@ pub(crate) struct DeliverySettings {
 pub(crate) struct EgressSettings {
     allow: Vec<IpNet>,
     deny: Vec<IpNet>,
-    #[serde(serialize_with = "shown::texts")]
+    #[serde(serialize_with = "masked::texts")]
     ports: Vec<PortRange>,
     https_only: bool,
-    #[serde(serialize_with = "shown::texts")]
+    #[serde(serialize_with = "masked::texts")]
     nat64: Vec<Nat64Prefix>,
     ca_file: Option<PathBuf>,
     client_cert: Option<PathBuf>,
@@ -154,17 +154,17 @@ pub(crate) struct EgressSettings {
 
 #[derive(Clone, Serialize)]
 pub(crate) struct SecretsSettings {
-    #[serde(serialize_with = "shown::keys")]
+    #[serde(serialize_with = "masked::keys")]
     keys: Vec<String>,
-    #[serde(serialize_with = "shown::duration")]
+    #[serde(serialize_with = "masked::duration")]
     overlap: Duration,
 }
 
 #[derive(Clone, Serialize)]
 struct RetentionSettings {
-    #[serde(serialize_with = "shown::optional_duration")]
+    #[serde(serialize_with = "masked::optional_duration")]
     deliveries: Option<Duration>,
-    #[serde(serialize_with = "shown::optional_duration")]
+    #[serde(serialize_with = "masked::optional_duration")]
     runs: Option<Duration>,
 }
 
@@ -172,37 +172,6 @@ struct RetentionSettings {
 pub(crate) struct LogSettings {
     pub(crate) filter: Option<String>,
     pub(crate) format: LogFormat,
-}
-
-#[derive(Clone, Copy, Serialize, strum::EnumString)]
-#[serde(rename_all = "snake_case")]
-#[strum(serialize_all = "snake_case")]
-pub(crate) enum LogFormat {
-    Text,
-    Json,
-}
-
-/// An error in the configuration.
-#[derive(Debug, Error)]
-pub(crate) enum SettingsError {
-    #[error("cannot read {}: {error}", path.display())]
-    File { path: PathBuf, error: io::Error },
-    #[error("{file}, line {line}: {problem}")]
-    Syntax { file: String, line: usize, problem: String },
-    #[error("unknown key {key} in {place}")]
-    UnknownKey { key: String, place: String },
-    #[error("{key}: {problem}")]
-    Value { key: String, problem: String },
-    #[error(transparent)]
-    Keyring(#[from] KeyringError),
-    #[error(transparent)]
-    Layers(#[from] config::ConfigError),
-}
-
-impl SettingsError {
-    pub(crate) fn value(key: &str, problem: impl Into<String>) -> SettingsError {
-        SettingsError::Value { key: key.to_owned(), problem: problem.into() }
-    }
 }
 
 impl Settings {
@@ -313,104 +282,6 @@ impl Settings {
         own_broker.map(|_| settings.broker()).transpose()?;
         Ok(settings)
     }
-
-    /// Returns the URL of the database, PostgreSQL or SQLite.
-    pub(crate) fn database_url(&self) -> Result<DatabaseUrl, SettingsError> {
-        const KEY: &str = "database.url (or DATABASE_URL)";
-        let unset = "not set: give one such as postgres://user:password@host:5432/redial";
-        let url = self.database.url.as_ref().ok_or_else(|| SettingsError::value(KEY, unset))?;
-        url.parse().map_err(|error: store::DatabaseUrlError| SettingsError::value(KEY, error.to_string()))
-    }
-
-    /// Returns the URL of a service's database. SQLite is an error.
-    pub(crate) fn postgres_url(&self) -> Result<DatabaseUrl, SettingsError> {
-        match self.database_url()? {
-            url @ DatabaseUrl::Postgres(_) => Ok(url),
-            DatabaseUrl::Sqlite(_) => {
-                let problem =
-                    "a service needs PostgreSQL, postgres://…; `redial dev` is the one that runs on SQLite";
-                Err(SettingsError::value("database.url (or DATABASE_URL)", problem))
-            }
-        }
-    }
-
-    /// Returns the broker of a service.
-    pub(crate) fn broker(&self) -> Result<Broker, SettingsError> {
-        const KEY: &str = "broker.url (or AMQP_URL)";
-        let unset = "not set: give one such as amqp://user:password@host:5672";
-        let url = self.broker.url.as_ref().ok_or_else(|| SettingsError::value(KEY, unset))?;
-        Broker::parse(url, &self.broker.queue).map_err(|error| {
-            let key = if matches!(error, BrokerError::Queue) { "broker.queue" } else { KEY };
-            SettingsError::value(key, error.to_string())
-        })
-    }
-
-    /// Returns the keys that encrypt signing secrets.
-    pub(crate) fn keyring(&self) -> Result<Keyring, SettingsError> {
-        Ok(Keyring::parse(&self.secrets.keys)?)
-    }
-
-    /// Returns the rules for callback destinations.
-    pub(crate) fn egress_rules(&self) -> Rules {
-        let EgressSettings { allow, deny, ports, https_only, nat64, .. } = self.egress.clone();
-        Rules { allow, deny, ports, https_only, nat64 }
-    }
-
-    pub(crate) fn egress_policy(&self) -> Policy {
-        self.egress_rules().into()
-    }
-
-    /// Returns the API's limits.
-    pub(crate) fn limits(&self) -> api::Limits {
-        let ApiSettings {
-            rate_limit, rate_limit_burst, auth_failure_limit, max_connections_per_client, ..
-        } = self.api;
-        let (requests, failures) = (NonZeroU32::new(rate_limit), NonZeroU32::new(auth_failure_limit));
-        api::Limits {
-            requests: requests.map(|count| Rate::new(count, SECOND, rate_limit_burst)),
-            auth_failures: failures.map(|count| Rate::new(count, MINUTE, count)),
-            connections_of_client: NonZeroUsize::new(max_connections_per_client as usize)
-                .map(NonZeroUsize::get),
-            page_bytes: self.api.max_page_bytes,
-            ..api::Limits::default()
-        }
-    }
-
-    pub(crate) fn accept_policy(&self) -> AcceptPolicy {
-        let DeliverySettings { max_attempts, payload_format, .. } = self.delivery;
-        AcceptPolicy { max_attempts, payload_format }
-    }
-
-    pub(crate) fn dispatcher_settings(&self) -> dispatcher::Settings {
-        let delivery = &self.delivery;
-        dispatcher::Settings {
-            limits: dispatcher::Limits {
-                max_in_flight: self.dispatcher.max_in_flight.into(),
-                max_in_flight_bytes: self.dispatcher.max_in_flight_bytes as u64,
-                max_in_flight_per_destination: delivery.max_in_flight_per_destination.into(),
-                lease: delivery.lease,
-                timeout: delivery.timeout,
-                retry: RetryPolicy {
-                    schedule: delivery.schedule.clone(),
-                    jitter: delivery.jitter,
-                    stop_on_gone: delivery.stop_on_gone,
-                    hold_cap: delivery.hold_cap,
-                },
-            },
-            connect_timeout: delivery.connect_timeout,
-            body_timeout: delivery.body_timeout,
-            certificates: dispatcher::Certificates {
-                ca_file: self.egress.ca_file.clone(),
-                client_cert: self.egress.client_cert.clone(),
-            },
-            secret_overlap: self.secrets.overlap,
-            retention: dispatcher::Retention {
-                deliveries: self.retention.deliveries,
-                runs: self.retention.runs,
-            },
-            drain: DRAIN.max(delivery.timeout + MARGIN),
-        }
-    }
 }
 
 impl RetentionSettings {
@@ -454,32 +325,4 @@ impl DeliverySettings {
 fn one_of<T: FromStr>(source: &Source, key: &str, choices: &str) -> Result<T, SettingsError> {
     let text = source.text(key)?;
     text.parse().map_err(|_| SettingsError::value(key, format!("expected {choices}, not {text:?}")))
-}
-
-/// A number of bytes, written without a unit or in KiB or MiB.
-#[derive(PartialEq, PartialOrd)]
-struct Size(usize);
-
-impl FromStr for Size {
-    type Err = &'static str;
-
-    fn from_str(text: &str) -> Result<Size, Self::Err> {
-        let end = text.find(|char: char| !char.is_ascii_digit()).unwrap_or(text.len());
-        let (digits, unit) = text.split_at(end);
-        let unit = match unit.trim() {
-            "" => Some(1),
-            "KiB" => Some(1 << 10),
-            "MiB" => Some(1 << 20),
-            _ => None,
-        };
-        let bytes =
-            digits.parse().ok().zip(unit).and_then(|(count, unit): (usize, usize)| count.checked_mul(unit));
-        bytes.map(Size).ok_or("expected a number of bytes, such as 2097152, 512KiB or 2MiB")
-    }
-}
-
-impl fmt::Display for Size {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} bytes", self.0)
-    }
 }

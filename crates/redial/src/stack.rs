@@ -5,9 +5,9 @@ use std::path::Path;
 use std::sync::Arc;
 
 use anyhow::{Context, Result};
-use api::Readiness;
 use contracts::{OrgId, Scopes, SigningSecret};
 use dispatcher::{Dispatcher, Progress};
+use ops::Readiness;
 use store::{AcceptPolicy, DatabaseUrl, Keyring, Store};
 use tokio::task::{JoinError, JoinHandle};
 use tokio_util::sync::CancellationToken;

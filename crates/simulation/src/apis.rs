@@ -10,14 +10,9 @@ use store::{
 };
 
 use crate::checks::Cause;
-use crate::transactions::Fate;
-use crate::world::{ORG, Step, World, promise};
-
-#[derive(Default)]
-pub(crate) struct Api {
-    /// Unpublished doorbells.
-    pub(crate) buffer: Vec<Job>,
-}
+use crate::promise::{ORG, Step, promise};
+use crate::work::Fate;
+use crate::world::World;
 
 impl World<'_> {
     /// Requests a redelivery of a random run from an api, as a client does.

@@ -4,24 +4,9 @@ use contracts::Job;
 use engine::dispatch::{Doorbell, Event};
 use rand::prelude::*;
 
-use crate::world::{Step, World};
-
-/// Maximum number of unacknowledged messages of a dispatcher.
-pub(crate) const PREFETCH: usize = 4;
-
-#[derive(Default)]
-pub(crate) struct Broker {
-    pub(crate) queue: Vec<Message>,
-    /// The last token given out.
-    given_out: u64,
-}
-
-#[derive(Clone, Debug)]
-pub(crate) struct Message {
-    /// Identifies one delivery of the message to a dispatcher.
-    pub(crate) token: u64,
-    pub(crate) job: Job,
-}
+use crate::actors::Message;
+use crate::promise::Step;
+use crate::world::World;
 
 impl World<'_> {
     /// Adds a doorbell to the queue.

@@ -5,7 +5,8 @@ use engine::{AttemptResult, Claimed, Effect};
 use store::{DeliveryParts, find_delivery};
 
 use crate::facts::KnownDelivery;
-use crate::world::{ORG, Step, World, promise};
+use crate::promise::{ORG, Step, promise};
+use crate::world::World;
 
 /// The transaction that wrote to the database.
 pub(crate) enum Cause<'a> {

@@ -6,7 +6,8 @@ use engine::dispatch::{Claim, ClaimSource};
 use crate::checks::is_failure;
 use crate::facts::{ClaimFact, Receipt};
 use crate::process::{Attempt, Dispatcher};
-use crate::world::{CLOCK_ERROR, Step, World, promise};
+use crate::promise::{CLOCK_ERROR, Step, promise};
+use crate::world::World;
 
 impl World<'_> {
     /// Records committed claims and checks that they were allowed. `is_late`: no dispatcher gets the result.

@@ -6,8 +6,9 @@ use engine::dispatch::{Action, ClaimSource, Dispatch, Event};
 use rand::prelude::*;
 
 use crate::process::{Attempt, Process, State};
-use crate::transactions::Work;
-use crate::world::{Step, World, promise};
+use crate::promise::{Step, promise};
+use crate::work::Work;
+use crate::world::World;
 
 impl World<'_> {
     /// Starts a dispatcher's process.

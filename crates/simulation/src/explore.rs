@@ -1,19 +1,15 @@
 //! Plays many histories on all cores.
 
-use std::collections::BTreeMap;
 use std::num::NonZeroUsize;
 use std::ops::Range;
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use indicatif::ProgressBar;
+use parking_lot::Mutex;
 use testkit::MemoryDatabase;
 
 use crate::history::play;
-use crate::world::Broken;
-
-/// Number of occurrences of each notable event.
-pub(crate) type Counts = BTreeMap<&'static str, usize>;
+use crate::promise::{Broken, Counts};
 
 /// Combined result of many histories.
 #[derive(Debug, Default)]
@@ -49,7 +45,7 @@ pub(crate) fn explore(
         if broken.is_some() {
             next.store(seeds.end, Ordering::Relaxed);
         }
-        let mut all = explored.lock().expect("no holder panics");
+        let mut all = explored.lock();
         all.steps += steps;
         for (what, times) in counts {
             *all.counts.entry(what).or_default() += times;
@@ -65,7 +61,7 @@ pub(crate) fn explore(
             scope.spawn(work);
         }
     });
-    explored.into_inner().expect("no holder panics")
+    explored.into_inner()
 }
 
 /// Events that 10,000 histories must include. Without them, the histories prove less than they claim.

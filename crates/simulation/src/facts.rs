@@ -6,8 +6,6 @@ use contracts::{AttemptNumber, ClaimId, Delivery, DeliveryId, DeliveryStatus, De
 use engine::transition::DOORBELL_GRACE;
 use testkit::HoldRow;
 
-use crate::sending::Asks;
-
 /// Events, recorded independently of the database. A delivery's place is its index in order of acceptance.
 #[derive(Default)]
 pub(crate) struct Facts {
@@ -112,4 +110,13 @@ impl Facts {
     pub(crate) fn is_abandoned(&self, id: ClaimId) -> bool {
         self.abandoned.contains(&id)
     }
+}
+
+/// Times that a receiver requests with `Retry-After`.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Asks {
+    /// Earliest retry of the delivery.
+    pub(crate) retry_at: Timestamp,
+    /// Earliest attempt to the destination.
+    pub(crate) held_until: Timestamp,
 }

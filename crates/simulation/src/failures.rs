@@ -7,8 +7,9 @@ use engine::dispatch::Event;
 use rand::prelude::*;
 use testkit::Refused;
 
+use crate::promise::Step;
 use crate::receivers::Manner;
-use crate::world::{Step, World};
+use crate::world::World;
 
 impl World<'_> {
     pub(crate) fn lose_database(&mut self) {

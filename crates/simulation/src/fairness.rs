@@ -3,30 +3,20 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use contracts::{Destination, Timestamp};
-use engine::{Claimed, Look, RelayPlan};
+use engine::{Claimed, PollResult, RelayPlan};
 
-use crate::world::{Step, World, promise};
-
-/// Number of consecutive polls in which each dispatcher passed over a destination that it could have served.
-#[derive(Default)]
-pub(crate) struct MissedLooks(BTreeMap<(usize, Destination), usize>);
-
-impl MissedLooks {
-    /// Forgets the counts of a restarted dispatcher.
-    pub(crate) fn forget(&mut self, d: usize) {
-        self.0.retain(|(dispatcher, _), _| *dispatcher != d);
-    }
-}
+use crate::promise::{Step, promise};
+use crate::world::World;
 
 impl World<'_> {
     /// Checks I12: a poll claims a destination's oldest deliveries first, and polls pass over no destination
     /// for long. `now` is the transaction's.
-    pub(crate) fn note_look(
+    pub(crate) fn note_poll(
         &mut self,
         d: usize,
         plan: &RelayPlan,
         now: Timestamp,
-        look: &Look,
+        poll: &PollResult,
         claimed: &[Claimed],
     ) -> Step {
         let places: BTreeSet<usize> =
@@ -57,7 +47,7 @@ impl World<'_> {
             let room = plan.rooms.get(&destination).copied().unwrap_or(plan.ordinary_room);
             let in_flight = plan.bytes_in_flight.get(&destination);
             let is_free = room > 0
-                && look.too_large.is_none()
+                && poll.too_large.is_none()
                 && in_flight.is_none_or(|in_flight| in_flight + bytes <= plan.bytes.per_destination);
             let missed = self.missed.0.entry((d, destination)).or_default();
             match served.contains_key(&destination) {

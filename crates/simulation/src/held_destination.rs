@@ -11,10 +11,10 @@ use rand::prelude::*;
 use rand::rngs::StdRng;
 use testkit::MemoryDatabase;
 
-use crate::explore::Counts;
+use crate::promise::{Broken, Counts};
 use crate::receivers::{Manner, Receiver};
 use crate::shape::Shape;
-use crate::world::{Broken, World};
+use crate::world::World;
 
 /// Parameters of the scenario.
 pub(crate) struct Scenario {

@@ -6,11 +6,11 @@ use contracts::Timestamp;
 use rand::prelude::*;
 use testkit::MemoryDatabase;
 
-use crate::broker::PREFETCH;
-use crate::explore::Counts;
+use crate::actors::PREFETCH;
 use crate::facts::KnownDelivery;
 use crate::process::{Dispatcher, Process};
-use crate::world::{Broken, CLOCK_ERROR, Step, World, promise};
+use crate::promise::{Broken, CLOCK_ERROR, Counts, Step, promise};
+use crate::world::World;
 
 /// Maximum delay of a step in a running process: far less than a lease.
 const PROMPT: Duration = Duration::from_secs(2);

@@ -8,7 +8,8 @@ use engine::{Effect, HeldAttempt};
 use testkit::HoldRow;
 
 use crate::checks::Cause;
-use crate::world::{Broken, CLOCK_ERROR, Step, World, promise};
+use crate::promise::{Broken, CLOCK_ERROR, Step, promise};
+use crate::world::World;
 
 impl World<'_> {
     /// Checks I11 for a claimed attempt: a held destination allows only its probe, after the end of the hold.

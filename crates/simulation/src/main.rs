@@ -5,6 +5,7 @@
 //! simulated, and any step can fail. After every step that writes, the invariants of ARCHITECTURE.md are
 //! checked against an independent record of events.
 
+mod actors;
 mod apis;
 mod broker;
 mod checks;
@@ -20,10 +21,12 @@ mod holds;
 #[cfg(feature = "mutants")]
 mod mutants;
 mod process;
+mod promise;
 mod receivers;
 mod sending;
 mod shape;
 mod transactions;
+mod work;
 mod world;
 
 use std::io::Write;

@@ -10,7 +10,7 @@ use strum::VariantArray;
 use testkit::MemoryDatabase;
 
 use crate::explore::explore;
-use crate::world::Broken;
+use crate::promise::Broken;
 
 /// Number of histories within which a mutant must be noticed.
 const SEEDS: u64 = 20_000;

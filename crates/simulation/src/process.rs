@@ -7,9 +7,9 @@ use contracts::{ClaimId, Destination, Job, Timestamp};
 use engine::dispatch::Dispatch;
 use engine::{Claimed, LocalFailure, Outcome, SendWindow};
 
-use crate::broker::Message;
-use crate::transactions::Transaction;
-use crate::world::CLOCK_ERROR;
+use crate::actors::Message;
+use crate::promise::CLOCK_ERROR;
+use crate::work::Transaction;
 
 /// A dispatcher's host, with its process while it runs.
 #[derive(Default)]

@@ -7,8 +7,8 @@ use engine::{Outcome, Response};
 use rand::prelude::*;
 use rand::rngs::StdRng;
 
+use crate::promise::ORG;
 use crate::shape::Shape;
-use crate::world::ORG;
 
 /// A receiver with its own origin.
 #[derive(Clone, Debug)]

@@ -2,16 +2,17 @@
 
 use std::time::Duration;
 
-use contracts::{FailureReason, Timestamp, Timing};
+use contracts::{FailureReason, Timing};
 use egress::{Policy, TargetUrl};
 use engine::dispatch::Event;
 use engine::{LocalFailure, Measured, Outcome, Response, SendWindow};
 use rand::prelude::*;
 
-use crate::facts::Receipt;
+use crate::facts::{Asks, Receipt};
 use crate::process::{Attempt, State};
+use crate::promise::{Broken, Step};
 use crate::shape::TIMEOUT;
-use crate::world::{Broken, Step, World};
+use crate::world::World;
 
 impl World<'_> {
     /// Performs an attempt's next step.
@@ -118,15 +119,6 @@ impl World<'_> {
 
 /// Maximum `Retry-After` that is respected (contract section 2).
 const LONGEST_WAIT: Duration = Duration::from_secs(3600);
-
-/// Times that a receiver requests with `Retry-After`.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Asks {
-    /// Earliest retry of the delivery.
-    pub(crate) retry_at: Timestamp,
-    /// Earliest attempt to the destination.
-    pub(crate) held_until: Timestamp,
-}
 
 /// Checks the URL's form and the egress policy; the error is the outcome to record.
 fn check_target(callback_url: &str) -> Result<(), Outcome> {

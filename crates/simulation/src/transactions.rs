@@ -4,52 +4,15 @@
 use std::time::Duration;
 
 use contracts::Timestamp;
-use engine::dispatch::{Batch, Claim, ClaimSource, Event, Recovery};
-use engine::{AttemptResult, Effect, HeldAttempt, Look};
+use engine::dispatch::{Batch, Claim, ClaimSource, Event};
+use engine::{AttemptResult, Effect, HeldAttempt, PollResult};
 use rand::prelude::*;
 use store::{ClaimResult, RowsRefused};
 
 use crate::checks::Cause;
-use crate::world::{Broken, CLOCK_ERROR, Step, World};
-
-/// How a transaction ends.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Fate {
-    /// Commits, and the dispatcher gets the result.
-    Committed,
-    /// The connection is lost before the commit.
-    RolledBack,
-    /// Commits, but the connection is lost before the dispatcher gets the result.
-    AnswerLost,
-    /// The dispatcher abandons it, and it runs some steps later.
-    Late,
-}
-
-/// The work of one transaction.
-#[derive(Clone, Debug)]
-pub(crate) enum Work {
-    Claim(Claim),
-    Record(Batch),
-    RecoverLeases(Recovery),
-    ForgetHolds,
-}
-
-/// A transaction that has not run yet.
-pub(crate) struct Transaction {
-    pub(crate) work: Work,
-    /// When its action was returned.
-    pub(crate) since: Timestamp,
-}
-
-/// A transaction that its dispatcher has abandoned but that the server may still run.
-pub(crate) struct LateTransaction {
-    work: Work,
-    dispatcher: usize,
-    /// The `now` that it passes to the store.
-    now: Timestamp,
-    /// When it began, in true time.
-    began: Timestamp,
-}
+use crate::promise::{Broken, CLOCK_ERROR, Step};
+use crate::work::{Fate, LateTransaction, Transaction, Work};
+use crate::world::World;
 
 /// Result of a transaction.
 enum Answer {
@@ -182,10 +145,10 @@ impl World<'_> {
                 if !result.is_recovered {
                     let is_late = fate == Fate::Late;
                     self.note_claims(d, claim, &result.claimed, is_late)?;
-                    if let (ClaimSource::Relay(plan), Some(look), false) =
-                        (&claim.source, &result.look, is_late)
+                    if let (ClaimSource::Relay(plan), Some(poll), false) =
+                        (&claim.source, &result.poll, is_late)
                     {
-                        self.note_look(d, plan, now, look, &result.claimed)?;
+                        self.note_poll(d, plan, now, poll, &result.claimed)?;
                     }
                 }
                 self.check(&Cause::Claim(&result.claimed))?;
@@ -227,7 +190,7 @@ impl World<'_> {
                     process.doubtful_claim = None;
                 }
                 match answer {
-                    Answer::Claimed(ClaimResult { claimed, is_recovered, look }) => {
+                    Answer::Claimed(ClaimResult { claimed, is_recovered, poll }) => {
                         if is_recovered {
                             self.count("a claim whose commit came through unnoticed");
                         }
@@ -236,7 +199,7 @@ impl World<'_> {
                         if tries {
                             self.count("a claim with several committed tries");
                         }
-                        Event::Claimed { claimed, is_recovered, look }
+                        Event::Claimed { claimed, is_recovered, poll }
                     }
                     Answer::Refused(RowsRefused { rows, .. }) => Event::ClaimRefused { rows },
                     _ => return Ok(()),
@@ -301,8 +264,8 @@ fn summary(facts: &crate::facts::Facts, work: &Work, answer: &Answer) -> String 
             if result.is_recovered {
                 names.push("(recovered)".into());
             }
-            if let Some(look) = result.look.as_ref().filter(|look| **look != Look::default()) {
-                names.push(format!("{look:?}"));
+            if let Some(poll) = result.poll.as_ref().filter(|poll| **poll != PollResult::default()) {
+                names.push(format!("{poll:?}"));
             }
             names
         }

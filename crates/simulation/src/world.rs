@@ -3,55 +3,23 @@
 
 use std::time::Duration;
 
-use contracts::{Destination, OrgId, PayloadFormat, RunId, RunUpdate, Timestamp};
+use contracts::{Destination, PayloadFormat, RunId, RunUpdate, Timestamp};
 use engine::dispatch::Now;
 use rand::prelude::*;
 use rand::rngs::StdRng;
-use store::{AcceptPolicy, Deliver, StoreError, record_run};
+use store::{AcceptPolicy, Deliver, record_run};
 use testkit::MemoryDatabase;
-use thiserror::Error;
-use uuid::Uuid;
 
-use crate::apis::Api;
-use crate::broker::Broker;
-use crate::explore::Counts;
+use crate::actors::{Api, Broker, MissedPolls};
 use crate::facts::Facts;
-use crate::fairness::MissedLooks;
 use crate::process::Dispatcher;
+use crate::promise::{Broken, CLOCK_ERROR, Counts, ORG, Step};
 use crate::receivers::Receiver;
 use crate::shape::Shape;
-use crate::transactions::LateTransaction;
+use crate::work::LateTransaction;
 
-/// Maximum error of an aligned clock.
-pub(crate) const CLOCK_ERROR: Duration = Duration::from_millis(50);
 /// Number of runs, not counting the crowd's.
 const RUNS: usize = 8;
-/// The only organization.
-pub(crate) const ORG: OrgId = OrgId(Uuid::from_u128(1));
-
-/// Why a history failed.
-#[derive(Debug, PartialEq, Error)]
-pub(crate) enum Broken {
-    /// An invariant is violated.
-    #[error("{0}")]
-    Promise(String),
-    /// A step could not be executed. A mutant is not noticed by this: no invariant was violated.
-    #[error("a step failed: {0}")]
-    Step(String),
-}
-
-impl From<StoreError> for Broken {
-    fn from(error: StoreError) -> Broken {
-        Broken::Step(error.to_string())
-    }
-}
-
-pub(crate) type Step = Result<(), Broken>;
-
-/// Returns [`Broken::Promise`] unless `holds`. `what` describes the violation.
-pub(crate) fn promise(holds: bool, what: impl FnOnce() -> String) -> Step {
-    if holds { Ok(()) } else { Err(Broken::Promise(what())) }
-}
 
 pub(crate) struct Run {
     pub(crate) id: RunId,
@@ -84,7 +52,7 @@ pub(crate) struct World<'a> {
     /// Transactions that their dispatcher has abandoned and that may still run.
     pub(crate) late: Vec<LateTransaction>,
     pub(crate) facts: Facts,
-    pub(crate) missed: MissedLooks,
+    pub(crate) missed: MissedPolls,
     /// Whether failures have stopped.
     pub(crate) is_calm: bool,
     /// Number of occurrences of each notable event.
@@ -144,7 +112,7 @@ impl<'a> World<'a> {
             broker: Broker::default(),
             late: Vec::new(),
             facts: Facts::default(),
-            missed: MissedLooks::default(),
+            missed: MissedPolls::default(),
             is_calm: false,
             counts,
             trace: None,

@@ -1,11 +1,12 @@
 //! The only source of time. It follows the database's clock, so that all hosts agree on when an attempt is
 //! due.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use contracts::Timestamp;
+use parking_lot::Mutex;
 use rustix::time::{ClockId, clock_gettime};
 
 /// Monotonic time that includes suspend, plus an offset. Cheap to clone; clones share the offset.
@@ -77,7 +78,7 @@ impl Clock {
     /// half its round trip; the current offset loses accuracy with age.
     pub fn align(&self, theirs: Timestamp, asked: Duration, answered: Duration) -> bool {
         let Source::System { offset, known } = &*self.0 else { return false };
-        let mut known = known.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut known = known.lock();
         let half = answered.saturating_sub(asked) / 2;
         let sampled = theirs.as_micros() - micros(asked + half);
         let within = micros(half).unsigned_abs();

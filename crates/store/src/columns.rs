@@ -25,42 +25,42 @@ pub struct Moment;
 /// An [`Id`] in Rust; converts from and to every id type of `contracts`.
 #[derive(AsExpression, FromSqlRow, Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 #[diesel(sql_type = Id)]
-pub struct Key(pub Uuid);
+pub struct DbId(pub Uuid);
 
 /// A [`Moment`] in Rust; converts from and to [`Timestamp`].
 #[derive(AsExpression, FromSqlRow, Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 #[diesel(sql_type = Moment)]
-pub struct Time(i64);
+pub struct DbTime(i64);
 
-impl Time {
+impl DbTime {
     /// Earlier than every stored time.
-    pub(crate) const MIN: Time = Time(-62_135_596_800_000_000);
+    pub(crate) const MIN: DbTime = DbTime(-62_135_596_800_000_000);
     /// Later than every stored time.
-    pub(crate) const MAX: Time = Time(253_402_300_799_999_999);
+    pub(crate) const MAX: DbTime = DbTime(253_402_300_799_999_999);
 }
 
-impl From<Timestamp> for Time {
-    fn from(moment: Timestamp) -> Time {
-        Time(moment.as_micros())
+impl From<Timestamp> for DbTime {
+    fn from(moment: Timestamp) -> DbTime {
+        DbTime(moment.as_micros())
     }
 }
 
-impl From<Time> for Timestamp {
-    fn from(time: Time) -> Timestamp {
+impl From<DbTime> for Timestamp {
+    fn from(time: DbTime) -> Timestamp {
         Timestamp::from_micros(time.0)
     }
 }
 
 macro_rules! keys {
     ($($id:ident),*) => {$(
-        impl From<contracts::$id> for Key {
-            fn from(id: contracts::$id) -> Key {
-                Key(id.0)
+        impl From<contracts::$id> for DbId {
+            fn from(id: contracts::$id) -> DbId {
+                DbId(id.0)
             }
         }
 
-        impl From<Key> for contracts::$id {
-            fn from(key: Key) -> contracts::$id {
+        impl From<DbId> for contracts::$id {
+            fn from(key: DbId) -> contracts::$id {
                 contracts::$id(key.0)
             }
         }
@@ -72,53 +72,53 @@ keys!(OrgId, RunId, DeliveryId, AttemptId, SecretId, TokenId, ClaimId);
 /// 2000-01-01, the epoch of PostgreSQL's timestamps, in microseconds since 1970.
 const POSTGRES_EPOCH: i64 = 946_684_800_000_000;
 
-impl ToSql<Id, Pg> for Key {
+impl ToSql<Id, Pg> for DbId {
     fn to_sql<'b>(&'b self, out: &mut Output<'b, '_, Pg>) -> serialize::Result {
         std::io::Write::write_all(out, self.0.as_bytes())?;
         Ok(IsNull::No)
     }
 }
 
-impl FromSql<Id, Pg> for Key {
+impl FromSql<Id, Pg> for DbId {
     fn from_sql(value: PgValue<'_>) -> deserialize::Result<Self> {
-        Ok(Key(Uuid::from_slice(value.as_bytes())?))
+        Ok(DbId(Uuid::from_slice(value.as_bytes())?))
     }
 }
 
-impl ToSql<Id, Sqlite> for Key {
+impl ToSql<Id, Sqlite> for DbId {
     fn to_sql<'b>(&'b self, out: &mut Output<'b, '_, Sqlite>) -> serialize::Result {
         ToSql::<Binary, Sqlite>::to_sql(&self.0.as_bytes()[..], out)
     }
 }
 
-impl FromSql<Id, Sqlite> for Key {
+impl FromSql<Id, Sqlite> for DbId {
     fn from_sql(mut value: SqliteValue<'_, '_, '_>) -> deserialize::Result<Self> {
-        Ok(Key(Uuid::from_slice(value.read_blob())?))
+        Ok(DbId(Uuid::from_slice(value.read_blob())?))
     }
 }
 
-impl ToSql<Moment, Pg> for Time {
+impl ToSql<Moment, Pg> for DbTime {
     fn to_sql<'b>(&'b self, out: &mut Output<'b, '_, Pg>) -> serialize::Result {
         ToSql::<BigInt, Pg>::to_sql(&(self.0 - POSTGRES_EPOCH), &mut out.reborrow())
     }
 }
 
-impl FromSql<Moment, Pg> for Time {
+impl FromSql<Moment, Pg> for DbTime {
     fn from_sql(value: PgValue<'_>) -> deserialize::Result<Self> {
-        Ok(Time(<i64 as FromSql<BigInt, Pg>>::from_sql(value)?.saturating_add(POSTGRES_EPOCH)))
+        Ok(DbTime(<i64 as FromSql<BigInt, Pg>>::from_sql(value)?.saturating_add(POSTGRES_EPOCH)))
     }
 }
 
-impl ToSql<Moment, Sqlite> for Time {
+impl ToSql<Moment, Sqlite> for DbTime {
     fn to_sql<'b>(&'b self, out: &mut Output<'b, '_, Sqlite>) -> serialize::Result {
         out.set_value(self.0);
         Ok(IsNull::No)
     }
 }
 
-impl FromSql<Moment, Sqlite> for Time {
+impl FromSql<Moment, Sqlite> for DbTime {
     fn from_sql(value: SqliteValue<'_, '_, '_>) -> deserialize::Result<Self> {
-        Ok(Time(<i64 as FromSql<BigInt, Sqlite>>::from_sql(value)?))
+        Ok(DbTime(<i64 as FromSql<BigInt, Sqlite>>::from_sql(value)?))
     }
 }
 
@@ -147,4 +147,4 @@ macro_rules! portable {
     )*};
 }
 
-portable!(Id => Key, Moment => Time);
+portable!(Id => DbId, Moment => DbTime);

@@ -10,7 +10,7 @@ use contracts::{OrgId, Timestamp};
 use diesel::prelude::*;
 use diesel::sql_types::{Array, Binary, Text};
 
-use crate::columns::{Id, Key, Moment, Time};
+use crate::columns::{DbId, DbTime, Id, Moment};
 use crate::connect::{AnyConnection, MultiBackend};
 use crate::error::StoreError;
 use crate::prepared::{column, prepared};
@@ -33,14 +33,14 @@ pub struct IdempotencyKey {
 /// The record of a key and of the object that its first request created.
 #[derive(Queryable, Selectable, Clone, Debug, PartialEq, Eq)]
 #[diesel(table_name = table, check_for_backend(MultiBackend))]
-pub(crate) struct Made {
+pub(crate) struct KeyRecord {
     request_sha256: Vec<u8>,
     #[diesel(column_name = made_id)]
-    pub(crate) id: Key,
+    pub(crate) id: DbId,
     pub(crate) answer: Option<String>,
 }
 
-impl Made {
+impl KeyRecord {
     /// Whether `key` belongs to the same request.
     pub(crate) fn is_answer_to(&self, key: &IdempotencyKey) -> bool {
         self.request_sha256 == key.request_sha256
@@ -48,21 +48,21 @@ impl Made {
 }
 
 /// Returns the records of the keys that exist.
-pub(crate) fn find_made(
+pub(crate) fn find_keys(
     tx: &mut AnyConnection,
     now: Timestamp,
     keys: &[(OrgId, &IdempotencyKey)],
-) -> QueryResult<HashMap<(OrgId, String), Made>> {
+) -> QueryResult<HashMap<(OrgId, String), KeyRecord>> {
     if keys.is_empty() {
         return Ok(HashMap::new());
     }
     // Loads a few extra rows if organizations choose the same keys; callers look up the right ones in the
     // map.
-    let rows: Vec<((Key, String), Made)> = table::table
-        .filter(table::org_id.eq_any(keys.iter().map(|(org, _)| Key::from(*org))))
+    let rows: Vec<((DbId, String), KeyRecord)> = table::table
+        .filter(table::org_id.eq_any(keys.iter().map(|(org, _)| DbId::from(*org))))
         .filter(table::idempotency_key.eq_any(keys.iter().map(|(_, key)| &key.key)))
-        .filter(table::created_at.gt(Time::from(now - KEPT)))
-        .select(((table::org_id, table::idempotency_key), Made::as_select()))
+        .filter(table::created_at.gt(DbTime::from(now - KEPT)))
+        .select(((table::org_id, table::idempotency_key), KeyRecord::as_select()))
         .load(tx)?;
     Ok(rows.into_iter().map(|((org, key), made)| ((org.into(), key), made)).collect())
 }
@@ -73,10 +73,10 @@ pub(crate) fn find_made(
 pub(crate) fn take_keys(
     tx: &mut AnyConnection,
     now: Timestamp,
-    rows: &[(OrgId, &IdempotencyKey, Key)],
-) -> QueryResult<HashSet<Key>> {
-    let (moment, expired) = (Time::from(now), Time::from(now - KEPT));
-    let taken: Vec<Key> = match tx {
+    rows: &[(OrgId, &IdempotencyKey, DbId)],
+) -> QueryResult<HashSet<DbId>> {
+    let (moment, expired) = (DbTime::from(now), DbTime::from(now - KEPT));
+    let taken: Vec<DbId> = match tx {
         AnyConnection::Postgres(pg) => prepared::<Id, _>(
             "INSERT INTO idempotency_keys (org_id, idempotency_key, request_sha256, made_id, created_at)
              SELECT r.*, ? FROM unnest(?, ?, ?, ?) AS r
@@ -87,7 +87,7 @@ pub(crate) fn take_keys(
              RETURNING made_id",
         )
         .bind::<Moment, _>(moment)
-        .bind::<Array<Id>, _>(column(rows, |(org, ..)| Key::from(*org)))
+        .bind::<Array<Id>, _>(column(rows, |(org, ..)| DbId::from(*org)))
         .bind::<Array<Text>, _>(column(rows, |(_, key, _)| key.key.as_str()))
         .bind::<Array<Binary>, _>(column(rows, |(_, key, _)| &key.request_sha256[..]))
         .bind::<Array<Id>, _>(column(rows, |(.., made)| *made))
@@ -96,7 +96,7 @@ pub(crate) fn take_keys(
         AnyConnection::Sqlite(sqlite) => {
             let mut taken = Vec::with_capacity(rows.len());
             for (org, key, made) in rows {
-                let own: Option<Key> = prepared::<Id, _>(
+                let own: Option<DbId> = prepared::<Id, _>(
                     "INSERT INTO idempotency_keys (org_id, idempotency_key, request_sha256, made_id, created_at)
                      VALUES (?, ?, ?, ?, ?)
                      ON CONFLICT (org_id, idempotency_key) DO UPDATE
@@ -105,7 +105,7 @@ pub(crate) fn take_keys(
                          WHERE idempotency_keys.created_at <= ?
                      RETURNING made_id",
                 )
-                .bind::<Id, _>(Key::from(*org))
+                .bind::<Id, _>(DbId::from(*org))
                 .bind::<Text, _>(key.key.as_str())
                 .bind::<Binary, _>(&key.request_sha256[..])
                 .bind::<Id, _>(*made)
@@ -124,7 +124,7 @@ pub(crate) fn take_keys(
 /// Releases keys that this transaction has taken for objects that it did not create after all.
 pub(crate) fn give_back(tx: &mut AnyConnection, keys: &[(OrgId, &IdempotencyKey)]) -> QueryResult<()> {
     for (org, key) in keys {
-        diesel::delete(table::table.find((Key::from(*org), &key.key))).execute(tx)?;
+        diesel::delete(table::table.find((DbId::from(*org), &key.key))).execute(tx)?;
     }
     Ok(())
 }
@@ -136,7 +136,7 @@ pub(crate) fn keep_answer(
     key: &IdempotencyKey,
     answer: &str,
 ) -> QueryResult<()> {
-    diesel::update(table::table.find((Key::from(org), &key.key)))
+    diesel::update(table::table.find((DbId::from(org), &key.key)))
         .set(table::answer.eq(answer))
         .execute(tx)
         .map(drop)
@@ -144,8 +144,8 @@ pub(crate) fn keep_answer(
 
 /// Deletes a batch of keys older than a day, and returns whether there may be more.
 pub fn forget_idempotency_keys(tx: &mut AnyConnection, now: Timestamp) -> Result<bool, StoreError> {
-    let mut old: Vec<(Key, String)> = table::table
-        .filter(table::created_at.le(Time::from(now - KEPT)))
+    let mut old: Vec<(DbId, String)> = table::table
+        .filter(table::created_at.le(DbTime::from(now - KEPT)))
         .order_by(table::created_at)
         .limit(FORGOTTEN_AT_ONCE)
         .select((table::org_id, table::idempotency_key))
@@ -153,7 +153,7 @@ pub fn forget_idempotency_keys(tx: &mut AnyConnection, now: Timestamp) -> Result
     old.sort_unstable(); // in the order in which keys are taken
     for (org, key) in &old {
         diesel::delete(table::table.find((*org, key)))
-            .filter(table::created_at.le(Time::from(now - KEPT))) // unless taken again in between
+            .filter(table::created_at.le(DbTime::from(now - KEPT))) // unless taken again in between
             .execute(tx)?;
     }
     Ok(i64::try_from(old.len()) == Ok(FORGOTTEN_AT_ONCE))

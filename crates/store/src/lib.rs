@@ -5,61 +5,55 @@
 //! …). [`Store::write`] and [`Store::read`] run it on a blocking thread in one transaction. Tests may call
 //! the same functions directly.
 
-mod accept;
 mod clock;
 mod columns;
 mod connect;
 mod deliveries;
-mod erase;
 mod error;
 mod idempotency;
-mod keyring;
 mod migrate;
 mod organizations;
 mod page;
 mod prepared;
 mod prune;
-mod record;
-mod redeliver;
-mod rewrap;
 mod runs;
 mod schema;
 mod secrets;
-mod steps;
 mod store;
 mod tokens;
-mod withdraw;
 
-pub use accept::{AcceptPolicy, Accepted, insert_delivery};
 pub use clock::Clock;
 pub use connect::{AnyConnection, DatabaseUrl, DatabaseUrlError};
-pub use deliveries::{
-    DeliveryFilter, DeliveryParts, count_deliveries, deliveries_of_run, deliveries_page, delivery_bytes,
-    find_delivery,
+pub use deliveries::accept::{AcceptPolicy, Accepted, insert_delivery};
+pub use deliveries::claim::{ClaimResult, claim, claimed_under};
+pub use deliveries::claim_jobs::claim_jobs;
+pub use deliveries::filter::DeliveryFilter;
+pub use deliveries::finish::finish;
+pub use deliveries::holds::forget_holds;
+pub use deliveries::read::{
+    DeliveryParts, count_deliveries, deliveries_of_run, deliveries_page, delivery_bytes, find_delivery,
 };
-pub use erase::{Erasure, erase_run};
+pub use deliveries::recover::recover_leases;
+pub use deliveries::redeliver::{Redelivery, RedeliveryRequest, redeliver, redeliver_batch};
+pub use deliveries::relay::{DueClaim, claim_due};
+pub use deliveries::withdraw::{Withdrawal, withdraw};
 pub use error::{RowsRefused, StoreError, within};
 pub use idempotency::{IdempotencyKey, forget_idempotency_keys};
-pub use keyring::{Keyring, KeyringError, OpenError};
 pub use migrate::{MIGRATIONS, Migration, SchemaState, migrate, migrate_to};
 pub use organizations::{Organization, create_organization, find_organization, organization_ids};
 pub use page::{PageRequest, Position, Rows, SortOrder};
 pub use prune::{PruneKind, PruneRange, Pruned, prune, take_pruning_turn};
-pub use record::{Deliver, RecordedRun, record_run};
-pub use redeliver::{Redelivery, RedeliveryRequest, redeliver, redeliver_batch};
-pub use rewrap::{MissingKey, Rewrapped, Unopened, missing_keys, rewrap_secrets};
-pub use runs::{RunParts, find_run, run_bytes, runs_page};
-pub use secrets::{
-    CreatedSecret, SecretUpdate, UpdatedSecret, ValidSecret, create_secret, create_secret_once,
-    disable_secret, find_secret, note_secret_used, open_secret, secrets_page, signing_secrets, update_secret,
+pub use runs::erase::{Erasure, erase_run};
+pub use runs::read::{RunParts, find_run, run_bytes, runs_page};
+pub use runs::record::{Deliver, RecordedRun, record_run};
+pub use secrets::keyring::{Keyring, KeyringError, OpenError};
+pub use secrets::manage::{
+    CreatedSecret, SecretUpdate, UpdatedSecret, create_secret, create_secret_once, disable_secret,
+    find_secret, secrets_page, update_secret,
 };
-pub use steps::claim::{ClaimResult, claim, claim_jobs, claimed_under};
-pub use steps::finish::finish;
-pub use steps::holds::forget_holds;
-pub use steps::recover::recover_leases;
-pub use steps::relay::{DueClaim, claim_due};
+pub use secrets::rewrap::{MissingKey, Rewrapped, Unopened, missing_keys, rewrap_secrets};
+pub use secrets::signing::{ValidSecret, note_secret_used, open_secret, signing_secrets};
 pub use store::Store;
 pub use tokens::{
     NewToken, Principal, Token, TokenText, authenticate, create_token, list_tokens, revoke_token,
 };
-pub use withdraw::{Withdrawal, withdraw};

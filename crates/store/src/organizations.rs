@@ -3,7 +3,7 @@
 use contracts::{OrgId, Timestamp};
 use diesel::prelude::*;
 
-use crate::columns::{Key, Time};
+use crate::columns::{DbId, DbTime};
 use crate::connect::AnyConnection;
 use crate::error::StoreError;
 use crate::schema::organizations;
@@ -26,9 +26,9 @@ pub fn create_organization(
     let organization = Organization { id: OrgId::new(now), name: name.to_owned(), created_at: now };
     diesel::insert_into(organizations::table)
         .values((
-            organizations::id.eq(Key::from(organization.id)),
+            organizations::id.eq(DbId::from(organization.id)),
             organizations::name.eq(name),
-            organizations::created_at.eq(Time::from(now)),
+            organizations::created_at.eq(DbTime::from(now)),
         ))
         .execute(tx)?;
     Ok(organization)
@@ -36,8 +36,8 @@ pub fn create_organization(
 
 /// Returns the organization with this id.
 pub fn find_organization(tx: &mut AnyConnection, id: OrgId) -> Result<Option<Organization>, StoreError> {
-    let row: Option<(String, Time)> = organizations::table
-        .find(Key::from(id))
+    let row: Option<(String, DbTime)> = organizations::table
+        .find(DbId::from(id))
         .select((organizations::name, organizations::created_at))
         .first(tx)
         .optional()?;
@@ -46,7 +46,7 @@ pub fn find_organization(tx: &mut AnyConnection, id: OrgId) -> Result<Option<Org
 
 /// Returns the ids of all organizations.
 pub fn organization_ids(tx: &mut AnyConnection) -> Result<Vec<OrgId>, StoreError> {
-    let ids: Vec<Key> =
+    let ids: Vec<DbId> =
         organizations::table.order_by(organizations::id).select(organizations::id).load(tx)?;
     Ok(ids.into_iter().map(OrgId::from).collect())
 }

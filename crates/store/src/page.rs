@@ -13,7 +13,7 @@ use diesel::query_builder::{AstPass, QueryFragment, QueryId};
 use diesel::serialize::ToSql;
 use diesel::sql_types::{Binary, Bool, HasSqlType, Nullable, Text};
 
-use crate::columns::{Id, Key, Moment, Time};
+use crate::columns::{DbId, DbTime, Id, Moment};
 
 /// The order of a list.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -111,37 +111,37 @@ impl PageRequest {
     }
 
     /// Merges the positions of all index ranges into one page, in reading order.
-    pub(crate) fn gather(&self, mut found: Vec<Position>) -> Found {
+    pub(crate) fn gather(&self, mut found: Vec<Position>) -> PagePositions {
         found.sort_unstable();
         if self.reads_descending() {
             found.reverse();
         }
         let more = found.len() > self.limit;
         found.truncate(self.limit);
-        Found { positions: found, more, is_cut: false }
+        PagePositions { positions: found, more, is_cut: false }
     }
 }
 
 /// The positions of a page, in reading order.
-pub(crate) struct Found {
+pub(crate) struct PagePositions {
     pub(crate) positions: Vec<Position>,
     more: bool,
     is_cut: bool,
 }
 
-impl Found {
+impl PagePositions {
     /// Returns the ids of the rows.
-    pub(crate) fn ids(&self) -> Vec<Key> {
-        self.positions.iter().map(|at| Key(at.id)).collect()
+    pub(crate) fn ids(&self) -> Vec<DbId> {
+        self.positions.iter().map(|at| DbId(at.id)).collect()
     }
 
     /// Drops the rows that would exceed `max_bytes`.
-    pub(crate) fn cut(&mut self, request: &PageRequest, bytes: &HashMap<Key, i64>) {
+    pub(crate) fn cut(&mut self, request: &PageRequest, bytes: &HashMap<DbId, i64>) {
         let (mut left, is_first) =
             (i64::try_from(request.max_bytes).unwrap_or(i64::MAX), request.never_empty);
         let mut fits = |(place, at): (usize, &Position)| {
             left =
-                left.saturating_sub(bytes.get(&Key(at.id)).copied().unwrap_or(0).saturating_add(ROW_BYTES));
+                left.saturating_sub(bytes.get(&DbId(at.id)).copied().unwrap_or(0).saturating_add(ROW_BYTES));
             left >= 0 || (is_first && place == 0)
         };
         let count = self.positions.iter().enumerate().map_while(|row| fits(row).then_some(())).count();
@@ -179,52 +179,52 @@ diesel::define_sql_function! {
 }
 
 impl Position {
-    pub(crate) fn columns(&self) -> (Time, Key) {
-        (self.created_at.into(), Key(self.id))
+    pub(crate) fn columns(&self) -> (DbTime, DbId) {
+        (self.created_at.into(), DbId(self.id))
     }
 }
 
-pub(crate) fn position((created_at, id): (Time, Key)) -> Position {
+pub(crate) fn position((created_at, id): (DbTime, DbId)) -> Position {
     Position { created_at: created_at.into(), id: id.0 }
 }
 
 /// Compares a row's `created_at` and `id` with a position. Unlike conditions on each column, a row value is
 /// one bound of an index over both, so rows with the same `created_at` are not read and discarded.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Behind<C, I> {
+pub(crate) struct AfterPosition<C, I> {
     pub(crate) columns: (C, I),
-    pub(crate) position: (Time, Key),
+    pub(crate) position: (DbTime, DbId),
     pub(crate) descending: bool,
 }
 
-impl<C, I> Expression for Behind<C, I> {
+impl<C, I> Expression for AfterPosition<C, I> {
     type SqlType = Bool;
 }
 
-impl<C, I, QS> AppearsOnTable<QS> for Behind<C, I>
+impl<C, I, QS> AppearsOnTable<QS> for AfterPosition<C, I>
 where
     C: AppearsOnTable<QS>,
     I: AppearsOnTable<QS>,
 {
 }
 
-impl<C, I> ValidGrouping<()> for Behind<C, I> {
+impl<C, I> ValidGrouping<()> for AfterPosition<C, I> {
     type IsAggregate = is_aggregate::No;
 }
 
 /// The type does not identify the query: `descending` changes its text.
-impl<C, I> QueryId for Behind<C, I> {
+impl<C, I> QueryId for AfterPosition<C, I> {
     type QueryId = ();
     const HAS_STATIC_QUERY_ID: bool = false;
 }
 
-impl<C, I, DB> QueryFragment<DB> for Behind<C, I>
+impl<C, I, DB> QueryFragment<DB> for AfterPosition<C, I>
 where
     DB: Backend + HasSqlType<Moment> + HasSqlType<Id>,
     C: QueryFragment<DB>,
     I: QueryFragment<DB>,
-    Time: ToSql<Moment, DB>,
-    Key: ToSql<Id, DB>,
+    DbTime: ToSql<Moment, DB>,
+    DbId: ToSql<Id, DB>,
 {
     fn walk_ast<'b>(&'b self, mut out: AstPass<'_, 'b, DB>) -> QueryResult<()> {
         out.push_sql("(");
@@ -243,17 +243,17 @@ where
 /// Restricts a boxed query of a table to the rows that a [`PageRequest`] reads, and orders it.
 macro_rules! paged {
     ($query:expr, $table:ident, $request:expr) => {{
-        use $crate::columns::Time;
+        use $crate::columns::DbTime;
         let (mut query, request): (_, &$crate::page::PageRequest) = ($query, $request);
         let (after, before, from) = request.bounds();
         if let Some(after) = after {
-            query = query.filter($table::created_at.ge(Time::from(after)));
+            query = query.filter($table::created_at.ge(DbTime::from(after)));
         }
         if let Some(before) = before {
-            query = query.filter($table::created_at.lt(Time::from(before)));
+            query = query.filter($table::created_at.lt(DbTime::from(before)));
         }
         if let Some(from) = from {
-            query = query.filter($crate::page::Behind {
+            query = query.filter($crate::page::AfterPosition {
                 columns: ($table::created_at, $table::id),
                 position: from.columns(),
                 descending: request.reads_descending(),

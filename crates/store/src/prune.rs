@@ -5,12 +5,12 @@ use diesel::prelude::*;
 use diesel::sql_types::{Array, BigInt, Bool, Text};
 use strum::VariantArray;
 
-use crate::columns::{Id, Key, Moment, Time};
+use crate::columns::{DbId, DbTime, Id, Moment};
 use crate::connect::AnyConnection;
 use crate::error::StoreError;
 use crate::page::Position;
 use crate::prepared::prepared;
-use crate::runs::wait_for_keepers;
+use crate::runs::to_deliver::lock_runs_exclusively;
 use crate::schema::{attempts, deliveries, ended_deliveries, erased_parts, runs};
 
 /// Rows that are adjacent in one index, oldest first, and ended before a given time.
@@ -100,8 +100,8 @@ pub fn prune(
     limit: usize,
 ) -> Result<Pruned, StoreError> {
     let from = match behind {
-        Some(Position { created_at, id }) => (Time::from(created_at), Key(id)),
-        None => (Time::from(Timestamp::from_micros(0)), Key(uuid::Uuid::nil())),
+        Some(Position { created_at, id }) => (DbTime::from(created_at), DbId(id)),
+        None => (DbTime::from(Timestamp::from_micros(0)), DbId(uuid::Uuid::nil())),
     };
     match range.kind {
         PruneKind::Deliveries { status_code, is_automatic } => {
@@ -115,7 +115,7 @@ fn prune_deliveries(
     tx: &mut AnyConnection,
     range: PruneRange,
     (status_code, is_automatic): (DeliveryStatus, bool),
-    (begin, first): (Time, Key),
+    (begin, first): (DbTime, DbId),
     limit: usize,
 ) -> Result<Pruned, StoreError> {
     // A delivery ends after it was created, so `before` bounds both times, and the index is over
@@ -134,17 +134,17 @@ fn prune_deliveries(
              ORDER BY created_at, id LIMIT ?"
         }
     };
-    let rows: Vec<(Key, Time)> = prepared::<(Id, Moment), _>(text)
-        .bind::<Id, _>(Key::from(range.org_id))
+    let rows: Vec<(DbId, DbTime)> = prepared::<(Id, Moment), _>(text)
+        .bind::<Id, _>(DbId::from(range.org_id))
         .bind::<Text, _>(<&str>::from(status_code))
         .bind::<Bool, _>(is_automatic)
         .bind::<Moment, _>(begin)
         .bind::<Id, _>(first)
-        .bind::<Moment, _>(Time::from(range.before))
-        .bind::<Moment, _>(Time::from(range.before))
+        .bind::<Moment, _>(DbTime::from(range.before))
+        .bind::<Moment, _>(DbTime::from(range.before))
         .bind::<BigInt, _>(i64::try_from(limit).unwrap_or(i64::MAX))
         .load(tx)?;
-    let ids: Vec<Key> = rows.iter().map(|(id, _)| *id).collect();
+    let ids: Vec<DbId> = rows.iter().map(|(id, _)| *id).collect();
     diesel::delete(erased_parts::table.filter(erased_parts::delivery_id.eq_any(&ids))).execute(tx)?;
     let attempts = diesel::delete(attempts::table.filter(attempts::delivery_id.eq_any(&ids))).execute(tx)?;
     diesel::delete(ended_deliveries::table.filter(ended_deliveries::id.eq_any(&ids))).execute(tx)?;
@@ -157,23 +157,23 @@ fn prune_runs(
     tx: &mut AnyConnection,
     range: PruneRange,
     status_code: RunStatus,
-    (begin, first): (Time, Key),
+    (begin, first): (DbTime, DbId),
     limit: usize,
 ) -> Result<Pruned, StoreError> {
-    let rows: Vec<(Key, Time)> = prepared::<(Id, Moment), _>(
+    let rows: Vec<(DbId, DbTime)> = prepared::<(Id, Moment), _>(
         "SELECT id, created_at FROM runs
          WHERE org_id = ? AND status_code = ? AND (created_at, id) > (?, ?) AND created_at < ?
          ORDER BY created_at, id LIMIT ?",
     )
-    .bind::<Id, _>(Key::from(range.org_id))
+    .bind::<Id, _>(DbId::from(range.org_id))
     .bind::<Text, _>(<&str>::from(status_code))
     .bind::<Moment, _>(begin)
     .bind::<Id, _>(first)
-    .bind::<Moment, _>(Time::from(range.before))
+    .bind::<Moment, _>(DbTime::from(range.before))
     .bind::<BigInt, _>(i64::try_from(limit).unwrap_or(i64::MAX))
     .load(tx)?;
-    let org = Key::from(range.org_id);
-    let mut ids: Vec<Key> = rows.iter().map(|(id, _)| *id).collect();
+    let org = DbId::from(range.org_id);
+    let mut ids: Vec<DbId> = rows.iter().map(|(id, _)| *id).collect();
     // Locks the runs first: then no further delivery of them can be accepted, and accepted ones are visible.
     if let AnyConnection::Postgres(pg) = tx {
         ids = prepared::<Id, _>(
@@ -183,13 +183,14 @@ fn prune_runs(
         .bind::<Array<Id>, _>(ids)
         .load(pg)?;
     }
-    wait_for_keepers(tx)?;
+    lock_runs_exclusively(tx)?;
     // The producer's times may be arbitrary, so the last update must be old as well.
-    let is_old =
-        runs::completed_at.lt(Time::from(range.before)).and(runs::updated_at.lt(Time::from(range.before)));
+    let is_old = runs::completed_at
+        .lt(DbTime::from(range.before))
+        .and(runs::updated_at.lt(DbTime::from(range.before)));
     let its_deliveries =
         deliveries::table.filter(deliveries::org_id.eq(runs::org_id)).filter(deliveries::run_id.eq(runs::id));
-    let ids: Vec<Key> = runs::table
+    let ids: Vec<DbId> = runs::table
         .filter(runs::org_id.eq(org))
         .filter(runs::id.eq_any(&ids))
         .filter(is_old)
@@ -205,7 +206,7 @@ fn prune_runs(
 }
 
 /// Returns the position at which the next batch starts, if this batch was full.
-fn last_of(rows: &[(Key, Time)], limit: usize) -> Option<Position> {
+fn last_of(rows: &[(DbId, DbTime)], limit: usize) -> Option<Position> {
     let (id, created_at) = rows.last().filter(|_| rows.len() == limit)?;
     Some(Position { created_at: (*created_at).into(), id: id.0 })
 }

@@ -30,7 +30,7 @@ pub struct Store {
 /// How long a use case without its own timeout waits for a free connection.
 const POOL_WAIT: Duration = Duration::from_secs(1);
 /// Timeout of [`Store::ping`].
-const PING_PATIENCE: Duration = Duration::from_secs(5);
+const PING_TIMEOUT: Duration = Duration::from_secs(5);
 
 impl Store {
     /// Opens a database whose schema is up to date, with at most `connections` connections.
@@ -134,7 +134,7 @@ impl Store {
 
     /// Checks within five seconds that the database accepts write transactions.
     pub async fn ping(&self) -> Result<(), StoreError> {
-        self.write_within(PING_PATIENCE, |conn, _| {
+        self.write_within(PING_TIMEOUT, |conn, _| {
             Ok(diesel::select(1.into_sql::<Integer>()).execute(conn).map(drop)?)
         })
         .await

@@ -5,7 +5,7 @@ use diesel::prelude::*;
 use sha2::{Digest, Sha256};
 use zeroize::Zeroizing;
 
-use crate::columns::{Key, Time};
+use crate::columns::{DbId, DbTime};
 use crate::connect::AnyConnection;
 use crate::error::StoreError;
 use crate::schema::api_tokens;
@@ -87,13 +87,13 @@ pub fn create_token(
     };
     diesel::insert_into(api_tokens::table)
         .values((
-            api_tokens::id.eq(Key::from(id)),
-            api_tokens::org_id.eq(Key::from(org)),
+            api_tokens::id.eq(DbId::from(id)),
+            api_tokens::org_id.eq(DbId::from(org)),
             api_tokens::token_sha256.eq(Sha256::digest(token.as_bytes()).to_vec()),
             api_tokens::scopes.eq(named),
             api_tokens::label.eq(&label),
-            api_tokens::created_at.eq(Time::from(now)),
-            api_tokens::expires_at.eq(expires_at.map(Time::from)),
+            api_tokens::created_at.eq(DbTime::from(now)),
+            api_tokens::expires_at.eq(expires_at.map(DbTime::from)),
         ))
         .execute(tx)?;
     Ok(NewToken { id, org_id: org, token, scopes, label, created_at: now, expires_at })
@@ -106,10 +106,10 @@ pub fn authenticate(
     token: TokenText,
 ) -> Result<Option<Principal>, StoreError> {
     let expires_at = api_tokens::expires_at;
-    let row: Option<(Key, Key, Option<String>, Option<Time>)> = api_tokens::table
+    let row: Option<(DbId, DbId, Option<String>, Option<DbTime>)> = api_tokens::table
         .filter(api_tokens::token_sha256.eq(token.0.as_slice()))
         .filter(api_tokens::revoked_at.is_null())
-        .filter(expires_at.is_null().or(expires_at.assume_not_null().gt(Time::from(now))))
+        .filter(expires_at.is_null().or(expires_at.assume_not_null().gt(DbTime::from(now))))
         .select((api_tokens::id, api_tokens::org_id, api_tokens::scopes, expires_at))
         .first(tx)
         .optional()?;
@@ -124,7 +124,7 @@ pub fn authenticate(
 /// Returns an organization's tokens, oldest first, including expired and revoked ones.
 pub fn list_tokens(tx: &mut AnyConnection, org: OrgId) -> Result<Vec<Token>, StoreError> {
     let rows: Vec<TokenRow> = api_tokens::table
-        .filter(api_tokens::org_id.eq(Key::from(org)))
+        .filter(api_tokens::org_id.eq(DbId::from(org)))
         .order_by((api_tokens::created_at, api_tokens::id))
         .select(TokenRow::as_select())
         .load(tx)?;
@@ -139,9 +139,9 @@ pub fn revoke_token(
     org: OrgId,
     id: TokenId,
 ) -> Result<Option<Token>, StoreError> {
-    let is_it = api_tokens::id.eq(Key::from(id)).and(api_tokens::org_id.eq(Key::from(org)));
+    let is_it = api_tokens::id.eq(DbId::from(id)).and(api_tokens::org_id.eq(DbId::from(org)));
     diesel::update(api_tokens::table.filter(is_it).filter(api_tokens::revoked_at.is_null()))
-        .set(api_tokens::revoked_at.eq(Time::from(now)))
+        .set(api_tokens::revoked_at.eq(DbTime::from(now)))
         .execute(tx)?;
     let row: Option<TokenRow> =
         api_tokens::table.filter(is_it).select(TokenRow::as_select()).first(tx).optional()?;
@@ -151,13 +151,13 @@ pub fn revoke_token(
 #[derive(Queryable, Selectable)]
 #[diesel(table_name = api_tokens)]
 struct TokenRow {
-    id: Key,
-    org_id: Key,
+    id: DbId,
+    org_id: DbId,
     scopes: Option<String>,
     label: Option<String>,
-    created_at: Time,
-    expires_at: Option<Time>,
-    revoked_at: Option<Time>,
+    created_at: DbTime,
+    expires_at: Option<DbTime>,
+    revoked_at: Option<DbTime>,
 }
 
 impl From<TokenRow> for Token {

@@ -6,11 +6,13 @@
 mod database;
 mod fixtures;
 mod memory;
+mod process;
 mod proxy;
 mod rabbit;
 
 pub use database::{Engine, RowLock, TestDatabase};
 pub use fixtures::{deliveries_of_run, keyring, terminal_run};
 pub use memory::{Changes, HoldRow, MemoryDatabase, Refused};
+pub use process::{Memory, Process, Signal, percentile};
 pub use proxy::Proxy;
 pub use rabbit::RabbitNode;

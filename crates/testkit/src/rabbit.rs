@@ -11,7 +11,7 @@ use tempfile::TempDir;
 /// Directory of the programs in Debian's package. Those on the PATH require the service's own user.
 const PROGRAMS: &str = "/usr/lib/rabbitmq/bin";
 /// Start timeout; a node starts within seconds, also on a busy machine.
-const PATIENCE: Duration = Duration::from_secs(90);
+const TIMEOUT: Duration = Duration::from_secs(90);
 
 /// A node with its own port and directory. When dropped, it is killed and its directory removed.
 pub struct RabbitNode {
@@ -71,7 +71,7 @@ impl RabbitNode {
     }
 
     fn wait(&self) {
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + TIMEOUT;
         // `await_startup` waits for the node, but fails at once while its process is not reachable.
         while !self.control(&["await_startup", "--timeout", "60"]).status.success() {
             assert!(Instant::now() < deadline, "the RabbitMQ node {} does not start", self.name);

@@ -2,7 +2,7 @@
 
 use actix_web::http::StatusCode;
 use actix_web::http::header::{self, HeaderValue};
-use contracts::{Delivery, DeliveryId, DeliveryStatus, ErrorCode, FailureReason, RunId};
+use contracts::{Delivery, DeliveryId, DeliveryStatus, ErrorCode, ErrorType, FailureReason, RunId};
 use egress::normalize_host;
 use serde_json::{Value, json};
 use store::{
@@ -11,17 +11,16 @@ use store::{
 };
 use strum::VariantArray;
 
-use crate::call::{self, Answer, Call};
+use crate::call::{self, Call, CallResult};
 use crate::error::ApiError;
-use crate::idempotency::key_reused;
-use crate::operation::query;
-use crate::paging::{self, MAX_LIMIT, page_in_time};
-use crate::params::{Fault, Query};
-use crate::selection::Selection;
+use crate::guards::idempotency::key_reused;
+use crate::query::paging::{self, MAX_LIMIT, page_in_time};
+use crate::query::params::{Fault, Query, describe};
+use crate::query::selection::Selection;
 
 /// `GET /v1/runs/{run_id}/callback`: a run's deliveries, newest first. If the response is full, its `Link`
 /// header leads to the older ones.
-pub(crate) async fn of_run(call: Call) -> Answer {
+pub(crate) async fn of_run(call: Call) -> CallResult {
     let run = RunId(call.path_id("run_id")?);
     let selection = selection_of(&call)?;
     let (org, parts) = (call.org, parts_of(&selection));
@@ -45,7 +44,7 @@ pub(crate) async fn of_run(call: Call) -> Answer {
 }
 
 /// `GET /v1/callback-deliveries/{id}`
-pub(crate) async fn show(call: Call) -> Answer {
+pub(crate) async fn show(call: Call) -> CallResult {
     let id = DeliveryId(call.path_id("id")?);
     let selection = selection_of(&call)?;
     let (org, parts) = (call.org, parts_of(&selection));
@@ -59,7 +58,7 @@ pub(crate) async fn show(call: Call) -> Answer {
 }
 
 /// `GET /v1/callback-deliveries`: the organization's deliveries, page by page.
-pub(crate) async fn list(call: Call) -> Answer {
+pub(crate) async fn list(call: Call) -> CallResult {
     let mut query = call.query()?;
     let request = page_in_time(&mut query);
     let filter = filter_of(&mut query);
@@ -72,7 +71,7 @@ pub(crate) async fn list(call: Call) -> Answer {
 }
 
 /// `POST /v1/callback-deliveries/{id}/withdraw`: ends a waiting delivery.
-pub(crate) async fn withdraw(call: Call) -> Answer {
+pub(crate) async fn withdraw(call: Call) -> CallResult {
     let id = DeliveryId(call.path_id("id")?);
     call.no_query()?;
     let key = call.idempotency_key()?;
@@ -121,22 +120,22 @@ fn filter_of(query: &mut Query) -> DeliveryFilter {
 
 /// Parses a host into the normalized form in which hosts are recorded.
 fn parse_host(text: &str) -> Result<String, Fault> {
-    normalize_host(text).map_err(|error| ("host_invalid", error.to_string()))
+    normalize_host(text).map_err(|error| (ErrorType::HostInvalid, error.to_string()))
 }
 
 /// Describes the query parameters of [`list`].
 pub(super) fn parameters() -> Vec<Value> {
     let host = json!({"type": "string", "minLength": 1, "pattern": "^[^\\u0000]*$"});
     let mut parameters = vec![
-        query("status_code", &json!({"type": "string", "enum": DeliveryStatus::VARIANTS}), "Only these."),
-        query("run_id", &json!({"type": "string", "format": "uuid"}), "Only this run's."),
-        query(
+        describe("status_code", &json!({"type": "string", "enum": DeliveryStatus::VARIANTS}), "Only these."),
+        describe("run_id", &json!({"type": "string", "format": "uuid"}), "Only this run's."),
+        describe(
             "callback_host",
             &host,
             "Only those to this host: a name, in Unicode or not, or an address, without a port.",
         ),
-        query("is_automatic", &json!({"type": "boolean"}), "Whether the run's end called for them."),
-        query(
+        describe("is_automatic", &json!({"type": "boolean"}), "Whether the run's end called for them."),
+        describe(
             "failure_reason_code",
             &json!({"type": "string", "enum": FailureReason::VARIANTS}),
             "Only those whose latest attempt failed so.",

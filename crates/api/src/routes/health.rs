@@ -7,10 +7,10 @@ use serde::Serialize;
 use serde_json::json;
 use utoipa::ToSchema;
 
-use crate::Readiness;
-use crate::call::{self, Answer};
+use crate::call::{self, CallResult};
 use crate::error::ApiError;
-use crate::params::no_query;
+use crate::query::params::no_query;
+use ops::Readiness;
 
 /// The process accepts requests.
 #[derive(Serialize, ToSchema)]
@@ -20,13 +20,13 @@ pub(crate) struct Health {
 }
 
 /// `GET /v1/health`: reports that this process accepts requests. Does not check its dependencies.
-pub(crate) async fn show(request: HttpRequest) -> Answer {
+pub(crate) async fn show(request: HttpRequest) -> CallResult {
     no_query(&request)?;
     call::json(StatusCode::OK, &Health { status: "ok" })
 }
 
 /// `GET /health/ready`: reports whether this process is ready to work, or why not.
-pub(crate) async fn show_ready(readiness: Data<Readiness>, request: HttpRequest) -> Answer {
+pub(crate) async fn show_ready(readiness: Data<Readiness>, request: HttpRequest) -> CallResult {
     no_query(&request)?;
     let reasons = readiness.reasons();
     if !reasons.is_empty() {

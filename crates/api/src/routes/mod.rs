@@ -12,19 +12,23 @@ use std::sync::Arc;
 use actix_web::http::Method;
 use actix_web::web::{self, Data, Payload, ServiceConfig};
 use actix_web::{HttpRequest, Route};
-use contracts::{CallbackSecret, Delivery, ErrorCode, NewSecret, Run, RunStatus, Scope};
+use contracts::{CallbackSecret, Delivery, ErrorCode, NewSecret, Run, RunStatus, RunUpdate, Scope};
 use indexmap::IndexMap;
 use serde_json::json;
 
 use crate::acceptor::Acceptor;
-use crate::auth::{Gate, authenticate};
-use crate::call::{Answer, Call, keep};
+use crate::call::{Call, CallResult, keep};
+use crate::description::operation::Operation;
 use crate::error::ApiError;
-use crate::limits::DatabaseTime;
-use crate::operation::Operation;
-use crate::room::{COPIES, LIGHT};
-use crate::selection::Selected;
-use crate::{Api, Large, body, openapi, paging, request_id, selection};
+use crate::guards::auth::{Authenticator, authenticate};
+use crate::guards::database_time::DatabaseTime;
+use crate::limits::{COPIES, LIGHT};
+
+use crate::context::{Api, MemoryBudgets};
+use crate::description::openapi;
+use crate::query::selection::Selected;
+use crate::query::{paging, selection};
+use crate::transport::{body, request_id};
 
 /// Returns every call of contract section 3. The first matching path is used.
 pub(crate) fn table() -> Vec<Operation> {
@@ -37,70 +41,76 @@ pub(crate) fn table() -> Vec<Operation> {
         get("/v1/runs", RunsRead, runs::list)
             .named("list_runs", "The organization's runs")
             .query(runs::parameters())
-            .answers_page::<Run>("a page of runs", &run),
+            .response_page::<Run>("a page of runs", &run),
         get("/v1/runs/statuses", RunsRead, runs::statuses)
             .named("list_run_statuses", "Every status a run can have")
-            .answers_many::<RunStatus>(200, "the statuses", &json!("queued")),
+            .response_list::<RunStatus>(200, "the statuses", &json!("queued")),
         get("/v1/runs/{run_id}", RunsRead, runs::show)
             .named("get_run", "A run")
-            .answers::<Run>(200, "the run", &run)
-            .or(&[RunNotFound]),
+            .response::<Run>(200, "the run", &run)
+            .errors(&[RunNotFound]),
         call(Method::PUT, "/v1/runs/{run_id}", RunsCreate, runs::record)
             .named("record_run", "Records a run; when it has ended, its callback is delivered")
-            .takes(true, &runs::update_schema(), &runs::update_example())
-            .answers::<Run>(201, "the run, which is new", &run)
-            .answers::<Run>(200, "the run, which was known", &run)
-            .or(&[Conflict]),
+            .body(true, &RunUpdate::schema(), &runs::update_example())
+            .response::<Run>(201, "the run was recorded", &run)
+            .response::<Run>(200, "the run was known", &run)
+            .errors(&[Conflict]),
         get("/v1/runs/{run_id}/callback", RunsRead, deliveries::of_run)
             .named("list_deliveries_of_run", "A run's deliveries, newest first")
             .query(vec![selection::parameter::<Delivery>()])
-            .answers_many::<Selected<'_, Delivery>>(200, "the deliveries", &delivery)
-            .with_header("Link", "`rel=\"next\"`: where the older ones are that the answer had no room for.")
-            .or(&[RunNotFound]),
+            .response_list::<Selected<'_, Delivery>>(200, "the deliveries", &delivery)
+            .with_header(
+                "Link",
+                "`rel=\"next\"`: the older deliveries, if the response has no room for them.",
+            )
+            .errors(&[RunNotFound]),
         call(Method::POST, "/v1/runs/{run_id}/callback-redeliveries", RunsExecute, redeliveries::create)
             .named(
                 "create_redelivery",
-                "Delivers a run's callback again, with a payload of its present state",
+                "Delivers a run's callback again, with a payload of its current state",
             )
             .query(redeliveries::parameters())
-            .takes(false, &empty, &json!({}))
-            .answers::<Delivery>(201, "the new delivery", &delivery)
-            .or(&[RunNotFound]),
+            .body(false, &empty, &json!({}))
+            .response::<Delivery>(201, "the new delivery", &delivery)
+            .errors(&[RunNotFound]),
         get("/v1/callback-deliveries", RunsRead, deliveries::list)
             .named("list_deliveries", "The organization's deliveries")
             .query(deliveries::parameters())
-            .answers_page::<Delivery>("a page of deliveries", &delivery),
+            .response_page::<Delivery>("a page of deliveries", &delivery),
         get("/v1/callback-deliveries/{id}", RunsRead, deliveries::show)
             .named("get_delivery", "A delivery with its attempts")
             .query(vec![selection::parameter::<Delivery>()])
-            .answers::<Selected<'_, Delivery>>(200, "the delivery", &delivery)
-            .or(&[CallbackDeliveryNotFound]),
+            .response::<Selected<'_, Delivery>>(200, "the delivery", &delivery)
+            .errors(&[CallbackDeliveryNotFound]),
         call(Method::POST, "/v1/callback-deliveries/{id}/withdraw", RunsExecute, deliveries::withdraw)
-            .named("withdraw_delivery", "Ends a delivery that waits; repeating it changes nothing")
-            .takes(false, &empty, &json!({}))
-            .answers::<Delivery>(200, "the delivery, which has ended", &examples::withdrawn_delivery())
-            .or(&[CallbackDeliveryNotFound]),
+            .named("withdraw_delivery", "Ends a waiting delivery; repeating the call changes nothing")
+            .body(false, &empty, &json!({}))
+            .response::<Delivery>(200, "the delivery has ended", &examples::withdrawn_delivery())
+            .errors(&[CallbackDeliveryNotFound]),
         call(Method::POST, "/v1/callback-secrets", CallbackSecretsCreate, secrets::create)
-            .named("create_secret", "Makes a signing secret, and shows it this once")
-            .takes(false, &secrets::creation_schema(), &json!({"label": "2026"}))
-            .answers::<NewSecret>(201, "the new secret", &examples::new_secret()),
+            .named("create_secret", "Creates a signing secret; no other response contains it")
+            .body(false, &secrets::creation_schema(), &json!({"label": "2026"}))
+            .response::<NewSecret>(201, "the new secret", &examples::new_secret()),
         get("/v1/callback-secrets", CallbackSecretsRead, secrets::list)
             .named("list_secrets", "The organization's signing secrets, without their secret part")
             .query(paging::parameters::<CallbackSecret>())
-            .answers_page::<CallbackSecret>("a page of secrets", &secret),
+            .response_page::<CallbackSecret>("a page of secrets", &secret),
         get("/v1/callback-secrets/{id}", CallbackSecretsRead, secrets::show)
             .named("get_secret", "A signing secret, without its secret part")
-            .answers::<CallbackSecret>(200, "the secret", &secret)
-            .or(&[CallbackSecretNotFound]),
+            .response::<CallbackSecret>(200, "the secret", &secret)
+            .errors(&[CallbackSecretNotFound]),
         call(Method::PATCH, "/v1/callback-secrets/{id}", CallbackSecretsEdit, secrets::update)
-            .named("update_secret", "Labels a signing secret, or makes it the current one")
-            .takes(true, &secrets::update_schema(), &json!({"is_current": true}))
-            .answers::<CallbackSecret>(200, "the secret", &secret)
-            .or(&[CallbackSecretNotFound]),
+            .named(
+                "update_secret",
+                "Changes the label of a signing secret, or promotes it to the current one",
+            )
+            .body(true, &secrets::update_schema(), &json!({"is_current": true}))
+            .response::<CallbackSecret>(200, "the secret", &secret)
+            .errors(&[CallbackSecretNotFound]),
         call(Method::DELETE, "/v1/callback-secrets/{id}", CallbackSecretsDelete, secrets::delete)
             .named("delete_secret", "Disables a signing secret: requests are no longer signed with it")
-            .answers_nothing(204, "it is disabled")
-            .or(&[CallbackSecretNotFound]),
+            .empty_response(204, "the secret is disabled")
+            .errors(&[CallbackSecretNotFound]),
         health(),
     ]
 }
@@ -108,13 +118,13 @@ pub(crate) fn table() -> Vec<Operation> {
 fn health() -> Operation {
     Operation::new(Method::GET, "/v1/health", None, web::to(health::show))
         .named("get_health", "Whether the process answers")
-        .answers::<health::Health>(200, "it does", &json!({"status": "ok"}))
+        .response::<health::Health>(200, "the process serves", &json!({"status": "ok"}))
 }
 
 fn get<F, Fut>(path: &'static str, scope: Scope, handler: F) -> Operation
 where
     F: Fn(Call) -> Fut + Copy + 'static,
-    Fut: Future<Output = Answer> + 'static,
+    Fut: Future<Output = CallResult> + 'static,
 {
     call(Method::GET, path, scope, handler)
 }
@@ -122,9 +132,9 @@ where
 fn call<F, Fut>(method: Method, path: &'static str, scope: Scope, handler: F) -> Operation
 where
     F: Fn(Call) -> Fut + Copy + 'static,
-    Fut: Future<Output = Answer> + 'static,
+    Fut: Future<Output = CallResult> + 'static,
 {
-    Operation::new(method, path, Some(scope), needs(scope, handler))
+    Operation::new(method, path, Some(scope), guarded(scope, handler))
 }
 
 /// Registers the calls, their description and its page. All other requests get the error envelope.
@@ -135,12 +145,12 @@ pub(crate) fn configure(app: &mut ServiceConfig) {
         ("/docs/{file:.*}", web::to(openapi::page)),
         ready(),
     ];
-    put(app, table(), described);
+    register(app, table(), described);
 }
 
 /// Registers the health routes only.
 pub(crate) fn configure_health(app: &mut ServiceConfig) {
-    put(app, vec![health()], [ready()]);
+    register(app, vec![health()], [ready()]);
 }
 
 /// For operators; not part of the contract.
@@ -148,7 +158,11 @@ fn ready() -> (&'static str, Route) {
     ("/health/ready", web::to(health::show_ready))
 }
 
-fn put<const N: usize>(app: &mut ServiceConfig, table: Vec<Operation>, more: [(&'static str, Route); N]) {
+fn register<const N: usize>(
+    app: &mut ServiceConfig,
+    table: Vec<Operation>,
+    more: [(&'static str, Route); N],
+) {
     let mut paths: IndexMap<&'static str, Vec<(Method, Route)>> = IndexMap::new();
     for Operation { method, path, route, .. } in table {
         paths.entry(path).or_default().push((method, route));
@@ -158,7 +172,7 @@ fn put<const N: usize>(app: &mut ServiceConfig, table: Vec<Operation>, more: [(&
     }
     for (path, calls) in paths {
         let allow = calls.iter().map(|(method, _)| method.as_str()).collect::<Vec<_>>().join(", ");
-        let refuse = move || std::future::ready(Answer::Err(ApiError::MethodNotAllowed(allow.clone())));
+        let refuse = move || std::future::ready(CallResult::Err(ApiError::MethodNotAllowed(allow.clone())));
         let resource = web::resource(path).default_service(web::to(refuse));
         app.service(
             calls
@@ -166,20 +180,20 @@ fn put<const N: usize>(app: &mut ServiceConfig, table: Vec<Operation>, more: [(&
                 .fold(resource, |resource, (method, route)| resource.route(route.method(method))),
         );
     }
-    app.default_service(web::to(|| std::future::ready(Answer::Err(ErrorCode::NotFound.into()))));
+    app.default_service(web::to(|| std::future::ready(CallResult::Err(ErrorCode::NotFound.into()))));
 }
 
 /// Wraps a handler in the checks that all calls share. The body is read only after the checks have passed.
-fn needs<F, Fut>(scope: Scope, handler: F) -> Route
+fn guarded<F, Fut>(scope: Scope, handler: F) -> Route
 where
     F: Fn(Call) -> Fut + Copy + 'static,
-    Fut: Future<Output = Answer> + 'static,
+    Fut: Future<Output = CallResult> + 'static,
 {
     web::to(
         move |api: Data<Api>,
               acceptor: Data<Acceptor>,
-              gate: Data<Gate>,
-              large: Data<Large>,
+              gate: Data<Authenticator>,
+              large: Data<MemoryBudgets>,
               request: HttpRequest,
               payload: Payload| async move {
             let mut database = DatabaseTime::new(api.limits.database_time);

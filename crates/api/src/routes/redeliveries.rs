@@ -1,23 +1,23 @@
 //! Redelivery of a run's callback.
 
 use actix_web::http::StatusCode;
-use contracts::{ErrorCode, FieldError, RunId};
+use contracts::{ErrorCode, ErrorType, FieldError, RunId};
 use serde_json::{Value, json};
 use store::{Redelivery, RedeliveryRequest, StoreError};
 
-use crate::call::{self, Answer, Call};
+use crate::call::{self, Call, CallResult};
 use crate::error::ApiError;
-use crate::idempotency::key_reused;
-use crate::operation::query;
+use crate::guards::idempotency::key_reused;
+use crate::query::params::describe;
 
 /// Describes the query parameters.
 pub(crate) fn parameters() -> Vec<Value> {
     let makes_way = "Whether a delivery that waits for its retry makes way: it ends as `superseded`.";
-    vec![query("supersede", &json!({"type": "boolean", "default": false}), makes_way)]
+    vec![describe("supersede", &json!({"type": "boolean", "default": false}), makes_way)]
 }
 
 /// `POST /v1/runs/{run_id}/callback-redeliveries`: accepts a new delivery of the run's current state.
-pub(crate) async fn create(call: Call) -> Answer {
+pub(crate) async fn create(call: Call) -> CallResult {
     let run = RunId(call.path_id("run_id")?);
     let mut query = call.query()?;
     let supersede = query.flag("supersede");
@@ -37,13 +37,13 @@ pub(crate) async fn create(call: Call) -> Answer {
         Redelivery::TooLarge(bytes) => StoreError::TooLarge(bytes).into(),
         Redelivery::RunNotFound => ErrorCode::RunNotFound.into(),
         Redelivery::RunNotTerminal(status) => {
-            refused("run_not_terminal", &format!("the run has not ended, it is {status}")).into()
+            refused(ErrorType::RunNotTerminal, &format!("the run has not ended, it is {status}")).into()
         }
         Redelivery::CallbackUrlMissing => {
-            refused("callback_url_missing", "the run has no callback_url").into()
+            refused(ErrorType::CallbackUrlMissing, "the run has no callback_url").into()
         }
         Redelivery::InFlight(in_flight) => {
-            let conflict = refused("conflict", "another delivery of the run is still in flight");
+            let conflict = refused(ErrorType::Conflict, "another delivery of the run is still in flight");
             FieldError { in_flight: Some(in_flight), ..conflict }.into()
         }
     })

@@ -1,21 +1,21 @@
 //! Runs, as reported by the run engine.
 
 use actix_web::http::StatusCode;
-use contracts::{ErrorCode, FieldError, Run, RunId, RunStatus, RunUpdate};
+use contracts::{ErrorCode, ErrorType, FieldError, Run, RunId, RunStatus, RunUpdate};
 use egress::{Policy, TargetUrl};
 use serde_json::{Value, json};
 use store::{Deliver, RecordedRun, RunParts, find_run, record_run, run_bytes, runs_page};
 use strum::VariantArray;
 
-use crate::call::{self, Answer, Call};
+use crate::call::{self, Call, CallResult};
 use crate::doorbell::ring;
 use crate::error::ApiError;
-use crate::operation::query;
-use crate::paging::{self, page_in_time};
-use crate::selection::Selection;
+use crate::query::paging::{self, page_in_time};
+use crate::query::params::describe;
+use crate::query::selection::Selection;
 
 /// `GET /v1/runs/{run_id}`
-pub(crate) async fn show(call: Call) -> Answer {
+pub(crate) async fn show(call: Call) -> CallResult {
     let run = RunId(call.path_id("run_id")?);
     call.no_query()?;
     let (org, max_bytes) = (call.org, call.max_bytes());
@@ -28,7 +28,7 @@ pub(crate) async fn show(call: Call) -> Answer {
 }
 
 /// `GET /v1/runs`: the organization's runs, page by page.
-pub(crate) async fn list(call: Call) -> Answer {
+pub(crate) async fn list(call: Call) -> CallResult {
     let mut query = call.query()?;
     let request = page_in_time(&mut query);
     let status = query.word("status_code");
@@ -44,20 +44,20 @@ pub(crate) async fn list(call: Call) -> Answer {
 /// Describes the query parameters of [`list`].
 pub(super) fn parameters() -> Vec<Value> {
     let status = json!({"type": "string", "enum": RunStatus::VARIANTS});
-    let mut parameters = vec![query("status_code", &status, "Only these.")];
+    let mut parameters = vec![describe("status_code", &status, "Only these.")];
     parameters.extend(paging::moment_parameters());
     parameters.extend(paging::parameters::<Run>());
     parameters
 }
 
 /// `GET /v1/runs/statuses`: all statuses of a run.
-pub(crate) async fn statuses(call: Call) -> Answer {
+pub(crate) async fn statuses(call: Call) -> CallResult {
     call.no_query()?;
     call::json(StatusCode::OK, &RunStatus::VARIANTS)
 }
 
 /// `PUT /v1/runs/{run_id}`: records a run and, if it has ended, accepts its automatic delivery.
-pub(crate) async fn record(call: Call) -> Answer {
+pub(crate) async fn record(call: Call) -> CallResult {
     let id = RunId(call.path_id("run_id")?);
     call.no_query()?;
     call.json()?;
@@ -91,36 +91,12 @@ pub fn parse_run(body: &[u8], policy: &Policy) -> Result<RunUpdate, Vec<FieldErr
     let mut update = RunUpdate::parse(body)?;
     if let Some(url) = &mut update.callback_url {
         let refuse = |kind, msg| vec![FieldError::new(&["body", "callback_url"], kind, msg)];
-        let target = TargetUrl::parse_new(url).map_err(|error| refuse("url_invalid", error.to_string()))?;
-        policy.judge_url(&target).map_err(|error| refuse("url_blocked", error.to_string()))?;
+        let target =
+            TargetUrl::parse_new(url).map_err(|error| refuse(ErrorType::UrlInvalid, error.to_string()))?;
+        policy.judge_url(&target).map_err(|error| refuse(ErrorType::UrlBlocked, error.to_string()))?;
         *url = target.url().to_string();
     }
     Ok(update)
-}
-
-/// Schema of the input of [`parse_run`]. The egress policy, which a schema can't express, also checks
-/// `callback_url`.
-pub(super) fn update_schema() -> Value {
-    let text = json!({"type": ["string", "null"], "pattern": "^[^\\u0000]*$"});
-    let moment = json!({"type": ["string", "null"], "format": "date-time"});
-    json!({
-        "type": "object",
-        "required": ["status_code"],
-        "additionalProperties": false,
-        "properties": {
-            "status_code": {"type": "string", "enum": RunStatus::VARIANTS},
-            "output": {"description": "Whatever JSON the producer gave."},
-            "duration_ms": {"type": ["integer", "null"], "minimum": 0, "maximum": i64::MAX},
-            "created_at": moment,
-            "started_at": moment,
-            "completed_at": moment,
-            "callback_url": {"type": ["string", "null"], "format": "uri", "pattern": "^https?://", "maxLength": 2048},
-            "metadata": {"type": ["object", "null"]},
-            "failure_code": text,
-            "failure_message": text,
-            "failure_stage_code": text,
-        },
-    })
 }
 
 pub(super) fn update_example() -> Value {

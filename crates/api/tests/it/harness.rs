@@ -3,12 +3,13 @@
 use std::net::{SocketAddr, TcpListener};
 use std::time::Duration;
 
-use api::{Api, Limits, Readiness};
+use api::{Api, Limits};
 use contracts::{
     AttemptId, ClaimId, DeliveryId, FailureReason, Job, OrgId, PayloadFormat, RunId, Scopes, Timestamp,
     Timing,
 };
 use engine::{AttemptRecord, AttemptResult, Failure, HoldChange, Settlement};
+use ops::Readiness;
 use queue::Consumer;
 use reqwest::header::{CONTENT_TYPE, HeaderMap};
 use reqwest::{Method, RequestBuilder};

@@ -12,7 +12,7 @@ use tokio::time::timeout;
 use crate::harness::{RUN, TestApi, send};
 
 /// Longer than anything here takes; only a failing test waits that long.
-const PATIENCE: Duration = Duration::from_secs(20);
+const TIMEOUT: Duration = Duration::from_secs(20);
 
 /// Production limits with timeouts short enough for tests.
 fn short() -> Limits {
@@ -34,7 +34,7 @@ async fn rest(stream: &mut TcpStream) -> String {
     let mut answer = Vec::new();
     let mut buffer = [0; 4096];
     loop {
-        match timeout(PATIENCE, stream.read(&mut buffer)).await.expect("the connection is closed") {
+        match timeout(TIMEOUT, stream.read(&mut buffer)).await.expect("the connection is closed") {
             Ok(0) => break,
             Ok(len) => answer.extend_from_slice(&buffer[..len]),
             // Closed while data of ours was in transit.
@@ -140,7 +140,7 @@ async fn a_dripping_head_is_cut_off() {
                 failed = dripping => { let _: std::io::Result<()> = failed; }
             }
         };
-        timeout(PATIENCE, cut).await.expect("the connection is closed");
+        timeout(TIMEOUT, cut).await.expect("the connection is closed");
         assert!(began.elapsed() < Duration::from_secs(3), "{:?}", began.elapsed());
     }
 }
@@ -199,7 +199,7 @@ async fn an_endless_body_is_not_read_after_an_early_response() {
                 String::from_utf8(answer).unwrap()
             };
             // Both end: the answer is read, and the flood is stopped by the closed connection.
-            let both = timeout(PATIENCE, async { tokio::join!(answer, flood) });
+            let both = timeout(TIMEOUT, async { tokio::join!(answer, flood) });
             let (answer, ()) = both.await.unwrap_or_else(|_| panic!("still read: {head}"));
             assert!(answer.starts_with(&format!("HTTP/1.1 {status} ")), "{head}{answer}");
             assert!(answer.contains("connection: close"), "{answer}");
@@ -245,7 +245,7 @@ async fn a_client_that_does_not_read_its_responses_is_cut_off() {
         }
         asked
     };
-    let asked = timeout(PATIENCE, flood).await.expect("the connection is closed");
+    let asked = timeout(TIMEOUT, flood).await.expect("the connection is closed");
     // As many as fit into the buffers of both kernels.
     assert!(asked < 100_000, "{asked} requests were taken");
     assert_eq!(api.get("/v1/health").await.status, 200);
@@ -272,7 +272,7 @@ async fn a_client_that_reads_its_responses_too_slowly_is_cut_off() {
         }
     }
     let drain = async { while read.read_buf(&mut answers).await.is_ok_and(|len| len > 0) {} };
-    timeout(PATIENCE, drain).await.expect("the connection is closed");
+    timeout(TIMEOUT, drain).await.expect("the connection is closed");
     let _ = ask.await.unwrap();
     let answered = String::from_utf8_lossy(&answers).matches("HTTP/1.1 200 OK").count();
     assert!(answered < ASKED, "{answered} answers came");
@@ -301,7 +301,7 @@ async fn a_client_that_reads_slowly_but_steadily_gets_its_whole_response() {
     loop {
         ticks.tick().await;
         let mut piece = [0; 16_000];
-        match timeout(PATIENCE, stream.read(&mut piece)).await.unwrap().expect("the client was cut off") {
+        match timeout(TIMEOUT, stream.read(&mut piece)).await.unwrap().expect("the client was cut off") {
             0 => break,
             len => answer.extend_from_slice(&piece[..len]),
         }
@@ -329,7 +329,7 @@ async fn pipelined_requests_are_all_answered_if_the_client_reads() {
         String::from_utf8(answers).unwrap()
     };
     let both = async { tokio::join!(read, write.write_all(requests.as_bytes())) };
-    let (answers, written) = timeout(PATIENCE, both).await.unwrap();
+    let (answers, written) = timeout(TIMEOUT, both).await.unwrap();
     written.unwrap();
     assert_eq!(answers.matches("HTTP/1.1 200 OK").count(), ASKED);
 }
@@ -344,7 +344,7 @@ async fn connections_beyond_the_limit_wait_until_others_end() {
     let early = timeout(Duration::from_millis(200), waiting.read_buf(&mut answer)).await;
     assert!(early.is_err(), "{early:?}");
     drop(full);
-    let answered = timeout(PATIENCE, waiting.read_buf(&mut answer)).await.expect("an answer");
+    let answered = timeout(TIMEOUT, waiting.read_buf(&mut answer)).await.expect("an answer");
     assert_ne!(answered.unwrap(), 0);
 }
 
@@ -377,7 +377,7 @@ async fn good_clients_are_served_while_others_drip() {
         }
     };
     let (answers, ()) =
-        timeout(PATIENCE, async { tokio::join!(attackers, good) }).await.expect("all are cut off");
+        timeout(TIMEOUT, async { tokio::join!(attackers, good) }).await.expect("all are cut off");
     for answer in answers {
         assert!(
             answer.is_empty() || answer.starts_with("HTTP/1.1 408 ") || answer.starts_with("HTTP/1.1 422 "),
@@ -398,7 +398,7 @@ async fn exchange(stream: &mut TcpStream, request: &str, end: &str) -> String {
     stream.write_all(request.as_bytes()).await.unwrap();
     let mut answer = Vec::new();
     while !answer.ends_with(end.as_bytes()) {
-        let read = timeout(PATIENCE, stream.read_buf(&mut answer)).await.expect("an answer");
+        let read = timeout(TIMEOUT, stream.read_buf(&mut answer)).await.expect("an answer");
         assert_ne!(read.unwrap(), 0, "{}", String::from_utf8_lossy(&answer));
     }
     String::from_utf8(answer).unwrap()
@@ -418,6 +418,7 @@ async fn a_connection_over_its_clients_limit_is_refused() {
     let mut refused = connected_as(&api, "127.0.0.8").await;
     let answer = rest(&mut refused).await;
     assert!(answer.starts_with("HTTP/1.1 429 ") && answer.contains("connection: close"), "{answer}");
+    assert!(answer.contains("\r\nretry-after: 1\r\n"), "{answer}");
     assert!(answer.ends_with(
         r#"{"code":"RATE_LIMITED","message":"too many connections from this address","errors":null}"#
     ));
@@ -432,7 +433,7 @@ async fn a_connection_over_its_clients_limit_is_refused() {
         if rest(&mut next).await.starts_with("HTTP/1.1 200 ") {
             break;
         }
-        assert!(began.elapsed() < PATIENCE, "closed connections are still counted");
+        assert!(began.elapsed() < TIMEOUT, "closed connections are still counted");
     }
 }
 

@@ -9,10 +9,10 @@ use tokio::time::sleep;
 
 use super::{FLAT_OUT, Outcome, accept, conclude, judge, ms, p99, secs, span, waits};
 use crate::Scale;
+use crate::installation::{Installation, Plan, Servers};
 use crate::ledger::host_now;
-use crate::load::{Answers, Pace, ask};
+use crate::load::{Answers, Pace, request_redeliveries};
 use crate::report::Row;
-use crate::site::{Ground, Plan, Site};
 
 /// Time until the relay claims a delivery without a doorbell: two seconds and a poll.
 const GRACE: Duration = Duration::from_millis(2500);
@@ -28,43 +28,44 @@ fn all_accepted(answers: &Answers, count: usize) -> Row {
 }
 
 /// Purges the queue, and in a second round deletes it.
-pub(crate) async fn queue_lost(ground: &mut Ground, scale: &Scale) -> Result<Outcome> {
-    let mut site = Site::open(ground, Plan::of("queue-lost", 1, 2)).await?;
+pub(crate) async fn queue_lost(servers: &mut Servers, scale: &Scale) -> Result<Outcome> {
+    let mut installation = Installation::open(servers, Plan::of("queue-lost", 1, 2)).await?;
     let count = scale.of(10_000);
     let (mut all, mut rows) = (Answers::default(), Vec::new());
     for (number, command) in ["purge_queue", "delete_queue"].into_iter().enumerate() {
         scale.say(command);
-        let recipes = site.dismiss_dispatchers().await?;
-        accept(&site, count, "/ok", &mut all).await?;
-        let waiting = site.depth().await?.waiting;
+        let specs = installation.stop_dispatchers().await?;
+        accept(&installation, count, "/ok", &mut all).await?;
+        let waiting = installation.depth().await?.waiting;
         ensure!(waiting as usize >= fewest_messages(count), "only {waiting} messages are in the queue");
-        ground.node.command(&[command, &site.queue]);
-        site.hire(recipes)?;
-        let took = site.all_ended((number + 1) * count).await?;
+        servers.node.command(&[command, &installation.queue]);
+        installation.start_dispatchers(specs)?;
+        let took = installation.all_ended((number + 1) * count).await?;
         let what = format!("{command} with {count} waiting: all delivered after");
         rows.push(Row::new(what, "60 s", secs(took), took < Duration::from_secs(60)));
     }
-    conclude(site, rows, &all, &[]).await
+    conclude(installation, rows, &all, &[]).await
 }
 
 /// Triggers the broker's disk alarm, which blocks publishers.
-pub(crate) async fn disk_alarm(ground: &mut Ground, scale: &Scale) -> Result<Outcome> {
-    let site = Site::open(ground, Plan::of("disk-alarm", 1, 2)).await?;
+pub(crate) async fn disk_alarm(servers: &mut Servers, scale: &Scale) -> Result<Outcome> {
+    let installation = Installation::open(servers, Plan::of("disk-alarm", 1, 2)).await?;
     let seconds = scale.of(60);
     let count = seconds * 100;
     // Warms up the api, so that its memory growth is not that of its first requests.
-    let mut all = ask(&site, site.runs(500, "/ok").await?, FLAT_OUT).await?;
-    let runs = site.runs(count, "/ok").await?;
+    let mut all = request_redeliveries(&installation, installation.runs(500, "/ok").await?, FLAT_OUT).await?;
+    let runs = installation.runs(count, "/ok").await?;
     scale.say("alarm");
-    ground.node.command(&["set_disk_free_limit", "100000GB"]);
-    let (before, _) = site.apis[0].memory()?;
-    let mut answers = ask(&site, runs, Pace { clients: 16, rate: Some(100.0) }).await?;
-    let (after, _) = site.apis[0].memory()?;
+    servers.node.command(&["set_disk_free_limit", "100000GB"]);
+    let (before, _) = installation.apis[0].memory()?;
+    let mut answers =
+        request_redeliveries(&installation, runs, Pace { clients: 16, rate: Some(100.0) }).await?;
+    let (after, _) = installation.apis[0].memory()?;
     // Publishers are still blocked, so these deliveries must end without doorbells.
-    let still_due = site.counts().await.map_or(usize::MAX, |(_, open)| open);
-    site.all_ended(count + 500).await?;
-    ground.node.command(&["set_disk_free_limit", "50MB"]);
-    let waits = waits(&site.history().await?, &site.ledger.receipts());
+    let still_due = installation.counts().await.map_or(usize::MAX, |(_, open)| open);
+    installation.all_ended(count + 500).await?;
+    servers.node.command(&["set_disk_free_limit", "50MB"]);
+    let waits = waits(&installation.history().await?, &installation.ledger.receipts());
     let longest = waits.iter().map(|(_, wait)| *wait).max().unwrap_or_default();
     let rows = vec![
         all_accepted(&answers, count),
@@ -84,34 +85,38 @@ pub(crate) async fn disk_alarm(ground: &mut Ground, scale: &Scale) -> Result<Out
         ),
     ];
     all.accepted.extend(answers.accepted);
-    conclude(site, rows, &all, &[]).await
+    conclude(installation, rows, &all, &[]).await
 }
 
 /// Delivers one backlog with the broker, and one without it while more deliveries are accepted.
-pub(crate) async fn away(ground: &mut Ground, scale: &Scale) -> Result<Outcome> {
-    let mut site = Site::open(ground, Plan::of("broker-away", 1, 2)).await?;
+pub(crate) async fn away(servers: &mut Servers, scale: &Scale) -> Result<Outcome> {
+    let mut installation = Installation::open(servers, Plan::of("broker-away", 1, 2)).await?;
     let (backlog, fresh) = (scale.of(20_000), scale.of(1000));
     let mut all = Answers::default();
-    let recipes = site.dismiss_dispatchers().await?;
-    let first = accept(&site, backlog, "/ok", &mut all).await?;
+    let specs = installation.stop_dispatchers().await?;
+    let first = accept(&installation, backlog, "/ok", &mut all).await?;
     scale.say("a backlog with the broker");
-    site.hire(recipes)?;
-    site.all_ended(backlog).await?;
+    installation.start_dispatchers(specs)?;
+    installation.all_ended(backlog).await?;
 
-    let recipes = site.dismiss_dispatchers().await?;
-    let second = accept(&site, backlog, "/ok", &mut all).await?;
-    let runs = site.runs(fresh, "/ok").await?;
+    let specs = installation.stop_dispatchers().await?;
+    let second = accept(&installation, backlog, "/ok", &mut all).await?;
+    let runs = installation.runs(fresh, "/ok").await?;
     scale.say("a backlog without the broker");
-    ground.node.kill();
+    servers.node.kill();
     let seconds = 120.0 * fresh as f64 / 1000.0;
-    let load = tokio::spawn(ask(&site, runs, Pace { clients: 8, rate: Some(fresh as f64 / seconds) }));
+    let load = tokio::spawn(request_redeliveries(
+        &installation,
+        runs,
+        Pace { clients: 8, rate: Some(fresh as f64 / seconds) },
+    ));
     let away_from = host_now();
-    site.hire(recipes)?;
+    installation.start_dispatchers(specs)?;
     let mut answers = load.await??;
     let back = host_now();
-    tokio::task::block_in_place(|| ground.node.restart());
-    site.all_ended(2 * backlog + fresh).await?;
-    let history = site.history().await?;
+    tokio::task::block_in_place(|| servers.node.restart());
+    installation.all_ended(2 * backlog + fresh).await?;
+    let history = installation.history().await?;
     let delivered = |ids| span(&history, ids).context("a backlog without a delivery");
     let (with, without) = (delivered(&first)?, delivered(&second)?);
     let was_in_time = without.1 < back;
@@ -143,7 +148,7 @@ pub(crate) async fn away(ground: &mut Ground, scale: &Scale) -> Result<Outcome> 
         ),
     ];
     all.accepted.extend(answers.accepted);
-    conclude(site, rows, &all, &[]).await
+    conclude(installation, rows, &all, &[]).await
 }
 
 /// Returns the smallest number of queued messages to expect for so many doorbells.
@@ -152,35 +157,36 @@ fn fewest_messages(doorbells: usize) -> usize {
 }
 
 /// Restarts the broker with a long queue, which slow receivers prevent from draining.
-pub(crate) async fn restarts(ground: &mut Ground, scale: &Scale) -> Result<Outcome> {
-    let mut site = Site::open(ground, Plan::of("broker-restarts", 1, 1)).await?;
+pub(crate) async fn restarts(servers: &mut Servers, scale: &Scale) -> Result<Outcome> {
+    let mut installation = Installation::open(servers, Plan::of("broker-restarts", 1, 1)).await?;
     let (restarts, waiting) = (scale.of(50), scale.of(100_000));
-    let recipes = site.dismiss_dispatchers().await?;
+    let specs = installation.stop_dispatchers().await?;
     let mut all = Answers::default();
     scale.say(format!("accepting {waiting}"));
-    accept(&site, waiting, "/hang/30", &mut all).await?;
-    let full = site.depth().await?.waiting;
-    site.hire(recipes)?;
-    super::processes::all_answer(&mut site.dispatchers, &site.http).await?;
+    accept(&installation, waiting, "/hang/30", &mut all).await?;
+    let full = installation.depth().await?.waiting;
+    installation.start_dispatchers(specs)?;
+    super::processes::all_answer(&mut installation.dispatchers, &installation.http).await?;
     let mut right = 0;
     for number in 1..=restarts {
         scale.say(format!("{number} of {restarts} restarts"));
         // Most restarts are of the application inside the node, which is faster.
         if number % 10 == 0 {
             tokio::task::block_in_place(|| {
-                ground.node.kill();
-                ground.node.restart();
+                servers.node.kill();
+                servers.node.restart();
             });
         } else {
             tokio::task::block_in_place(|| {
-                ground.node.command(&["stop_app"]);
-                ground.node.command(&["start_app"]);
+                servers.node.command(&["stop_app"]);
+                servers.node.command(&["start_app"]);
             });
         }
         let deadline = Instant::now() + Duration::from_secs(60);
         loop {
-            let consumers = ground.node.command(&["list_consumers", "queue_name", "prefetch_count"]);
-            let ours: Vec<&str> = consumers.lines().filter(|line| line.starts_with(&site.queue)).collect();
+            let consumers = servers.node.command(&["list_consumers", "queue_name", "prefetch_count"]);
+            let ours: Vec<&str> =
+                consumers.lines().filter(|line| line.starts_with(&installation.queue)).collect();
             if let [consumer] = ours.as_slice() {
                 right += usize::from(consumer.ends_with("\t16"));
                 break;
@@ -188,8 +194,8 @@ pub(crate) async fn restarts(ground: &mut Ground, scale: &Scale) -> Result<Outco
             ensure!(Instant::now() < deadline, "the dispatcher does not resume consuming: {consumers}");
         }
     }
-    let (_, peak) = site.dispatchers[0].memory()?;
-    let left = site.counts().await.map_or(0, |(_, open)| open);
+    let (_, peak) = installation.dispatchers[0].memory()?;
+    let left = installation.counts().await.map_or(0, |(_, open)| open);
     let rows = vec![
         Row::new(
             "messages in the queue, each of up to 64 doorbells",
@@ -207,38 +213,39 @@ pub(crate) async fn restarts(ground: &mut Ground, scale: &Scale) -> Result<Outco
         Row::new("deliveries still waiting in the end", "", format!("{left} of {waiting}"), true),
     ];
     // Attempts in flight end. The rest of the backlog is left.
-    site.dismiss_dispatchers().await?;
-    judge(site, rows, &all, &[], false).await
+    installation.stop_dispatchers().await?;
+    judge(installation, rows, &all, &[], false).await
 }
 
 /// Accepts deliveries for ten minutes without a dispatcher, then delivers the backlog while accepting more.
-pub(crate) async fn backlog(ground: &mut Ground, scale: &Scale) -> Result<Outcome> {
-    let mut site = Site::open(ground, Plan::of("backlog", 2, 2)).await?;
+pub(crate) async fn backlog(servers: &mut Servers, scale: &Scale) -> Result<Outcome> {
+    let mut installation = Installation::open(servers, Plan::of("backlog", 2, 2)).await?;
     let (count, fresh) = (scale.of(50_000), scale.of(500));
-    let recipes = site.dismiss_dispatchers().await?;
+    let specs = installation.stop_dispatchers().await?;
     let seconds = scale.of(600);
-    let runs = site.runs(count, "/ok").await?;
+    let runs = installation.runs(count, "/ok").await?;
     let pace = Pace { clients: 16, rate: Some(count as f64 / seconds as f64) };
-    let load = tokio::spawn(ask(&site, runs, pace));
+    let load = tokio::spawn(request_redeliveries(&installation, runs, pace));
     let mut deepest = 0;
     while !load.is_finished() {
-        let waiting = site.depth().await?.waiting;
+        let waiting = installation.depth().await?.waiting;
         deepest = deepest.max(waiting);
         scale.say(format!("{waiting} messages in the queue"));
         sleep(Duration::from_secs(2)).await;
     }
     let mut all = load.await??;
     let backlog: HashSet<DeliveryId> = all.accepted.values().copied().collect();
-    let runs = site.runs(fresh, "/ok").await?;
+    let runs = installation.runs(fresh, "/ok").await?;
     scale.say("delivering");
-    site.hire(recipes)?;
-    let fresh_answers = ask(&site, runs, Pace { clients: 4, rate: Some(100.0) }).await?;
-    site.all_ended(count + fresh).await?;
-    deepest = deepest.max(site.depth().await?.waiting);
-    let history = site.history().await?;
+    installation.start_dispatchers(specs)?;
+    let fresh_answers =
+        request_redeliveries(&installation, runs, Pace { clients: 4, rate: Some(100.0) }).await?;
+    installation.all_ended(count + fresh).await?;
+    deepest = deepest.max(installation.depth().await?.waiting);
+    let history = installation.history().await?;
     let (from, to) = span(&history, &backlog).context("a backlog without a delivery")?;
     // Excludes deliveries accepted after the backlog had been delivered.
-    let waits = waits(&history, &site.ledger.receipts());
+    let waits = waits(&history, &installation.ledger.receipts());
     let beside =
         waits.iter().filter(|(delivery, _)| !backlog.contains(&delivery.id) && delivery.created_at < to);
     let mut beside: Vec<Duration> = beside.map(|(_, wait)| *wait).collect();
@@ -262,7 +269,7 @@ pub(crate) async fn backlog(ground: &mut Ground, scale: &Scale) -> Result<Outcom
         ),
         Row::new("the longest wait", secs(drained + GRACE), secs(longest), longest <= drained + GRACE),
     ];
-    let posts = site.ledger.posts();
+    let posts = installation.ledger.posts();
     rows.push(Row::new(
         "callbacks",
         (count + fresh).to_string(),
@@ -270,5 +277,5 @@ pub(crate) async fn backlog(ground: &mut Ground, scale: &Scale) -> Result<Outcom
         posts == (count + fresh) as u64,
     ));
     all.accepted.extend(fresh_answers.accepted);
-    conclude(site, rows, &all, &[]).await
+    conclude(installation, rows, &all, &[]).await
 }

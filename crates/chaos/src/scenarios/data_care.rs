@@ -9,9 +9,9 @@ use tokio::time::Instant;
 
 use super::{Outcome, P99, accept, conclude, ms, p99, secs, waits};
 use crate::Scale;
-use crate::load::{Answers, Pace, ask};
+use crate::installation::{Installation, Plan, Servers};
+use crate::load::{Answers, Pace, request_redeliveries};
 use crate::report::Row;
-use crate::site::{Ground, Plan, Site};
 
 const PACE: Pace = Pace { clients: 16, rate: Some(300.0) };
 
@@ -27,29 +27,30 @@ const AGE: &str = "
     VACUUM ANALYZE";
 
 /// Runs `redial prune` under load, after the same load without it.
-pub(crate) async fn pruning(ground: &mut Ground, scale: &Scale) -> Result<Outcome> {
-    let mut site = Site::open(ground, Plan::of("pruning", 1, 2)).await?;
+pub(crate) async fn pruning(servers: &mut Servers, scale: &Scale) -> Result<Outcome> {
+    let mut installation = Installation::open(servers, Plan::of("pruning", 1, 2)).await?;
     let (old, new) = (scale.of(50_000), scale.of(3000));
-    let recipes = site.dismiss_dispatchers().await?;
+    let specs = installation.stop_dispatchers().await?;
     scale.say(format!("{old} old deliveries"));
-    accept(&site, old, "/ok", &mut Answers::default()).await?;
+    accept(&installation, old, "/ok", &mut Answers::default()).await?;
     for statement in AGE.split(';') {
-        ground.cluster.sql(&site.database, statement)?;
+        servers.cluster.sql(&installation.database, statement)?;
     }
     // Their doorbells are stale.
-    ground.node.command(&["purge_queue", &site.queue]);
-    site.hire(recipes)?;
-    super::processes::all_answer(&mut site.dispatchers, &site.http).await?;
+    servers.node.command(&["purge_queue", &installation.queue]);
+    installation.start_dispatchers(specs)?;
+    super::processes::all_answer(&mut installation.dispatchers, &installation.http).await?;
 
     scale.say("without pruning");
-    let mut alone = ask(&site, site.runs(new, "/ok").await?, PACE).await?;
+    let mut alone = request_redeliveries(&installation, installation.runs(new, "/ok").await?, PACE).await?;
     scale.say("with pruning");
-    let runs = site.runs(new, "/ok").await?;
-    let pruning = prune(&site);
-    let (mut beside, (removed, took)) = tokio::try_join!(ask(&site, runs, PACE), pruning)?;
-    site.all_ended(2 * new).await?;
+    let runs = installation.runs(new, "/ok").await?;
+    let pruning = prune(&installation);
+    let (mut beside, (removed, took)) =
+        tokio::try_join!(request_redeliveries(&installation, runs, PACE), pruning)?;
+    installation.all_ended(2 * new).await?;
 
-    let waits = waits(&site.history().await?, &site.ledger.receipts());
+    let waits = waits(&installation.history().await?, &installation.ledger.receipts());
     let longest = waits.iter().map(|(_, wait)| *wait).max().unwrap_or_default();
     let rows = vec![
         Row::new("removed", old.to_string(), removed.to_string(), removed == old),
@@ -59,16 +60,16 @@ pub(crate) async fn pruning(ground: &mut Ground, scale: &Scale) -> Result<Outcom
         Row::new("longest wait of a new delivery", "2 s", secs(longest), longest < Duration::from_secs(2)),
     ];
     beside.accepted.extend(alone.accepted);
-    conclude(site, rows, &beside, &[]).await
+    conclude(installation, rows, &beside, &[]).await
 }
 
 /// Runs `redial prune`. Returns how many deliveries it reports as removed, and how long it took.
-async fn prune(site: &Site) -> Result<(usize, Duration)> {
-    let recipe = &site.apis[0].recipe;
+async fn prune(installation: &Installation) -> Result<(usize, Duration)> {
+    let spec = &installation.apis[0].spec;
     let began = Instant::now();
-    let output = Command::new(&recipe.binary)
+    let output = Command::new(&spec.binary)
         .args(["prune", "--older-than", "90d"])
-        .envs(recipe.environment.iter().cloned())
+        .envs(spec.environment.iter().cloned())
         .stdin(Stdio::null())
         .stderr(Stdio::inherit())
         .output()

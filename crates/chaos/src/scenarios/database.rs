@@ -7,34 +7,35 @@ use tokio::time::sleep;
 
 use super::{Outcome, conclude, secs};
 use crate::Scale;
+use crate::installation::{Installation, Plan, Servers};
 use crate::ledger::host_now;
-use crate::load::{Pace, ask};
+use crate::load::{Pace, request_redeliveries};
 use crate::report::Row;
-use crate::site::{Ground, Plan, Site};
-use crate::verdict::{Disturbance, Struck};
+use crate::verdict::{Disturbance, Target};
 
 /// Repeatedly stops PostgreSQL with `immediate` and starts it again, under load.
-pub(crate) async fn crashes(ground: &mut Ground, scale: &Scale) -> Result<Outcome> {
+pub(crate) async fn crashes(servers: &mut Servers, scale: &Scale) -> Result<Outcome> {
     let plan = Plan { lease: Duration::from_secs(12), schedule: "1s", ..Plan::of("database-crashes", 2, 2) };
-    let site = Site::open(ground, plan).await?;
+    let installation = Installation::open(servers, plan).await?;
     let crashes = scale.of(20);
     // About four seconds of load for each crash.
     let count = crashes * 400;
-    let runs = site.runs(count, "/ok").await?;
-    let load = tokio::spawn(ask(&site, runs, Pace { clients: 32, rate: Some(100.0) }));
+    let runs = installation.runs(count, "/ok").await?;
+    let load =
+        tokio::spawn(request_redeliveries(&installation, runs, Pace { clients: 32, rate: Some(100.0) }));
     let mut disturbances = Vec::new();
     for number in 1..=crashes {
         scale.say(format!("{number} of {crashes} crashes"));
         sleep(Duration::from_secs(2)).await;
         let from = host_now();
-        ground.cluster.crash()?;
+        servers.cluster.crash()?;
         sleep(Duration::from_millis(if number % 5 == 0 { 6000 } else { 700 })).await;
-        ground.cluster.go_on()?;
-        disturbances.push(Disturbance { what: Struck::Database, from, to: host_now() });
+        servers.cluster.resume()?;
+        disturbances.push(Disturbance { what: Target::Database, from, to: host_now() });
     }
     scale.say("recovering");
     let answers = load.await??;
-    let recovery = site.all_ended(count).await?;
+    let recovery = installation.all_ended(count).await?;
     let slowest = answers.times.iter().max().copied().unwrap_or_default();
     let rows = vec![
         Row::new("crashes", crashes.to_string(), disturbances.len().to_string(), true),
@@ -53,5 +54,5 @@ pub(crate) async fn crashes(ground: &mut Ground, scale: &Scale) -> Result<Outcom
         ),
         Row::new("all delivered after the last answer", "", secs(recovery), true),
     ];
-    conclude(site, rows, &answers, &disturbances).await
+    conclude(installation, rows, &answers, &disturbances).await
 }

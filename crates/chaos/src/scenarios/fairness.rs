@@ -5,13 +5,14 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use contracts::{Delivery, DeliveryId, RunId};
+use testkit::percentile;
 
-use super::{FLAT_OUT, Outcome, accept, becomes, conclude, judge, ms, secs, waits};
+use super::{FLAT_OUT, Outcome, accept, conclude, judge, ms, secs, wait_until, waits};
 use crate::Scale;
+use crate::installation::{Installation, OUTPUT, Plan, Servers};
 use crate::ledger::Receipt;
-use crate::load::{Answers, Pace, ask, percentile};
+use crate::load::{Answers, Pace, request_redeliveries};
 use crate::report::Row;
-use crate::site::{Ground, OUTPUT, Plan, Site};
 
 /// Number of destinations that get redeliveries in turn. The last one hangs.
 const DESTINATIONS: u32 = 10;
@@ -21,39 +22,39 @@ const HANG: &str = "/hang/60";
 /// Default of `dispatcher.max_in_flight`.
 const SLOTS: usize = 256;
 /// Timeout for the last callbacks.
-const PATIENCE: Duration = Duration::from_secs(120);
+const TIMEOUT: Duration = Duration::from_secs(120);
 
 /// One of ten destinations hangs for the whole timeout of an attempt. Then a large backlog is added for it.
-pub(crate) async fn unfair(ground: &mut Ground, scale: &Scale) -> Result<Outcome> {
-    let mut site = Site::open(ground, Plan::of("unfair", 1, 1)).await?;
+pub(crate) async fn unfair(servers: &mut Servers, scale: &Scale) -> Result<Outcome> {
+    let mut installation = Installation::open(servers, Plan::of("unfair", 1, 1)).await?;
     let (seconds, backlog) = (scale.of(60).max(5), scale.of(100_000));
     let mut all = Answers::default();
     // The copied delivery must never have been attempted.
-    let recipes = site.dismiss_dispatchers().await?;
-    prepare_copies(&site, ground, backlog).await?;
-    site.hire(recipes)?;
-    super::processes::all_answer(&mut site.dispatchers, &site.http).await?;
+    let specs = installation.stop_dispatchers().await?;
+    prepare_copies(&installation, servers, backlog).await?;
+    installation.start_dispatchers(specs)?;
+    super::processes::all_answer(&mut installation.dispatchers, &installation.http).await?;
 
     scale.say("all healthy");
-    let healthy = load(&site, seconds, "/ok", &mut all).await?;
+    let healthy = load(&installation, seconds, "/ok", &mut all).await?;
     scale.say("one hangs");
     // As many as would accumulate while its first attempts time out.
-    let runs = site.runs_with(SLOTS, &site.ledger.url_of(HANGING, HANG), OUTPUT).await?;
-    all.accepted.extend(ask(&site, runs, FLAT_OUT).await?.accepted);
-    let beside = load(&site, seconds, HANG, &mut all).await?;
+    let runs = installation.runs_with(SLOTS, &installation.ledger.url_of(HANGING, HANG), OUTPUT).await?;
+    all.accepted.extend(request_redeliveries(&installation, runs, FLAT_OUT).await?.accepted);
+    let beside = load(&installation, seconds, HANG, &mut all).await?;
 
     scale.say(format!("{backlog} wait for it"));
-    ground.cluster.sql(&site.database, INSERT_COPIES)?;
-    let runs = site.runs(seconds * 100, "/ok").await?;
-    let answers = ask(&site, runs, Pace { clients: 16, rate: Some(100.0) }).await?;
+    servers.cluster.sql(&installation.database, INSERT_COPIES)?;
+    let runs = installation.runs(seconds * 100, "/ok").await?;
+    let answers = request_redeliveries(&installation, runs, Pace { clients: 16, rate: Some(100.0) }).await?;
     let beside_backlog: HashSet<DeliveryId> = answers.accepted.values().copied().collect();
     all.accepted.extend(answers.accepted);
-    becomes(PATIENCE, || site.ledger.missing(&beside_backlog) == 0).await;
-    site.dismiss_dispatchers().await?;
-    let count = |query| anyhow::Ok(ground.cluster.sql(&site.database, query)?.parse::<usize>()?);
+    wait_until(TIMEOUT, || installation.ledger.missing(&beside_backlog) == 0).await;
+    installation.stop_dispatchers().await?;
+    let count = |query| anyhow::Ok(servers.cluster.sql(&installation.database, query)?.parse::<usize>()?);
     let (attempted, rewritten) = (count(ATTEMPTED)?, count(REWRITTEN)?);
 
-    let (history, receipts) = (site.history().await?, site.ledger.receipts());
+    let (history, receipts) = (installation.history().await?, installation.ledger.receipts());
     let p99 = |ids| p99_wait(&history, &receipts, ids);
     let (alone, beside, beside_backlog) = (p99(&healthy), p99(&beside), p99(&beside_backlog));
     let limit = alone.mul_f64(1.5).max(Duration::from_millis(60));
@@ -70,29 +71,36 @@ pub(crate) async fn unfair(ground: &mut Ground, scale: &Scale) -> Result<Outcome
         Row::new("of those waiting, attempted meanwhile", "", attempted.to_string(), true),
         Row::new("… never attempted, and rewritten", "0", rewritten.to_string(), rewritten == 0),
     ];
-    judge(site, rows, &all, &[], false).await
+    judge(installation, rows, &all, &[], false).await
 }
 
 /// Requests 200 redeliveries per second over all destinations, the hanging one at `path`. Waits until the
 /// deliveries to the others have arrived, and returns these.
-async fn load(site: &Site, seconds: usize, path: &str, all: &mut Answers) -> Result<HashSet<DeliveryId>> {
+async fn load(
+    installation: &Installation,
+    seconds: usize,
+    path: &str,
+    all: &mut Answers,
+) -> Result<HashSet<DeliveryId>> {
     let pace = Pace { clients: 16, rate: Some(200.0) };
     let each = seconds * 200 / DESTINATIONS as usize;
     let mut runs: Vec<Vec<RunId>> = Vec::new();
     for destination in 0..DESTINATIONS {
         let path = if destination == HANGING { path } else { "/ok" };
-        runs.push(site.runs_with(each, &site.ledger.url_of(destination, path), OUTPUT).await?);
+        runs.push(
+            installation.runs_with(each, &installation.ledger.url_of(destination, path), OUTPUT).await?,
+        );
     }
     let in_turn = (0..each).flat_map(|n| runs.iter().map(move |runs| runs[n])).collect();
-    let answers = ask(site, in_turn, pace).await?;
+    let answers = request_redeliveries(installation, in_turn, pace).await?;
     let others = runs[..HANGING as usize].iter().flatten();
     let others = others.filter_map(|run| answers.accepted.get(run).copied()).collect();
     all.accepted.extend(answers.accepted);
-    becomes(PATIENCE, || site.ledger.missing(&others) == 0).await;
+    wait_until(TIMEOUT, || installation.ledger.missing(&others) == 0).await;
     Ok(others)
 }
 
-/// Returns the 99th percentile from acceptance to arrival. A missing arrival counts as [`PATIENCE`].
+/// Returns the 99th percentile from acceptance to arrival. A missing arrival counts as [`TIMEOUT`].
 fn p99_wait(
     history: &[Delivery],
     receipts: &HashMap<DeliveryId, Vec<Receipt>>,
@@ -101,16 +109,16 @@ fn p99_wait(
     let waits = waits(history, receipts);
     let mut waits: Vec<Duration> =
         waits.into_iter().filter(|(delivery, _)| ids.contains(&delivery.id)).map(|(_, wait)| wait).collect();
-    waits.resize(ids.len(), PATIENCE);
+    waits.resize(ids.len(), TIMEOUT);
     percentile(&mut waits, 0.99)
 }
 
 /// Prepares `count` deliveries to the hanging destination in separate tables, each of its own run. They are
 /// copies of one accepted delivery, which is removed again. Copying takes a fraction of the time and works
 /// with any columns.
-async fn prepare_copies(site: &Site, ground: &Ground, count: usize) -> Result<()> {
-    let template = site.runs_with(1, &site.ledger.url_of(HANGING, HANG), OUTPUT).await?;
-    ask(site, template, FLAT_OUT).await?;
+async fn prepare_copies(installation: &Installation, servers: &Servers, count: usize) -> Result<()> {
+    let template = installation.runs_with(1, &installation.ledger.url_of(HANGING, HANG), OUTPUT).await?;
+    request_redeliveries(installation, template, FLAT_OUT).await?;
     let statements = format!(
         "CREATE TABLE ids AS
              SELECT gen_random_uuid() AS id, gen_random_uuid() AS run_id FROM generate_series(1, {count});
@@ -122,7 +130,7 @@ async fn prepare_copies(site: &Site, ground: &Ground, count: usize) -> Result<()
              jsonb_populate_record(template, jsonb_build_object('id', ids.run_id)) copy;
          DELETE FROM deliveries; DELETE FROM open_deliveries"
     );
-    ground.cluster.sql(&site.database, &statements).map(drop).context("can't prepare the copies")
+    servers.cluster.sql(&installation.database, &statements).map(drop).context("can't prepare the copies")
 }
 
 /// Inserts the copies and records the version of each row.
@@ -139,17 +147,18 @@ const REWRITTEN: &str = "
     WHERE attempt_count = 0 AND (o.xmin::text <> made_by OR o.ctid <> place)";
 
 /// Delivers a backlog to a receiver that answers 429 with `Retry-After: 1` beyond 20 requests at once.
-pub(crate) async fn holds(ground: &mut Ground, scale: &Scale) -> Result<Outcome> {
+pub(crate) async fn holds(servers: &mut Servers, scale: &Scale) -> Result<Outcome> {
     // No delivery waits for minutes, however often it is refused.
-    let mut site = Site::open(ground, Plan { schedule: "10s", ..Plan::of("holds", 1, 1) }).await?;
+    let mut installation =
+        Installation::open(servers, Plan { schedule: "10s", ..Plan::of("holds", 1, 1) }).await?;
     let count = scale.of(600).max(300);
     let mut all = Answers::default();
-    let recipes = site.dismiss_dispatchers().await?;
-    accept(&site, count, "/at-once/20", &mut all).await?;
+    let specs = installation.stop_dispatchers().await?;
+    accept(&installation, count, "/at-once/20", &mut all).await?;
     scale.say(format!("delivering {count}"));
-    site.hire(recipes)?;
-    let took = site.all_ended(count).await?;
-    let requests = site.ledger.posts();
+    installation.start_dispatchers(specs)?;
+    let took = installation.all_ended(count).await?;
+    let requests = installation.ledger.posts();
     let most = count as u64 * 7 / 6;
     let rows = vec![
         Row::new(
@@ -160,5 +169,5 @@ pub(crate) async fn holds(ground: &mut Ground, scale: &Scale) -> Result<Outcome>
         ),
         Row::new("all delivered after", "", secs(took), true),
     ];
-    conclude(site, rows, &all, &[]).await
+    conclude(installation, rows, &all, &[]).await
 }

@@ -19,11 +19,11 @@ use std::collections::{HashMap, HashSet};
 use tokio::time::sleep;
 
 use crate::Scale;
+use crate::installation::{Installation, Servers};
 use crate::ledger::Receipt;
-use crate::load::{Answers, Pace, ask};
+use crate::load::{Answers, Pace, request_redeliveries};
 use crate::logs::Logs;
 use crate::report::Row;
-use crate::site::{Ground, Site};
 use crate::verdict::{Disturbance, Evidence, Verdict};
 
 /// Result of a scenario.
@@ -32,7 +32,7 @@ pub(crate) struct Outcome {
     pub(crate) broken: Vec<String>,
 }
 
-type Run = for<'a> fn(&'a mut Ground, &'a Scale) -> Pin<Box<dyn Future<Output = Result<Outcome>> + 'a>>;
+type Run = for<'a> fn(&'a mut Servers, &'a Scale) -> Pin<Box<dyn Future<Output = Result<Outcome>> + 'a>>;
 
 /// A named scenario.
 pub(crate) struct Scenario {
@@ -43,7 +43,7 @@ pub(crate) struct Scenario {
 
 macro_rules! scenario {
     ($name:literal, $title:literal, $run:path) => {
-        Scenario { name: $name, title: $title, run: |ground, scale| Box::pin($run(ground, scale)) }
+        Scenario { name: $name, title: $title, run: |servers, scale| Box::pin($run(servers, scale)) }
     };
 }
 
@@ -68,34 +68,35 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
     scenario!("backlog", "deliveries are accepted for ten minutes without a dispatcher", broker::backlog),
 ];
 
-/// Checks a site whose deliveries have all ended, and closes it.
+/// Checks a installation whose deliveries have all ended, and closes it.
 async fn conclude(
-    site: Site,
+    installation: Installation,
     rows: Vec<Row>,
     answers: &Answers,
     disturbances: &[Disturbance],
 ) -> Result<Outcome> {
-    judge(site, rows, answers, disturbances, true).await
+    judge(installation, rows, answers, disturbances, true).await
 }
 
-/// Checks a site and closes it. All deliveries must have ended if `is_over`.
+/// Checks a installation and closes it. All deliveries must have ended if `is_over`.
 async fn judge(
-    site: Site,
+    installation: Installation,
     mut rows: Vec<Row>,
     answers: &Answers,
     disturbances: &[Disturbance],
     is_over: bool,
 ) -> Result<Outcome> {
-    let (history, posts, receipts) = (site.history().await?, site.ledger.posts(), site.ledger.receipts());
+    let (history, posts, receipts) =
+        (installation.history().await?, installation.ledger.posts(), installation.ledger.receipts());
     let evidence = Evidence {
         accepted: &answers.accepted,
         history: &history,
         receipts: &receipts,
         posts,
-        logs: &Logs::read(&site.logs)?,
+        logs: &Logs::read(&installation.logs)?,
         disturbances,
-        lease: site.plan.lease,
-        timeout: site.plan.timeout,
+        lease: installation.plan.lease,
+        timeout: installation.plan.timeout,
         is_over,
     };
     let verdict = Verdict::of(&evidence);
@@ -105,7 +106,7 @@ async fn judge(
         .iter()
         .flat_map(|(promise, lines)| lines.iter().map(move |line| format!("{promise}: {line}")))
         .collect();
-    site.close().await?;
+    installation.close().await?;
     Ok(Outcome { rows, broken })
 }
 
@@ -115,8 +116,13 @@ const P99: Duration = Duration::from_millis(250);
 const FLAT_OUT: Pace = Pace { clients: 32, rate: None };
 
 /// Requests `count` redeliveries and returns the accepted deliveries.
-async fn accept(site: &Site, count: usize, path: &str, all: &mut Answers) -> Result<HashSet<DeliveryId>> {
-    let answers = ask(site, site.runs(count, path).await?, FLAT_OUT).await?;
+async fn accept(
+    installation: &Installation,
+    count: usize,
+    path: &str,
+    all: &mut Answers,
+) -> Result<HashSet<DeliveryId>> {
+    let answers = request_redeliveries(installation, installation.runs(count, path).await?, FLAT_OUT).await?;
     let ids = answers.accepted.values().copied().collect();
     all.accepted.extend(answers.accepted);
     Ok(ids)
@@ -147,7 +153,7 @@ fn waits(history: &[Delivery], receipts: &HashMap<DeliveryId, Vec<Receipt>>) -> 
 }
 
 /// Waits until `condition` holds, for at most `patience`. Returns whether it does.
-async fn becomes(patience: Duration, condition: impl Fn() -> bool) -> bool {
+async fn wait_until(patience: Duration, condition: impl Fn() -> bool) -> bool {
     let deadline = Instant::now() + patience;
     while !condition() {
         if Instant::now() >= deadline {

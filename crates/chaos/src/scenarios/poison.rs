@@ -5,44 +5,45 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use contracts::{Delivery, DeliveryId};
+use testkit::{Signal, percentile};
 use tokio::time::sleep;
 
-use super::{Outcome, accept, becomes, conclude, ms, secs};
+use super::{Outcome, accept, conclude, ms, secs, wait_until};
 use crate::Scale;
 use crate::cluster::Lock;
+use crate::installation::{Installation, Plan, Servers};
 use crate::ledger::host_now;
-use crate::load::{Answers, Pace, ask, percentile};
+use crate::load::{Answers, Pace, request_redeliveries};
 use crate::report::Row;
-use crate::site::{Ground, Plan, Site};
-use crate::verdict::{Disturbance, Struck};
+use crate::verdict::{Disturbance, Target};
 
 const LEASE: Duration = Duration::from_secs(7);
 /// Time until a delivery without a doorbell is due: two seconds and a margin.
 const GRACE: Duration = Duration::from_millis(2500);
 /// Timeout for callbacks to arrive.
-const PATIENCE: Duration = Duration::from_secs(30);
+const TIMEOUT: Duration = Duration::from_secs(30);
 /// Answered after a second, which leaves time to act on the attempt in flight.
 const SLOW: &str = "/hang/1";
 
 /// A lease, a claim and a result that can't be written, in turn.
-pub(crate) async fn poisoned(ground: &mut Ground, scale: &Scale) -> Result<Outcome> {
+pub(crate) async fn poisoned(servers: &mut Servers, scale: &Scale) -> Result<Outcome> {
     let plan =
         Plan { lease: LEASE, timeout: Duration::from_secs(3), schedule: "1s", ..Plan::of("poisoned", 1, 1) };
-    let site = Site::open(ground, plan).await?;
-    let mut trial = Trial { site, ground, all: Answers::default(), rows: Vec::new() };
+    let installation = Installation::open(servers, plan).await?;
+    let mut trial = Trial { installation, servers, all: Answers::default(), rows: Vec::new() };
     scale.say("an expired lease whose row is locked");
     let killed = trial.locked_lease(scale.of(60).max(6)).await?;
     scale.say("a claim that is refused");
     trial.refused_claim(Duration::from_secs(scale.of(60).max(10) as u64)).await?;
     scale.say("a result whose row is locked");
     trial.locked_result().await?;
-    let Trial { site, all, rows, .. } = trial;
-    conclude(site, rows, &all, &[killed]).await
+    let Trial { installation, all, rows, .. } = trial;
+    conclude(installation, rows, &all, &[killed]).await
 }
 
 struct Trial<'a> {
-    site: Site,
-    ground: &'a Ground,
+    installation: Installation,
+    servers: &'a Servers,
     all: Answers,
     rows: Vec<Row>,
 }
@@ -52,14 +53,14 @@ impl Trial<'_> {
     async fn locked_lease(&mut self, seconds: usize) -> Result<Disturbance> {
         let from = host_now();
         let id = self.under_way().await?;
-        let mut dispatcher = self.site.dispatchers.remove(0);
-        dispatcher.signal("KILL")?;
+        let mut dispatcher = self.installation.dispatchers.remove(0);
+        dispatcher.signal(Signal::KILL)?;
         dispatcher.ended().await?;
         sleep(LEASE).await;
-        let killed = Struck::Dispatcher(dispatcher.recipe.name.clone());
+        let killed = Target::Dispatcher(dispatcher.spec.name.clone());
         let killed = Disturbance { what: killed, from, to: host_now() };
         let lock = self.lock(id)?;
-        self.site.hire(vec![dispatcher.recipe.clone()])?;
+        self.installation.start_dispatchers(vec![dispatcher.spec.clone()])?;
         self.beside("an expired lease", lock, seconds).await?;
         Ok(killed)
     }
@@ -74,9 +75,9 @@ impl Trial<'_> {
 
     /// Returns a delivery whose callback has arrived and is not answered yet.
     async fn under_way(&mut self) -> Result<DeliveryId> {
-        let ids = accept(&self.site, 1, SLOW, &mut self.all).await?;
+        let ids = accept(&self.installation, 1, SLOW, &mut self.all).await?;
         ensure!(
-            becomes(PATIENCE, || self.site.ledger.missing(&ids) == 0).await,
+            wait_until(TIMEOUT, || self.installation.ledger.missing(&ids) == 0).await,
             "the callback does not arrive"
         );
         ids.into_iter().next().context("nothing accepted")
@@ -84,14 +85,15 @@ impl Trial<'_> {
 
     fn lock(&self, id: DeliveryId) -> Result<Lock> {
         let statement = format!("SELECT id FROM open_deliveries WHERE id = '{id}' FOR UPDATE");
-        self.ground.cluster.lock(&self.site.database, &statement)
+        self.servers.cluster.lock(&self.installation.database, &statement)
     }
 
     /// Requests 20 redeliveries per second for `seconds`, and releases the lock a second later.
     async fn beside(&mut self, what: &str, lock: Lock, seconds: usize) -> Result<()> {
         const LIMIT: Duration = Duration::from_secs(1);
-        let runs = self.site.runs(20 * seconds, "/ok").await?;
-        let answers = ask(&self.site, runs, Pace { clients: 4, rate: Some(20.0) }).await?;
+        let runs = self.installation.runs(20 * seconds, "/ok").await?;
+        let answers =
+            request_redeliveries(&self.installation, runs, Pace { clients: 4, rate: Some(20.0) }).await?;
         let ids: HashSet<DeliveryId> = answers.accepted.values().copied().collect();
         self.all.accepted.extend(answers.accepted);
         sleep(LIMIT).await;
@@ -99,10 +101,10 @@ impl Trial<'_> {
             let end = delivery.completed_at.filter(|_| ids.contains(&delivery.id))?;
             Some(end.since(delivery.created_at))
         };
-        let meanwhile = self.site.history().await?.iter().filter_map(ended).count();
+        let meanwhile = self.installation.history().await?.iter().filter_map(ended).count();
         drop(lock);
-        self.site.all_ended(self.all.accepted.len()).await?;
-        let mut times: Vec<Duration> = self.site.history().await?.iter().filter_map(ended).collect();
+        self.installation.all_ended(self.all.accepted.len()).await?;
+        let mut times: Vec<Duration> = self.installation.history().await?.iter().filter_map(ended).collect();
         let p99 = percentile(&mut times, 0.99);
         let count = ids.len();
         self.rows.push(Row::new(
@@ -120,14 +122,15 @@ impl Trial<'_> {
         const HEALTHY: usize = 200;
         const LIMIT: Duration = Duration::from_secs(2);
         const A_FEW: usize = 10;
-        let Trial { site, ground, all, rows } = self;
-        let recipes = site.dismiss_dispatchers().await?;
-        let refused = accept(site, 1, "/ok", all).await?.into_iter().next().context("nothing accepted")?;
-        let healthy = accept(site, HEALTHY, "/ok", all).await?;
-        ground.node.command(&["purge_queue", &site.queue]);
+        let Trial { installation, servers, all, rows } = self;
+        let specs = installation.stop_dispatchers().await?;
+        let refused =
+            accept(installation, 1, "/ok", all).await?.into_iter().next().context("nothing accepted")?;
+        let healthy = accept(installation, HEALTHY, "/ok", all).await?;
+        servers.node.command(&["purge_queue", &installation.queue]);
         sleep(GRACE).await;
-        let database = site.database.clone();
-        let sql = |statement: &str| ground.cluster.sql(&database, statement);
+        let database = installation.database.clone();
+        let sql = |statement: &str| servers.cluster.sql(&database, statement);
         sql(&format!("{REFUSE} FOR EACH ROW WHEN (OLD.id = '{refused}') EXECUTE FUNCTION refuse()"))?;
         // A sequence counts rolled back transactions, too.
         let refusals = || {
@@ -136,14 +139,14 @@ impl Trial<'_> {
         };
 
         let began = Instant::now();
-        site.hire(recipes)?;
-        becomes(PATIENCE, || site.ledger.missing(&healthy) == 0).await;
-        let (took, missing) = (began.elapsed(), site.ledger.missing(&healthy));
+        installation.start_dispatchers(specs)?;
+        wait_until(TIMEOUT, || installation.ledger.missing(&healthy) == 0).await;
+        let (took, missing) = (began.elapsed(), installation.ledger.missing(&healthy));
         let at_first = refusals()?;
         sleep(window).await;
         let later = refusals()? - at_first;
         sql("DROP TRIGGER refuse ON open_deliveries")?;
-        let recovered = site.all_ended(all.accepted.len()).await?;
+        let recovered = installation.all_ended(all.accepted.len()).await?;
         rows.extend([
             Row::new(
                 format!("a claim refused: of {HEALTHY} others that were due, arrived"),

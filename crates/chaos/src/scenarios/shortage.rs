@@ -8,48 +8,48 @@ use tokio::time::sleep;
 
 use super::{FLAT_OUT, Outcome, accept, conclude, secs};
 use crate::Scale;
+use crate::installation::{Installation, OUTPUT, Plan, Servers};
 use crate::ledger::host_now;
 use crate::limits::MemoryLimit;
-use crate::load::{Pace, ask};
+use crate::load::{Pace, request_redeliveries};
 use crate::logs::Logs;
 use crate::process::Process;
 use crate::report::Row;
-use crate::site::{Ground, OUTPUT, Plan, Site};
-use crate::verdict::{Disturbance, Struck};
+use crate::verdict::{Disturbance, Target};
 
 /// Delivers a backlog larger than the memory limit. Restarts a killed dispatcher, as an orchestrator would.
-pub(crate) async fn memory(ground: &mut Ground, scale: &Scale) -> Result<Outcome> {
+pub(crate) async fn memory(servers: &mut Servers, scale: &Scale) -> Result<Outcome> {
     const LIMIT: u64 = 256 << 20;
     /// The whole body is just below `api.max_body`, 2 MiB.
     const LARGE: usize = 1_900_000;
-    const PATIENCE: Duration = Duration::from_secs(120);
-    let mut site = Site::open(ground, Plan::of("memory", 1, 1)).await?;
+    const TIMEOUT: Duration = Duration::from_secs(120);
+    let mut installation = Installation::open(servers, Plan::of("memory", 1, 1)).await?;
     let count = scale.of(300).max(150);
-    let mut recipe = site.dismiss_dispatchers().await?.pop().context("no dispatcher")?;
+    let mut spec = installation.stop_dispatchers().await?.pop().context("no dispatcher")?;
     scale.say(format!("accepting {count}"));
-    let runs = site.runs_with(count, &site.ledger.url("/ok"), LARGE).await?;
-    let mut all = ask(&site, runs, Pace { clients: 4, rate: None }).await?;
-    let small = accept(&site, 1, "/ok", &mut all).await?;
+    let runs = installation.runs_with(count, &installation.ledger.url("/ok"), LARGE).await?;
+    let mut all = request_redeliveries(&installation, runs, Pace { clients: 4, rate: None }).await?;
+    let small = accept(&installation, 1, "/ok", &mut all).await?;
 
     scale.say("delivering");
     let limit = MemoryLimit::new(LIMIT);
-    recipe.wrapper = limit.wrapper();
+    spec.wrapper = limit.wrapper();
     let (began, from) = (Instant::now(), host_now());
     let (mut restarts, mut peak) = (0, 0.0_f64);
-    let mut process = Process::start(recipe.clone())?;
-    while site.counts().await.is_none_or(|(_, open)| open > 0) && began.elapsed() < PATIENCE {
+    let mut process = Process::start(spec.clone())?;
+    while installation.counts().await.is_none_or(|(_, open)| open > 0) && began.elapsed() < TIMEOUT {
         if process.has_ended()? {
             restarts += 1;
-            process = Process::start(recipe.clone())?;
+            process = Process::start(spec.clone())?;
         }
         peak = process.memory().map_or(peak, |(_, most)| peak.max(most));
         sleep(Duration::from_millis(100)).await;
     }
-    let (took, left) = (began.elapsed(), site.counts().await.map_or(count, |(_, open)| open));
-    let what = Struck::Dispatcher(recipe.name.clone());
+    let (took, left) = (began.elapsed(), installation.counts().await.map_or(count, |(_, open)| open));
+    let what = Target::Dispatcher(spec.name.clone());
     let killed = (restarts > 0).then(|| Disturbance { what, from, to: host_now() });
     process.terminate().await?;
-    let receipts = site.ledger.receipts();
+    let receipts = installation.ledger.receipts();
     let small = small.iter().filter_map(|id| receipts.get(id)?.first()).map(|receipt| receipt.at.since(from));
     let charged = limit.peak().map_or_else(String::new, |mib| format!(", {mib:.1} MiB charged to it"));
     let rows = vec![
@@ -68,31 +68,34 @@ pub(crate) async fn memory(ground: &mut Ground, scale: &Scale) -> Result<Outcome
         ),
         Row::new("dispatcher's memory at most", "", format!("{peak:.1} MiB resident{charged}"), true),
     ];
-    conclude(site, rows, &all, killed.as_slice()).await
+    conclude(installation, rows, &all, killed.as_slice()).await
 }
 
 /// Delivers to more destinations, all healthy, than the dispatcher may have connections.
-pub(crate) async fn files(ground: &mut Ground, scale: &Scale) -> Result<Outcome> {
+pub(crate) async fn files(servers: &mut Servers, scale: &Scale) -> Result<Outcome> {
     const FILES: usize = 512;
     const DESTINATIONS: u32 = 700;
     // Attempts that fail for lack of file descriptors would be used up before idle connections are closed.
-    let mut site = Site::open(ground, Plan { schedule: "1s", ..Plan::of("files", 1, 1) }).await?;
+    let mut installation =
+        Installation::open(servers, Plan { schedule: "1s", ..Plan::of("files", 1, 1) }).await?;
     let each = scale.of(4);
-    let mut recipes = site.dismiss_dispatchers().await?;
+    let mut specs = installation.stop_dispatchers().await?;
     let mut runs = Vec::new();
     for destination in 0..DESTINATIONS {
-        runs.extend(site.runs_with(each, &site.ledger.url_of(destination, "/ok"), OUTPUT).await?);
+        runs.extend(
+            installation.runs_with(each, &installation.ledger.url_of(destination, "/ok"), OUTPUT).await?,
+        );
     }
     let count = runs.len();
     scale.say(format!("accepting {count}"));
-    let all = ask(&site, runs, FLAT_OUT).await?;
-    for recipe in &mut recipes {
-        recipe.wrapper = vec!["prlimit".to_owned(), format!("--nofile={FILES}:{FILES}")];
+    let all = request_redeliveries(&installation, runs, FLAT_OUT).await?;
+    for spec in &mut specs {
+        spec.wrapper = vec!["prlimit".to_owned(), format!("--nofile={FILES}:{FILES}")];
     }
     scale.say("delivering");
-    site.hire(recipes)?;
-    let took = site.all_ended(count).await?;
-    let history = site.history().await?;
+    installation.start_dispatchers(specs)?;
+    let took = installation.all_ended(count).await?;
+    let history = installation.history().await?;
     let mut failures: BTreeMap<&str, usize> = BTreeMap::new();
     for error in
         history.iter().flat_map(|d| &d.attempts).filter_map(|attempt| attempt.error_message.as_deref())
@@ -103,7 +106,7 @@ pub(crate) async fn files(ground: &mut Ground, scale: &Scale) -> Result<Outcome>
     let spent: usize = failures.values().sum();
     let causes: Vec<String> = failures.iter().map(|(cause, times)| format!("{times} × {cause}")).collect();
     let failed = history.iter().filter(|delivery| delivery.failure_reason_code.is_some()).count();
-    let handed_back: usize = Logs::read(&site.logs)?.handed_back.values().sum();
+    let handed_back: usize = Logs::read(&installation.logs)?.handed_back.values().sum();
     let rows = vec![
         Row::new(
             format!("{DESTINATIONS} destinations with {FILES} open files: attempts spent"),
@@ -115,5 +118,5 @@ pub(crate) async fn files(ground: &mut Ground, scale: &Scale) -> Result<Outcome>
         Row::new("… attempts handed back", "", handed_back.to_string(), true),
         Row::new("… all ended after", "", secs(took), true),
     ];
-    conclude(site, rows, &all, &[]).await
+    conclude(installation, rows, &all, &[]).await
 }

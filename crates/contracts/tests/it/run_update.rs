@@ -13,7 +13,7 @@ fn refusals(body: &str) -> Vec<(String, &'static str)> {
             Loc::Key(key) => key.clone(),
             Loc::Index(index) => index.to_string(),
         });
-        (steps.collect::<Vec<_>>().join("."), error.kind)
+        (steps.collect::<Vec<_>>().join("."), error.kind.into())
     };
     RunUpdate::parse(body.as_bytes()).expect_err("should be refused").into_iter().map(place).collect()
 }

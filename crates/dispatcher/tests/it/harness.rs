@@ -17,7 +17,7 @@ use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 /// Timeout of a wait. Only a failing test reaches it.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
+pub(crate) const TIMEOUT: Duration = Duration::from_secs(20);
 
 pub(crate) struct Harness {
     pub(crate) store: Store,
@@ -144,7 +144,7 @@ impl Harness {
     }
 
     pub(crate) async fn arrival(&mut self) -> Received {
-        timeout(PATIENCE, self.arrivals.recv()).await.expect("a callback arrives in time").unwrap()
+        timeout(TIMEOUT, self.arrivals.recv()).await.expect("a callback arrives in time").unwrap()
     }
 
     pub(crate) async fn delivery(&self, id: DeliveryId) -> Delivery {
@@ -159,7 +159,7 @@ impl Harness {
     /// Returns when a secret was last used, once that is recorded. Polls the row, since it is written
     /// concurrently to the attempt.
     pub(crate) async fn secret_used_at(&self, id: SecretId) -> Timestamp {
-        let (org, deadline) = (self.org, Instant::now() + PATIENCE);
+        let (org, deadline) = (self.org, Instant::now() + TIMEOUT);
         loop {
             let secret = self.store.read(move |tx| store::find_secret(tx, org, id)).await.unwrap().unwrap();
             if let Some(used_at) = secret.last_used_at {
@@ -176,7 +176,7 @@ impl Harness {
         id: DeliveryId,
         is_there: impl Fn(&Delivery) -> bool,
     ) -> Delivery {
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + TIMEOUT;
         loop {
             let delivery = self.delivery(id).await;
             if is_there(&delivery) {
@@ -209,6 +209,6 @@ impl Running {
     /// Stops the dispatcher and waits until it has stopped.
     pub(crate) async fn stop(self) {
         self.shutdown.cancel();
-        timeout(PATIENCE, self.task).await.expect("the dispatcher stops in time").unwrap().unwrap();
+        timeout(TIMEOUT, self.task).await.expect("the dispatcher stops in time").unwrap().unwrap();
     }
 }

@@ -7,7 +7,7 @@ use store::{AnyConnection, claim_jobs};
 use testkit::Engine;
 use tokio::time::Instant;
 
-use crate::harness::{Harness, PATIENCE, limited, settings};
+use crate::harness::{Harness, TIMEOUT, limited, settings};
 use crate::on_both_engines;
 
 async fn a_shutdown_finishes_attempts_in_flight_and_claims_no_more(engine: Engine) {
@@ -105,7 +105,7 @@ async fn a_result_that_the_database_refuses_for_a_while_is_kept_and_recorded() {
     harness.arrival().await;
     let began = Instant::now();
     while harness.database.number("SELECT last_value FROM refusals") < 5 {
-        assert!(began.elapsed() < PATIENCE, "it is not tried again");
+        assert!(began.elapsed() < TIMEOUT, "it is not tried again");
         tokio::task::yield_now().await;
     }
     assert!(running.progress.unrecorded_since().is_some());
@@ -144,7 +144,7 @@ async fn a_lock_on_one_delivery_holds_up_neither_results_nor_expired_leases_of_o
     let second = harness.database.lock(&format!("open_deliveries WHERE id = '{}'", other.id));
     let began = Instant::now();
     while running.progress.unrecorded_since().is_none() {
-        assert!(began.elapsed() < PATIENCE);
+        assert!(began.elapsed() < TIMEOUT);
         tokio::task::yield_now().await;
     }
     let quick = harness.accept(&harness.receiver.url("/ok")).await;
@@ -184,7 +184,7 @@ async fn a_delivery_that_the_database_refuses_to_claim_is_skipped_and_the_others
     }
     let began = Instant::now();
     while harness.database.number("SELECT last_value FROM refusals") < 2 {
-        assert!(began.elapsed() < PATIENCE, "it is not tried again");
+        assert!(began.elapsed() < TIMEOUT, "it is not tried again");
         tokio::task::yield_now().await;
     }
     harness.database.execute("DROP TRIGGER refuse ON open_deliveries");

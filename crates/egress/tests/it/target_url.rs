@@ -1,4 +1,5 @@
-use egress::{MAX_URL_CHARS, TargetUrl, TargetUrlError};
+use contracts::MAX_URL_CHARS;
+use egress::{TargetUrl, TargetUrlError};
 use proptest::prelude::*;
 
 fn parse(text: &str) -> Result<String, TargetUrlError> {

@@ -4,95 +4,66 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::time::Duration;
 
-use contracts::{ClaimId, DeliveryId, Destination, Job};
+use contracts::{ClaimId, Destination};
 
-use super::{Action, BATCH, Dispatch, GATHERED, GATHERING, Now, OUTAGE_PAUSE};
-use crate::fairness::{ByteRoom, Fit, Look, RelayPlan};
-use crate::lease::{Claimed, Lease};
-use crate::outcome::{LocalFailure, Measured, Outcome};
+use super::Dispatch;
+use super::events::{Action, Claim, ClaimSource, Now};
+use super::pace::{BATCH, GATHERED, GATHERING};
+use crate::fairness::{ByteRoom, Fit, RelayPlan};
 use crate::protection::{Protection, is_off};
 
-/// The relay's poll interval for due deliveries. A retry is late by at most this, plus its claim.
-const POLL_INTERVAL: Duration = Duration::from_millis(250);
-/// Upper bound of the poll interval while polls are slow, such as when a dump keeps PostgreSQL from removing
-/// dead rows.
-const LONGEST_POLL_INTERVAL: Duration = Duration::from_secs(3);
 /// The most destinations remembered as limited. The walk over all destinations finds the others.
 const MOST_LIMITED: usize = 1_000;
-/// The most deliveries refused in a row that are blamed on their own rows. Beyond that the database may be at
-/// fault, and claims pause as if it were unavailable.
-const MOST_REFUSED: u32 = 4;
-
-/// A claim to make in one transaction.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Claim {
-    /// The claim's id, the same in every try of this claim and unique to it.
-    pub id: ClaimId,
-    /// The source of the claim's attempts.
-    pub source: ClaimSource,
-    /// Whether an earlier try may have committed. Attempts already under this id then belong to this
-    /// dispatcher.
-    pub is_retry: bool,
-}
-
-/// The source of a claim's attempts.
-#[derive(Clone, Debug, PartialEq)]
-pub enum ClaimSource {
-    /// The attempts that doorbells ask for.
-    Doorbells(Vec<Job>),
-    /// The deliveries due in the database.
-    Relay(RelayPlan),
-}
 
 /// The state of claiming.
 #[derive(Debug)]
 pub(super) struct Claiming {
-    in_progress: Option<InProgress>,
+    pub(super) in_progress: Option<InProgress>,
     /// The source of the last claim.
-    last: Turn,
+    pub(super) last: Turn,
     /// The time of the next poll for due deliveries.
-    look_at: Duration,
-    cursor: Option<Destination>,
-    has_backlog: bool,
+    pub(super) poll_at: Duration,
+    pub(super) cursor: Option<Destination>,
+    pub(super) has_backlog: bool,
     /// The totals of the current walk over the destinations.
-    circle: Circle,
+    pub(super) circle: Circle,
     /// The number of consecutive polls that claimed nothing.
-    fruitless_looks: u32,
+    pub(super) empty_polls: u32,
     /// Destinations with more attempts due than their limit.
-    limited: BTreeSet<Destination>,
+    pub(super) limited: BTreeSet<Destination>,
     /// When a slot of a limited destination was freed.
-    freed_at: Option<Duration>,
+    pub(super) freed_at: Option<Duration>,
     /// The size of a payload that waits for free bytes.
-    reserved: Option<u64>,
+    pub(super) reserved: Option<u64>,
     /// The most attempts per claim. Halved when a claim is refused, doubled when one commits.
-    limit: usize,
+    pub(super) limit: usize,
     /// When the last claim committed.
-    ended_at: Duration,
+    pub(super) ended_at: Duration,
     /// The number of deliveries refused one by one since then.
-    refused: u32,
-    paused_until: Duration,
+    pub(super) refused: u32,
+    pub(super) paused_until: Duration,
 }
 
 #[derive(Debug, Default)]
-struct Circle {
-    claimed: usize,
-    took: Duration,
+pub(super) struct Circle {
+    pub(super) claimed: usize,
+    pub(super) took: Duration,
 }
 
 #[derive(Debug)]
-struct InProgress {
-    claim: Claim,
-    tokens: Vec<u64>,
+pub(super) struct InProgress {
+    pub(super) claim: Claim,
+    pub(super) tokens: Vec<u64>,
     /// When this try began.
-    began: Duration,
+    pub(super) began: Duration,
     /// When the last try ended. `None` during the first one.
-    tried_by: Option<Duration>,
+    pub(super) tried_by: Option<Duration>,
     /// When the next try begins, if the last one has ended.
-    retry_at: Option<Duration>,
+    pub(super) retry_at: Option<Duration>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Turn {
+pub(super) enum Turn {
     Doorbells,
     Limited,
     Due,
@@ -103,12 +74,12 @@ impl Claiming {
         Claiming {
             in_progress: None,
             last: Turn::Due,
-            look_at: now,
+            poll_at: now,
             // Random, so that dispatchers don't compete for the same rows.
             cursor: Some(cursor),
             has_backlog: false,
             circle: Circle::default(),
-            fruitless_looks: 0,
+            empty_polls: 0,
             limited: BTreeSet::new(),
             freed_at: None,
             reserved: None,
@@ -205,7 +176,7 @@ impl Dispatch {
         let gathering =
             self.claiming.freed_at.or((self.doorbells.len() > 0).then_some(self.claiming.ended_at));
         let gathered = gathering.map(|at| at + GATHERING);
-        let relay = (!is_off(Protection::Relay)).then_some(self.claiming.look_at);
+        let relay = (!is_off(Protection::Relay)).then_some(self.claiming.poll_at);
         let next = [relay, gathered].into_iter().flatten().min()?;
         Some(next.max(self.claim_paused_until()))
     }
@@ -215,19 +186,19 @@ impl Dispatch {
     }
 
     /// Returns the number of free slots.
-    fn room(&self) -> usize {
+    pub(super) fn room(&self) -> usize {
         let taken = self.attempts.len() + self.recording.len();
         let free = self.limits.max_in_flight.saturating_sub(taken);
         free.min(self.troubles.room()).min(self.claiming.limit)
     }
 
-    fn byte_room(&self) -> ByteRoom {
+    pub(super) fn byte_room(&self) -> ByteRoom {
         let free = self.limits.max_in_flight_bytes.saturating_sub(self.bytes_in_flight);
         let per_destination = self.limits.max_in_flight_bytes / 8;
         ByteRoom { free, is_idle: self.attempts.is_empty(), per_destination }
     }
 
-    fn bytes_by_destination(&self) -> HashMap<Destination, u64> {
+    pub(super) fn bytes_by_destination(&self) -> HashMap<Destination, u64> {
         self.attempts.values().fold(HashMap::new(), |mut bytes, attempt| {
             *bytes.entry(attempt.held.destination).or_default() += attempt.bytes;
             bytes
@@ -313,7 +284,7 @@ impl Dispatch {
     }
 
     fn claim_of_due(&self, room: usize, now: Now) -> Option<ClaimSource> {
-        let is_time = self.claiming.look_at <= now.monotonic && !self.is_reserved();
+        let is_time = self.claiming.poll_at <= now.monotonic && !self.is_reserved();
         (is_time && !is_off(Protection::Relay)).then(|| ClaimSource::Relay(self.plan(room, now)))
     }
 
@@ -329,202 +300,5 @@ impl Dispatch {
             stepped_over: self.stepped_over.ids(now.monotonic),
             targets: Vec::new(),
         }
-    }
-
-    pub(super) fn claimed(
-        &mut self,
-        claimed: Vec<Claimed>,
-        is_recovered: bool,
-        look: Option<Look>,
-        now: Now,
-        actions: &mut Vec<Action>,
-    ) {
-        let Some(claim) = self.claiming.in_progress.take() else { return };
-        if claim.tried_by.is_some() {
-            actions.push(Action::Resume);
-        }
-        if !claim.tokens.is_empty() {
-            actions.push(Action::Acknowledge(claim.tokens.clone()));
-        }
-        self.claiming.limit = (self.claiming.limit * 2).min(BATCH);
-        self.claiming.ended_at = now.monotonic;
-        self.claiming.refused = 0;
-        self.looked(&claim, claimed.len(), look, now);
-        let (mut bytes, mut bytes_in_flight) = (self.byte_room(), self.bytes_by_destination());
-        for claimed in claimed {
-            self.stepped_over.remove(claimed.held.delivery_id);
-            // Hands back attempts that a new hold forbids, and attempts over the limits, which are possible
-            // if several tries of one claim committed.
-            let destination = claimed.held.destination;
-            let is_held = self.destinations.is_held(destination, now) && !claimed.held.is_probe;
-            let is_within = !is_recovered
-                || self.attempts.len() + self.recording.len() < self.limits.max_in_flight
-                    && self.destinations.slots(destination) > 0
-                    && bytes
-                        .judge(claimed.payload.len() as u64, bytes_in_flight.entry(destination).or_default())
-                        == Fit::Fits;
-            if is_held || !is_within {
-                let not_sent = Outcome::NotSent(LocalFailure::OverLimit);
-                let result = self.settle(claimed.held, not_sent, Measured::default(), now);
-                self.recording.push(result, now.monotonic);
-                continue;
-            }
-            let lease = match (is_recovered && !is_off(Protection::LeasePerRow), claim.tried_by) {
-                (true, Some(tried_by)) => {
-                    let claimed_at = claimed.held.claimed_at;
-                    Lease::given_at(claimed_at, self.limits.lease, now.clock, now.monotonic, tried_by)
-                }
-                _ => Lease::since(claim.began, self.limits.lease),
-            };
-            self.admit(claimed, lease, now, actions);
-        }
-    }
-
-    /// Updates the state of the relay after a claim by poll.
-    fn looked(&mut self, claim: &InProgress, count: usize, look: Option<Look>, now: Now) {
-        let ClaimSource::Relay(plan) = &claim.claim.source else { return };
-        let Some(look) = look else {
-            // An earlier try had committed. It doesn't show what else is due.
-            self.note_targets(&plan.targets, now);
-            self.claiming.look_at = now.monotonic;
-            return;
-        };
-        self.claiming.reserved = look.too_large;
-        let bytes = if look.limited.is_empty() { HashMap::new() } else { self.bytes_by_destination() };
-        for destination in look.limited {
-            self.claiming.note_limited(destination);
-            let was_freed = self.destinations.room(destination, now) > plan.room_of(destination)
-                || bytes.get(&destination) < plan.bytes_in_flight.get(&destination);
-            if was_freed {
-                // During the poll.
-                self.claiming.freed_at.get_or_insert(now.monotonic);
-            } else {
-                self.destinations.fill(destination);
-            }
-        }
-        if !plan.targets.is_empty() {
-            self.note_targets(&look.left, now);
-            return;
-        }
-        let claiming = &mut self.claiming;
-        (claiming.cursor, claiming.has_backlog) = (look.cursor, look.has_backlog);
-        claiming.circle.claimed += count;
-        claiming.circle.took += now.monotonic.saturating_sub(claim.began);
-        let goes_on =
-            look.has_more || look.cursor.is_some() || (look.has_backlog && claiming.circle.claimed > 0);
-        let circle = match look.cursor {
-            Some(_) => None,
-            None => Some(std::mem::take(&mut claiming.circle)),
-        };
-        claiming.fruitless_looks = if count > 0 { 0 } else { claiming.fruitless_looks.saturating_add(1) };
-        claiming.look_at = now.monotonic
-            + match circle {
-                _ if goes_on && count > 0 => GATHERING,
-                // There was room for some destinations only, and their due deliveries could not be claimed.
-                _ if look.has_more => pause_after(claiming.fruitless_looks),
-                _ if goes_on => Duration::ZERO,
-                circle => poll_interval(circle.unwrap_or_default().took),
-            };
-        if is_off(Protection::Circle) {
-            (claiming.cursor, claiming.has_backlog) = (None, false);
-        }
-    }
-
-    /// Schedules another poll of these destinations as soon as there is room.
-    fn note_targets(&mut self, targets: &[Destination], now: Now) {
-        if !targets.is_empty() {
-            targets.iter().for_each(|destination| self.claiming.note_limited(*destination));
-            self.claiming.freed_at.get_or_insert(now.monotonic);
-        }
-    }
-
-    pub(super) fn claim_refused(&mut self, rows: &[DeliveryId], now: Now, actions: &mut Vec<Action>) {
-        let Some(claim) = self.claiming.in_progress.take() else { return };
-        let claiming = &mut self.claiming;
-        if claim.tried_by.is_some() {
-            actions.push(Action::Resume);
-        }
-        if !claim.tokens.is_empty() {
-            actions.push(Action::Acknowledge(claim.tokens));
-        }
-        claiming.limit = (claiming.limit / 2).max(1);
-        let count = match &claim.claim.source {
-            ClaimSource::Doorbells(jobs) => {
-                // The relay claims them, fewer at a time.
-                jobs.iter().for_each(|job| claiming.note_limited(job.destination));
-                jobs.len()
-            }
-            ClaimSource::Relay(plan) => {
-                // If not even the rows could be read, the targets are left to the walk over all destinations.
-                let targets = plan.targets.iter().filter(|_| !rows.is_empty());
-                targets.for_each(|destination| claiming.note_limited(*destination));
-                rows.len()
-            }
-        };
-        claiming.limit = claiming.limit.min(count.max(2) / 2).max(1);
-        claiming.freed_at = Some(now.monotonic);
-        claiming.look_at = now.monotonic;
-        match (rows, &claim.claim.source) {
-            ([delivery_id], ClaimSource::Relay(_)) if !is_off(Protection::StepOver) => {
-                let wait = self.stepped_over.add(*delivery_id, now.monotonic);
-                claiming.refused += 1;
-                if claiming.refused > MOST_REFUSED {
-                    claiming.paused_until = now.monotonic + OUTAGE_PAUSE;
-                }
-                // Its destination may have more such rows: continue elsewhere.
-                claiming.cursor = Some(Destination::from(self.rng.i64(..)));
-                actions.push(Action::StepOver { delivery_id: *delivery_id, wait });
-            }
-            ([], ClaimSource::Relay(_)) => {
-                // The rows here can't be read: continue elsewhere.
-                claiming.cursor = Some(Destination::from(self.rng.i64(..)));
-                claiming.has_backlog = true;
-                claiming.paused_until = now.monotonic + OUTAGE_PAUSE;
-            }
-            _ => {}
-        }
-    }
-
-    pub(super) fn claim_unknown(&mut self, now: Now, actions: &mut Vec<Action>) {
-        let waiting = self.doorbells.forget_all();
-        let mut tokens: Vec<u64> = waiting.iter().map(|doorbell| doorbell.token).collect();
-        let Some(claim) = &mut self.claiming.in_progress else { return };
-        claim.tried_by = Some(now.monotonic);
-        claim.retry_at = Some(now.monotonic + OUTAGE_PAUSE);
-        actions.push(Action::Pause);
-        if self.is_stopping {
-            tokens.extend(self.claiming.abandon_retry());
-        }
-        if !tokens.is_empty() {
-            actions.push(Action::GiveBack(tokens));
-        }
-    }
-}
-
-/// Returns the poll interval after a walk whose polls took this long, so that most of the time is left for
-/// doorbells.
-fn poll_interval(took: Duration) -> Duration {
-    (10 * took).clamp(POLL_INTERVAL, LONGEST_POLL_INTERVAL)
-}
-
-/// Returns the pause after this many consecutive polls that found due deliveries but claimed nothing.
-fn pause_after(fruitless_looks: u32) -> Duration {
-    GATHERING.saturating_mul(1 << fruitless_looks.saturating_sub(1).min(6)).min(POLL_INTERVAL)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn slow_polls_lengthen_the_poll_interval() {
-        let intervals =
-            [1, 30, 200, 60_000].map(|took| poll_interval(Duration::from_millis(took)).as_millis());
-        assert_eq!(intervals, [250, 300, 2000, 3000]);
-    }
-
-    #[test]
-    fn fruitless_polls_back_off() {
-        assert_eq!([1, 2, 5, 7, 1_000].map(|looks| pause_after(looks).as_millis()), [4, 8, 64, 250, 250]);
     }
 }

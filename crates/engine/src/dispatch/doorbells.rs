@@ -5,15 +5,8 @@ use std::time::Duration;
 
 use contracts::{Destination, Job};
 
+use super::events::Doorbell;
 use crate::transition::DOORBELL_GRACE;
-
-/// A doorbell, identified to the driver by its token.
-#[derive(Clone, Debug, PartialEq)]
-#[allow(missing_docs)]
-pub struct Doorbell {
-    pub token: u64,
-    pub job: Job,
-}
 
 #[derive(Debug, Default)]
 pub(super) struct Doorbells {

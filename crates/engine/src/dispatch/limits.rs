@@ -5,8 +5,9 @@ use std::time::Duration;
 
 use contracts::{Destination, Timestamp};
 
+use super::events::{Action, Now};
+use super::in_flight::InFlight;
 use crate::destination::{Signal, Window};
-use crate::dispatch::{Action, InFlight, Now};
 use crate::outcome::{LocalFailure, Outcome};
 use crate::protection::{Protection, is_off};
 

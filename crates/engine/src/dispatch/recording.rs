@@ -6,7 +6,8 @@ use std::time::Duration;
 
 use contracts::Destination;
 
-use crate::dispatch::{BATCH, GATHERED, GATHERING, OUTAGE_PAUSE};
+use super::events::{Batch, Recorded};
+use super::pace::{BATCH, GATHERED, GATHERING, OUTAGE_PAUSE};
 use crate::protection::{Protection, is_off};
 use crate::result::{AttemptResult, Effect};
 
@@ -59,24 +60,6 @@ struct Kept {
     tried_at: Duration,
     retry_at: Duration,
     pause: Duration,
-}
-
-/// Results to record in one transaction.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Batch {
-    /// The batch's number, for the event that reports its end.
-    pub id: u64,
-    /// At most one result per delivery.
-    pub results: Vec<AttemptResult>,
-}
-
-/// A result that is recorded or given up.
-#[derive(Clone, Debug, PartialEq)]
-#[allow(missing_docs)]
-pub struct Recorded {
-    pub result: AttemptResult,
-    /// `None`: the database refuses it permanently. Its attempt will be recorded as `outcome_unknown`.
-    pub effect: Option<Effect>,
 }
 
 impl Recording {

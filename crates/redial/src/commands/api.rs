@@ -4,7 +4,7 @@ use std::net::TcpListener;
 use std::num::NonZeroUsize;
 
 use anyhow::Context;
-use api::Readiness;
+use ops::Readiness;
 use tokio_util::sync::CancellationToken;
 
 use crate::commands::service;

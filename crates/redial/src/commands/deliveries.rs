@@ -8,7 +8,7 @@ use contracts::{DeliveryId, RunId};
 use serde_json::Value;
 use tokio::time::sleep;
 
-use crate::commands::remote::{LOOK, Remote, Target, print_table};
+use crate::commands::remote::{POLL_INTERVAL, Remote, Target, print_table};
 
 /// List, show, redeliver and withdraw deliveries through the API.
 #[derive(clap::Args)]
@@ -200,7 +200,7 @@ async fn follow(remote: &Remote, id: DeliveryId) -> Result<()> {
                 delivery["failure_reason_code"].as_str().unwrap_or("-")
             );
         }
-        sleep(LOOK).await;
+        sleep(POLL_INTERVAL).await;
     }
 }
 

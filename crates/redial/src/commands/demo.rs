@@ -27,7 +27,7 @@ const PREFIX: &str = "redial-demo-";
 /// Delays between the demo's attempts: short enough to watch.
 const SCHEDULE: [Duration; 2] = [Duration::from_millis(400), Duration::from_millis(800)];
 /// Timeout for callbacks to arrive; they normally need far less.
-const PATIENCE: Duration = Duration::from_secs(20);
+const TIMEOUT: Duration = Duration::from_secs(20);
 
 /// Runs the demo in a temporary directory, which is removed at the end, also after SIGTERM or SIGINT.
 pub(crate) async fn run() -> Result<()> {
@@ -188,12 +188,12 @@ async fn show(settings: &Settings, home: &Path) -> Result<()> {
 
 /// Waits for `count` callbacks.
 async fn gather(arrivals: &mut UnboundedReceiver<Received>, count: usize) -> Result<Vec<Received>> {
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + TIMEOUT;
     let mut arrived = Vec::with_capacity(count);
     while arrived.len() < count {
         match timeout_at(deadline, arrivals.recv()).await {
             Ok(Some(received)) => arrived.push(received),
-            _ => bail!("only {} of {count} callbacks arrived within {PATIENCE:?}", arrived.len()),
+            _ => bail!("only {} of {count} callbacks arrived within {TIMEOUT:?}", arrived.len()),
         }
     }
     Ok(arrived)

@@ -5,8 +5,8 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
-use api::{Readiness, silent};
 use dispatcher::{Dispatcher, Progress};
+use ops::{Readiness, silent};
 use queue::Consumer;
 use tokio_util::sync::CancellationToken;
 

@@ -12,14 +12,14 @@ pub(crate) struct Args {
 }
 
 /// Shorter than the interval of container health checks.
-const PATIENCE: Duration = Duration::from_secs(3);
+const TIMEOUT: Duration = Duration::from_secs(3);
 
 pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
     let _ = rustls::crypto::ring::default_provider().install_default();
     let client = reqwest::Client::builder()
         .no_proxy()
         .redirect(reqwest::redirect::Policy::none())
-        .timeout(PATIENCE)
+        .timeout(TIMEOUT)
         .build()?;
     let response =
         client.get(&args.url).send().await.with_context(|| format!("{} does not answer", args.url))?;

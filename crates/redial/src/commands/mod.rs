@@ -7,6 +7,7 @@ pub(crate) mod demo;
 pub(crate) mod dev;
 pub(crate) mod dispatcher;
 pub(crate) mod healthcheck;
+mod import;
 pub(crate) mod listen;
 pub(crate) mod migrate;
 pub(crate) mod org;

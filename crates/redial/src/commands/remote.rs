@@ -33,9 +33,9 @@ pub(crate) struct Target {
 }
 
 /// How long `--follow` retries while the API does not answer, as during a restart.
-const PATIENCE: Duration = Duration::from_secs(60);
+const TIMEOUT: Duration = Duration::from_secs(60);
 /// Poll interval of `--follow`.
-pub(crate) const LOOK: Duration = Duration::from_millis(500);
+pub(crate) const POLL_INTERVAL: Duration = Duration::from_millis(500);
 /// Maximum items per page.
 const LARGEST_PAGE: usize = 500;
 
@@ -108,13 +108,13 @@ impl Remote {
         understood(self.client.post_once(path, idempotency_key).await?)
     }
 
-    /// Like [`Remote::get`], but retries for up to [`PATIENCE`] while the API does not answer, or answers 429
+    /// Like [`Remote::get`], but retries for up to [`TIMEOUT`] while the API does not answer, or answers 429
     /// or 503.
     pub(crate) async fn get_patiently(&self, path: &str) -> Result<Answer> {
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + TIMEOUT;
         loop {
             match self.client.get(path).await {
-                Err(_) | Ok((429 | 503, _)) if Instant::now() < deadline => sleep(LOOK).await,
+                Err(_) | Ok((429 | 503, _)) if Instant::now() < deadline => sleep(POLL_INTERVAL).await,
                 answered => return understood(answered?),
             }
         }

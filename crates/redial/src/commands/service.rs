@@ -11,7 +11,7 @@ use tokio_util::sync::CancellationToken;
 use crate::signals;
 
 /// How long a service waits for an unavailable database at startup.
-const PATIENCE: Duration = Duration::from_secs(30);
+const TIMEOUT: Duration = Duration::from_secs(30);
 const PAUSE: Duration = Duration::from_millis(200);
 
 /// The database and shutdown token of a service.
@@ -44,7 +44,7 @@ pub(crate) async fn start(url: &DatabaseUrl, connections: u32) -> anyhow::Result
             shutdown.cancel();
         }
     });
-    let opening = patiently(PATIENCE, async || Store::open(url, connections).await);
+    let opening = patiently(TIMEOUT, async || Store::open(url, connections).await);
     let opened =
         shutdown.run_until_cancelled(opening).await.context("stopped while waiting for the database")?;
     let store = opened.with_context(|| format!("cannot use {url}"))?;
@@ -116,7 +116,7 @@ mod tests {
     #[tokio::test]
     async fn an_unavailable_database_is_retried() {
         let mut tries = 0;
-        let opened = patiently(PATIENCE, async || {
+        let opened = patiently(TIMEOUT, async || {
             tries += 1;
             if tries < 2 { Err(away()) } else { Ok(tries) }
         });
@@ -131,7 +131,7 @@ mod tests {
     #[tokio::test]
     async fn an_incompatible_schema_is_not_retried() {
         let mut tries = 0;
-        let opened = patiently(PATIENCE, async || {
+        let opened = patiently(TIMEOUT, async || {
             tries += 1;
             Err::<(), _>(StoreError::Schema("older".into()))
         });

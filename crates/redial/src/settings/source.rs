@@ -11,7 +11,7 @@ use config::{Config, Environment, File, FileFormat, Map, Value, ValueKind};
 use super::SettingsError;
 
 /// The defaults. They define which keys exist.
-const DEFAULTS: &str = include_str!("defaults.toml");
+pub(super) const DEFAULTS: &str = include_str!("defaults.toml");
 const PREFIX: &str = "REDIAL_";
 
 /// Environment variables by name.

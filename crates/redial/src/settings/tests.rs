@@ -2,6 +2,10 @@
 
 use std::time::Duration;
 
+use api::Rate;
+use egress::Rules;
+use queue::Broker;
+
 use super::*;
 
 fn read(file: &str, variables: &[(&str, &str)]) -> Result<Settings, SettingsError> {

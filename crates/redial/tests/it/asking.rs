@@ -9,7 +9,7 @@ use crate::cli::{Cli, Running};
 /// Starts `dev` in its own directory. Also returns a run that can be redelivered.
 fn dev(cli: &Cli) -> (Running, String) {
     let mut command = cli.command(&["dev", "--listen", "127.0.0.1:0", "--receiver", "127.0.0.1:0"]);
-    let mut running = Running(command.stderr(Stdio::null()).spawn().unwrap());
+    let mut running = Running::start(command.stderr(Stdio::null()));
     let next = running.printed("redial deliveries redeliver");
     running.printed("redial deliveries list");
     (running, next.split_whitespace().nth(3).unwrap().to_owned())

@@ -2,11 +2,11 @@
 
 use std::io::{BufRead, BufReader, Write};
 use std::path::Path;
-use std::process::{Child, Command, Output, Stdio};
+use std::process::{Command, Output, Stdio};
 
 use store::DatabaseUrl;
 use tempfile::TempDir;
-use testkit::TestDatabase;
+use testkit::{Process, Signal, TestDatabase};
 
 /// A key for `secrets.keys`.
 pub(crate) const KEY: &str = "test:AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8=";
@@ -72,7 +72,7 @@ impl Cli {
     }
 
     pub(crate) fn spawn(&self, arguments: &[&str]) -> Running {
-        Running(self.command(arguments).spawn().unwrap())
+        Running::start(&mut self.command(arguments))
     }
 }
 
@@ -93,9 +93,13 @@ impl From<Output> for Ended {
 }
 
 /// A long-running process; killed when dropped.
-pub(crate) struct Running(pub(crate) Child);
+pub(crate) struct Running(pub(crate) Process);
 
 impl Running {
+    pub(crate) fn start(command: &mut Command) -> Running {
+        Running(Process::start(command).unwrap())
+    }
+
     /// Reads lines of standard output until one contains `wanted`, and returns it.
     pub(crate) fn printed(&mut self, wanted: &str) -> String {
         find(self.0.stdout.as_mut().unwrap(), wanted)
@@ -106,14 +110,13 @@ impl Running {
         find(self.0.stderr.as_mut().unwrap(), wanted)
     }
 
-    pub(crate) fn signal(&self, signal: &str) {
-        let pid = self.0.id().to_string();
-        assert!(Command::new("kill").args([signal, &pid]).status().unwrap().success());
+    pub(crate) fn signal(&self, signal: Signal) {
+        self.0.signal(signal).unwrap();
     }
 
     /// Sends SIGTERM and returns the exit status.
     pub(crate) fn stop(self) -> i32 {
-        self.signal("-TERM");
+        self.signal(Signal::TERM);
         self.ended()
     }
 
@@ -123,13 +126,6 @@ impl Running {
         drop(self.0.stderr.take());
         std::io::copy(self.0.stdout.as_mut().unwrap(), &mut std::io::sink()).unwrap();
         self.0.wait().unwrap().code().expect("exited without a signal")
-    }
-}
-
-impl Drop for Running {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
     }
 }
 

@@ -1,6 +1,7 @@
 //! An api told to stop while load balancers still send requests to it.
 
 use serde_json::Value;
+use testkit::Signal;
 
 use crate::system::{System, shared_broker};
 
@@ -11,7 +12,7 @@ async fn a_stopping_api_is_not_ready_but_serves_until_its_drain_delay_is_over() 
     let ready = system.url(0, "/health/ready");
     let status = async || system.http.get(&ready).send().await.unwrap();
     assert_eq!(status().await.status(), 200);
-    system.apis[0].signal("-TERM");
+    system.apis[0].signal(Signal::TERM);
     let refused = loop {
         let answer = status().await;
         if answer.status() != 200 {

@@ -4,6 +4,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
 use serde_json::Value;
+use testkit::Signal;
 
 use crate::cli::{Cli, Running};
 
@@ -40,7 +41,7 @@ fn the_demo_shows_bytes_headers_and_history_and_leaves_nothing_behind() {
 
 #[test]
 fn a_demo_ended_by_a_signal_at_any_point_leaves_nothing_behind() {
-    for signal in ["-INT", "-TERM"] {
+    for signal in [Signal::INT, Signal::TERM] {
         for point in ["Redial demo.", "1. ", "recorded; ", "2. ", "3. "] {
             let cli = demo();
             let mut running = cli.spawn(&["demo"]);
@@ -48,8 +49,8 @@ fn a_demo_ended_by_a_signal_at_any_point_leaves_nothing_behind() {
             running.signal(signal);
             // Near its end, the demo may finish before the signal arrives.
             let code = running.ended();
-            assert!(code == 1 || (code == 0 && point == "3. "), "{code} after {signal} at {point:?}");
-            assert_eq!(leftovers(&cli), [""; 0], "{signal} at {point:?}");
+            assert!(code == 1 || (code == 0 && point == "3. "), "{code} after {signal:?} at {point:?}");
+            assert_eq!(leftovers(&cli), [""; 0], "{signal:?} at {point:?}");
         }
     }
 }

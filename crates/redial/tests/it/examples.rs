@@ -189,7 +189,7 @@ struct Receiver {
 
 impl Receiver {
     fn start(one: (&str, &str), secret: &str) -> Receiver {
-        let mut process = Running(example(one, secret).spawn().unwrap());
+        let mut process = Running::start(&mut example(one, secret));
         let line = process.printed("listening on http://");
         let address = line.trim().strip_prefix("listening on http://").unwrap().to_owned();
         Receiver { address, _process: process }

@@ -5,6 +5,7 @@ use std::net::TcpStream;
 use std::process::Stdio;
 
 use crate::cli::{Cli, Running};
+use testkit::Signal;
 
 /// Enough log lines to fill a pipe several times.
 const REQUESTS: usize = 3_000;
@@ -15,7 +16,7 @@ fn talkative() -> Cli {
 
 fn dev(cli: &Cli, stderr: Stdio) -> (Running, String) {
     let mut command = cli.command(&["dev", "--listen", "127.0.0.1:0", "--receiver", "127.0.0.1:0"]);
-    let mut running = Running(command.stderr(stderr).spawn().unwrap());
+    let mut running = Running::start(command.stderr(stderr));
     let line = running.printed("API ");
     let address = line.trim().rsplit_once("http://").unwrap().1.to_owned();
     running.printed("callback-redeliveries"); // the last output of the start
@@ -43,7 +44,7 @@ fn a_stalled_log_reader_blocks_neither_requests_nor_the_exit() {
     let (mut running, address) = dev(&cli, Stdio::piped());
     let unread = running.0.stderr.take().unwrap();
     ask(&address);
-    running.signal("-TERM");
+    running.signal(Signal::TERM);
     let status = running.0.wait().unwrap();
     assert!(status.success(), "{status}");
     drop(unread);

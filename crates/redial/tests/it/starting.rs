@@ -1,7 +1,7 @@
 //! Configuration of the binary, and how services start and stop.
 
 use contracts::{SigningSecret, Timestamp, sign};
-use testkit::{Engine, TestDatabase};
+use testkit::{Engine, Signal, TestDatabase};
 
 use crate::cli::{Cli, KEY};
 
@@ -174,7 +174,7 @@ async fn a_stopping_dispatcher_is_not_ready_until_its_attempts_in_flight_are_fin
         serde_json::from_str(&dispatcher.logged("answering health checks")).unwrap();
     let health = format!("http://{}/v1/health", line["listen"].as_str().unwrap());
     arrivals.recv().await.unwrap();
-    dispatcher.signal("-TERM");
+    dispatcher.signal(Signal::TERM);
     let ready = health.replace("v1/health", "health/ready");
     let red = std::iter::repeat_with(|| cli.run(&["healthcheck", &ready])).find(|ended| ended.code == 1);
     let why = red.unwrap().stderr;

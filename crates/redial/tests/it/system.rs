@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use std::io::{BufRead, BufReader};
 use std::net::SocketAddr;
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
+use std::process::{Command, Stdio};
 use std::sync::{Arc, Mutex, mpsc};
 use std::time::Duration;
 
@@ -13,13 +13,13 @@ use contracts::{RunId, SigningSecret};
 use queue::Broker;
 use receiver::{Received, Receiver};
 use serde_json::Value;
-use testkit::{Engine, TestDatabase};
+use testkit::{Engine, Signal, TestDatabase};
 use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 use tokio::time::{Instant, timeout_at};
 use uuid::Uuid;
 
 /// Longer than anything here takes; only a failing test reaches it.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(120);
+pub(crate) const TIMEOUT: Duration = Duration::from_secs(120);
 
 pub(crate) struct System {
     pub(crate) apis: Vec<Process>,
@@ -40,7 +40,7 @@ pub(crate) struct System {
 
 /// A process of the real binary, killed when dropped.
 pub(crate) struct Process {
-    child: Child,
+    child: testkit::Process,
     /// Its HTTP address, if it serves HTTP.
     pub(crate) address: Option<SocketAddr>,
 }
@@ -153,7 +153,7 @@ impl System {
     }
 
     fn start_service(&self, name: &str, mut command: Command) -> Process {
-        let mut child = command.stderr(Stdio::piped()).spawn().unwrap();
+        let mut child = testkit::Process::start(command.stderr(Stdio::piped())).unwrap();
         let log = BufReader::new(child.stderr.take().unwrap());
         let (started, address) = mpsc::channel();
         let logs = self.logs.clone();
@@ -174,7 +174,7 @@ impl System {
             }
         });
         let address =
-            address.recv_timeout(PATIENCE).unwrap_or_else(|_| panic!("redial {name} does not start"));
+            address.recv_timeout(TIMEOUT).unwrap_or_else(|_| panic!("redial {name} does not start"));
         Process { child, address }
     }
 
@@ -234,7 +234,7 @@ impl System {
 
     /// Polls the delivery until it has ended, and returns it.
     pub(crate) async fn settled(&self, id: &str) -> Value {
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + TIMEOUT;
         loop {
             let delivery = self.delivery(id).await;
             if !delivery["completed_at"].is_null() {
@@ -246,7 +246,7 @@ impl System {
 
     /// Waits for `count` callbacks and returns them.
     pub(crate) async fn gather(&mut self, count: usize) -> Vec<Received> {
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + TIMEOUT;
         let mut arrived = Vec::new();
         while arrived.len() < count {
             let next = timeout_at(deadline, self.arrivals.recv()).await;
@@ -283,7 +283,7 @@ impl System {
 impl Process {
     /// Sends SIGTERM; the process must exit with status 0.
     pub(crate) fn stop(mut self) {
-        self.signal("-TERM");
+        self.signal(Signal::TERM);
         let status = self.child.wait().unwrap();
         assert!(status.success(), "ended with {status}");
     }
@@ -299,17 +299,8 @@ impl Process {
         self.child.wait().unwrap();
     }
 
-    pub(crate) fn signal(&self, signal: &str) {
-        assert!(
-            Command::new("kill").args([signal, &self.child.id().to_string()]).status().unwrap().success()
-        );
-    }
-}
-
-impl Drop for Process {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
+    pub(crate) fn signal(&self, signal: Signal) {
+        self.child.signal(signal).unwrap();
     }
 }
 

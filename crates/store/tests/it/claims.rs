@@ -276,7 +276,7 @@ async fn the_relay_reads_only_the_index_entries_it_needs() {
     let read = tuples_read(&mut stage);
     // The backlog of a full destination adds no cost to a poll.
     let rooms = [(Destination::from(0), 0)].into();
-    assert_eq!(stage.look(&RelayPlan { rooms, ..plan(18) }).claimed, []);
+    assert_eq!(stage.poll(&RelayPlan { rooms, ..plan(18) }).claimed, []);
     let again = tuples_read(&mut stage) - read;
     assert!(read.max(again) < 600, "of 5,000: {read}, {again}");
 }

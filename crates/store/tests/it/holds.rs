@@ -98,9 +98,9 @@ async fn a_held_target_gets_no_attempts(engine: Engine) {
     stage.accept();
     let targets = RelayPlan { targets: vec![stage.destination(URL)], ..plan(10) };
     stage.advance(GRACE);
-    assert_eq!(stage.look(&targets).claimed, []);
+    assert_eq!(stage.poll(&targets).claimed, []);
     stage.advance(MINUTE);
-    assert_eq!(stage.look(&targets).claimed, [], "nor its probe");
+    assert_eq!(stage.poll(&targets).claimed, [], "nor its probe");
 }
 
 async fn when_a_hold_ends_one_attempt_goes_first(engine: Engine) {
@@ -117,8 +117,8 @@ async fn when_a_hold_ends_one_attempt_goes_first(engine: Engine) {
 async fn of_many_relays_exactly_one_gets_the_probe(engine: Engine) {
     let mut stage = Stage::new(engine);
     half_open(&mut stage, 20);
-    let look = |tx: &mut _, now| claim_due(tx, now, LEASE, ClaimId::new(now), &plan(10));
-    let dues = at_once(&stage.store().await, 16, look).await;
+    let poll = |tx: &mut _, now| claim_due(tx, now, LEASE, ClaimId::new(now), &plan(10));
+    let dues = at_once(&stage.store().await, 16, poll).await;
     let claimed: Vec<_> = dues.into_iter().flat_map(|due| due.claimed).collect();
     assert_eq!(claimed.len(), 1);
     assert!(claimed[0].held.is_probe);
@@ -179,8 +179,8 @@ async fn a_probe_that_does_not_fit_has_not_begun(engine: Engine) {
     let mut stage = Stage::new(engine);
     half_open(&mut stage, 1);
     let bytes = ByteRoom { free: 1, is_idle: false, per_destination: u64::MAX };
-    let due = stage.look(&RelayPlan { bytes, ..plan(10) });
-    assert!(due.claimed.is_empty() && due.look.too_large.is_some());
+    let due = stage.poll(&RelayPlan { bytes, ..plan(10) });
+    assert!(due.claimed.is_empty() && due.poll.too_large.is_some());
     probe(&mut stage);
 }
 

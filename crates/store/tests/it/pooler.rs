@@ -81,14 +81,17 @@ async fn transactions_of_many_connections_share_a_few_sessions() {
     ];
     let runs: Vec<_> = (0..200).map(|_| stage.run()).collect();
     let org = stage.org;
-    let asked = runs.into_iter().enumerate().map(|(n, run)| {
-        let store = stores[n % 2].clone();
-        tokio::spawn(async move {
-            store.write(move |tx, now| redeliver(tx, now, &POLICY, org, run, "r")).await.unwrap()
-        })
-    });
-    for answer in asked.collect::<Vec<_>>() {
-        assert!(matches!(answer.await.unwrap(), Redelivery::Accepted(_)));
+    // Twice as many at once as there are connections.
+    for together in runs.chunks(32) {
+        let asked = together.iter().enumerate().map(|(n, run)| {
+            let (store, run) = (stores[n % 2].clone(), *run);
+            tokio::spawn(async move {
+                store.write(move |tx, now| redeliver(tx, now, &POLICY, org, run, "r")).await.unwrap()
+            })
+        });
+        for answer in asked.collect::<Vec<_>>() {
+            assert!(matches!(answer.await.unwrap(), Redelivery::Accepted(_)));
+        }
     }
     for store in &stores {
         store.ping().await.unwrap();

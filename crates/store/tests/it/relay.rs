@@ -55,30 +55,30 @@ async fn the_room_is_shared_equally_among_destinations_oldest_deliveries_first(e
     let [one, ..] = stage.accept_many(3)[..] else { unreachable!() };
     stage.advance(GRACE);
     let narrow = RelayPlan { ordinary_room: 1, ..plan(10) };
-    assert_eq!(ids(&stage.look(&narrow).claimed), [one]);
+    assert_eq!(ids(&stage.poll(&narrow).claimed), [one]);
     let full = RelayPlan { rooms: [(stage.destination(URL), 0)].into(), ..plan(10) };
-    let due = stage.look(&full);
-    assert_eq!((due.claimed, due.look.limited), (vec![], vec![stage.destination(URL)]));
+    let due = stage.poll(&full);
+    assert_eq!((due.claimed, due.poll.limited), (vec![], vec![stage.destination(URL)]));
 }
 
 async fn a_poll_that_sees_all_due_deliveries_reports_no_backlog(engine: Engine) {
     let mut stage = Stage::new(engine);
-    assert_eq!(stage.look(&plan(10)), DueClaim::default());
+    assert_eq!(stage.poll(&plan(10)), DueClaim::default());
     let waiting = stage.accept().id;
     stage.copy(waiting, 500, 250);
     stage.advance(GRACE + LEASE);
-    let DueClaim { claimed, look } = stage.look(&plan(100));
+    let DueClaim { claimed, poll } = stage.poll(&plan(100));
     assert_eq!(destinations(&claimed).len(), 100);
-    assert!(!look.has_backlog && look.has_more);
+    assert!(!poll.has_backlog && poll.has_more);
     // The next poll continues after the last served destination.
-    assert_eq!(look.cursor, destinations(&claimed).last().copied());
-    let next = stage.look(&RelayPlan { cursor: look.cursor, ..plan(100) });
+    assert_eq!(poll.cursor, destinations(&claimed).last().copied());
+    let next = stage.poll(&RelayPlan { cursor: poll.cursor, ..plan(100) });
     assert!(
         destinations(&next.claimed).iter().all(|destination| !destinations(&claimed).contains(destination))
     );
-    let DueClaim { claimed, look } = stage.look(&plan(1000));
+    let DueClaim { claimed, poll } = stage.poll(&plan(1000));
     assert_eq!(claimed.len(), 501 - 200);
-    assert!(!look.has_backlog && !look.has_more && look.cursor.is_none());
+    assert!(!poll.has_backlog && !poll.has_more && poll.cursor.is_none());
 }
 
 async fn with_a_backlog_consecutive_polls_walk_all_destinations(engine: Engine) {
@@ -88,17 +88,17 @@ async fn with_a_backlog_consecutive_polls_walk_all_destinations(engine: Engine) 
     stage.advance(GRACE + LEASE);
     let mut served = Vec::new();
     let mut plan = plan(100);
-    for look in 1..=4 {
-        let due = stage.look(&plan);
+    for poll in 1..=4 {
+        let due = stage.poll(&plan);
         served.extend(destinations(&due.claimed));
-        (plan.cursor, plan.has_backlog) = (due.look.cursor, due.look.has_backlog);
-        assert_eq!(destinations(&due.claimed).len(), if look == 4 { 1 } else { 100 });
-        assert_eq!(plan.cursor.is_none(), look == 4, "the circle has ended");
+        (plan.cursor, plan.has_backlog) = (due.poll.cursor, due.poll.has_backlog);
+        assert_eq!(destinations(&due.claimed).len(), if poll == 4 { 1 } else { 100 });
+        assert_eq!(plan.cursor.is_none(), poll == 4, "the circle has ended");
     }
     served.sort_unstable();
     served.dedup();
     assert_eq!(served.len(), 301, "every destination was served");
-    let again = stage.look(&plan);
+    let again = stage.poll(&plan);
     assert_eq!(destinations(&again.claimed)[0], Destination::from(0), "the next circle begins");
 }
 
@@ -110,10 +110,10 @@ async fn the_backlog_of_a_full_destination_does_not_hide_other_deliveries(engine
     let behind = stage.accept_to(OTHER_URL).id;
     stage.advance(GRACE);
     let rooms = [(Destination::from(0), 0), (stage.destination(URL), 0)].into();
-    let due = stage.look(&RelayPlan { rooms, ..plan(10) });
+    let due = stage.poll(&RelayPlan { rooms, ..plan(10) });
     assert_eq!(ids(&due.claimed), [behind]);
-    assert_eq!(due.look.limited.len(), 2);
-    assert!(!due.look.has_more);
+    assert_eq!(due.poll.limited.len(), 2);
+    assert!(!due.poll.has_more);
 }
 
 async fn a_walk_passes_destinations_without_due_deliveries(engine: Engine) {
@@ -134,9 +134,9 @@ async fn a_walk_passes_destinations_without_due_deliveries(engine: Engine) {
     let mut walking = RelayPlan { has_backlog: true, cursor: Some(Destination::from(-1)), ..plan(100) };
     let mut claimed = Vec::new();
     for _ in 0..3 {
-        let due = stage.look(&walking);
+        let due = stage.poll(&walking);
         claimed.extend(due.claimed);
-        (walking.cursor, walking.has_backlog) = (due.look.cursor, due.look.has_backlog);
+        (walking.cursor, walking.has_backlog) = (due.poll.cursor, due.poll.has_backlog);
         if walking.cursor.is_none() {
             break;
         }
@@ -152,8 +152,8 @@ async fn a_delivery_that_is_stepped_over_is_not_claimed(engine: Engine) {
     let [first, second, third] = stage.accept_many(3)[..] else { unreachable!() };
     stage.advance(GRACE);
     let stepping = RelayPlan { stepped_over: vec![first, third], ..plan(1) };
-    assert_eq!(ids(&stage.look(&stepping).claimed), [second]);
-    assert_eq!(stage.look(&stepping).claimed, []);
+    assert_eq!(ids(&stage.poll(&stepping).claimed), [second]);
+    assert_eq!(stage.poll(&stepping).claimed, []);
     assert_eq!(stage.claim_due(10).len(), 2);
 }
 
@@ -163,11 +163,11 @@ async fn a_payload_beyond_the_budget_is_not_claimed_and_its_destination_is_next(
     stage.advance(GRACE);
     let bytes = u64::try_from(waiting.payload_bytes.len()).unwrap();
     let room = |free| ByteRoom { free, is_idle: false, per_destination: u64::MAX };
-    let due = stage.look(&RelayPlan { bytes: room(bytes - 1), ..plan(10) });
-    assert_eq!((due.claimed, due.look.too_large), (vec![], Some(bytes)));
+    let due = stage.poll(&RelayPlan { bytes: room(bytes - 1), ..plan(10) });
+    assert_eq!((due.claimed, due.poll.too_large), (vec![], Some(bytes)));
     assert_eq!(stage.delivery(waiting.id).status_code, DeliveryStatus::Pending);
-    let next = RelayPlan { bytes: room(bytes), cursor: due.look.cursor, has_backlog: true, ..plan(10) };
-    assert_eq!(ids(&stage.look(&next).claimed), [waiting.id]);
+    let next = RelayPlan { bytes: room(bytes), cursor: due.poll.cursor, has_backlog: true, ..plan(10) };
+    assert_eq!(ids(&stage.poll(&next).claimed), [waiting.id]);
 }
 
 async fn a_target_is_served_without_the_doorbells_grace_but_not_before_its_time(engine: Engine) {
@@ -176,10 +176,10 @@ async fn a_target_is_served_without_the_doorbells_grace_but_not_before_its_time(
     let tried = stage.claimed();
     stage.finish_one(retried(&tried, stage.now + MICROSECOND));
     let targets = RelayPlan { targets: vec![stage.destination(URL)], ..plan(10) };
-    assert_eq!(ids(&stage.look(&targets).claimed), [new]);
+    assert_eq!(ids(&stage.poll(&targets).claimed), [new]);
     assert_eq!(stage.claim_due(10), [], "the other's doorbell may still come");
     stage.advance(MICROSECOND);
-    assert_eq!(ids(&stage.look(&targets).claimed), [tried.held.delivery_id]);
+    assert_eq!(ids(&stage.poll(&targets).claimed), [tried.held.delivery_id]);
     stage.advance(GRACE);
     assert_eq!(ids(&stage.claim_due(10)), [other]);
 }
@@ -197,8 +197,8 @@ async fn concurrent_relays_serve_every_destination_once(engine: Engine) {
     let waiting = stage.accept().id;
     stage.copy(waiting, 80, 40);
     stage.advance(GRACE + LEASE);
-    let look = |tx: &mut _, now| claim_due(tx, now, LEASE, ClaimId::new(now), &plan(10));
-    let dues = at_once(&stage.store().await, 16, look).await;
+    let poll = |tx: &mut _, now| claim_due(tx, now, LEASE, ClaimId::new(now), &plan(10));
+    let dues = at_once(&stage.store().await, 16, poll).await;
     let mut claimed: Vec<_> = dues.into_iter().flat_map(|due| due.claimed).collect();
     // Relays skip locked rows, so some may have claimed less than was due.
     claimed.extend(stage.claim_due(81));

@@ -156,11 +156,11 @@ impl Stage {
     }
 
     pub(crate) fn claim_due(&mut self, limit: usize) -> Vec<Claimed> {
-        self.look(&plan(limit)).claimed
+        self.poll(&plan(limit)).claimed
     }
 
     /// Runs one relay poll.
-    pub(crate) fn look(&mut self, plan: &RelayPlan) -> DueClaim {
+    pub(crate) fn poll(&mut self, plan: &RelayPlan) -> DueClaim {
         let now = self.now;
         self.conn.transaction(|tx| claim_due(tx, now, LEASE, ClaimId::new(now), plan)).unwrap()
     }

@@ -1,0 +1,41 @@
+//! Access log: one line per request, and the cause of every 5xx. Never logs a token, a query or a body.
+
+use std::time::Instant;
+
+use actix_web::body::MessageBody;
+use actix_web::dev::{ServiceRequest, ServiceResponse};
+use actix_web::middleware::Next;
+use actix_web::web::Data;
+use actix_web::{Error, HttpMessage};
+use contracts::OrgId;
+use tracing::{error, field, info};
+
+use crate::context::Api;
+use crate::transport::client::client;
+use crate::transport::request_id;
+
+pub(crate) async fn layer(
+    request: ServiceRequest,
+    next: Next<impl MessageBody>,
+) -> Result<ServiceResponse<impl MessageBody>, Error> {
+    let started = Instant::now();
+    let response = next.call(request).await?;
+    let request = response.request();
+    let request_id = request_id::of(request);
+    let status = response.status();
+    info!(
+        method = %request.method(),
+        // The pattern, not the path: few distinct values, none chosen by the client.
+        route = request.match_pattern().as_deref().unwrap_or("none"),
+        status = status.as_u16(),
+        duration_us = u64::try_from(started.elapsed().as_micros()).unwrap_or(u64::MAX),
+        request_id,
+        client = request.app_data::<Data<Api>>().map(|api| field::display(client(request, &api.trusted_proxies))),
+        org_id = request.extensions().get::<OrgId>().map(field::display), // absent until a token was accepted
+        "request"
+    );
+    if status.is_server_error() {
+        error!(request_id, cause = response.response().error().map(field::display), "request failed");
+    }
+    Ok(response)
+}
