@@ -2,12 +2,14 @@
 //! commit form the next batch. Doorbells ring as soon as a batch is committed. A lone request never waits for
 //! others.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use ops::Metrics;
 use queue::Publisher;
 use store::{AcceptPolicy, Redelivery, RedeliveryRequest, Store, StoreError, redeliver_batch};
 use tokio::sync::{mpsc, oneshot};
 
+use crate::context::Api;
 use crate::doorbell::ring;
 use crate::error::ApiError;
 use crate::limits::LIGHT_RUN;
@@ -31,16 +33,17 @@ struct Waiting {
 
 impl Acceptor {
     /// Starts the accepting task, which ends when the last clone is dropped. A transaction that takes longer
-    /// than `patience` is no longer awaited, so that one unresponsive connection does not block all later
+    /// than the API's `database_time` is no longer awaited, so that one unresponsive connection does not block all later
     /// batches.
-    pub(crate) fn start(
-        store: Store,
-        publisher: Publisher,
-        policy: AcceptPolicy,
-        patience: Duration,
-    ) -> Acceptor {
+    pub(crate) fn start(api: &Api) -> Acceptor {
         let (requests, waiting) = mpsc::channel(WAITING);
-        let acceptance = Acceptance { store, publisher, policy, patience };
+        let acceptance = Acceptance {
+            store: api.store.clone(),
+            publisher: api.publisher.clone(),
+            metrics: api.metrics.clone(),
+            policy: api.accept,
+            patience: api.limits.database_time,
+        };
         tokio::spawn(run(acceptance.clone(), waiting));
         Acceptor { requests, acceptance }
     }
@@ -70,6 +73,7 @@ impl Acceptor {
 struct Acceptance {
     store: Store,
     publisher: Publisher,
+    metrics: Metrics,
     policy: AcceptPolicy,
     patience: Duration,
 }
@@ -129,12 +133,17 @@ impl Acceptance {
         let policy = self.policy;
         let asked_by: Vec<String> = requests.iter().map(|request| request.request_id.clone()).collect();
         let accept = move |tx: &mut _, now| redeliver_batch(tx, now, &policy, &requests, max_bytes);
-        let answers: Vec<Redelivery> = self.store.write_within(self.patience, accept).await?;
+        let (began, size) = (Instant::now(), asked_by.len());
+        let accepted: Result<Vec<Redelivery>, StoreError> =
+            self.store.write_within(self.patience, accept).await;
+        self.metrics.transaction("accept", began, accepted.as_ref().err().map(StoreError::label));
+        self.metrics.accept_batches.observe([], size as f64);
+        let answers = accepted?;
         let accepted = answers.iter().zip(asked_by).filter_map(|(answer, asked_by)| match answer {
             Redelivery::Accepted(accepted) => Some((accepted, asked_by)),
             _ => None,
         });
-        ring(&self.publisher, accepted);
+        ring(&self.publisher, &self.metrics, accepted);
         Ok(answers)
     }
 }

@@ -2,7 +2,7 @@
 
 use egress::Policy;
 use ipnet::IpNet;
-use ops::Readiness;
+use ops::{Metrics, Readiness};
 use queue::Publisher;
 use store::{AcceptPolicy, Keyring, Store};
 
@@ -30,6 +30,8 @@ pub struct Api {
     pub trusted_proxies: Vec<IpNet>,
     /// Checks behind `GET /health/ready`.
     pub readiness: Readiness,
+    /// Counts requests and accepted deliveries.
+    pub metrics: Metrics,
 }
 
 /// Memory budgets shared by large requests.

@@ -24,8 +24,8 @@ use std::sync::Arc;
 
 use actix_web::App;
 use actix_web::middleware::from_fn;
-use actix_web::web::Data;
-use ops::Readiness;
+use actix_web::web::{Data, ServiceConfig};
+use ops::{Metrics, Readiness};
 use tokio_util::sync::CancellationToken;
 
 use crate::acceptor::Acceptor;
@@ -51,27 +51,25 @@ pub async fn run(
     workers: usize,
     shutdown: CancellationToken,
 ) -> io::Result<()> {
-    let acceptor =
-        Acceptor::start(api.store.clone(), api.publisher.clone(), api.accept, api.limits.database_time);
-    let acceptor = Data::new(acceptor);
+    let acceptor = Data::new(Acceptor::start(&api));
     tokio::spawn(guards::idempotency::forget_old_keys(api.store.clone(), shutdown.clone()));
-    let (limits, gate) = (api.limits, Data::new(Authenticator::new(&api.limits)));
-    let large = Data::new(MemoryBudgets {
+    let (limits, authenticator) = (api.limits, Data::new(Authenticator::new(&api.limits)));
+    let budgets = Data::new(MemoryBudgets {
         arriving: MemoryBudget::new(limits.arriving),
         working: MemoryBudget::new(limits.working),
     });
     let readiness = Data::new(api.readiness.clone());
-    let shares = Arc::new(ClientSlots::new(limits.connections_of_client));
-    let door = Admission { limits, shares: shares.clone(), trusted_proxies: api.trusted_proxies.clone() };
-    let (api, shares) = (Data::new(api), Data::from(shares));
+    let slots = Arc::new(ClientSlots::new(limits.connections_of_client));
+    let admission = Admission { limits, slots: slots.clone(), trusted_proxies: api.trusted_proxies.clone() };
+    let (api, slots) = (Data::new(api), Data::from(slots));
     let description = Data::new(Description::of(&routes::table()));
     let app = move || {
         App::new()
             .app_data(api.clone())
             .app_data(acceptor.clone())
-            .app_data(gate.clone())
-            .app_data(large.clone())
-            .app_data(shares.clone())
+            .app_data(authenticator.clone())
+            .app_data(budgets.clone())
+            .app_data(slots.clone())
             .app_data(description.clone())
             .app_data(readiness.clone())
             .configure(routes::configure)
@@ -81,7 +79,21 @@ pub async fn run(
             .wrap(from_fn(unread_body::layer))
             .wrap(from_fn(connection::layer)) // the last layer is the outermost
     };
-    serve(listener, workers, door, shutdown, app).await
+    serve(listener, workers, admission, shutdown, app).await
+}
+
+/// Serves `GET /metrics` on `listener` until `shutdown`, for operators only.
+pub async fn run_metrics(
+    listener: TcpListener,
+    metrics: Metrics,
+    shutdown: CancellationToken,
+) -> io::Result<()> {
+    let metrics = Data::new(metrics);
+    serve_beside(listener, shutdown, move |app| {
+        app.app_data(metrics.clone());
+        routes::configure_metrics(app);
+    })
+    .await
 }
 
 /// Serves only `GET /v1/health` and `GET /health/ready` on `listener` until `shutdown`, for a dispatcher,
@@ -92,16 +104,29 @@ pub async fn run_health(
     shutdown: CancellationToken,
 ) -> io::Result<()> {
     let readiness = Data::new(readiness);
+    serve_beside(listener, shutdown, move |app| {
+        app.app_data(readiness.clone());
+        routes::configure_health(app);
+    })
+    .await
+}
+
+/// Serves a few operators' requests.
+async fn serve_beside(
+    listener: TcpListener,
+    shutdown: CancellationToken,
+    configure: impl Fn(&mut ServiceConfig) + Clone + Send + 'static,
+) -> io::Result<()> {
     let app = move || {
         App::new()
-            .app_data(readiness.clone())
-            .configure(routes::configure_health)
+            .configure(configure.clone())
             .wrap(from_fn(request_id::layer))
             .wrap(from_fn(unread_body::layer))
             .wrap(from_fn(connection::layer))
     };
-    // Health is polled rarely and must not use up the file descriptors that deliveries need.
+    // They are rare and must not use up the file descriptors that deliveries need.
     let limits = Limits { connections: 256, ..Limits::default() };
-    let door = Admission { limits, shares: Arc::new(ClientSlots::new(None)), trusted_proxies: Vec::new() };
-    serve(listener, 1, door, shutdown, app).await
+    let admission =
+        Admission { limits, slots: Arc::new(ClientSlots::new(None)), trusted_proxies: Vec::new() };
+    serve(listener, 1, admission, shutdown, app).await
 }

@@ -39,7 +39,8 @@ impl BodyReader {
         if text.contains('\0') {
             return self.refuse(name, ErrorType::NullCharacter, "NUL characters can't be stored");
         }
-        if text.chars().count() > max_chars {
+        // A text has no more characters than bytes, so most need no counting.
+        if text.len() > max_chars && text.chars().count() > max_chars {
             let msg = format!("expected at most {max_chars} characters");
             return self.refuse(name, ErrorType::StringTooLong, msg);
         }

@@ -10,6 +10,7 @@ use engine::dispatch::{Action, AttemptKey, Dispatch, Doorbell, Event, Now, Recor
 use futures_util::StreamExt;
 use futures_util::future::BoxFuture;
 use futures_util::stream::FuturesUnordered;
+use ops::Metrics;
 use queue::{Consumer, Message};
 use store::{Clock, Store};
 use tokio::task::{self, JoinError, JoinSet};
@@ -27,6 +28,7 @@ pub(crate) struct Driver {
     pub(crate) attempts: Arc<Attempts>,
     pub(crate) dispatch: Dispatch,
     pub(crate) progress: Progress,
+    pub(crate) metrics: Metrics,
     pub(crate) state: State,
 }
 
@@ -41,6 +43,8 @@ pub(crate) struct State {
     tasks: JoinSet<Ended>,
     keys: HashMap<task::Id, AttemptKey>,
     transactions: FuturesUnordered<BoxFuture<'static, TransactionResult>>,
+    /// When the destinations were last counted, in monotonic time.
+    counted_at: Duration,
     is_stopped: bool,
 }
 
@@ -74,6 +78,7 @@ impl Driver {
                 self.act(action);
             }
             self.note_progress(&clock);
+            self.count_destinations(clock.monotonic());
             if self.state.is_stopped {
                 return;
             }
@@ -136,32 +141,34 @@ impl Driver {
         &mut self,
         TransactionResult { event, recovered }: TransactionResult,
     ) -> Option<Event> {
-        if let Some(Event::Claimed { claimed, .. }) = &event {
+        if let Some(Event::Claimed { claimed, poll, .. }) = &event {
             self.progress.claimed();
+            report::claims(&self.metrics, claimed, poll.is_some());
             for held in claimed.iter().map(|claimed| &claimed.held) {
                 tracing::debug!(delivery_id = %held.delivery_id, attempt = held.attempt, "claimed");
                 self.state.attempts.insert(held.key(), (held.clone(), Logged::default()));
             }
         }
+        self.metrics.leases_expired.add([], recovered.len() as u64);
         for (held, result, effect) in recovered {
-            report::attempt(&held, Logged::default(), &Recorded { result, effect: Some(effect) });
+            self.report(&held, Logged::default(), &Recorded { result, effect: Some(effect) });
         }
         event
     }
 
     fn act(&mut self, action: Action) {
-        let store = || self.store.clone();
+        let (store, metrics) = (|| self.store.clone(), || self.metrics.clone());
         match action {
             Action::Claim(claim) => {
-                let claiming = transactions::claim(store(), claim, self.lease);
+                let claiming = transactions::claim(store(), metrics(), claim, self.lease);
                 self.begin(async { claiming.await.into() });
             }
             Action::Record(batch) => {
-                let recording = transactions::record(store(), batch);
+                let recording = transactions::record(store(), metrics(), batch);
                 self.begin(async { recording.await.into() });
             }
             Action::RecoverLeases(recovery) => {
-                let recovering = transactions::recover_leases(store(), recovery);
+                let recovering = transactions::recover_leases(store(), metrics(), recovery);
                 self.begin(async {
                     let (event, recovered) = recovering.await;
                     TransactionResult { event: Some(event), recovered }
@@ -182,7 +189,7 @@ impl Driver {
             }
             Action::Report(recorded) => {
                 if let Some((held, logged)) = self.state.attempts.remove(&recorded.result.key()) {
-                    report::attempt(&held, logged, &recorded);
+                    self.report(&held, logged, &recorded);
                 }
             }
             Action::Acknowledge(tokens) => {
@@ -203,16 +210,33 @@ impl Driver {
         }
     }
 
+    /// Counts the known destinations now and then: there may be thousands.
+    fn count_destinations(&mut self, now: Duration) {
+        if now >= self.state.counted_at + COUNTING_PERIOD {
+            self.state.counted_at = now;
+            let (ordinary, slowed) = self.dispatch.known_destinations();
+            self.metrics.destinations.set(["ordinary".into()], ordinary as f64);
+            self.metrics.destinations.set(["slowed".into()], slowed as f64);
+        }
+    }
+
     fn begin(&mut self, transaction: impl Future<Output = TransactionResult> + Send + 'static) {
         self.state.transactions.push(Box::pin(transaction));
+    }
+
+    fn report(&self, held: &HeldAttempt, logged: Logged, recorded: &Recorded) {
+        report::attempt(&self.metrics, self.store.clock().now(), held, logged, recorded);
     }
 
     fn note_progress(&self, clock: &Clock) {
         let ago = |since: Duration| Instant::now().checked_sub(clock.monotonic().saturating_sub(since));
         let unrecorded_since = self.dispatch.unrecorded_since().and_then(ago);
         self.progress.update(unrecorded_since, self.dispatch.troubles());
+        self.metrics.in_flight.set([], self.dispatch.in_flight() as f64);
     }
 }
 
+/// How often destinations are counted.
+const COUNTING_PERIOD: Duration = Duration::from_secs(5);
 /// Upper bound of a sleep. The clock may advance while the timer does not, such as on a suspended host.
 const LONGEST_SLEEP: Duration = Duration::from_secs(1);

@@ -14,6 +14,7 @@ mod failpoint;
 mod progress;
 mod report;
 mod retention;
+mod sampling;
 mod settings;
 mod shortage;
 mod signing;
@@ -29,6 +30,7 @@ pub use signing::keys::{KeySource, KeySourceError};
 use std::sync::Arc;
 
 use engine::dispatch::Dispatch;
+use ops::Metrics;
 use queue::Consumer;
 use store::{Keyring, Store};
 use tokio_util::sync::CancellationToken;
@@ -52,12 +54,14 @@ pub struct Dispatcher {
     pub settings: Settings,
     /// Where it publishes its progress.
     pub progress: Progress,
+    /// Counts attempts and what comes of them.
+    pub metrics: Metrics,
 }
 
 impl Dispatcher {
     /// Works until `shutdown`, then claims no more and finishes the attempts in flight, for at most `drain`.
     pub async fn run(self, consumer: Consumer, shutdown: CancellationToken) -> Result<(), DispatcherError> {
-        let Dispatcher { store, keyring, key_source, egress, settings, progress } = self;
+        let Dispatcher { store, keyring, key_source, egress, settings, progress, metrics } = self;
         let clock = store.clock().clone();
         let attempts = Arc::new(Attempts {
             sender: Sender::new(&settings, egress, clock.clone())?,
@@ -65,6 +69,8 @@ impl Dispatcher {
         });
         tracing::info!(max_in_flight = settings.limits.max_in_flight, "dispatching");
         tokio::spawn(retention::keep(store.clone(), settings.retention, shutdown.clone()));
+        tokio::spawn(sampling::keep(store.clone(), metrics.clone(), shutdown.clone()));
+        metrics.in_flight_limit.set([], settings.limits.max_in_flight as f64);
         let driver = Driver {
             store,
             consumer,
@@ -72,6 +78,7 @@ impl Dispatcher {
             attempts,
             dispatch: Dispatch::new(settings.limits, rand::random(), now(&clock)),
             progress,
+            metrics,
             state: State::default(),
         };
         let too_late = async {

@@ -1,17 +1,40 @@
-//! The dispatcher's log: one wide line per attempt.
+//! The dispatcher's log, one wide line per attempt, and the metrics that are counted from the same values.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use contracts::{DeliveryId, FailureReason};
+use contracts::{DeliveryId, FailureReason, Timestamp};
 use engine::dispatch::Recorded;
-use engine::{AttemptResult, Effect, HeldAttempt, LocalFailure, Settlement};
+use engine::{AttemptResult, Claimed, Effect, HeldAttempt, LocalFailure, Settlement};
+use ops::Metrics;
+use ops::metrics::origin;
 use reqwest::header::LOCATION;
 
 use crate::attempt::Logged;
 
-/// Logs the final state of an attempt's result.
-pub(crate) fn attempt(held: &HeldAttempt, logged: Logged, recorded: &Recorded) {
+/// Counts claimed attempts, and how late they are.
+pub(crate) fn claims(metrics: &Metrics, claimed: &[Claimed], is_polled: bool) {
+    if !claimed.is_empty() {
+        let source = if is_polled { "relay" } else { "doorbell" };
+        metrics.claim_batches.observe([source.into()], claimed.len() as f64);
+    }
+    for Claimed { held, due_at, .. } in claimed {
+        if let Some(due_at) = due_at {
+            let kind = if held.attempt == 1 { "first" } else { "retry" };
+            metrics.lateness_seconds.observe_duration([kind.into()], held.claimed_at.since(*due_at));
+        }
+    }
+}
+
+/// Logs and counts the final state of an attempt's result, recorded at `now`.
+pub(crate) fn attempt(
+    metrics: &Metrics,
+    now: Timestamp,
+    held: &HeldAttempt,
+    logged: Logged,
+    recorded: &Recorded,
+) {
+    count(metrics, now, held, recorded);
     let AttemptResult { record, settlement, .. } = &recorded.result;
     let Some(effect) = recorded.effect else {
         tracing::error!(delivery_id = %held.delivery_id, attempt = record.number,
@@ -44,12 +67,7 @@ pub(crate) fn attempt(held: &HeldAttempt, logged: Logged, recorded: &Recorded) {
         run_id = %held.run_id,
         destination = %held.destination,
         attempt = record.number,
-        settlement = match settlement {
-            Settlement::Succeeded => "succeeded",
-            Settlement::RetryAt(_) => "retry",
-            Settlement::Failed => "failed",
-            Settlement::HandedBack(_) => "not sent",
-        },
+        settlement = outcome(*settlement),
         status = record.status_code,
         reason = failure.map(|failure| <&str>::from(failure.reason)),
         // For an HTTP error the detail adds only a redirect's target to the status, and the target may be
@@ -79,6 +97,47 @@ pub(crate) fn attempt(held: &HeldAttempt, logged: Logged, recorded: &Recorded) {
         },
         "attempt"
     );
+}
+
+fn outcome(settlement: Settlement) -> &'static str {
+    match settlement {
+        Settlement::Succeeded => "succeeded",
+        Settlement::RetryAt(_) => "retry",
+        Settlement::Failed => "failed",
+        Settlement::HandedBack(_) => "not_sent",
+    }
+}
+
+fn count(metrics: &Metrics, now: Timestamp, held: &HeldAttempt, recorded: &Recorded) {
+    let AttemptResult { record, settlement, .. } = &recorded.result;
+    let Some(effect) = recorded.effect else { return };
+    let outcome = outcome(*settlement);
+    let reason = record.failure.as_ref().map_or("none", |failure| failure.reason.into());
+    let status_class = match record.status_code.unwrap_or_default() / 100 {
+        1 => "1xx",
+        2 => "2xx",
+        3 => "3xx",
+        4 => "4xx",
+        5 => "5xx",
+        _ => "none",
+    };
+    metrics.attempts.count([outcome.into(), reason.into(), status_class.into()]);
+    if let Some(took) = record.response_time_ms {
+        let id = held.delivery_id.to_string();
+        metrics.attempt_seconds.observe_of([outcome.into()], took as f64 / 1000.0, id);
+    }
+    if matches!(effect, Effect::Late { .. }) {
+        metrics.late_results.count([]);
+    }
+    let ended = match (settlement, effect) {
+        (Settlement::Succeeded, Effect::Recorded) | (_, Effect::Late { closed: true }) => "succeeded",
+        (Settlement::Failed, Effect::Recorded) => "failed",
+        _ => return,
+    };
+    metrics.ended.count([ended.into(), reason.into()]);
+    metrics
+        .delivery_seconds
+        .observe_duration([origin(held.is_automatic), ended.into()], now.since(held.created_at));
 }
 
 /// Returns the recorded headers without those that may be secret, or `None` if no header remains.

@@ -70,6 +70,11 @@ impl Window {
         (self.limit + ahead).saturating_sub(self.in_flight + self.claimed_ahead)
     }
 
+    /// Returns whether failures have lowered the limit below the initial one.
+    pub(crate) fn is_lowered(&self) -> bool {
+        self.limit < START.min(self.max)
+    }
+
     /// Returns how many more attempts may start.
     pub(crate) fn slots(&self) -> usize {
         self.limit.saturating_sub(self.in_flight)

@@ -129,6 +129,8 @@ pub struct Candidate {
     pub destination: Destination,
     /// Its payload's length.
     pub bytes: u64,
+    /// Since when it is due.
+    pub due_at: Timestamp,
 }
 
 /// The candidates chosen by [`RelayPlan::select`].

@@ -17,6 +17,10 @@ pub struct HeldAttempt {
     pub destination: Destination,
     pub attempt: AttemptNumber,
     pub max_attempts: AttemptNumber,
+    /// Whether the run's end created the delivery, not a client.
+    pub is_automatic: bool,
+    /// When the delivery was accepted.
+    pub created_at: Timestamp,
     /// The API request that asked for the delivery.
     pub request_id: String,
     pub claim_id: ClaimId,
@@ -30,6 +34,8 @@ pub struct HeldAttempt {
 #[allow(missing_docs)]
 pub struct Claimed {
     pub held: HeldAttempt,
+    /// When the attempt was due; `None` if an earlier try claimed it.
+    pub due_at: Option<Timestamp>,
     pub callback_url: String,
     /// The exact bytes to sign and send.
     pub payload: Bytes,

@@ -1,7 +1,9 @@
-//! What every process tells its operators: structured logs, and whether it is ready.
+//! What every process tells its operators: structured logs, whether it is ready, and metrics.
 
 pub mod logging;
+pub mod metrics;
 mod readiness;
 
 pub use logging::LogFormat;
+pub use metrics::Metrics;
 pub use readiness::{Readiness, silent};

@@ -9,7 +9,7 @@ use std::io::{self, Write};
 use std::sync::LazyLock;
 use std::time::Duration;
 
-use parking_lot::{Condvar, Mutex, MutexGuard};
+use parking_lot::{Condvar, Mutex};
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::filter::ParseError;
 use tracing_subscriber::fmt::format::Writer;
@@ -37,7 +37,7 @@ const LAST_WAIT: Duration = Duration::from_secs(1);
 /// `info`, `debug` or per-target directives.
 pub fn start(filter: &str, format: LogFormat) -> Result<(), ParseError> {
     let filter = EnvFilter::builder().parse(format!("{QUIET},{filter}"))?;
-    QUEUE.lock().format = format;
+    QUEUE.waiting.lock().format = format;
     let logs = tracing_subscriber::fmt().with_env_filter(filter).with_writer(|| Line);
     match format {
         LogFormat::Text => logs.with_ansi(io::IsTerminal::is_terminal(&io::stderr())).init(),
@@ -111,12 +111,8 @@ impl Default for Waiting {
 }
 
 impl Queue {
-    fn lock(&self) -> MutexGuard<'_, Waiting> {
-        self.waiting.lock()
-    }
-
     fn push(&self, line: &[u8]) {
-        let mut waiting = self.lock();
+        let mut waiting = self.waiting.lock();
         if waiting.bytes + line.len() <= CAPACITY {
             waiting.bytes += line.len();
             waiting.lines.push_back(Entry::Line(line.to_vec()));
@@ -133,7 +129,7 @@ impl Queue {
     /// Waits until all lines are written, at most for `patience`.
     fn flush(&self, patience: Duration) {
         let is_busy = |waiting: &mut Waiting| waiting.is_writing || !waiting.lines.is_empty();
-        self.emptied.wait_while_for(&mut self.lock(), is_busy, patience);
+        self.emptied.wait_while_for(&mut self.waiting.lock(), is_busy, patience);
     }
 
     /// Writes lines forever. A line that can't be written (full disk, closed pipe) is lost.
@@ -145,7 +141,7 @@ impl Queue {
 
     /// Removes and returns the next line; blocks while the queue is empty.
     fn next(&self) -> Vec<u8> {
-        let mut waiting = self.lock();
+        let mut waiting = self.waiting.lock();
         waiting.is_writing = false;
         while waiting.lines.is_empty() {
             self.emptied.notify_all();
@@ -202,7 +198,7 @@ mod tests {
         assert_eq!(text(&queue), "0123456789");
         assert!(text(&queue).ends_with("WARN redial: log lines were dropped count=3 in_all=4\n"));
         assert_eq!(text(&queue), "room again\n");
-        queue.lock().format = LogFormat::Json;
+        queue.waiting.lock().format = LogFormat::Json;
         let told: serde_json::Value = serde_json::from_slice(&queue.next()).unwrap();
         assert_eq!((&told["count"], &told["in_all"]), (&1.into(), &4.into()));
         assert!(told["timestamp"].as_str().unwrap().ends_with('Z'));

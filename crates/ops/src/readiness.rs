@@ -13,9 +13,11 @@ const PING_INTERVAL: Duration = Duration::from_secs(1);
 /// of a connection takes.
 const TIMEOUT: Duration = Duration::from_secs(5);
 
-/// The readiness checks of a process. Each returns why it failed, without internals. Cheap to clone.
+/// The readiness checks of a process, by name. Each returns why it failed, without internals. Cheap to clone.
 #[derive(Clone, Default)]
-pub struct Readiness(Vec<Arc<dyn Fn() -> Option<String> + Send + Sync>>);
+pub struct Readiness(Vec<(&'static str, Check)>);
+
+type Check = Arc<dyn Fn() -> Option<String> + Send + Sync>;
 
 impl Readiness {
     /// Requires that the database of `store` accepts write transactions. Pings it every second until
@@ -35,19 +37,29 @@ impl Readiness {
         });
         // Any write transaction is a sign of life: a pool too busy for the ping in time is not an outage.
         let store = store.clone();
-        Readiness::default().and(move || silent("the database has not answered", store.alive_at(), TIMEOUT))
+        Readiness::default()
+            .and("database", move || silent("the database has not answered", store.alive_at(), TIMEOUT))
     }
 
     /// Adds a check.
     #[must_use]
-    pub fn and(mut self, reason: impl Fn() -> Option<String> + Send + Sync + 'static) -> Readiness {
-        self.0.push(Arc::new(reason));
+    pub fn and(
+        mut self,
+        name: &'static str,
+        reason: impl Fn() -> Option<String> + Send + Sync + 'static,
+    ) -> Readiness {
+        self.0.push((name, Arc::new(reason)));
         self
     }
 
     /// Returns why the process is not ready; empty if it is ready.
     pub fn reasons(&self) -> Vec<String> {
-        self.0.iter().filter_map(|check| check()).collect()
+        self.0.iter().filter_map(|(_, check)| check()).collect()
+    }
+
+    /// Returns each check's name, and whether it passes.
+    pub fn checks(&self) -> impl Iterator<Item = (&'static str, bool)> {
+        self.0.iter().map(|(name, check)| (*name, check().is_none()))
     }
 }
 

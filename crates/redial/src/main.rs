@@ -4,6 +4,7 @@ mod client;
 mod commands;
 mod examples;
 mod keys;
+mod metrics;
 mod open_files;
 mod settings;
 mod signals;

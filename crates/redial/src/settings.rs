@@ -71,6 +71,7 @@ pub(crate) struct Settings {
     pub(crate) egress: EgressSettings,
     pub(crate) secrets: SecretsSettings,
     retention: RetentionSettings,
+    pub(crate) metrics: MetricsSettings,
     pub(crate) log: LogSettings,
 }
 
@@ -169,6 +170,12 @@ struct RetentionSettings {
 }
 
 #[derive(Clone, Serialize)]
+pub(crate) struct MetricsSettings {
+    /// Address of the metrics; `None` disables them.
+    pub(crate) listen: Option<SocketAddr>,
+}
+
+#[derive(Clone, Serialize)]
 pub(crate) struct LogSettings {
     pub(crate) filter: Option<String>,
     pub(crate) format: LogFormat,
@@ -263,6 +270,7 @@ impl Settings {
                 deliveries: source.optional_duration("retention.deliveries", MINUTE..=LONGEST_RETENTION)?,
                 runs: source.optional_duration("retention.runs", MINUTE..=LONGEST_RETENTION)?,
             },
+            metrics: MetricsSettings { listen: source.parse_optional("metrics.listen")? },
             log: LogSettings {
                 filter: source.optional("log.filter")?,
                 format: one_of(&source, "log.format", "text or json")?,

@@ -12,6 +12,8 @@ use store::{AcceptPolicy, DatabaseUrl, Keyring, Store};
 use tokio::task::{JoinError, JoinHandle};
 use tokio_util::sync::CancellationToken;
 
+use crate::metrics;
+
 /// Capacity of the in-process queue of doorbells. The relay finds deliveries whose doorbell didn't fit.
 const QUEUE_CAPACITY: usize = 1024;
 /// Reader connections, in addition to SQLite's single writer.
@@ -41,6 +43,8 @@ pub(crate) struct Options {
     pub(crate) dispatcher: dispatcher::Settings,
     pub(crate) max_body: usize,
     pub(crate) limits: api::Limits,
+    /// Where to serve metrics, if anywhere.
+    pub(crate) metrics: Option<TcpListener>,
 }
 
 /// A running stack.
@@ -58,8 +62,14 @@ impl Stack {
         let addr = listener.local_addr()?;
         let shutdown = CancellationToken::new();
         let (publisher, consumer) = queue::in_process(QUEUE_CAPACITY);
+        let (metrics, progress) = (metrics::of_process(&options.store), Progress::default());
+        metrics::watch(&metrics, Some(&publisher), Some((&consumer, &progress)));
+        let readiness = Readiness::of_database(&options.store, shutdown.clone());
+        metrics.readiness(readiness.clone());
+        metrics::serve(options.metrics, metrics.clone(), shutdown.clone())?;
         let api = api::Api {
-            readiness: Readiness::of_database(&options.store, shutdown.clone()),
+            readiness,
+            metrics: metrics.clone(),
             store: options.store.clone(),
             publisher,
             egress: options.egress.clone(),
@@ -77,7 +87,8 @@ impl Stack {
             key_source: Arc::new(move || Ok(keyring.clone())),
             egress: options.egress,
             settings: options.dispatcher,
-            progress: Progress::default(),
+            progress,
+            metrics,
         };
         tokio::spawn({
             let (store, shutdown) = (dispatcher.store.clone(), shutdown.clone());

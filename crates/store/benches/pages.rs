@@ -13,7 +13,7 @@ use store::{
     AnyConnection, DeliveryFilter, DeliveryParts, PageRequest, Position, SortOrder, create_organization,
     deliveries_page,
 };
-use testkit::{Engine, TestDatabase};
+use testkit::{Backend, TestDatabase};
 use uuid::Uuid;
 
 /// 2026-01-01, in microseconds since 1970.
@@ -24,8 +24,8 @@ const FIRST: PageRequest = PageRequest { limit: 50, ..PageRequest::NEWEST };
 fn main() {
     let count = std::env::args().filter_map(|arg| arg.parse().ok()).next().unwrap_or(1_000_000);
     println!("{count} deliveries, {PAGES} pages of 50 each, in ms");
-    for engine in [Engine::Postgres, Engine::Sqlite] {
-        let database = TestDatabase::new(engine);
+    for backend in [Backend::Postgres, Backend::Sqlite] {
+        let database = TestDatabase::new(backend);
         let mut conn = database.url().connect().unwrap();
         let mut organization =
             |name| create_organization(&mut conn, Timestamp::from_micros(START), name).unwrap().id;
@@ -35,7 +35,7 @@ fn main() {
         fill(&mut conn, &History { org, count, first, micros_apart: 1_000 });
         let equal = History { org: simultaneous, count: count * 3 / 10, first: one_moment, micros_apart: 0 };
         fill(&mut conn, &equal);
-        println!("\n{engine:?}, filled in {:.0} s", filling.elapsed().as_secs_f64());
+        println!("\n{backend:?}, filled in {:.0} s", filling.elapsed().as_secs_f64());
         println!("| filter | median | max | rows |\n|---|---|---|---|");
         let cases = cases(count).into_iter().map(|(name, filter, request)| (org, name, filter, request));
         let (created_at, id) = (Timestamp::from_micros(START), number(one_moment + equal.count / 2));

@@ -13,7 +13,7 @@ use diesel::Connection;
 use diesel::connection::SimpleConnection;
 use engine::{ByteRoom, Claimed, Measured, Outcome, RelayPlan, Response, RetryPolicy};
 use store::{AnyConnection, claim_due, create_organization, finish};
-use testkit::{Engine, TestDatabase};
+use testkit::{Backend, TestDatabase};
 
 /// 2026-01-01, in microseconds since 1970.
 const START: i64 = 1_767_225_600_000_000;
@@ -23,7 +23,7 @@ const FIRST: i64 = -1;
 
 fn main() {
     let count = std::env::args().filter_map(|arg| arg.parse().ok()).next().unwrap_or(1_000_000);
-    let database = TestDatabase::new(Engine::Postgres);
+    let database = TestDatabase::new(Backend::Postgres);
     let mut conn = database.url().connect().unwrap();
     let start = Timestamp::from_micros(START);
     let org = create_organization(&mut conn, start, "bench").unwrap().id;

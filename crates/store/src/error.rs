@@ -64,6 +64,15 @@ impl StoreError {
         matches!(self.kind(), Some(UniqueViolation | ForeignKeyViolation | NotNullViolation | CheckViolation))
     }
 
+    /// Names the kind of failure for metrics: `busy`, `unavailable` or `refused`.
+    pub fn label(&self) -> &'static str {
+        match self {
+            StoreError::Busy => "busy",
+            error if error.is_outage() => "unavailable",
+            _ => "refused",
+        }
+    }
+
     fn kind(&self) -> Option<&DatabaseErrorKind> {
         match self {
             StoreError::Query(Error::DatabaseError(kind, _)) => Some(kind),

@@ -25,6 +25,7 @@ mod tokens;
 pub use clock::Clock;
 pub use connect::{AnyConnection, DatabaseUrl, DatabaseUrlError};
 pub use deliveries::accept::{AcceptPolicy, Accepted, insert_delivery};
+pub use deliveries::backlog::{Backlog, MOST_COUNTED, backlog};
 pub use deliveries::claim::{ClaimResult, claim, claimed_under};
 pub use deliveries::claim_jobs::claim_jobs;
 pub use deliveries::filter::DeliveryFilter;

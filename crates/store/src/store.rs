@@ -145,6 +145,16 @@ impl Store {
         *self.alive_at.borrow()
     }
 
+    /// Returns the number of used and of idle connections that write, and their maximum.
+    pub fn connections(&self) -> [u32; 3] {
+        let state = self.writers.pool.state();
+        [
+            state.connections.saturating_sub(state.idle_connections),
+            state.idle_connections,
+            self.writers.pool.max_size(),
+        ]
+    }
+
     /// Moves SQLite's write-ahead log into the file and empties it, so that the log contains no erased data
     /// either. Returns an outage while another reader uses the log's old content. PostgreSQL manages its own
     /// log.

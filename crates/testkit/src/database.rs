@@ -1,4 +1,4 @@
-//! A database per test, on either engine.
+//! A database per test, on PostgreSQL or SQLite.
 
 use std::net::{SocketAddr, ToSocketAddrs};
 
@@ -8,10 +8,10 @@ use diesel::{Connection, PgConnection, RunQueryDsl};
 use store::{AnyConnection, Clock, DatabaseUrl, Store};
 use uuid::Uuid;
 
-/// The engine that a test runs on.
+/// The database that a test runs on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[allow(missing_docs)]
-pub enum Engine {
+pub enum Backend {
     Postgres,
     Sqlite,
 }
@@ -39,17 +39,17 @@ enum Place {
 
 impl TestDatabase {
     /// Creates a migrated database.
-    pub fn new(engine: Engine) -> TestDatabase {
-        let database = Self::empty(engine);
+    pub fn new(backend: Backend) -> TestDatabase {
+        let database = Self::empty(backend);
         store::migrate(&mut database.url.connect().expect("the new database can be opened"))
             .expect("the migrations apply");
         database
     }
 
     /// Creates a database without tables.
-    pub fn empty(engine: Engine) -> TestDatabase {
-        match engine {
-            Engine::Postgres => {
+    pub fn empty(backend: Backend) -> TestDatabase {
+        match backend {
+            Backend::Postgres => {
                 let server = std::env::var("DATABASE_URL")
                     .unwrap_or_else(|_| "postgres://postgres@127.0.0.1:5432/postgres".into());
                 let name = format!("redial_test_{}", Uuid::new_v4().simple());
@@ -57,7 +57,7 @@ impl TestDatabase {
                 let url = with_database(&server, &name).parse().expect("a PostgreSQL URL");
                 TestDatabase { url, place: Place::Postgres { server, name } }
             }
-            Engine::Sqlite => {
+            Backend::Sqlite => {
                 let directory = tempfile::tempdir().expect("a temporary directory");
                 let path = directory.path().join("redial.db");
                 let url = DatabaseUrl::Sqlite(path.to_str().expect("a path in UTF-8").to_owned());

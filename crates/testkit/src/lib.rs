@@ -3,6 +3,7 @@
 //! The servers are those of `DATABASE_URL` and `AMQP_URL`, or the local ones. Everything created on them has
 //! a unique name and is removed again, so tests disturb neither each other nor other data.
 
+mod backends;
 mod database;
 mod fixtures;
 mod memory;
@@ -10,7 +11,8 @@ mod process;
 mod proxy;
 mod rabbit;
 
-pub use database::{Engine, RowLock, TestDatabase};
+pub use backends::{OnBackend, test_on};
+pub use database::{Backend, RowLock, TestDatabase};
 pub use fixtures::{deliveries_of_run, keyring, terminal_run};
 pub use memory::{Changes, HoldRow, MemoryDatabase, Refused};
 pub use process::{Memory, Process, Signal, percentile};

@@ -157,17 +157,22 @@ impl Operation {
             parameters.push(in_header);
         };
         if self.scope.is_some() {
-            header("X-Organization-Id", uuid, "The token's organization; any other is refused with 403.");
+            header(
+                "X-Organization-Id",
+                uuid,
+                "Must be the token's organization; otherwise the response is 403.",
+            );
         }
         if self.method == Method::POST {
             let schema = json!({"type": "string", "pattern": "^[!-~]{1,255}$"});
             header(
                 "Idempotency-Key",
                 schema,
-                "A request repeated with its key within 24 hours is answered as before.",
+                "Identifies the request. Repeating it with the same key within 24 hours returns the first response's content.",
             );
         }
-        let taken = "Taken over if it matches `[A-Za-z0-9._-]{1,128}`, else another one is made.";
+        let taken =
+            "Used as the request id if it matches `[A-Za-z0-9._-]{1,128}`; otherwise one is generated.";
         header("X-Request-Id", json!({"type": "string"}), taken);
         parameters
     }

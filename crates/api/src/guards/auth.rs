@@ -8,7 +8,7 @@ use std::time::Duration;
 use actix_web::http::header;
 use actix_web::{HttpMessage, HttpRequest};
 use contracts::{ErrorCode, OrgId, Scope};
-use parking_lot::{Mutex, MutexGuard};
+use parking_lot::Mutex;
 use store::{Principal, TokenText};
 use tokio::sync::Semaphore;
 use tokio::time::timeout;
@@ -109,17 +109,17 @@ async fn look_up(
 /// Checks that a request has a valid token with `scope`, and returns the organization of the token.
 pub(crate) async fn authenticate(
     api: &Api,
-    gate: &Authenticator,
+    authenticator: &Authenticator,
     database: &mut DatabaseTime,
     request: &HttpRequest,
     scope: Scope,
 ) -> Result<OrgId, ApiError> {
     let token = bearer(request).ok_or(ErrorCode::Unauthorized)?;
     let client = client(request, &api.trusted_proxies);
-    let principal = gate.principal(api, database, client, token).await?;
+    let principal = authenticator.principal(api, database, client, token).await?;
     request.extensions_mut().insert(principal.org_id); // for the access log
     let now = api.store.clock().monotonic();
-    gate.requests.take(principal.org_id, now).map_err(ApiError::RateLimited)?;
+    authenticator.requests.take(principal.org_id, now).map_err(ApiError::RateLimited)?;
     for named in request.headers().get_all("x-organization-id") {
         let named = parse_uuid(&["header", "x-organization-id"], named.to_str().unwrap_or_default())?;
         if OrgId(named) != principal.org_id {
@@ -153,11 +153,11 @@ impl KnownTokens {
 
     /// Returns the cached principal of a token and the time of its look-up.
     fn get(&self, token: TokenText) -> Option<(Principal, Duration)> {
-        self.lock().get(&token).cloned()
+        self.0.lock().get(&token).cloned()
     }
 
     fn put(&self, token: TokenText, found: Option<Principal>, now: Duration) {
-        let mut known = self.lock();
+        let mut known = self.0.lock();
         let Some(principal) = found else {
             known.remove(&token);
             return;
@@ -168,9 +168,5 @@ impl KnownTokens {
         if known.len() < Self::MAX {
             known.insert(token, (principal, now));
         }
-    }
-
-    fn lock(&self) -> MutexGuard<'_, HashMap<TokenText, (Principal, Duration)>> {
-        self.0.lock()
     }
 }

@@ -15,7 +15,7 @@ use std::num::NonZeroU32;
 use std::time::Duration;
 
 use contracts::OrgId;
-use parking_lot::{Mutex, MutexGuard};
+use parking_lot::Mutex;
 
 /// A rate limit: the size of a bucket, and how fast it refills.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -84,7 +84,7 @@ impl RequestLimiter {
     /// Counts a request, or returns how long to wait.
     pub(crate) fn take(&self, org: OrgId, now: Duration) -> Result<(), Duration> {
         let Some(rate) = self.rate else { return Ok(()) };
-        let mut buckets = lock(&self.buckets);
+        let mut buckets = self.buckets.lock();
         if buckets.by_org.len() >= buckets.sweep_at {
             buckets.by_org.retain(|_, bucket| !bucket.is_full(now));
             buckets.sweep_at = FIRST_SWEEP.max(buckets.by_org.len() * 2);
@@ -113,13 +113,13 @@ impl AuthFailureLimiter {
     /// Counts a failure, or returns how long to wait.
     pub(crate) fn take(&self, peer: IpAddr, now: Duration) -> Result<(), Duration> {
         let Some(rate) = self.rate else { return Ok(()) };
-        lock(&self.buckets)[self.place(peer)].take(rate, now)
+        self.buckets.lock()[self.place(peer)].take(rate, now)
     }
 
     /// Refunds a token: it was not a failure.
     pub(crate) fn give_back(&self, peer: IpAddr) {
         let Some(rate) = self.rate else { return };
-        lock(&self.buckets)[self.place(peer)].give_back(rate);
+        self.buckets.lock()[self.place(peer)].give_back(rate);
     }
 
     fn place(&self, peer: IpAddr) -> usize {
@@ -134,10 +134,6 @@ pub(crate) fn network(peer: IpAddr) -> IpAddr {
         IpAddr::V4(address) => address.into(),
         IpAddr::V6(address) => Ipv6Addr::from_bits(address.to_bits() >> 64 << 64).into(),
     }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock()
 }
 
 #[cfg(test)]
@@ -192,7 +188,7 @@ mod tests {
             let now = START + SECOND / 1000 * u32::try_from(n).unwrap();
             assert_eq!(requests.take(org(n), now), Ok(()));
         }
-        let kept = lock(&requests.buckets).by_org.len();
+        let kept = requests.buckets.lock().by_org.len();
         assert!(kept <= 4 * FIRST_SWEEP, "{kept} buckets, of which 1,000 are not full");
     }
 

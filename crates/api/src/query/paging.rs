@@ -37,14 +37,18 @@ pub(crate) fn parameters<T: Item>() -> Vec<Value> {
     let limit = json!({"type": "integer", "minimum": 1, "maximum": MAX_LIMIT, "default": DEFAULT_LIMIT});
     let sort_by = json!({"type": "string", "enum": ["created_at:desc", "created_at:asc"], "default": "created_at:desc"});
     vec![
-        describe("limit", &limit, "The most items of the page."),
-        describe("pq", &json!({"type": "string"}), "A page's `first`, `next` or `previous`."),
+        describe("limit", &limit, "Maximum items per page."),
+        describe(
+            "pq",
+            &json!({"type": "string"}),
+            "The cursor of the page to return: another page's `first`, `next` or `previous`.",
+        ),
         describe(
             "from_prev",
             &json!({"type": "boolean", "default": false}),
-            "Whether `pq` is a page's `previous`.",
+            "Must be true if `pq` is a `previous` cursor.",
         ),
-        describe("sort_by", &sort_by, "The order of the items."),
+        describe("sort_by", &sort_by, "Sort order of the items."),
         selection::parameter::<T>(),
     ]
 }
@@ -53,8 +57,8 @@ pub(crate) fn parameters<T: Item>() -> Vec<Value> {
 pub(crate) fn moment_parameters() -> [Value; 2] {
     let moment = json!({"type": "string", "format": "date-time"});
     [
-        describe("created_after", &moment, "The earliest `created_at`."),
-        describe("created_before", &moment, "Only what was created before this moment."),
+        describe("created_after", &moment, "Only items created at or after this time."),
+        describe("created_before", &moment, "Only items created before this time."),
     ]
 }
 

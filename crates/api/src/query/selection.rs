@@ -65,8 +65,7 @@ pub(crate) fn parameter<T: Item>() -> Value {
         [] => String::new(),
         hidden => format!(" All but `{}` unless given.", hidden.join("`, `")),
     };
-    let mut parameter =
-        describe("fields", &schema, &format!("The keys to show, separated by commas.{hidden}"));
+    let mut parameter = describe("fields", &schema, &format!("Keys to return, separated by commas.{hidden}"));
     parameter["style"] = json!("form");
     parameter["explode"] = json!(false);
     parameter

@@ -79,11 +79,18 @@ pub(crate) async fn withdraw(call: Call) -> CallResult {
     let (org, max_bytes) = (call.org, call.max_bytes());
     let withdrawn = call.api.store.write(move |tx, now| {
         store::within(max_bytes, delivery_bytes(tx, org, id, DeliveryParts::SHOWN)?)?;
-        store::withdraw(tx, now, org, id, key.as_ref())
+        Ok::<_, store::StoreError>((store::withdraw(tx, now, org, id, key.as_ref())?, now))
     });
     let conflict = |state: &str| ApiError::Conflict(format!("the delivery does not wait: {state}"));
-    Err(match withdrawn.await? {
-        Withdrawal::Withdrawn(delivery) => return call::json(StatusCode::OK, &delivery),
+    let (withdrawal, now) = withdrawn.await?;
+    Err(match withdrawal {
+        Withdrawal::Withdrawn(delivery) => {
+            // Otherwise an earlier request ended it.
+            if delivery.completed_at == Some(now) {
+                call.api.metrics.ended.count(["failed".into(), "withdrawn".into()]);
+            }
+            return call::json(StatusCode::OK, &delivery);
+        }
         Withdrawal::NotWaiting(DeliveryStatus::Delivering) => conflict("it is being sent at this moment"),
         Withdrawal::NotWaiting(ended) => conflict(&format!("it has ended as {ended}")),
         Withdrawal::KeyReused => key_reused(),
@@ -127,18 +134,26 @@ fn parse_host(text: &str) -> Result<String, Fault> {
 pub(super) fn parameters() -> Vec<Value> {
     let host = json!({"type": "string", "minLength": 1, "pattern": "^[^\\u0000]*$"});
     let mut parameters = vec![
-        describe("status_code", &json!({"type": "string", "enum": DeliveryStatus::VARIANTS}), "Only these."),
-        describe("run_id", &json!({"type": "string", "format": "uuid"}), "Only this run's."),
+        describe(
+            "status_code",
+            &json!({"type": "string", "enum": DeliveryStatus::VARIANTS}),
+            "Only deliveries with this status.",
+        ),
+        describe("run_id", &json!({"type": "string", "format": "uuid"}), "Only deliveries of this run."),
         describe(
             "callback_host",
             &host,
-            "Only those to this host: a name, in Unicode or not, or an address, without a port.",
+            "Only deliveries to this host: a name (Unicode or ASCII) or an address, without a port.",
         ),
-        describe("is_automatic", &json!({"type": "boolean"}), "Whether the run's end called for them."),
+        describe(
+            "is_automatic",
+            &json!({"type": "boolean"}),
+            "Only deliveries created by a run's end (true) or by a client (false).",
+        ),
         describe(
             "failure_reason_code",
             &json!({"type": "string", "enum": FailureReason::VARIANTS}),
-            "Only those whose latest attempt failed so.",
+            "Only deliveries whose latest attempt failed for this reason.",
         ),
     ];
     parameters.extend(paging::moment_parameters());

@@ -3,6 +3,7 @@
 mod deliveries;
 mod examples;
 mod health;
+mod metrics;
 mod redeliveries;
 pub(crate) mod runs;
 mod secrets;
@@ -53,16 +54,13 @@ pub(crate) fn table() -> Vec<Operation> {
             .named("record_run", "Records a run; when it has ended, its callback is delivered")
             .body(true, &RunUpdate::schema(), &runs::update_example())
             .response::<Run>(201, "the run was recorded", &run)
-            .response::<Run>(200, "the run was known", &run)
+            .response::<Run>(200, "the run was already recorded", &run)
             .errors(&[Conflict]),
         get("/v1/runs/{run_id}/callback", RunsRead, deliveries::of_run)
             .named("list_deliveries_of_run", "A run's deliveries, newest first")
             .query(vec![selection::parameter::<Delivery>()])
             .response_list::<Selected<'_, Delivery>>(200, "the deliveries", &delivery)
-            .with_header(
-                "Link",
-                "`rel=\"next\"`: the older deliveries, if the response has no room for them.",
-            )
+            .with_header("Link", "`rel=\"next\"`: the older deliveries, if not all fit into the response.")
             .errors(&[RunNotFound]),
         call(Method::POST, "/v1/runs/{run_id}/callback-redeliveries", RunsExecute, redeliveries::create)
             .named(
@@ -117,8 +115,8 @@ pub(crate) fn table() -> Vec<Operation> {
 
 fn health() -> Operation {
     Operation::new(Method::GET, "/v1/health", None, web::to(health::show))
-        .named("get_health", "Whether the process answers")
-        .response::<health::Health>(200, "the process serves", &json!({"status": "ok"}))
+        .named("get_health", "Whether the process accepts requests")
+        .response::<health::Health>(200, "the process accepts requests", &json!({"status": "ok"}))
 }
 
 fn get<F, Fut>(path: &'static str, scope: Scope, handler: F) -> Operation
@@ -151,6 +149,11 @@ pub(crate) fn configure(app: &mut ServiceConfig) {
 /// Registers the health routes only.
 pub(crate) fn configure_health(app: &mut ServiceConfig) {
     register(app, vec![health()], [ready()]);
+}
+
+/// Registers the metrics only.
+pub(crate) fn configure_metrics(app: &mut ServiceConfig) {
+    register(app, Vec::new(), [("/metrics", web::to(metrics::show))]);
 }
 
 /// For operators; not part of the contract.
@@ -192,18 +195,18 @@ where
     web::to(
         move |api: Data<Api>,
               acceptor: Data<Acceptor>,
-              gate: Data<Authenticator>,
-              large: Data<MemoryBudgets>,
+              authenticator: Data<Authenticator>,
+              budgets: Data<MemoryBudgets>,
               request: HttpRequest,
               payload: Payload| async move {
             let mut database = DatabaseTime::new(api.limits.database_time);
-            let org = authenticate(&api, &gate, &mut database, &request, scope).await?;
+            let org = authenticate(&api, &authenticator, &mut database, &request, scope).await?;
             let expected = body::expected(&request, api.max_body);
             let arriving =
-                if expected > LIGHT { Some(large.arriving.take(org, expected).await?) } else { None };
+                if expected > LIGHT { Some(budgets.arriving.take(org, expected).await?) } else { None };
             let body = body::read(&request, payload, api.max_body, api.limits.body_time).await?;
             let room = if body.len() > LIGHT {
-                Some(large.working.take(org, COPIES * body.len()).await?)
+                Some(budgets.working.take(org, COPIES * body.len()).await?)
             } else {
                 None
             };
@@ -220,7 +223,7 @@ where
                 let Some(bytes) = answer.as_ref().err().and_then(ApiError::needed_room) else {
                     return answer;
                 };
-                call.room = Some(Arc::new(large.working.take(org, bytes).await?));
+                call.room = Some(Arc::new(budgets.working.take(org, bytes).await?));
             }
         },
     )

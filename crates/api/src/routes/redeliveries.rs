@@ -12,8 +12,9 @@ use crate::query::params::describe;
 
 /// Describes the query parameters.
 pub(crate) fn parameters() -> Vec<Value> {
-    let makes_way = "Whether a delivery that waits for its retry makes way: it ends as `superseded`.";
-    vec![describe("supersede", &json!({"type": "boolean", "default": false}), makes_way)]
+    let supersede =
+        "Whether to end a delivery that waits for its retry, as `superseded`, instead of answering 409.";
+    vec![describe("supersede", &json!({"type": "boolean", "default": false}), supersede)]
 }
 
 /// `POST /v1/runs/{run_id}/callback-redeliveries`: accepts a new delivery of the run's current state.

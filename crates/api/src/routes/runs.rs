@@ -44,7 +44,7 @@ pub(crate) async fn list(call: Call) -> CallResult {
 /// Describes the query parameters of [`list`].
 pub(super) fn parameters() -> Vec<Value> {
     let status = json!({"type": "string", "enum": RunStatus::VARIANTS});
-    let mut parameters = vec![describe("status_code", &status, "Only these.")];
+    let mut parameters = vec![describe("status_code", &status, "Only runs with this status.")];
     parameters.extend(paging::moment_parameters());
     parameters.extend(paging::parameters::<Run>());
     parameters
@@ -79,7 +79,7 @@ pub(crate) async fn record(call: Call) -> CallResult {
         RecordedRun::Erased => return Err(ApiError::Conflict("the run's data has been erased".into())),
     };
     if let Some(accepted) = accepted {
-        ring(&api.publisher, [(&accepted, request_id)]);
+        ring(&api.publisher, &api.metrics, [(&accepted, request_id)]);
     }
     call::json(status, &run)
 }

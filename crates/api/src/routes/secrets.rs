@@ -105,7 +105,10 @@ fn promote(body: &mut BodyReader) -> bool {
     match body.take("is_current") {
         None => false,
         Some(Json::Bool(true)) => true,
-        Some(_) => body.refuse("is_current", ErrorType::LiteralError, "expected true").unwrap_or_default(),
+        Some(_) => {
+            body.refuse::<()>("is_current", ErrorType::LiteralError, "expected true");
+            false
+        }
     }
 }
 

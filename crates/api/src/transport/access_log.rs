@@ -1,4 +1,4 @@
-//! Access log: one line per request, and the cause of every 5xx. Never logs a token, a query or a body.
+//! Access log: one line and one count per request, and the cause of every 5xx. Never logs a token, a query or a body.
 
 use std::time::Instant;
 
@@ -23,14 +23,20 @@ pub(crate) async fn layer(
     let request = response.request();
     let request_id = request_id::of(request);
     let status = response.status();
+    let (route, took) = (request.match_pattern(), started.elapsed());
+    let route = route.as_deref().unwrap_or("none");
+    let api = request.app_data::<Data<Api>>();
+    if let Some(api) = api {
+        api.metrics.request(route, request.method().as_str(), status.as_u16(), took);
+    }
     info!(
         method = %request.method(),
         // The pattern, not the path: few distinct values, none chosen by the client.
-        route = request.match_pattern().as_deref().unwrap_or("none"),
+        route,
         status = status.as_u16(),
-        duration_us = u64::try_from(started.elapsed().as_micros()).unwrap_or(u64::MAX),
+        duration_us = u64::try_from(took.as_micros()).unwrap_or(u64::MAX),
         request_id,
-        client = request.app_data::<Data<Api>>().map(|api| field::display(client(request, &api.trusted_proxies))),
+        client = api.map(|api| field::display(client(request, &api.trusted_proxies))),
         org_id = request.extensions().get::<OrgId>().map(field::display), // absent until a token was accepted
         "request"
     );

@@ -50,8 +50,8 @@ impl ClientSlots {
 
 impl Drop for ClientSlot {
     fn drop(&mut self) {
-        let ClientSlot(shares, client) = self;
-        let mut taken = shares.taken.lock();
+        let ClientSlot(slots, client) = self;
+        let mut taken = slots.taken.lock();
         if let Entry::Occupied(mut count) = taken.entry(*client) {
             *count.get_mut() -= 1;
             if *count.get() == 0 {
@@ -67,8 +67,8 @@ pub(crate) async fn layer(
     next: Next<impl MessageBody + Unpin + 'static>,
 ) -> Result<ServiceResponse<impl MessageBody>, Error> {
     const WAIT: Duration = Duration::from_secs(1);
-    let mut share = None;
-    if let (Some(api), Some(shares)) =
+    let mut slot = None;
+    if let (Some(api), Some(slots)) =
         (request.app_data::<Data<Api>>(), request.app_data::<Data<ClientSlots>>())
         && let Some(peer) = request.peer_addr()
         && is_trusted(peer.ip(), &api.trusted_proxies)
@@ -76,15 +76,15 @@ pub(crate) async fn layer(
         let client = client(request.request(), &api.trusted_proxies);
         // If a proxy names no client, the request is the proxy's own.
         if client != peer.ip().to_canonical() {
-            share = shares.clone().into_inner().take(client);
-            if share.is_none() {
+            slot = slots.clone().into_inner().take(client);
+            if slot.is_none() {
                 let refused = request.error_response(ApiError::RateLimited(WAIT));
                 return Ok(refused.map_into_right_body());
             }
         }
     }
     let response = next.call(request).await?;
-    Ok(response.map_body(|_, body| EitherBody::left(OwningBody::new(body, share))))
+    Ok(response.map_body(|_, body| EitherBody::left(OwningBody::new(body, slot))))
 }
 
 #[cfg(test)]
@@ -93,21 +93,21 @@ mod tests {
 
     #[test]
     fn a_client_is_refused_at_its_limit() {
-        let shares = Arc::new(ClientSlots::new(Some(2)));
+        let slots = Arc::new(ClientSlots::new(Some(2)));
         let [one, other] = ["192.0.2.1", "192.0.2.2"].map(|client| client.parse::<IpAddr>().unwrap());
-        let kept = [shares.take(one), shares.take(one)];
+        let kept = [slots.take(one), slots.take(one)];
         assert!(kept.iter().all(Option::is_some));
-        assert!(shares.take(one).is_none());
-        assert!(shares.take(other).is_some());
+        assert!(slots.take(one).is_none());
+        assert!(slots.take(other).is_some());
         drop(kept);
-        assert!(shares.take(one).is_some());
-        assert!(shares.taken.lock().is_empty(), "clients without connections are dropped");
+        assert!(slots.take(one).is_some());
+        assert!(slots.taken.lock().is_empty(), "clients without connections are dropped");
     }
 
     #[test]
     fn without_a_limit_a_client_is_never_refused() {
-        let shares = Arc::new(ClientSlots::new(None));
-        let kept: Vec<_> = (0..10_000).map(|_| shares.take(IpAddr::from([192, 0, 2, 1]))).collect();
+        let slots = Arc::new(ClientSlots::new(None));
+        let kept: Vec<_> = (0..10_000).map(|_| slots.take(IpAddr::from([192, 0, 2, 1]))).collect();
         assert!(kept.iter().all(Option::is_some));
     }
 }

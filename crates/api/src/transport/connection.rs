@@ -65,9 +65,9 @@ pub(crate) async fn layer(
     if let Some(progress) = &progress {
         progress.0.set(Turn::Request);
     }
-    let made = Produced(progress);
+    let produced = Produced(progress);
     let response = next.call(request).await?;
-    Ok(response.map_body(|_, body| OwningBody::new(body, made)))
+    Ok(response.map_body(|_, body| OwningBody::new(body, produced)))
 }
 
 /// Dropped when a response has been produced, or never will be.
@@ -96,7 +96,7 @@ pub(crate) struct Guarded {
     refusal: Option<EarlyError>,
     /// Whether its client has reached its connection limit.
     is_too_many: bool,
-    _share: Option<ClientSlot>,
+    _slot: Option<ClientSlot>,
 }
 
 struct Stalled {
@@ -113,12 +113,12 @@ impl Guarded {
             tracing::debug!(%error, "the kernel's send buffer could not be limited");
         }
         let (head_timer, stalled, refusal) = (None, None, None);
-        Guarded { io, limits, progress, head_timer, stalled, refusal, is_too_many: false, _share: None }
+        Guarded { io, limits, progress, head_timer, stalled, refusal, is_too_many: false, _slot: None }
     }
 
     /// Counts the connection against its client's limit. `None`: the limit is reached.
-    pub(crate) fn counted(self, share: Option<ClientSlot>) -> Guarded {
-        Guarded { is_too_many: share.is_none(), _share: share, ..self }
+    pub(crate) fn counted(self, slot: Option<ClientSlot>) -> Guarded {
+        Guarded { is_too_many: slot.is_none(), _slot: slot, ..self }
     }
 
     pub(crate) fn progress(&self) -> Rc<Progress> {

@@ -38,7 +38,7 @@ const BACKLOG: i32 = 4096;
 pub(crate) struct Admission {
     pub(crate) limits: Limits,
     /// Connections per client.
-    pub(crate) shares: Arc<ClientSlots>,
+    pub(crate) slots: Arc<ClientSlots>,
     /// Proxies whose connections are not counted, since they serve many clients.
     pub(crate) trusted_proxies: Vec<IpNet>,
 }
@@ -48,7 +48,7 @@ impl Admission {
     fn take(&self, io: TcpStream, peer: Option<SocketAddr>) -> Guarded {
         let guarded = Guarded::new(io, self.limits);
         match peer.map(|peer| peer.ip()) {
-            Some(peer) if !is_trusted(peer, &self.trusted_proxies) => guarded.counted(self.shares.take(peer)),
+            Some(peer) if !is_trusted(peer, &self.trusted_proxies) => guarded.counted(self.slots.take(peer)),
             _ => guarded,
         }
     }
@@ -58,7 +58,7 @@ impl Admission {
 pub(crate) async fn serve<F, A, S, B>(
     listener: TcpListener,
     workers: usize,
-    door: Admission,
+    admission: Admission,
     shutdown: CancellationToken,
     app: F,
 ) -> io::Result<()>
@@ -74,7 +74,7 @@ where
     B: MessageBody + 'static,
 {
     rustix::net::listen(&listener, BACKLOG)?;
-    let limits = door.limits;
+    let limits = admission.limits;
     let server = Server::build()
         .workers(workers)
         .max_concurrent_connections(limits.connections)
@@ -82,7 +82,7 @@ where
         .shutdown_signal(shutdown.cancelled_owned());
     let stopping = server.graceful_shutdown_signal();
     let service = move || {
-        let (stopping, door) = (stopping.clone(), door.clone());
+        let (stopping, admission) = (stopping.clone(), admission.clone());
         let app = app().into_factory().map_err(|error| Response::from(error.into().error_response()));
         let http = HttpService::build()
             .client_request_timeout(limits.head_time)
@@ -98,7 +98,7 @@ where
             .finish(map_config(app, |()| AppConfig::default()));
         fn_service(move |io: TcpStream| {
             let peer = io.peer_addr().ok();
-            ready(Ok((door.take(io, peer), Protocol::Http1, peer)))
+            ready(Ok((admission.take(io, peer), Protocol::Http1, peer)))
         })
         .and_then(http)
     };

@@ -4,11 +4,11 @@ use std::time::Duration;
 
 use contracts::{Scope, Scopes};
 use reqwest::Method;
-use testkit::Engine;
+use testkit::{Backend, OnBackend};
 
-use crate::harness::{Reply, TestApi, on_both_engines, redeliveries, send};
+use crate::harness::{Reply, TestApi, redeliveries, send};
 
-on_both_engines!(
+testkit::on_both_backends!(
     a_request_without_a_valid_token_is_unauthorized,
     the_organization_header_must_name_the_tokens_organization,
     each_call_needs_its_scope,
@@ -86,7 +86,7 @@ async fn checks_apply_in_the_contracts_order(api: TestApi) {
 /// Without its database, the server still accepts a token seen within the last five seconds.
 #[tokio::test]
 async fn a_known_token_is_not_looked_up_again_for_five_seconds() {
-    let mut api = TestApi::start(Engine::Postgres).await;
+    let mut api = TestApi::on(Backend::Postgres).await;
     assert_eq!(api.get("/v1/runs/x").await.status, 422);
     api.lose_database();
     api.clock.advance(Duration::from_millis(4_999));
@@ -98,7 +98,7 @@ async fn a_known_token_is_not_looked_up_again_for_five_seconds() {
 /// The token is revoked by another process: the cache of this one is up to five seconds old.
 #[tokio::test]
 async fn a_revoked_token_is_refused_like_an_unknown_one_within_five_seconds() {
-    let api = TestApi::start(Engine::Postgres).await;
+    let api = TestApi::on(Backend::Postgres).await;
     assert_eq!(api.get("/v1/runs/x").await.status, 422);
     let org = api.org;
     let revoke = api.store.write(move |tx, now| {
@@ -112,7 +112,7 @@ async fn a_revoked_token_is_refused_like_an_unknown_one_within_five_seconds() {
 
 #[tokio::test]
 async fn an_expired_token_is_refused_like_an_unknown_one_at_once() {
-    let api = TestApi::start(Engine::Postgres).await;
+    let api = TestApi::on(Backend::Postgres).await;
     let org = api.org;
     let made = api.store.write(move |tx, now| {
         store::create_token(tx, now, org, Scopes::All, None, Some(now + Duration::from_secs(3)))

@@ -7,9 +7,9 @@ use contracts::Scopes;
 use engine::Settlement;
 use reqwest::Method;
 
-use crate::harness::{RUN, SUCCEEDED, TestApi, on_both_engines, redeliveries, send};
+use crate::harness::{RUN, SUCCEEDED, TestApi, redeliveries, send};
 
-on_both_engines!(every_call_is_answered_as_the_contract_says);
+testkit::on_both_backends!(every_call_is_answered_as_the_contract_says);
 
 async fn every_call_is_answered_as_the_contract_says(mut api: TestApi) {
     let mut story = Story::default();

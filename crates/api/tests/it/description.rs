@@ -3,9 +3,9 @@
 use reqwest::Method;
 use serde_json::Value;
 
-use crate::harness::{TestApi, on_both_engines, send};
+use crate::harness::{TestApi, send};
 
-on_both_engines!(
+testkit::on_both_backends!(
     the_description_needs_no_token_and_says_what_is_served,
     every_call_is_described_with_its_scope_responses_and_examples,
     the_page_works_offline,

@@ -5,9 +5,9 @@ use std::time::Duration;
 use engine::Settlement;
 use serde_json::{Value, json};
 
-use crate::harness::{RUN, SUCCEEDED, TestApi, on_both_engines};
+use crate::harness::{RUN, SUCCEEDED, TestApi};
 
-on_both_engines!(
+testkit::on_both_backends!(
     every_key_can_be_selected_alone_and_all_of_them_give_the_whole_item,
     keys_are_shown_in_their_usual_order_whatever_the_order_of_fields,
     the_timing_of_attempts_is_shown_only_if_selected,

@@ -9,38 +9,18 @@ use contracts::{
     Timing,
 };
 use engine::{AttemptRecord, AttemptResult, Failure, HoldChange, Settlement};
-use ops::Readiness;
+use ops::{Metrics, Readiness};
 use queue::Consumer;
 use reqwest::header::{CONTENT_TYPE, HeaderMap};
 use reqwest::{Method, RequestBuilder};
 use serde_json::Value;
 use store::{AcceptPolicy, Clock, DatabaseUrl, Store};
-use testkit::{Engine, TestDatabase};
+use testkit::{Backend, OnBackend, TestDatabase};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
-
-/// Generates tests on PostgreSQL and on SQLite for each async function.
-macro_rules! on_both_engines {
-    ($($test:ident),* $(,)?) => {$(
-        mod $test {
-            use crate::harness::TestApi;
-
-            #[tokio::test]
-            async fn postgres() {
-                super::$test(TestApi::start(testkit::Engine::Postgres).await).await;
-            }
-
-            #[tokio::test]
-            async fn sqlite() {
-                super::$test(TestApi::start(testkit::Engine::Sqlite).await).await;
-            }
-        }
-    )*};
-}
-pub(crate) use on_both_engines;
 
 /// The server's connections to its database.
 pub(crate) const CONNECTIONS: u32 = 8;
@@ -73,13 +53,15 @@ pub(crate) struct Reply {
     pub(crate) text: String,
 }
 
-impl TestApi {
-    pub(crate) async fn start(engine: Engine) -> TestApi {
-        TestApi::limited(engine, Limits::default()).await
+impl OnBackend for TestApi {
+    async fn on(backend: Backend) -> TestApi {
+        TestApi::limited(backend, Limits::default()).await
     }
+}
 
-    pub(crate) async fn limited(engine: Engine, limits: Limits) -> TestApi {
-        let database = TestDatabase::new(engine);
+impl TestApi {
+    pub(crate) async fn limited(backend: Backend, limits: Limits) -> TestApi {
+        let database = TestDatabase::new(backend);
         let url = database.url().clone();
         TestApi::at(database, &url, limits).await
     }
@@ -97,8 +79,8 @@ impl TestApi {
         TestApi::at(database, &url, limits).await
     }
 
-    pub(crate) async fn with_clock(engine: Engine, clock: Clock) -> TestApi {
-        let database = TestDatabase::new(engine);
+    pub(crate) async fn with_clock(backend: Backend, clock: Clock) -> TestApi {
+        let database = TestDatabase::new(backend);
         let url = database.url().clone();
         TestApi::set_up(database, &url, Limits::default(), clock).await
     }
@@ -110,6 +92,7 @@ impl TestApi {
         let shutdown = CancellationToken::new();
         let api = Api {
             readiness: Readiness::of_database(&store, shutdown.clone()),
+            metrics: Metrics::new("test"),
             store: store.clone(),
             publisher,
             egress: egress::Policy::default(),

@@ -1,8 +1,8 @@
 use reqwest::Method;
 
-use crate::harness::{TestApi, on_both_engines, send};
+use crate::harness::{TestApi, send};
 
-on_both_engines!(health_needs_no_token, readiness_needs_no_token);
+testkit::on_both_backends!(health_needs_no_token, readiness_needs_no_token);
 
 async fn health_needs_no_token(api: TestApi) {
     let reply = send(api.bare(Method::GET, "/v1/health")).await;

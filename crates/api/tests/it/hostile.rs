@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use api::Limits;
 use serde_json::Value;
-use testkit::Engine;
+use testkit::Backend;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpSocket, TcpStream};
 use tokio::time::timeout;
@@ -22,7 +22,7 @@ fn short() -> Limits {
 }
 
 async fn start() -> TestApi {
-    TestApi::limited(Engine::Sqlite, short()).await
+    TestApi::limited(Backend::Sqlite, short()).await
 }
 
 async fn connected(api: &TestApi) -> TcpStream {
@@ -148,7 +148,7 @@ async fn a_dripping_head_is_cut_off() {
 #[tokio::test]
 async fn an_idle_connection_is_closed() {
     let idle_time = Duration::from_secs(1);
-    let api = TestApi::limited(Engine::Sqlite, Limits { idle_time, ..Limits::default() }).await;
+    let api = TestApi::limited(Backend::Sqlite, Limits { idle_time, ..Limits::default() }).await;
     let mut stream = kept_alive(&api).await;
     let began = Instant::now();
     assert_eq!(rest(&mut stream).await, "");
@@ -336,7 +336,7 @@ async fn pipelined_requests_are_all_answered_if_the_client_reads() {
 
 #[tokio::test]
 async fn connections_beyond_the_limit_wait_until_others_end() {
-    let api = TestApi::limited(Engine::Sqlite, Limits { connections: 1, ..short() }).await;
+    let api = TestApi::limited(Backend::Sqlite, Limits { connections: 1, ..short() }).await;
     let full = [kept_alive(&api).await, kept_alive(&api).await]; // one for each of the two workers
     let mut waiting = connected(&api).await;
     waiting.write_all(HEALTH.as_bytes()).await.unwrap();
@@ -410,7 +410,7 @@ fn two_each() -> Limits {
 
 #[tokio::test]
 async fn a_connection_over_its_clients_limit_is_refused() {
-    let api = TestApi::limited(Engine::Sqlite, two_each()).await;
+    let api = TestApi::limited(Backend::Sqlite, two_each()).await;
     let mut kept = [connected_as(&api, "127.0.0.8").await, connected_as(&api, "127.0.0.8").await];
     for stream in &mut kept {
         exchange(stream, HEALTH, r#"{"status":"ok"}"#).await;
@@ -440,7 +440,7 @@ async fn a_connection_over_its_clients_limit_is_refused() {
 /// Behind a proxy, connections can't be attributed to clients.
 #[tokio::test]
 async fn requests_in_flight_are_limited_per_client_behind_a_trusted_proxy() {
-    let api = TestApi::limited(Engine::Sqlite, two_each()).await;
+    let api = TestApi::limited(Backend::Sqlite, two_each()).await;
     let waiting = put(&api, "Content-Length: 2\r\nExpect: 100-continue\r\nX-Forwarded-For: 203.0.113.7");
     let mut kept = [connected(&api).await, connected(&api).await];
     for stream in &mut kept {

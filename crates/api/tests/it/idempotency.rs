@@ -6,9 +6,9 @@ use engine::Settlement;
 use futures_util::future::join_all;
 use reqwest::Method;
 
-use crate::harness::{RUN, Reply, SUCCEEDED, TestApi, on_both_engines, redeliveries, send};
+use crate::harness::{RUN, Reply, SUCCEEDED, TestApi, redeliveries, send};
 
-on_both_engines!(
+testkit::on_both_backends!(
     a_repeated_request_gets_the_same_response_and_no_second_doorbell,
     a_key_is_bound_to_method_path_query_and_body,
     a_refused_request_leaves_its_key_free,

@@ -8,11 +8,11 @@ use futures_util::future::join_all;
 use reqwest::Method;
 use serde_json::{Value, json};
 use store::{AcceptPolicy, Clock, Deliver};
-use testkit::Engine;
+use testkit::Backend;
 
-use crate::harness::{TestApi, on_both_engines, redeliveries, send};
+use crate::harness::{TestApi, redeliveries, send};
 
-on_both_engines!(
+testkit::on_both_backends!(
     a_page_ends_at_the_byte_limit_and_no_row_is_skipped,
     a_runs_deliveries_are_bounded_and_link_to_older_ones,
     large_requests_wait_for_memory_and_are_all_served,
@@ -119,16 +119,16 @@ async fn large_requests_wait_for_memory_and_are_all_served(api: TestApi) {
 /// A cursor must not point to a row while an older row is uncommitted.
 #[tokio::test(flavor = "multi_thread")]
 async fn following_a_list_in_ascending_order_misses_no_concurrent_write() {
-    for engine in [Engine::Postgres, Engine::Sqlite] {
-        let followed = tokio::time::timeout(Duration::from_secs(60), follow(engine)).await;
-        followed.unwrap_or_else(|_| panic!("{engine:?}: some runs were never seen"));
+    for backend in [Backend::Postgres, Backend::Sqlite] {
+        let followed = tokio::time::timeout(Duration::from_secs(60), follow(backend)).await;
+        followed.unwrap_or_else(|_| panic!("{backend:?}: some runs were never seen"));
     }
 }
 
-async fn follow(engine: Engine) {
+async fn follow(backend: Backend) {
     const WRITERS: usize = 6;
     const RUNS: usize = 30;
-    let api = TestApi::with_clock(engine, Clock::system()).await;
+    let api = TestApi::with_clock(backend, Clock::system()).await;
     let org: OrgId = api.org;
     let policy = AcceptPolicy { max_attempts: 1, payload_format: contracts::PayloadFormat::Python };
     let writer = |writer: usize| {

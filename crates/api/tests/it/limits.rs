@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use api::{Limits, Rate};
 use reqwest::Method;
-use testkit::{Engine, Proxy, TestDatabase};
+use testkit::{Backend, Proxy, TestDatabase};
 
 use crate::harness::{RUN, Reply, TestApi, send};
 
@@ -20,12 +20,12 @@ macro_rules! limited {
 
             #[tokio::test]
             async fn postgres() {
-                super::$test(TestApi::limited(Engine::Postgres, $limits).await).await;
+                super::$test(TestApi::limited(Backend::Postgres, $limits).await).await;
             }
 
             #[tokio::test]
             async fn sqlite() {
-                super::$test(TestApi::limited(Engine::Sqlite, $limits).await).await;
+                super::$test(TestApi::limited(Backend::Sqlite, $limits).await).await;
             }
         }
     )*};
@@ -194,7 +194,7 @@ async fn requests_that_cost_no_look_up_do_not_count_as_failures(api: TestApi) {
 /// Tokens that could not be looked up are not failures, however many there are.
 #[tokio::test]
 async fn an_outage_does_not_count_as_a_failure() {
-    let database = TestDatabase::new(Engine::Postgres);
+    let database = TestDatabase::new(Backend::Postgres);
     let proxy = Proxy::start(database.server()).await;
     let url = database.url_through(proxy.addr);
     let limits = Limits { database_time: SECOND / 4, ..failures() };

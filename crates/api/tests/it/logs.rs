@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex};
 
 use reqwest::Method;
 use serde_json::Value;
-use testkit::Engine;
+use testkit::{Backend, OnBackend};
 
 use crate::harness::{RUN, TestApi, send};
 
@@ -29,7 +29,7 @@ async fn each_request_logs_one_line_without_its_token() {
     let writer = Captured(captured.0.clone());
     let subscriber = tracing_subscriber::fmt().json().with_writer(move || writer.clone()).finish();
     tracing::subscriber::set_global_default(subscriber).unwrap();
-    let api = TestApi::start(Engine::Sqlite).await;
+    let api = TestApi::on(Backend::Sqlite).await;
     let get =
         api.request(Method::GET, &format!("/v1/runs/{RUN}?secret=1")).header("x-request-id", "log-test");
     assert_eq!(send(get).await.status, 422);

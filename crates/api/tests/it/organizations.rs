@@ -6,9 +6,9 @@ use reqwest::Method;
 use store::Deliver;
 use uuid::Uuid;
 
-use crate::harness::{Reply, TestApi, on_both_engines, send};
+use crate::harness::{Reply, TestApi, send};
 
-on_both_engines!(a_thousand_foreign_ids_are_answered_like_unknown_ones_by_every_call);
+testkit::on_both_backends!(a_thousand_foreign_ids_are_answered_like_unknown_ones_by_every_call);
 
 /// Number of foreign IDs requested from each call.
 const PAIRS: usize = 1_000;

@@ -8,11 +8,11 @@ use contracts::{Delivery, DeliveryStatus};
 use futures_util::future::join_all;
 use reqwest::Method;
 use store::StoreError;
-use testkit::{Engine, Proxy, TestDatabase};
+use testkit::{Backend, OnBackend, Proxy, TestDatabase};
 
-use crate::harness::{CONNECTIONS, RUN, Reply, SUCCEEDED, TestApi, on_both_engines, redeliveries, send};
+use crate::harness::{CONNECTIONS, RUN, Reply, SUCCEEDED, TestApi, redeliveries, send};
 
-on_both_engines!(
+testkit::on_both_backends!(
     an_internal_error_does_not_reveal_its_cause,
     while_all_connections_are_busy_a_request_fails_after_a_second,
 );
@@ -20,7 +20,7 @@ on_both_engines!(
 /// PostgreSQL only: an open SQLite file does not go away.
 #[tokio::test]
 async fn without_its_database_the_api_asks_clients_to_retry() {
-    let mut api = TestApi::start(Engine::Postgres).await;
+    let mut api = TestApi::on(Backend::Postgres).await;
     assert_eq!(api.put_run(SUCCEEDED).await.status, 201);
     api.doorbell().await;
     api.lose_database();
@@ -35,7 +35,7 @@ async fn without_its_database_the_api_asks_clients_to_retry() {
 /// PostgreSQL only, as above.
 #[tokio::test]
 async fn without_its_database_the_api_is_not_ready_and_says_why() {
-    let mut api = TestApi::start(Engine::Postgres).await;
+    let mut api = TestApi::on(Backend::Postgres).await;
     api.lose_database();
     let reply = loop {
         let reply = api.get("/health/ready").await;
@@ -51,7 +51,7 @@ async fn without_its_database_the_api_is_not_ready_and_says_why() {
 /// A full disk and a deadlock, in whatever language the server reports them.
 #[tokio::test]
 async fn while_its_database_rejects_writes_the_api_asks_clients_to_retry() {
-    let mut api = TestApi::start(Engine::Postgres).await;
+    let mut api = TestApi::on(Backend::Postgres).await;
     api.delivered_run().await;
     let database = api.database.as_ref().expect("the database was dropped");
     for (state, words) in [("53100", "No queda espacio en el dispositivo"), ("40P01", "Verklemmung entdeckt")]
@@ -133,7 +133,7 @@ async fn hold(api: &TestApi) -> (Vec<mpsc::Sender<()>>, Vec<tokio::task::JoinHan
 /// Returns an API with a run to redeliver, connected to PostgreSQL through a proxy that can disturb the
 /// connection.
 async fn behind_a_proxy() -> (TestApi, Proxy) {
-    let database = TestDatabase::new(Engine::Postgres);
+    let database = TestDatabase::new(Backend::Postgres);
     let proxy = Proxy::start(database.server()).await;
     let url = database.url_through(proxy.addr);
     let mut api = TestApi::at(database, &url, Limits::default()).await;

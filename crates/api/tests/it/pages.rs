@@ -10,9 +10,9 @@ use serde_json::Value;
 use store::Deliver;
 use uuid::Uuid;
 
-use crate::harness::{TestApi, on_both_engines, redeliveries, send};
+use crate::harness::{TestApi, redeliveries, send};
 
-on_both_engines!(
+testkit::on_both_backends!(
     an_empty_list_is_an_empty_page,
     paging_forwards_and_backwards_neither_skips_nor_repeats_rows,
     rows_added_while_paging_do_not_shift_pages,

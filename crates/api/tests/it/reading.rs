@@ -5,9 +5,9 @@ use std::time::Duration;
 use engine::Settlement;
 use uuid::Uuid;
 
-use crate::harness::{RUN, SUCCEEDED, TestApi, on_both_engines};
+use crate::harness::{RUN, SUCCEEDED, TestApi};
 
-on_both_engines!(
+testkit::on_both_backends!(
     a_delivery_is_shown_with_its_attempts_ascending,
     a_runs_deliveries_are_listed_newest_first,
     an_unknown_or_foreign_delivery_is_not_found,

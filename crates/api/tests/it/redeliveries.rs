@@ -8,9 +8,9 @@ use futures_util::future::join_all;
 use reqwest::Method;
 use uuid::Uuid;
 
-use crate::harness::{RUN, SUCCEEDED, TestApi, on_both_engines, redeliveries, send};
+use crate::harness::{RUN, SUCCEEDED, TestApi, redeliveries, send};
 
-on_both_engines!(
+testkit::on_both_backends!(
     a_redelivery_is_answered_with_a_delivery_of_the_runs_current_state,
     a_redelivery_is_signed_with_the_current_secret,
     a_redelivery_is_committed_before_its_doorbell_rings,

@@ -2,9 +2,9 @@
 
 use reqwest::Method;
 
-use crate::harness::{MAX_BODY, RUN, TestApi, on_both_engines, redeliveries, send};
+use crate::harness::{MAX_BODY, RUN, TestApi, redeliveries, send};
 
-on_both_engines!(
+testkit::on_both_backends!(
     a_request_id_is_accepted_or_generated_and_echoed,
     an_id_in_the_path_must_be_a_hyphenated_uuid,
     unknown_query_parameters_are_refused_on_every_call,

@@ -6,9 +6,9 @@ use reqwest::Method;
 use serde_json::json;
 use uuid::Uuid;
 
-use crate::harness::{RUN, SUCCEEDED, TestApi, on_both_engines, send};
+use crate::harness::{RUN, SUCCEEDED, TestApi, send};
 
-on_both_engines!(
+testkit::on_both_backends!(
     a_run_is_created_then_replaced_until_it_ends,
     a_run_that_ends_gets_one_automatic_delivery_and_a_doorbell_after_the_commit,
     after_a_run_has_ended_only_its_output_can_change,

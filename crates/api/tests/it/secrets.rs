@@ -7,9 +7,9 @@ use futures_util::future::join_all;
 use reqwest::Method;
 use uuid::Uuid;
 
-use crate::harness::{Reply, TestApi, on_both_engines, send};
+use crate::harness::{Reply, TestApi, send};
 
-on_both_engines!(
+testkit::on_both_backends!(
     a_secret_is_shown_once_with_its_plain_text_first,
     only_the_first_secret_becomes_current,
     a_body_with_anything_but_a_label_is_refused,

@@ -2,14 +2,14 @@
 
 use std::time::Duration;
 
-use testkit::Engine;
+use testkit::{Backend, OnBackend};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
-use crate::harness::{RUN, TestApi, on_both_engines};
+use crate::harness::{RUN, TestApi};
 
-on_both_engines!(a_request_in_flight_is_answered_before_the_server_returns);
+testkit::on_both_backends!(a_request_in_flight_is_answered_before_the_server_returns);
 
 async fn a_request_in_flight_is_answered_before_the_server_returns(mut api: TestApi) {
     let body = r#"{"status_code": "queued"}"#;
@@ -38,7 +38,7 @@ async fn a_request_in_flight_is_answered_before_the_server_returns(mut api: Test
 /// Idle connections could delay a shutdown for the whole grace period of requests in flight.
 #[tokio::test]
 async fn idle_connections_are_closed_at_once() {
-    let mut api = TestApi::start(Engine::Sqlite).await;
+    let mut api = TestApi::on(Backend::Sqlite).await;
     assert_eq!(api.get("/v1/health").await.status, 200); // the client keeps its connection
     api.shutdown.cancel();
     let stopped = timeout(Duration::from_secs(4), &mut api.server).await;

@@ -8,9 +8,9 @@ use futures_util::future::join_all;
 use reqwest::Method;
 use uuid::Uuid;
 
-use crate::harness::{Reply, SUCCEEDED, TestApi, on_both_engines, send};
+use crate::harness::{Reply, SUCCEEDED, TestApi, send};
 
-on_both_engines!(
+testkit::on_both_backends!(
     a_waiting_delivery_ends_as_withdrawn_and_repeating_it_is_answered_alike,
     a_withdrawn_delivery_frees_its_run_for_another_one,
     a_delivery_that_is_being_sent_or_has_ended_otherwise_is_a_conflict,

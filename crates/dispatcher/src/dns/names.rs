@@ -18,7 +18,7 @@ use hickory_resolver::net::{DnsError, NetError, NoRecords};
 use hickory_resolver::proto::op::{DnsRequest, DnsResponse, Query, ResponseCode};
 use hickory_resolver::proto::rr::{Name, RecordType};
 use hickory_resolver::{ConnectionProvider, Hosts, PoolContext, Resolver};
-use parking_lot::{Mutex, MutexGuard};
+use parking_lot::Mutex;
 use thiserror::Error;
 use tokio::time::{Instant, sleep, timeout};
 
@@ -256,15 +256,11 @@ struct Responses(Arc<Mutex<Option<Instant>>>);
 
 impl Responses {
     fn last_at(&self) -> Option<Instant> {
-        *self.lock()
+        *self.0.lock()
     }
 
     fn record(&self) {
-        *self.lock() = Some(Instant::now());
-    }
-
-    fn lock(&self) -> MutexGuard<'_, Option<Instant>> {
-        self.0.lock()
+        *self.0.lock() = Some(Instant::now());
     }
 }
 

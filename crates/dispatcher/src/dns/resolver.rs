@@ -9,7 +9,7 @@ use contracts::{FailureReason, OrgId};
 use egress::Policy;
 use futures_util::future::{BoxFuture, FutureExt};
 use hickory_resolver::net::NetError;
-use parking_lot::{Mutex, MutexGuard};
+use parking_lot::Mutex;
 use reqwest::dns::{Addrs, Name, Resolve, Resolving};
 use rustix::process::{Resource, getrlimit};
 use thiserror::Error;
@@ -172,7 +172,7 @@ impl Lookups {
     async fn look_up(self: &Arc<Self>, org: Option<OrgId>, name: &str) -> Found {
         let subject = (org, name.to_owned());
         let mut answer = {
-            let mut running = self.running();
+            let mut running = self.state.lock();
             // A closed channel means that the lookup panicked.
             let known = running.lookups.get(&subject).filter(|answer| answer.has_changed().is_ok()).cloned();
             known.unwrap_or_else(|| {
@@ -210,23 +210,19 @@ impl Lookups {
             Err(_) => Err(NameError::Local(LocalFailure::NoLookup)),
         };
         // Later callers start a new lookup.
-        self.running().forget(&subject);
+        self.state.lock().forget(&subject);
         result.send_replace(Some(found.map(Arc::from)));
     }
 
     /// Whether no caller waits for the result any more. If so, removes the lookup.
     fn is_abandoned(&self, subject: &Subject, result: &watch::Sender<Option<Found>>) -> bool {
-        let mut running = self.running();
+        let mut running = self.state.lock();
         // `running` itself holds a receiver.
         let is_abandoned = result.receiver_count() == 1;
         if is_abandoned {
             running.forget(subject);
         }
         is_abandoned
-    }
-
-    fn running(&self) -> MutexGuard<'_, Running> {
-        self.state.lock()
     }
 }
 

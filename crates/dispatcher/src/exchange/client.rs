@@ -11,7 +11,7 @@ use futures_util::future::{BoxFuture, FutureExt};
 use http::Extensions;
 use hyper_util::client::legacy::connect::{Connection, HttpInfo};
 use moka::sync::Cache;
-use parking_lot::{Mutex, MutexGuard};
+use parking_lot::Mutex;
 use reqwest::header::HeaderMap;
 use rustix::process::{Resource, getrlimit};
 use tokio::time::Instant;
@@ -112,7 +112,7 @@ impl Clients {
     /// Returns the client for one request to `origin`.
     pub(crate) fn get(&self, origin: &str) -> reqwest::Client {
         let is_short = self.has_short_keep_alive(origin);
-        let mut state = self.state();
+        let mut state = self.state.lock();
         let is_old = state.current.made_at.elapsed() >= state.current.max_age;
         if is_old || state.opened() >= self.max_kept.saturating_sub(state.replaced_in_use()).max(MIN_KEPT) {
             self.replace(&mut state);
@@ -123,7 +123,7 @@ impl Clients {
 
     /// Closes idle connections because the system has run out of sockets.
     pub(crate) fn close_idle(&self) {
-        let mut state = self.state();
+        let mut state = self.state.lock();
         if state.current.made_at.elapsed() >= MIN_AGE {
             tracing::debug!("closing idle connections");
             self.replace(&mut state);
@@ -145,10 +145,6 @@ impl Clients {
     /// Whether a receiver is known to close idle connections early. Each call extends the entry's lifetime.
     pub(crate) fn has_short_keep_alive(&self, origin: &str) -> bool {
         self.short_keep_alives.get(origin).is_some()
-    }
-
-    fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock()
     }
 
     fn replace(&self, state: &mut State) {

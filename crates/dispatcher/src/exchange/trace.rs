@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use contracts::{OrgId, Timing};
-use parking_lot::{Mutex, MutexGuard};
+use parking_lot::Mutex;
 use tokio::time::Instant;
 
 tokio::task_local! {
@@ -80,56 +80,56 @@ impl Trace {
     }
 
     pub(crate) fn resolve_began(&self) {
-        self.marks().resolve.begin();
+        self.marks.lock().resolve.begin();
     }
 
     pub(crate) fn resolve_ended(&self) {
-        self.marks().resolve.end();
+        self.marks.lock().resolve.end();
     }
 
     /// Discards all durations: they would distinguish names that don't exist from internal ones.
     pub(crate) fn forget_times(&self) {
-        self.marks().has_no_times = true;
+        self.marks.lock().has_no_times = true;
     }
 
     /// Records a refused address of the receiver's name.
     pub(crate) fn refused(&self, address: IpAddr) {
-        self.marks().refused_address = Some(address);
+        self.marks.lock().refused_address = Some(address);
     }
 
     pub(crate) fn connector_began(&self) {
-        self.marks().connector.begin();
+        self.marks.lock().connector.begin();
     }
 
     /// Records that a connection is established and ready to be written to.
     pub(crate) fn connected(&self, to: Option<SocketAddr>) {
-        let mut marks = self.marks();
+        let mut marks = self.marks.lock();
         marks.connector.end();
         marks.remote_address = to;
     }
 
     pub(crate) fn tls_began(&self) {
-        self.marks().tls_began_at.get_or_insert_with(Instant::now);
+        self.marks.lock().tls_began_at.get_or_insert_with(Instant::now);
     }
 
     /// Records what is wrong with the receiver's certificate, as a sentence.
     pub(crate) fn certificate_refused(&self, fault: String) {
-        self.marks().certificate_fault = Some(fault);
+        self.marks.lock().certificate_fault = Some(fault);
     }
 
     pub(crate) fn certificate_fault(&self) -> Option<String> {
-        self.marks().certificate_fault.clone()
+        self.marks.lock().certificate_fault.clone()
     }
 
     /// Whether a TLS handshake has begun and not ended.
     pub(crate) fn is_in_handshake(&self) -> bool {
-        let marks = self.marks();
+        let marks = self.marks.lock();
         marks.tls_began_at.is_some() && marks.connector.ended_at.is_none()
     }
 
     /// Counts payload bytes handed to the connection.
     pub(crate) fn sent(&self, bytes: usize) {
-        let mut marks = self.marks();
+        let mut marks = self.marks.lock();
         marks.send.begin();
         marks.sent += bytes;
         if marks.sent >= self.size {
@@ -139,41 +139,41 @@ impl Trace {
 
     /// Returns the number of payload bytes sent, and the payload's size.
     pub(crate) fn progress(&self) -> (usize, usize) {
-        (self.marks().sent, self.size)
+        (self.marks.lock().sent, self.size)
     }
 
     /// Whether the request was written to a connection that an earlier request had opened.
     pub(crate) fn is_on_reused_connection(&self) -> bool {
-        let marks = self.marks();
+        let marks = self.marks.lock();
         marks.send.began_at.is_some() && marks.connector.ended_at.is_none()
     }
 
     /// Records that the response's head is complete. `from` is the receiver's address.
     pub(crate) fn answered(&self, from: Option<SocketAddr>) {
-        let mut marks = self.marks();
+        let mut marks = self.marks.lock();
         marks.head_at = Some(Instant::now());
         marks.remote_address = from.or(marks.remote_address);
     }
 
     pub(crate) fn body_ended(&self) {
-        self.marks().body_ended_at = Some(Instant::now());
+        self.marks.lock().body_ended_at = Some(Instant::now());
     }
 
     pub(crate) fn refused_address(&self) -> Option<IpAddr> {
-        self.marks().refused_address
+        self.marks.lock().refused_address
     }
 
     /// Returns the time from the start to the complete head of the response, or until now without one. `None`
     /// if durations are discarded.
     pub(crate) fn response_time(&self) -> Option<Duration> {
-        let marks = self.marks();
+        let marks = self.marks.lock();
         (!marks.has_no_times).then(|| marks.head_at.unwrap_or_else(Instant::now) - self.began_at)
     }
 
     /// Returns the durations of the phases that have ended, and the receiver's address. The fields from the
     /// response's headers are left empty.
     pub(crate) fn timing(&self) -> Timing {
-        let marks = self.marks().clone();
+        let marks = self.marks.lock().clone();
         if marks.has_no_times {
             return Timing::default();
         }
@@ -191,10 +191,6 @@ impl Trace {
             content_type: None,
             headers: None,
         }
-    }
-
-    fn marks(&self) -> MutexGuard<'_, Marks> {
-        self.marks.lock()
     }
 }
 

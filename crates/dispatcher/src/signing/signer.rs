@@ -5,7 +5,7 @@ use std::collections::{HashMap, HashSet};
 use std::time::Duration;
 
 use contracts::{FailureReason, OrgId, SecretId, Signing, SigningSecret};
-use parking_lot::{Mutex, MutexGuard};
+use parking_lot::Mutex;
 use store::{
     AnyConnection, Keyring, OpenError, Store, StoreError, ValidSecret, note_secret_used, signing_secrets,
 };
@@ -110,7 +110,7 @@ impl Signer {
         if let Some(known) = self.remembered(wanted) {
             return known;
         }
-        self.memory().wanted.insert(wanted);
+        self.memory.lock().wanted.insert(wanted);
         let left = deadline.saturating_sub(self.store.clock().monotonic());
         let Ok(_turn) = timeout(left, self.reading.lock()).await else {
             tracing::warn!(%org, "signing secrets not read in time");
@@ -154,13 +154,9 @@ impl Signer {
         }
     }
 
-    fn memory(&self) -> MutexGuard<'_, Memory> {
-        self.memory.lock()
-    }
-
     /// Takes a batch of the waiting entries, `own` included. Never empty.
     fn gathered(&self, own: Wanted) -> Vec<Wanted> {
-        let mut memory = self.memory();
+        let mut memory = self.memory.lock();
         memory.wanted.remove(&own);
         let others: Vec<Wanted> = memory.wanted.iter().copied().take(BATCH - 1).collect();
         for other in &others {
@@ -178,7 +174,7 @@ impl Signer {
 
     /// Decrypts the secrets not cached yet, and returns the errors of those that don't open.
     fn open(&self, secrets: &[ValidSecret], keyring: &Keyring) -> HashMap<SecretId, OpenError> {
-        let mut memory = self.memory();
+        let mut memory = self.memory.lock();
         if memory.opened.len().max(memory.valid.len()) >= REMEMBERED {
             *memory = Memory { wanted: std::mem::take(&mut memory.wanted), ..Memory::default() };
         }
@@ -206,7 +202,7 @@ impl Signer {
         for secret in secrets {
             of_org.entry(secret.org_id).or_default().push(secret);
         }
-        let mut memory = self.memory();
+        let mut memory = self.memory.lock();
         for (org, frozen) in batch {
             let known = of_org.get(org).map_or(&[][..], Vec::as_slice);
             let secrets = select(known, *frozen, refusals);
@@ -224,7 +220,7 @@ impl Signer {
 
     fn remembered(&self, wanted: Wanted) -> Option<Result<Option<Signing>, Outcome>> {
         let now = self.store.clock().monotonic();
-        let mut memory = self.memory();
+        let mut memory = self.memory.lock();
         let Memory { opened, valid, .. } = &mut *memory;
         let valid = valid.get(&wanted).filter(|valid| now.saturating_sub(valid.read_at) < READ_EVERY)?;
         let Secrets { listed, main } = match &valid.secrets {

@@ -1,4 +1,4 @@
-//! The receivers' zoo: what a dispatcher records for odd, careless, broken or hostile receivers, one row
+//! What a dispatcher records for odd, careless, broken or hostile receivers, one row
 //! each. `scripts/field` prints the table. Each receiver is called once, on both storage engines.
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
@@ -16,7 +16,7 @@ use dispatcher::{Certificates, Dispatcher, Limits, Progress, RetryPolicy, Settin
 use futures_util::future::join_all;
 use queue::Publisher;
 use store::{AcceptPolicy, Accepted, Deliver, DeliveryParts, Redelivery, Store, StoreError};
-use testkit::{Engine, TestDatabase};
+use testkit::{Backend, TestDatabase};
 use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
@@ -64,11 +64,12 @@ struct Stack {
 }
 
 impl Stack {
-    async fn start(engine: Engine) -> Stack {
-        let database = TestDatabase::new(engine);
+    async fn start(backend: Backend) -> Stack {
+        let database = TestDatabase::new(backend);
         let store = database.store().await;
         let keyring = testkit::keyring();
-        let org = store.write(|tx, now| Ok::<_, StoreError>(store::create_organization(tx, now, "zoo")?.id));
+        let org =
+            store.write(|tx, now| Ok::<_, StoreError>(store::create_organization(tx, now, "field")?.id));
         let org = org.await.unwrap();
         let (publisher, consumer) = queue::in_process(256);
         let shutdown = CancellationToken::new();
@@ -80,6 +81,7 @@ impl Stack {
             egress: egress::Policy::new(vec!["127.0.0.0/8".parse().unwrap()]),
             settings: settings(),
             progress: Progress::default(),
+            metrics: ops::Metrics::new("test"),
         };
         tokio::spawn(dispatcher.run(consumer, shutdown.clone()));
         Stack { store, org, shutdown, publisher, polling: tokio::sync::Mutex::default(), _database: database }
@@ -94,8 +96,8 @@ impl Stack {
         }
         let accepted = self.store.write_within(TEST_TIMEOUT, move |tx: &mut _, now| {
             let run = RunId(Uuid::new_v4());
-            store::record_run(tx, now, &policy, Deliver::Never, (org, run), &update, "zoo")?;
-            match store::redeliver(tx, now, &policy, org, run, "zoo")? {
+            store::record_run(tx, now, &policy, Deliver::Never, (org, run), &update, "field")?;
+            match store::redeliver(tx, now, &policy, org, run, "field")? {
                 Redelivery::Accepted(Accepted { delivery, .. }) => Ok::<_, StoreError>(delivery),
                 refused => panic!("{refused:?}"),
             }
@@ -107,7 +109,7 @@ impl Stack {
             destination: Destination::of(org, &delivery.callback_url),
             payload_size: Some(delivery.payload_bytes.len() as u64),
             org_id: org,
-            request_id: "zoo".to_owned(),
+            request_id: "field".to_owned(),
         }
     }
 
@@ -136,15 +138,15 @@ impl Stack {
 }
 
 /// Calls all receivers at once, prints the table, and returns the rows that are wrong.
-async fn zoo(engine: Engine) -> Vec<String> {
-    let stack = Stack::start(engine).await;
+async fn wrong_records(backend: Backend) -> Vec<String> {
+    let stack = Stack::start(backend).await;
     let mut called = Vec::new();
     for situation in situations().await {
         let job = stack.accept(&situation.url, situation.payload).await;
         called.push((situation, job.delivery_id));
         stack.publisher.ring(job);
     }
-    println!("\n{engine:?}");
+    println!("\n{backend:?}");
     println!("{:4} {:58} {:>6} {:>7}  what is on record", "", "the receiver …", "status", "ms");
     let mut wrong = Vec::new();
     for (situation, id) in called {
@@ -160,7 +162,7 @@ async fn zoo(engine: Engine) -> Vec<String> {
         let time = attempt.response_time_ms.unwrap_or_default();
         println!("{mark:4} {:58} {status:>6} {time:>7}  {words}", situation.name);
         if let Err(problem) = found {
-            wrong.push(format!("{engine:?}: a receiver that {}: {problem}: {attempt:?}", situation.name));
+            wrong.push(format!("{backend:?}: a receiver that {}: {problem}: {attempt:?}", situation.name));
         }
     }
     stack.shutdown.cancel();
@@ -170,16 +172,19 @@ async fn zoo(engine: Engine) -> Vec<String> {
 #[tokio::test(flavor = "multi_thread")]
 async fn the_behaviour_of_each_receiver_is_recorded_correctly() {
     let mut wrong = Vec::new();
-    for engine in [Engine::Sqlite, Engine::Postgres] {
-        wrong
-            .extend(timeout(2 * TEST_TIMEOUT, zoo(engine)).await.expect("all attempts are recorded in time"));
+    for backend in [Backend::Sqlite, Backend::Postgres] {
+        wrong.extend(
+            timeout(2 * TEST_TIMEOUT, wrong_records(backend))
+                .await
+                .expect("all attempts are recorded in time"),
+        );
     }
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn no_callback_is_lost_at_the_announced_end_of_an_idle_connection() {
-    let stack = Stack::start(Engine::Sqlite).await;
+    let stack = Stack::start(Backend::Sqlite).await;
     let aims = [true, false].map(|is_announced| keep_alive::aimed_at_idle_ends(&stack, is_announced));
     let [announced, silent] = <[usize; 2]>::try_from(join_all(aims).await).unwrap();
     println!(

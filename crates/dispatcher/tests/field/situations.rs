@@ -53,21 +53,21 @@ fn gzipped(text: &str) -> Vec<u8> {
 
 /// Starts all receivers and returns them.
 pub(crate) async fn situations() -> Vec<Situation> {
-    let mut zoo = Zoo::default();
-    zoo.accepted().await;
-    zoo.slow_bodies().await;
-    zoo.refused().await;
-    zoo.broken().await;
-    zoo.uploads().await;
-    zoo.situations
+    let mut all = Situations::default();
+    all.accepted().await;
+    all.slow_bodies().await;
+    all.refused().await;
+    all.broken().await;
+    all.uploads().await;
+    all.situations
 }
 
 #[derive(Default)]
-struct Zoo {
+struct Situations {
     situations: Vec<Situation>,
 }
 
-impl Zoo {
+impl Situations {
     fn add(&mut self, name: &'static str, url: String, expected: Expected) {
         self.with_payload(name, url, 0, expected);
     }

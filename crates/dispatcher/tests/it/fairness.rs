@@ -3,18 +3,17 @@
 use std::time::Duration;
 
 use contracts::{Delivery, DeliveryStatus};
-use testkit::Engine;
+use testkit::Backend;
 
 use crate::harness::{Harness, limited, settings};
-use crate::on_both_engines;
 
 /// Returns a URL of the receiver under another name, which is another destination.
 fn elsewhere(harness: &Harness, path: &str) -> String {
     harness.receiver.url(path).replace("127.0.0.1", "localhost")
 }
 
-async fn a_destination_that_hangs_holds_few_slots_and_the_others_are_served(engine: Engine) {
-    let mut harness = Harness::new(engine).await;
+async fn a_destination_that_hangs_holds_few_slots_and_the_others_are_served(backend: Backend) {
+    let mut harness = Harness::new(backend).await;
     let running = harness.dispatch(dispatcher::Settings {
         drain: Duration::ZERO,
         ..limited(|limits| (limits.max_in_flight, limits.max_in_flight_per_destination) = (8, 6))
@@ -37,8 +36,8 @@ async fn a_destination_that_hangs_holds_few_slots_and_the_others_are_served(engi
     running.stop().await;
 }
 
-async fn deliveries_of_a_full_destination_are_sent_as_soon_as_it_has_room(engine: Engine) {
-    let harness = Harness::new(engine).await;
+async fn deliveries_of_a_full_destination_are_sent_as_soon_as_it_has_room(backend: Backend) {
+    let harness = Harness::new(backend).await;
     let running = harness.dispatch(limited(|limits| limits.max_in_flight_per_destination = 1));
     let mut deliveries = Vec::new();
     for _ in 0..30 {
@@ -54,8 +53,8 @@ async fn deliveries_of_a_full_destination_are_sent_as_soon_as_it_has_room(engine
     running.stop().await;
 }
 
-async fn a_retry_after_holds_the_whole_destination_and_spends_no_attempts(engine: Engine) {
-    let harness = Harness::new(engine).await;
+async fn a_retry_after_holds_the_whole_destination_and_spends_no_attempts(backend: Backend) {
+    let harness = Harness::new(backend).await;
     let running = harness.dispatch(settings());
     let first = harness.after_first_attempt(&running, &harness.receiver.url("/retry-after/800")).await;
     let other = harness.accept(&harness.receiver.url("/ok")).await;
@@ -71,8 +70,8 @@ async fn a_retry_after_holds_the_whole_destination_and_spends_no_attempts(engine
     assert_eq!(harness.receiver.posts(), 2);
 }
 
-async fn one_attempt_is_sent_first_when_a_hold_ends_and_opens_the_destination(engine: Engine) {
-    let harness = Harness::new(engine).await;
+async fn one_attempt_is_sent_first_when_a_hold_ends_and_opens_the_destination(backend: Backend) {
+    let harness = Harness::new(backend).await;
     let running = harness.dispatch(settings());
     let first = harness.after_first_attempt(&running, &harness.receiver.url("/retry-after/1")).await;
     let held_until = first.next_attempt_at.unwrap();
@@ -93,7 +92,7 @@ async fn one_attempt_is_sent_first_when_a_hold_ends_and_opens_the_destination(en
     assert_eq!(harness.receiver.posts(), 12);
 }
 
-on_both_engines! {
+testkit::on_both_backends! {
     a_destination_that_hangs_holds_few_slots_and_the_others_are_served,
     deliveries_of_a_full_destination_are_sent_as_soon_as_it_has_room,
     a_retry_after_holds_the_whole_destination_and_spends_no_attempts,

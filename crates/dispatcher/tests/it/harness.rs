@@ -9,7 +9,7 @@ use dispatcher::{Certificates, Dispatcher, DispatcherError, Limits, Progress, Re
 use queue::Publisher;
 use receiver::{Received, Receiver};
 use store::{AcceptPolicy, Accepted, Deliver, Keyring, RecordedRun, Redelivery, Store, StoreError};
-use testkit::{Engine, TestDatabase};
+use testkit::{Backend, TestDatabase};
 use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, timeout};
@@ -72,8 +72,8 @@ pub(crate) fn loopback() -> egress::Policy {
 }
 
 impl Harness {
-    pub(crate) async fn new(engine: Engine) -> Harness {
-        let database = TestDatabase::new(engine);
+    pub(crate) async fn new(backend: Backend) -> Harness {
+        let database = TestDatabase::new(backend);
         let store = database.store().await;
         let keyring = testkit::keyring();
         let sealing = keyring.clone();
@@ -110,6 +110,7 @@ impl Harness {
             egress,
             settings,
             progress: progress.clone(),
+            metrics: ops::Metrics::new("test"),
         };
         let task = tokio::spawn(dispatcher.run(consumer, shutdown.clone()));
         Running { publisher, progress, shutdown, task }

@@ -4,14 +4,13 @@ use std::time::Duration;
 
 use contracts::{ClaimId, DeliveryStatus, FailureReason};
 use store::{AnyConnection, claim_jobs};
-use testkit::Engine;
+use testkit::Backend;
 use tokio::time::Instant;
 
 use crate::harness::{Harness, TIMEOUT, limited, settings};
-use crate::on_both_engines;
 
-async fn a_shutdown_finishes_attempts_in_flight_and_claims_no_more(engine: Engine) {
-    let mut harness = Harness::new(engine).await;
+async fn a_shutdown_finishes_attempts_in_flight_and_claims_no_more(backend: Backend) {
+    let mut harness = Harness::new(backend).await;
     let running = harness.dispatch(settings());
     let slow = harness.accept(&harness.receiver.url("/hang/1")).await;
     running.publisher.ring(harness.job(&slow, 1));
@@ -26,8 +25,8 @@ async fn a_shutdown_finishes_attempts_in_flight_and_claims_no_more(engine: Engin
     assert_eq!(harness.receiver.posts(), 1);
 }
 
-async fn a_shutdown_waits_for_a_receiver_no_longer_than_drain(engine: Engine) {
-    let mut harness = Harness::new(engine).await;
+async fn a_shutdown_waits_for_a_receiver_no_longer_than_drain(backend: Backend) {
+    let mut harness = Harness::new(backend).await;
     let running = harness.dispatch(dispatcher::Settings { drain: Duration::from_millis(100), ..settings() });
     let hanging = harness.accept(&harness.receiver.url("/hang/60")).await;
     running.publisher.ring(harness.job(&hanging, 1));
@@ -37,8 +36,8 @@ async fn a_shutdown_waits_for_a_receiver_no_longer_than_drain(engine: Engine) {
     assert_eq!(harness.delivery(hanging.id).await.status_code, DeliveryStatus::Delivering);
 }
 
-async fn an_attempt_whose_dispatcher_died_becomes_outcome_unknown_and_is_tried_again(engine: Engine) {
-    let mut harness = Harness::new(engine).await;
+async fn an_attempt_whose_dispatcher_died_becomes_outcome_unknown_and_is_tried_again(backend: Backend) {
+    let mut harness = Harness::new(backend).await;
     let delivery = harness.accept(&harness.receiver.url("/ok")).await;
     let job = harness.job(&delivery, 1);
     // A dispatcher claims the attempt under a lease that has already expired, and dies.
@@ -58,8 +57,8 @@ async fn an_attempt_whose_dispatcher_died_becomes_outcome_unknown_and_is_tried_a
     running.stop().await;
 }
 
-async fn a_last_attempt_whose_dispatcher_died_fails_the_delivery(engine: Engine) {
-    let mut harness = Harness::new(engine).await;
+async fn a_last_attempt_whose_dispatcher_died_fails_the_delivery(backend: Backend) {
+    let mut harness = Harness::new(backend).await;
     harness.accept.max_attempts = 1;
     let delivery = harness.accept(&harness.receiver.url("/ok")).await;
     let job = harness.job(&delivery, 1);
@@ -76,8 +75,8 @@ async fn a_last_attempt_whose_dispatcher_died_fails_the_delivery(engine: Engine)
     assert_eq!(harness.receiver.posts(), 0);
 }
 
-async fn a_send_that_could_outlive_its_lease_is_handed_back_and_spends_no_attempt(engine: Engine) {
-    let harness = Harness::new(engine).await;
+async fn a_send_that_could_outlive_its_lease_is_handed_back_and_spends_no_attempt(backend: Backend) {
+    let harness = Harness::new(backend).await;
     let delivery = harness.accept(&harness.receiver.url("/ok")).await;
     let running = harness.dispatch(limited(|limits| limits.lease = Duration::from_millis(400)));
     running.publisher.ring(harness.job(&delivery, 1));
@@ -91,7 +90,7 @@ async fn a_send_that_could_outlive_its_lease_is_handed_back_and_spends_no_attemp
 /// As with a deadlock, a full disk, a broken page or a lock, on a server with German messages.
 #[tokio::test]
 async fn a_result_that_the_database_refuses_for_a_while_is_kept_and_recorded() {
-    let mut harness = Harness::new(Engine::Postgres).await;
+    let mut harness = Harness::new(Backend::Postgres).await;
     harness.database.execute(
         "CREATE SEQUENCE refusals;
          CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS
@@ -121,7 +120,7 @@ async fn a_result_that_the_database_refuses_for_a_while_is_kept_and_recorded() {
 /// As with an interactive `psql` session.
 #[tokio::test]
 async fn a_lock_on_one_delivery_holds_up_neither_results_nor_expired_leases_of_others() {
-    let mut harness = Harness::new(Engine::Postgres).await;
+    let mut harness = Harness::new(Backend::Postgres).await;
     let locked = harness.accept(&harness.receiver.url("/hang/1")).await;
     let [expired, lost] = [
         harness.accept(&harness.receiver.url("/ok")).await,
@@ -163,7 +162,7 @@ async fn a_lock_on_one_delivery_holds_up_neither_results_nor_expired_leases_of_o
 /// As with a constraint added by an operator, or an unreadable page.
 #[tokio::test]
 async fn a_delivery_that_the_database_refuses_to_claim_is_skipped_and_the_others_are_served() {
-    let harness = Harness::new(Engine::Postgres).await;
+    let harness = Harness::new(Backend::Postgres).await;
     let mut deliveries = Vec::new();
     for _ in 0..40 {
         deliveries.push(harness.accept(&harness.receiver.url("/ok")).await);
@@ -192,8 +191,8 @@ async fn a_delivery_that_the_database_refuses_to_claim_is_skipped_and_the_others
     running.stop().await;
 }
 
-async fn two_dispatchers_on_one_database_send_each_delivery_once(engine: Engine) {
-    let mut harness = Harness::new(engine).await;
+async fn two_dispatchers_on_one_database_send_each_delivery_once(backend: Backend) {
+    let mut harness = Harness::new(backend).await;
     let (one, other) = (harness.dispatch(settings()), harness.dispatch(settings()));
     let mut deliveries = Vec::new();
     for _ in 0..100 {
@@ -213,7 +212,7 @@ async fn two_dispatchers_on_one_database_send_each_delivery_once(engine: Engine)
     }
 }
 
-on_both_engines! {
+testkit::on_both_backends! {
     a_shutdown_finishes_attempts_in_flight_and_claims_no_more,
     a_shutdown_waits_for_a_receiver_no_longer_than_drain,
     an_attempt_whose_dispatcher_died_becomes_outcome_unknown_and_is_tried_again,

@@ -3,15 +3,14 @@
 use std::time::Duration;
 
 use dispatcher::{Retention, Settings};
-use testkit::Engine;
+use testkit::Backend;
 use tokio::time::Instant;
 
 use crate::harness::{Harness, limited};
-use crate::on_both_engines;
 
 /// Two dispatchers share the work. A pending delivery is kept.
-async fn deliveries_and_runs_are_deleted_after_their_retention(engine: Engine) {
-    let harness = Harness::new(engine).await;
+async fn deliveries_and_runs_are_deleted_after_their_retention(backend: Backend) {
+    let harness = Harness::new(backend).await;
     let retention = Retention { deliveries: Some(Duration::ZERO), runs: Some(Duration::ZERO) };
     let patient = limited(|limits| limits.retry.schedule = vec![Duration::from_secs(600)]);
     let running = [(); 2].map(|()| harness.dispatch(Settings { retention, ..patient.clone() }));
@@ -42,4 +41,4 @@ async fn deliveries_and_runs_are_deleted_after_their_retention(engine: Engine) {
     }
 }
 
-on_both_engines!(deliveries_and_runs_are_deleted_after_their_retention);
+testkit::on_both_backends!(deliveries_and_runs_are_deleted_after_their_retention);

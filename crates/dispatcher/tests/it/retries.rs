@@ -1,13 +1,12 @@
 //! Retries after a failed attempt (contract section 2, "Success is …").
 
 use contracts::{DeliveryStatus, FailureReason};
-use testkit::Engine;
+use testkit::Backend;
 
 use crate::harness::{Harness, limited, settings};
-use crate::on_both_engines;
 
-async fn a_receiver_that_fails_twice_gets_three_attempts_at_the_configured_waits(engine: Engine) {
-    let mut harness = Harness::new(engine).await;
+async fn a_receiver_that_fails_twice_gets_three_attempts_at_the_configured_waits(backend: Backend) {
+    let mut harness = Harness::new(backend).await;
     let running = harness.dispatch(settings());
     let delivery = harness.accept(&harness.receiver.url("/fail-first/2")).await;
     running.publisher.ring(harness.job(&delivery, 1));
@@ -32,8 +31,8 @@ async fn a_receiver_that_fails_twice_gets_three_attempts_at_the_configured_waits
     running.stop().await;
 }
 
-async fn a_receiver_that_always_fails_ends_the_delivery_after_max_attempts(engine: Engine) {
-    let harness = Harness::new(engine).await;
+async fn a_receiver_that_always_fails_ends_the_delivery_after_max_attempts(backend: Backend) {
+    let harness = Harness::new(backend).await;
     let running = harness.dispatch(settings());
     let delivery = harness.accept(&harness.receiver.url("/status/500")).await;
     running.publisher.ring(harness.job(&delivery, 1));
@@ -54,8 +53,8 @@ async fn a_receiver_that_always_fails_ends_the_delivery_after_max_attempts(engin
     assert_eq!(harness.receiver.posts(), 3);
 }
 
-async fn a_waiting_delivery_shows_when_it_is_tried_next(engine: Engine) {
-    let harness = Harness::new(engine).await;
+async fn a_waiting_delivery_shows_when_it_is_tried_next(backend: Backend) {
+    let harness = Harness::new(backend).await;
     let patient = limited(|limits| limits.retry.schedule = vec![std::time::Duration::from_secs(600)]);
     let running = harness.dispatch(patient);
     let waiting = harness.after_first_attempt(&running, &harness.receiver.url("/status/503")).await;
@@ -65,8 +64,8 @@ async fn a_waiting_delivery_shows_when_it_is_tried_next(engine: Engine) {
     running.stop().await;
 }
 
-async fn a_retry_after_header_lengthens_the_wait(engine: Engine) {
-    let harness = Harness::new(engine).await;
+async fn a_retry_after_header_lengthens_the_wait(backend: Backend) {
+    let harness = Harness::new(backend).await;
     let running = harness.dispatch(settings());
     let waiting = harness.after_first_attempt(&running, &harness.receiver.url("/retry-after/900")).await;
     let wait = waiting.next_attempt_at.unwrap().since(waiting.attempts[0].created_at).as_secs();
@@ -74,8 +73,8 @@ async fn a_retry_after_header_lengthens_the_wait(engine: Engine) {
     running.stop().await;
 }
 
-async fn a_410_ends_the_delivery_only_where_that_is_set(engine: Engine) {
-    let harness = Harness::new(engine).await;
+async fn a_410_ends_the_delivery_only_where_that_is_set(backend: Backend) {
+    let harness = Harness::new(backend).await;
     let running = harness.dispatch(settings());
     let retried = harness.after_first_attempt(&running, &harness.receiver.url("/gone")).await;
     assert_eq!(retried.status_code, DeliveryStatus::Pending);
@@ -88,7 +87,7 @@ async fn a_410_ends_the_delivery_only_where_that_is_set(engine: Engine) {
     running.stop().await;
 }
 
-on_both_engines! {
+testkit::on_both_backends! {
     a_receiver_that_fails_twice_gets_three_attempts_at_the_configured_waits,
     a_receiver_that_always_fails_ends_the_delivery_after_max_attempts,
     a_waiting_delivery_shows_when_it_is_tried_next,

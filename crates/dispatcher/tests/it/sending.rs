@@ -2,13 +2,12 @@
 
 use contracts::{DeliveryStatus, SecretId, SigningSecret, sign};
 use receiver::Verdict;
-use testkit::Engine;
+use testkit::Backend;
 
 use crate::harness::{Harness, settings};
-use crate::on_both_engines;
 
-async fn the_request_has_the_contracts_headers_and_the_frozen_bytes(engine: Engine) {
-    let mut harness = Harness::new(engine).await;
+async fn the_request_has_the_contracts_headers_and_the_frozen_bytes(backend: Backend) {
+    let mut harness = Harness::new(backend).await;
     let running = harness.dispatch(settings());
     let delivery = harness.accept(&harness.receiver.url("/ok?token=x")).await;
     running.publisher.ring(harness.job(&delivery, 1));
@@ -44,8 +43,8 @@ async fn the_request_has_the_contracts_headers_and_the_frozen_bytes(engine: Engi
     assert!(harness.arrivals.try_recv().is_err(), "nothing more is sent");
 }
 
-async fn a_delivery_without_a_secret_is_sent_without_signatures(engine: Engine) {
-    let mut harness = Harness::new(engine).await;
+async fn a_delivery_without_a_secret_is_sent_without_signatures(backend: Backend) {
+    let mut harness = Harness::new(backend).await;
     let elsewhere = harness
         .store
         .write(|tx, now| Ok::<_, store::StoreError>(store::create_organization(tx, now, "no secret")?.id))
@@ -76,8 +75,8 @@ async fn rotate(harness: &Harness, old: Option<SecretId>) -> SigningSecret {
     rotated.await.unwrap()
 }
 
-async fn a_delivery_is_signed_with_the_current_secret_once_its_own_is_disabled(engine: Engine) {
-    let mut harness = Harness::new(engine).await;
+async fn a_delivery_is_signed_with_the_current_secret_once_its_own_is_disabled(backend: Backend) {
+    let mut harness = Harness::new(backend).await;
     let delivery = harness.accept(&harness.receiver.url("/ok")).await;
     let current = rotate(&harness, delivery.signing_secret_id).await;
     let running = harness.dispatch(settings());
@@ -91,8 +90,8 @@ async fn a_delivery_is_signed_with_the_current_secret_once_its_own_is_disabled(e
     running.stop().await;
 }
 
-async fn a_delivery_accepted_before_there_was_a_secret_is_signed_with_the_current_one(engine: Engine) {
-    let mut harness = Harness::new(engine).await;
+async fn a_delivery_accepted_before_there_was_a_secret_is_signed_with_the_current_one(backend: Backend) {
+    let mut harness = Harness::new(backend).await;
     let elsewhere =
         harness.store.write(|tx, now| store::create_organization(tx, now, "no secret")).await.unwrap();
     harness.org = elsewhere.id;
@@ -104,8 +103,8 @@ async fn a_delivery_accepted_before_there_was_a_secret_is_signed_with_the_curren
     running.stop().await;
 }
 
-async fn a_delivery_whose_organization_disabled_its_last_secret_is_sent_without_signatures(engine: Engine) {
-    let mut harness = Harness::new(engine).await;
+async fn a_delivery_whose_organization_disabled_its_last_secret_is_sent_without_signatures(backend: Backend) {
+    let mut harness = Harness::new(backend).await;
     let delivery = harness.accept(&harness.receiver.url("/ok")).await;
     let (org, secret) = (harness.org, delivery.signing_secret_id.unwrap());
     assert!(harness.store.write(move |tx, now| store::disable_secret(tx, now, org, secret)).await.unwrap());
@@ -114,8 +113,8 @@ async fn a_delivery_whose_organization_disabled_its_last_secret_is_sent_without_
     running.stop().await;
 }
 
-async fn a_repeated_doorbell_sends_nothing_twice(engine: Engine) {
-    let mut harness = Harness::new(engine).await;
+async fn a_repeated_doorbell_sends_nothing_twice(backend: Backend) {
+    let mut harness = Harness::new(backend).await;
     let running = harness.dispatch(settings());
     let delivery = harness.accept(&harness.receiver.url("/ok")).await;
     for _ in 0..5 {
@@ -133,8 +132,8 @@ async fn a_repeated_doorbell_sends_nothing_twice(engine: Engine) {
     assert!(harness.arrivals.try_recv().is_err(), "nothing more is sent");
 }
 
-async fn a_delivery_without_a_doorbell_is_served_by_the_relay(engine: Engine) {
-    let mut harness = Harness::new(engine).await;
+async fn a_delivery_without_a_doorbell_is_served_by_the_relay(backend: Backend) {
+    let mut harness = Harness::new(backend).await;
     let running = harness.dispatch(settings());
     let delivery = harness.accept(&harness.receiver.url("/ok")).await;
     assert_eq!(harness.arrival().await.verdict, Verdict::Valid);
@@ -144,8 +143,8 @@ async fn a_delivery_without_a_doorbell_is_served_by_the_relay(engine: Engine) {
     running.stop().await;
 }
 
-async fn many_deliveries_are_each_sent_once(engine: Engine) {
-    let mut harness = Harness::new(engine).await;
+async fn many_deliveries_are_each_sent_once(backend: Backend) {
+    let mut harness = Harness::new(backend).await;
     let running = harness.dispatch(settings());
     let mut deliveries = Vec::new();
     for _ in 0..200 {
@@ -166,7 +165,7 @@ async fn many_deliveries_are_each_sent_once(engine: Engine) {
     }
 }
 
-on_both_engines! {
+testkit::on_both_backends! {
     the_request_has_the_contracts_headers_and_the_frozen_bytes,
     a_delivery_without_a_secret_is_sent_without_signatures,
     a_delivery_is_signed_with_the_current_secret_once_its_own_is_disabled,

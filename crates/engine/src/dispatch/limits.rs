@@ -78,6 +78,12 @@ impl Destinations {
         rooms.filter(|(_, room)| *room != ordinary).collect()
     }
 
+    /// Returns how many known destinations are ordinary, and how many have a lowered limit.
+    pub(super) fn counts(&self) -> (usize, usize) {
+        let slowed = self.known.values().filter(|state| state.window.is_lowered()).count();
+        (self.known.len() - slowed, slowed)
+    }
+
     pub(super) fn is_held(&self, destination: Destination, now: Now) -> bool {
         self.known.get(&destination).is_some_and(|state| state.is_held(now))
     }

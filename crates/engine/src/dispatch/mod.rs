@@ -175,6 +175,12 @@ impl Dispatch {
         self.attempts.len()
     }
 
+    /// Returns how many destinations it knows as ordinary, and how many as slowed: failures have lowered their limit
+    /// below the initial one.
+    pub fn known_destinations(&self) -> (usize, usize) {
+        self.destinations.counts()
+    }
+
     /// Returns the payload bytes in flight.
     pub fn bytes_in_flight(&self) -> u64 {
         self.bytes_in_flight

@@ -29,7 +29,12 @@ fn attempts(shares: &Shares) -> Vec<(i64, usize)> {
 }
 
 fn candidate(id: u128, of: i64, bytes: u64) -> Candidate {
-    Candidate { delivery_id: DeliveryId(Uuid::from_u128(id)), destination: destination(of), bytes }
+    Candidate {
+        delivery_id: DeliveryId(Uuid::from_u128(id)),
+        destination: destination(of),
+        bytes,
+        due_at: Timestamp::from_micros(0),
+    }
 }
 
 fn chosen(selection: &Selection) -> Vec<u128> {

@@ -23,6 +23,8 @@ fn held(attempt: AttemptNumber, is_probe: bool) -> HeldAttempt {
         destination: Destination::from(1),
         attempt,
         max_attempts: 8,
+        is_automatic: false,
+        created_at: now(),
         request_id: "r".to_owned(),
         claim_id: ClaimId(Uuid::nil()),
         claimed_at: now(),

@@ -9,6 +9,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::commands::service;
 use crate::keys;
+use crate::metrics;
 use crate::open_files;
 use crate::settings::Settings;
 
@@ -19,6 +20,7 @@ pub(crate) async fn run(settings: &Settings) -> anyhow::Result<()> {
     let (url, broker, keyring) = (settings.postgres_url()?, settings.broker()?, settings.keyring()?);
     let listener = TcpListener::bind(settings.api.listen)
         .with_context(|| format!("api.listen: cannot listen on {}", settings.api.listen))?;
+    let metrics_listener = metrics::listen(settings.metrics.listen)?;
     let service = service::start(&url, settings.database.pool_size.unwrap_or(CONNECTIONS)).await?;
     let (store, shutdown) = (service.store.clone(), service.shutdown.clone());
     keys::check(&store, &keyring).await?;
@@ -30,8 +32,17 @@ pub(crate) async fn run(settings: &Settings) -> anyhow::Result<()> {
     let shutdown = service::delayed(shutdown, settings.api.drain_delay);
     let publisher_shutdown = CancellationToken::new();
     let publisher = broker.publisher(publisher_shutdown.clone());
+    let metrics = metrics::of_process(&store);
+    metrics::watch(&metrics, Some(&publisher), None);
+    let readiness =
+        Readiness::of_database(&store, shutdown.clone()).and("serving", service::serving(&stopping));
+    metrics.readiness(readiness.clone());
+    let ended = CancellationToken::new();
+    let _ended = ended.clone().drop_guard();
+    metrics::serve(metrics_listener, metrics.clone(), ended)?;
     let api = api::Api {
-        readiness: Readiness::of_database(&store, shutdown.clone()).and(service::serving(&stopping)),
+        readiness,
+        metrics,
         store,
         publisher: publisher.clone(),
         egress: settings.egress_policy(),

@@ -105,6 +105,7 @@ async fn show(settings: &Settings, home: &Path) -> Result<()> {
             dispatcher,
             max_body: settings.api.max_body,
             limits: settings.limits(),
+            metrics: None,
         },
     )?;
     let client = Client::new(&format!("http://{}", stack.addr), &tenant.token);

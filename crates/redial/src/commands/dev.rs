@@ -73,6 +73,10 @@ pub(crate) async fn run(settings: &Settings, args: Args) -> Result<()> {
     }
     let listener = TcpListener::bind(args.listen)
         .with_context(|| format!("cannot listen on {}: stop what does, or give --listen", args.listen))?;
+    let metrics = settings.metrics.listen.unwrap_or_else(|| ([127, 0, 0, 1], 0).into());
+    let metrics =
+        TcpListener::bind(metrics).with_context(|| format!("metrics.listen: cannot listen on {metrics}"))?;
+    let metrics_url = format!("http://{}/metrics", metrics.local_addr()?);
     let (sink, arrivals) = unbounded_channel();
     let receiver =
         Receiver::bind(args.receiver, receiver::Options { sink: Some(sink), ..Default::default() })
@@ -116,6 +120,7 @@ pub(crate) async fn run(settings: &Settings, args: Args) -> Result<()> {
             dispatcher: settings.dispatcher_settings(),
             max_body: settings.api.max_body,
             limits: settings.limits(),
+            metrics: Some(metrics),
         },
     )?;
     let dev = Dev {
@@ -127,7 +132,7 @@ pub(crate) async fn run(settings: &Settings, args: Args) -> Result<()> {
         signing_secret: tenant.secret.plain().to_owned(),
     };
     write_private(&dev_json, &serde_json::to_vec_pretty(&dev)?)?;
-    greet(&dev, &args.data_dir)?;
+    greet(&dev, &metrics_url, &args.data_dir)?;
 
     tokio::select! {
         printed = print_arrivals(arrivals, stopped) => printed?,
@@ -138,11 +143,12 @@ pub(crate) async fn run(settings: &Settings, args: Args) -> Result<()> {
     Ok(())
 }
 
-fn greet(dev: &Dev, data_dir: &Path) -> io::Result<()> {
+fn greet(dev: &Dev, metrics_url: &str, data_dir: &Path) -> io::Result<()> {
     let mut out = io::stdout().lock();
     writeln!(out, "API       {}", dev.base_url)?;
     writeln!(out, "token     {}", dev.token)?;
     writeln!(out, "receiver  {} (prints what arrives)", dev.receiver_url)?;
+    writeln!(out, "metrics   {metrics_url}")?;
     writeln!(out, "state     {} (all of this is in dev.json)", data_dir.display())?;
     if let Some(run) = dev.run_ids.first() {
         writeln!(out, "\nAsk for a redelivery:\n")?;

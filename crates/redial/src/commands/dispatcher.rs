@@ -12,6 +12,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::commands::service;
 use crate::keys;
+use crate::metrics;
 use crate::open_files;
 use crate::settings::Settings;
 
@@ -25,31 +26,37 @@ pub(crate) async fn run(settings: &Settings, config_file: Option<PathBuf>) -> an
         TcpListener::bind(addr).with_context(|| format!("dispatcher.listen: cannot listen on {addr}"))
     });
     let health = health.transpose()?;
+    let metrics_listener = metrics::listen(settings.metrics.listen)?;
     open_files::raise_limit_for(settings.dispatcher.max_in_flight.into());
     let service = service::start(&url, settings.database.pool_size.unwrap_or(CONNECTIONS)).await?;
     let (store, shutdown) = (service.store.clone(), service.shutdown.clone());
     keys::check(&store, &keyring).await?;
     // Unacknowledged are the messages of the batch being claimed and of the one being collected.
     let consumer = broker.consumer(prefetch(settings.dispatcher.max_in_flight), shutdown.clone());
+    let (metrics, progress) = (metrics::of_process(&store), Progress::default());
+    metrics::watch(&metrics, None, Some((&consumer, &progress)));
     let dispatcher = Dispatcher {
         store,
         keyring,
         key_source: keys::source(config_file),
         egress: settings.egress_policy(),
         settings: settings.dispatcher_settings(),
-        progress: Progress::default(),
+        progress,
+        metrics: metrics.clone(),
     };
-    // Health checks are served until the end, also while attempts in flight finish.
+    // Health checks and metrics are served until the end, also while attempts in flight finish.
     let ended = CancellationToken::new();
     let _ended = ended.clone().drop_guard();
+    let readiness = Readiness::of_database(&dispatcher.store, ended.clone())
+        .and("serving", service::serving(&shutdown))
+        .and("broker", consuming(&consumer))
+        .and("claiming", claiming(&dispatcher))
+        .and("recording", recording(&dispatcher))
+        .and("sending", sending(&dispatcher));
+    metrics.readiness(readiness.clone());
+    metrics::serve(metrics_listener, metrics, ended.clone())?;
     if let Some(listener) = health {
         tracing::info!(listen = %listener.local_addr()?, "answering health checks");
-        let readiness = Readiness::of_database(&dispatcher.store, ended.clone())
-            .and(service::serving(&shutdown))
-            .and(consuming(&consumer))
-            .and(claiming(&dispatcher))
-            .and(recording(&dispatcher))
-            .and(sending(&dispatcher));
         tokio::spawn(async move {
             if let Err(error) = api::run_health(listener, readiness, ended).await {
                 tracing::error!(%error, "health checks are no longer served");

@@ -3,18 +3,18 @@
 use contracts::{DeliveryStatus, OrgId, RunId, SecretId};
 use serde_json::Value;
 use store::{DatabaseUrl, Keyring, StoreError, count_deliveries, find_run, open_secret};
-use testkit::{Engine, TestDatabase};
+use testkit::{Backend, TestDatabase};
 
 use crate::cli::{Cli, KEY};
 
-const ENGINES: [Engine; 2] = [Engine::Postgres, Engine::Sqlite];
+const BACKENDS: [Backend; 2] = [Backend::Postgres, Backend::Sqlite];
 const NOBODY: &str = "0190a6e8-0000-7000-8000-000000000000";
 const RUNS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../examples/runs.jsonl");
 
 #[test]
 fn migrate_brings_a_database_up_to_date_and_can_be_repeated() {
-    for engine in ENGINES {
-        let database = TestDatabase::empty(engine);
+    for backend in BACKENDS {
+        let database = TestDatabase::empty(backend);
         let cli = Cli::on(&database);
         let refused = cli.run(&["org", "create", "acme"]);
         assert_eq!(refused.code, 1);
@@ -28,13 +28,13 @@ fn migrate_brings_a_database_up_to_date_and_can_be_repeated() {
 
 #[test]
 fn concurrent_migrations_all_succeed() {
-    for engine in ENGINES {
-        let database = TestDatabase::empty(engine);
+    for backend in BACKENDS {
+        let database = TestDatabase::empty(backend);
         let cli = Cli::on(&database);
         let running = [(); 4].map(|()| cli.command(&["migrate"]).spawn().unwrap());
         for child in running {
             let output = child.wait_with_output().unwrap();
-            assert!(output.status.success(), "{engine:?}: {output:?}");
+            assert!(output.status.success(), "{backend:?}: {output:?}");
         }
         cli.ok(&["org", "create", "acme"]);
     }
@@ -42,8 +42,8 @@ fn concurrent_migrations_all_succeed() {
 
 #[test]
 fn organizations_tokens_and_secrets_are_printed_alone_or_as_json() {
-    for engine in ENGINES {
-        let database = TestDatabase::new(engine);
+    for backend in BACKENDS {
+        let database = TestDatabase::new(backend);
         let cli = Cli::on(&database);
         let org = cli.ok(&["org", "create", "acme"]);
         org.parse::<OrgId>().unwrap();
@@ -78,8 +78,8 @@ fn organizations_tokens_and_secrets_are_printed_alone_or_as_json() {
 
 #[test]
 fn tokens_are_listed_and_revoked_without_being_shown() {
-    for engine in ENGINES {
-        let database = TestDatabase::new(engine);
+    for backend in BACKENDS {
+        let database = TestDatabase::new(backend);
         let cli = Cli::on(&database);
         let org = cli.ok(&["org", "create", "acme"]);
         let token = cli.ok(&[
@@ -116,8 +116,8 @@ fn tokens_are_listed_and_revoked_without_being_shown() {
 
 #[test]
 fn an_organization_that_does_not_exist_is_refused() {
-    for engine in ENGINES {
-        let database = TestDatabase::new(engine);
+    for backend in BACKENDS {
+        let database = TestDatabase::new(backend);
         let cli = Cli::on(&database);
         for arguments in [
             ["token", "create", "--org", NOBODY].as_slice(),
@@ -169,7 +169,7 @@ fn an_unreachable_database_fails_a_command() {
 
 #[test]
 fn a_secret_created_for_a_dev_database_is_sealed_with_its_key() {
-    let database = TestDatabase::new(Engine::Sqlite);
+    let database = TestDatabase::new(Backend::Sqlite);
     let DatabaseUrl::Sqlite(path) = database.url() else { unreachable!("requested above") };
     let key = Keyring::generate("dev");
     std::fs::write(std::path::Path::new(path).with_file_name("secrets.key"), key.as_bytes()).unwrap();
@@ -186,8 +186,8 @@ fn a_secret_created_for_a_dev_database_is_sealed_with_its_key() {
 #[test]
 fn importing_runs_can_be_repeated_and_creates_deliveries_only_on_request() {
     let count = std::fs::read_to_string(RUNS).unwrap().lines().count();
-    for engine in ENGINES {
-        let database = TestDatabase::new(engine);
+    for backend in BACKENDS {
+        let database = TestDatabase::new(backend);
         let cli = Cli::on(&database);
         let mut conn = database.url().connect().unwrap();
 
@@ -248,8 +248,8 @@ fn a_bad_line_is_reported_with_its_number_and_reason_and_the_import_continues() 
             id(6)
         ),
     ];
-    for engine in ENGINES {
-        let database = TestDatabase::new(engine);
+    for backend in BACKENDS {
+        let database = TestDatabase::new(backend);
         let cli =
             Cli::on(&database).with("REDIAL_API__MAX_BODY", "2000").with("REDIAL_EGRESS__DENY", "8.8.8.0/24");
         let org = cli.ok(&["org", "create", "acme"]);
@@ -281,7 +281,7 @@ fn a_bad_line_is_reported_with_its_number_and_reason_and_the_import_continues() 
 
 #[test]
 fn an_unreadable_file_is_an_error_and_an_empty_one_is_not() {
-    let database = TestDatabase::new(Engine::Sqlite);
+    let database = TestDatabase::new(Backend::Sqlite);
     let cli = Cli::on(&database);
     let org = cli.ok(&["org", "create", "acme"]);
     let ended = cli.run(&["runs", "import", "missing.jsonl", "--org", &org]);
@@ -293,8 +293,8 @@ fn an_unreadable_file_is_an_error_and_an_empty_one_is_not() {
 
 #[tokio::test]
 async fn concurrent_imports_of_the_same_runs_succeed() {
-    for engine in ENGINES {
-        let database = TestDatabase::new(engine);
+    for backend in BACKENDS {
+        let database = TestDatabase::new(backend);
         let cli = Cli::on(&database);
         let org = cli.ok(&["org", "create", "acme"]);
         let imports =
@@ -302,7 +302,7 @@ async fn concurrent_imports_of_the_same_runs_succeed() {
         let mut created = 0;
         for import in imports {
             let output = import.wait_with_output().unwrap();
-            assert!(output.status.success(), "{engine:?}: {output:?}");
+            assert!(output.status.success(), "{backend:?}: {output:?}");
             let counts = String::from_utf8(output.stdout).unwrap();
             created += counts.split(' ').next().unwrap().parse::<usize>().unwrap();
         }
@@ -316,8 +316,8 @@ async fn concurrent_imports_of_the_same_runs_succeed() {
 #[test]
 fn rewrap_seals_every_secret_with_the_first_key_and_names_what_it_cannot_open() {
     const NEW: &str = "new:Hx4dHBsaGRgXFhUUExIREA8ODQwLCgkIBwYFBAMCAQA=";
-    for engine in ENGINES {
-        let database = TestDatabase::new(engine);
+    for backend in BACKENDS {
+        let database = TestDatabase::new(backend);
         let with = |keys: &str| Cli::on(&database).with("REDIAL_SECRETS__KEYS", keys);
         let old = with(KEY);
         let org = old.ok(&["org", "create", "acme"]);

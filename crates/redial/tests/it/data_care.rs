@@ -9,12 +9,12 @@ use store::{
     AcceptPolicy, Accepted, AnyConnection, Clock, DatabaseUrl, Deliver, RecordedRun, claim_jobs, find_run,
     finish, record_run,
 };
-use testkit::{Engine, TestDatabase, terminal_run};
+use testkit::{Backend, TestDatabase, terminal_run};
 use uuid::Uuid;
 
 use crate::cli::Cli;
 
-const ENGINES: [Engine; 2] = [Engine::Postgres, Engine::Sqlite];
+const BACKENDS: [Backend; 2] = [Backend::Postgres, Backend::Sqlite];
 const DAY: Duration = Duration::from_secs(24 * 3600);
 const POLICY: AcceptPolicy = AcceptPolicy { max_attempts: 3, payload_format: PayloadFormat::Python };
 
@@ -50,8 +50,8 @@ fn now() -> Timestamp {
 
 #[test]
 fn pruning_removes_older_deliveries_and_runs_and_prints_their_number() {
-    for engine in ENGINES {
-        let database = TestDatabase::new(engine);
+    for backend in BACKENDS {
+        let database = TestDatabase::new(backend);
         let cli = Cli::on(&database);
         let org = cli.ok(&["org", "create", "acme"]);
         let mut conn = database.url().connect().unwrap();
@@ -80,8 +80,8 @@ fn an_invalid_or_too_short_age_is_refused() {
 
 #[test]
 fn erasing_a_run_prints_what_was_erased_and_can_be_repeated() {
-    for engine in ENGINES {
-        let database = TestDatabase::new(engine);
+    for backend in BACKENDS {
+        let database = TestDatabase::new(backend);
         let cli = Cli::on(&database);
         let org = cli.ok(&["org", "create", "acme"]);
         let (mut conn, id) = (database.url().connect().unwrap(), org.parse().unwrap());
@@ -104,8 +104,8 @@ fn erasing_a_run_prints_what_was_erased_and_can_be_repeated() {
 
 #[test]
 fn a_run_that_cannot_be_erased_is_refused_with_the_reason() {
-    for engine in ENGINES {
-        let database = TestDatabase::new(engine);
+    for backend in BACKENDS {
+        let database = TestDatabase::new(backend);
         let cli = Cli::on(&database);
         let org = cli.ok(&["org", "create", "acme"]);
         let other = cli.ok(&["org", "create", "other"]);

@@ -12,6 +12,7 @@ mod draining;
 mod embedded;
 mod examples;
 mod logging;
+mod metrics;
 mod rotation;
 mod signatures;
 mod starting;

@@ -1,7 +1,7 @@
 //! Configuration of the binary, and how services start and stop.
 
 use contracts::{SigningSecret, Timestamp, sign};
-use testkit::{Engine, Signal, TestDatabase};
+use testkit::{Backend, Signal, TestDatabase};
 
 use crate::cli::{Cli, KEY};
 
@@ -75,7 +75,7 @@ fn a_service_with_missing_or_invalid_settings_refuses_to_start_and_names_the_key
 
 #[test]
 fn a_service_refuses_keys_that_do_not_open_its_secrets_and_names_the_missing_key() {
-    let database = TestDatabase::new(Engine::Postgres);
+    let database = TestDatabase::new(Backend::Postgres);
     let cli = Cli::on(&database);
     let org = cli.ok(&["org", "create", "acme"]);
     cli.ok(&["secret", "create", "--org", &org]);
@@ -97,7 +97,7 @@ fn a_service_refuses_keys_that_do_not_open_its_secrets_and_names_the_missing_key
 
 #[test]
 fn a_service_refuses_an_unmigrated_schema_and_suggests_redial_migrate() {
-    let database = TestDatabase::empty(Engine::Postgres);
+    let database = TestDatabase::empty(Backend::Postgres);
     let cli = Cli::on(&database)
         .with("AMQP_URL", &format!("amqp://{AWAY}"))
         .with("REDIAL_API__LISTEN", "127.0.0.1:0");
@@ -125,7 +125,7 @@ fn a_service_waits_for_an_unavailable_database_until_it_is_stopped() {
 
 #[test]
 fn services_work_without_a_broker_serve_health_checks_and_exit_cleanly_on_sigterm() {
-    let database = TestDatabase::new(Engine::Postgres);
+    let database = TestDatabase::new(Backend::Postgres);
     let cli = Cli::on(&database)
         .with("AMQP_URL", &format!("amqp://{AWAY}"))
         .with("REDIAL_API__LISTEN", "127.0.0.1:0")
@@ -153,7 +153,7 @@ fn services_work_without_a_broker_serve_health_checks_and_exit_cleanly_on_sigter
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_stopping_dispatcher_is_not_ready_until_its_attempts_in_flight_are_finished() {
-    let database = TestDatabase::new(Engine::Postgres);
+    let database = TestDatabase::new(Backend::Postgres);
     let cli = Cli::on(&database)
         .with("AMQP_URL", &format!("amqp://{AWAY}"))
         .with("REDIAL_EGRESS__ALLOW", "127.0.0.0/8")
@@ -186,7 +186,7 @@ async fn a_stopping_dispatcher_is_not_ready_until_its_attempts_in_flight_are_fin
 
 #[tokio::test]
 async fn the_api_enforces_the_configured_limits() {
-    let database = TestDatabase::new(Engine::Postgres);
+    let database = TestDatabase::new(Backend::Postgres);
     let cli = Cli::on(&database)
         .with("AMQP_URL", &format!("amqp://{AWAY}"))
         .with("REDIAL_API__LISTEN", "127.0.0.1:0")
@@ -220,7 +220,7 @@ async fn the_api_enforces_the_configured_limits() {
 #[test]
 fn a_listen_address_in_use_is_reported_with_its_key() {
     let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-    let database = TestDatabase::new(Engine::Postgres);
+    let database = TestDatabase::new(Backend::Postgres);
     let cli = Cli::on(&database)
         .with("AMQP_URL", &format!("amqp://{AWAY}"))
         .with("REDIAL_API__LISTEN", &taken.local_addr().unwrap().to_string())

@@ -13,7 +13,7 @@ use contracts::{RunId, SigningSecret};
 use queue::Broker;
 use receiver::{Received, Receiver};
 use serde_json::Value;
-use testkit::{Engine, Signal, TestDatabase};
+use testkit::{Backend, Signal, TestDatabase};
 use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 use tokio::time::{Instant, timeout_at};
 use uuid::Uuid;
@@ -59,7 +59,7 @@ impl System {
         dispatchers: usize,
         settings: &[(&str, &str)],
     ) -> System {
-        let database = TestDatabase::empty(Engine::Postgres);
+        let database = TestDatabase::empty(Backend::Postgres);
         let queue = format!("redial.test.{}", Uuid::new_v4().simple());
         let store::DatabaseUrl::Postgres(database_url) = database.url() else {
             unreachable!("requested above")

@@ -39,6 +39,8 @@ pub struct Accepted {
     pub org_id: OrgId,
     /// The new delivery, without attempts.
     pub delivery: Delivery,
+    /// Whether a waiting delivery of its run was ended for it, as `superseded`.
+    pub superseded: bool,
 }
 
 /// Accepts the one automatic delivery of a run that has just become terminal, if the run has a callback URL.
@@ -52,7 +54,7 @@ pub(crate) fn accept_automatic(
     let secret = current_secret(tx, run.org_id)?;
     let Some(delivery) = new_delivery(now, policy, run, secret, IsAutomatic(true))? else { return Ok(None) };
     insert_delivery(tx, run.org_id, &delivery, request_id)?;
-    Ok(Some(Accepted { org_id: run.org_id, delivery }))
+    Ok(Some(Accepted { org_id: run.org_id, delivery, superseded: false }))
 }
 
 pub(crate) struct IsAutomatic(pub(crate) bool);

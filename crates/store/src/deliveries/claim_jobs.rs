@@ -106,5 +106,9 @@ pub fn claim_jobs(
             rows
         }
     };
-    with_facts(tx, rows)
+    let mut claimed = with_facts(tx, rows)?;
+    for claimed in claimed.iter_mut().filter(|claimed| claimed.held.attempt == 1) {
+        claimed.due_at = Some(claimed.held.created_at); // doorbells are rung for new deliveries
+    }
+    Ok(claimed)
 }

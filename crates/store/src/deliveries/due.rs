@@ -74,7 +74,7 @@ fn by_time(tx: &mut AnyConnection, now: Timestamp) -> QueryResult<(Vec<DueDestin
 
 /// Visits the next destinations after `cursor` that have waiting deliveries. Each step reads the next
 /// destination's first index entry, whose time tells whether a delivery is due.
-fn walk(
+pub(super) fn walk(
     tx: &mut AnyConnection,
     now: Timestamp,
     cursor: Option<Destination>,

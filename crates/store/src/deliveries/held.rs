@@ -29,7 +29,7 @@ pub(super) use claim_set;
 /// The columns of [`HeldSql`] from an open delivery, for an attempt that is not a probe.
 macro_rules! claimed_columns {
     () => {
-        "id, org_id, run_id, destination, attempt_count, max_attempts, claim_id, claimed_at, FALSE"
+        "id, org_id, run_id, destination, attempt_count, max_attempts, is_automatic, created_at, claim_id, claimed_at, FALSE"
     };
 }
 pub(super) use claimed_columns;
@@ -38,15 +38,15 @@ pub(super) use claimed_columns;
 /// has the same claim id.
 macro_rules! held_columns {
     () => {
-        "o.id, o.org_id, o.run_id, o.destination, o.attempt_count, o.max_attempts, o.claim_id, o.claimed_at,
-             h.destination IS NOT NULL"
+        "o.id, o.org_id, o.run_id, o.destination, o.attempt_count, o.max_attempts, o.is_automatic, o.created_at,
+             o.claim_id, o.claimed_at, h.destination IS NOT NULL"
     };
 }
 pub(super) use held_columns;
 
 /// A row of an attempt in flight.
-pub(super) type HeldSql = (Id, Id, Id, BigInt, Integer, Integer, Id, Moment, Bool);
-pub(super) type HeldRow = (DbId, DbId, DbId, i64, i32, i32, DbId, DbTime, bool);
+pub(super) type HeldSql = (Id, Id, Id, BigInt, Integer, Integer, Bool, Moment, Id, Moment, Bool);
+pub(super) type HeldRow = (DbId, DbId, DbId, i64, i32, i32, bool, DbTime, DbId, DbTime, bool);
 
 /// The columns of `deliveries` that a send needs: id, request id, URL, payload and secret.
 type FactsSql = (Id, Text, Text, Binary, Nullable<Id>);
@@ -87,6 +87,7 @@ pub(super) fn with_facts(tx: &mut AnyConnection, rows: Vec<HeldRow>) -> Result<V
             .ok_or_else(|| StoreError::corrupt("an open delivery without a payload", &row.0.0))?;
         Ok(Claimed {
             held: held(row, request_id),
+            due_at: None,
             callback_url,
             payload: Bytes::from(payload),
             signing_secret_id: secret.map(SecretId::from),
@@ -97,7 +98,19 @@ pub(super) fn with_facts(tx: &mut AnyConnection, rows: Vec<HeldRow>) -> Result<V
 
 /// Converts a row of an attempt in flight. `request_id` is the request that created the delivery.
 pub(super) fn held(row: HeldRow, request_id: String) -> HeldAttempt {
-    let (delivery, org, run, destination, number, max_attempts, claim, at, is_probe) = row;
+    let (
+        delivery,
+        org,
+        run,
+        destination,
+        number,
+        max_attempts,
+        is_automatic,
+        created_at,
+        claim,
+        at,
+        is_probe,
+    ) = row;
     HeldAttempt {
         delivery_id: delivery.into(),
         org_id: org.into(),
@@ -105,6 +118,8 @@ pub(super) fn held(row: HeldRow, request_id: String) -> HeldAttempt {
         destination: destination.into(),
         attempt: number,
         max_attempts,
+        is_automatic,
+        created_at: created_at.into(),
         request_id,
         claim_id: claim.into(),
         claimed_at: at.into(),

@@ -8,6 +8,7 @@
 
 pub(crate) mod accept;
 mod attempts;
+pub(crate) mod backlog;
 pub(crate) mod claim;
 pub(crate) mod claim_jobs;
 mod due;

@@ -109,12 +109,14 @@ struct Case<'a> {
     request: &'a RedeliveryRequest,
     /// The delivery to insert.
     new: Option<Delivery>,
+    /// Whether a waiting delivery was ended for it.
+    superseded: bool,
     answer: Option<Redelivery>,
 }
 
 impl<'a> Case<'a> {
     fn of(request: &'a RedeliveryRequest) -> Case<'a> {
-        Case { request, new: None, answer: None }
+        Case { request, new: None, superseded: false, answer: None }
     }
 
     /// Returns the idempotency key to take for the new delivery.
@@ -238,7 +240,8 @@ fn insert_or_refuse(tx: &mut AnyConnection, cases: &mut [&mut Case<'_>]) -> Resu
             let Some(delivery) = case.new.take() else { continue };
             let (org_id, supersede) = (case.request.org_id, case.request.supersede);
             if inserted.contains(&delivery.id) {
-                case.answer = Some(Redelivery::Accepted(Accepted { org_id, delivery }));
+                case.answer =
+                    Some(Redelivery::Accepted(Accepted { org_id, delivery, superseded: case.superseded }));
                 continue;
             }
             let Some(other) = in_flight(tx, org_id, delivery.run_id)? else {
@@ -247,6 +250,7 @@ fn insert_or_refuse(tx: &mut AnyConnection, cases: &mut [&mut Case<'_>]) -> Resu
             };
             let superseded = Transition::superseded(other.delivery_id, delivery.created_at);
             if supersede && !write_transitions(tx, &[superseded])?.is_empty() {
+                case.superseded = true;
                 case.new = Some(delivery); // the other one ended just now; insert again
             } else {
                 case.answer = Some(Redelivery::InFlight(other));

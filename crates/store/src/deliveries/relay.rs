@@ -1,7 +1,7 @@
 //! Claims due deliveries for the relay, shared among destinations. The plan makes the decisions between the
 //! statements; this module only executes the statements.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::time::Duration;
 
 use contracts::{ClaimId, DeliveryId, Destination, Timestamp};
@@ -81,14 +81,14 @@ fn lock_candidates(
     }
     let (wake_by, due_by, held_beyond) = (DbTime::from(wake_by), DbTime::from(now), held_beyond(now));
     let attempts = |share: &Share| i64::try_from(share.attempts).unwrap_or(i64::MAX);
-    let rows: Vec<(DbId, i64, i32)> = match tx {
+    let rows: Vec<CandidateRow> = match tx {
         // A range makes the planner use the index by destination. With an equality it might use the index by
         // time and read past the whole backlog of other destinations.
         AnyConnection::Postgres(pg) => prepared::<CandidateSql, _>(
-            "SELECT d.id, w.destination, d.bytes
+            "SELECT d.id, w.destination, d.bytes, d.next_attempt_at
              FROM unnest(?, ?, ?) WITH ORDINALITY AS w (destination, attempts, is_probe, place)
              CROSS JOIN LATERAL (
-                 SELECT id, payload_bytes AS bytes, wake_at FROM open_deliveries
+                 SELECT id, payload_bytes AS bytes, wake_at, next_attempt_at FROM open_deliveries
                  WHERE destination >= w.destination AND (destination, wake_at) <= (w.destination, ?)
                    AND claim_id IS NULL
                    AND (next_attempt_at = created_at OR next_attempt_at <= ?) AND attempt_count < max_attempts
@@ -113,8 +113,8 @@ fn lock_candidates(
             let mut rows = Vec::new();
             for share in shares {
                 let beside = i64::try_from(stepped_over.len()).unwrap_or(i64::MAX);
-                let found: Vec<(DbId, i64, i32)> = prepared::<CandidateSql, _>(
-                    "SELECT id, destination, payload_bytes FROM open_deliveries
+                let found: Vec<CandidateRow> = prepared::<CandidateSql, _>(
+                    "SELECT id, destination, payload_bytes, next_attempt_at FROM open_deliveries
                      WHERE destination = ? AND claim_id IS NULL AND wake_at <= ?
                        AND (next_attempt_at = created_at OR next_attempt_at <= ?) AND attempt_count < max_attempts
                        AND (? OR NOT EXISTS (
@@ -138,13 +138,15 @@ fn lock_candidates(
     Ok(rows.into_iter().map(candidate).collect())
 }
 
-type CandidateSql = (Id, BigInt, Integer);
+type CandidateSql = (Id, BigInt, Integer, Moment);
+type CandidateRow = (DbId, i64, i32, DbTime);
 
-fn candidate((id, destination, bytes): (DbId, i64, i32)) -> Candidate {
+fn candidate((id, destination, bytes, due_at): CandidateRow) -> Candidate {
     Candidate {
         delivery_id: id.into(),
         destination: destination.into(),
         bytes: u64::try_from(bytes).unwrap_or_default(),
+        due_at: due_at.into(),
     }
 }
 
@@ -167,11 +169,14 @@ fn claim_chosen(
         error,
     };
     let claimed = claim(tx).map_err(refused)?;
-    let with_probe = |claimed: Claimed| {
+    let due: HashMap<DeliveryId, Timestamp> =
+        chosen.iter().map(|candidate| (candidate.delivery_id, candidate.due_at)).collect();
+    let completed = |claimed: Claimed| {
         let is_probe = is_probe(&claimed.held.destination);
-        Claimed { held: HeldAttempt { is_probe, ..claimed.held }, ..claimed }
+        let due_at = due.get(&claimed.held.delivery_id).copied();
+        Claimed { held: HeldAttempt { is_probe, ..claimed.held }, due_at, ..claimed }
     };
-    Ok(claimed.into_iter().map(with_probe).collect())
+    Ok(claimed.into_iter().map(completed).collect())
 }
 
 fn write_claim(

@@ -6,13 +6,11 @@ use ::store::{claim_due, claim_jobs, claimed_under};
 use contracts::{ClaimId, DeliveryStatus, Destination};
 use diesel::connection::SimpleConnection;
 use engine::{RelayPlan, Settlement};
-use testkit::Engine;
+use testkit::Backend;
 
-use crate::stage::{
-    GRACE, LEASE, MICROSECOND, POLICY, Stage, at_once, ids, on_both_engines, plan, retried, succeeded,
-};
+use crate::stage::{GRACE, LEASE, MICROSECOND, POLICY, Stage, at_once, ids, plan, retried, succeeded};
 
-on_both_engines!(
+testkit::on_both_backends!(
     a_doorbell_claims_its_attempt_for_one_lease,
     a_stale_or_early_doorbell_claims_nothing,
     a_doorbell_for_a_retry_claims_it_only_once_it_is_due,
@@ -29,8 +27,8 @@ on_both_engines!(
     a_lease_expires_at_its_end_and_not_before,
 );
 
-async fn a_doorbell_claims_its_attempt_for_one_lease(engine: Engine) {
-    let mut stage = Stage::new(engine);
+async fn a_doorbell_claims_its_attempt_for_one_lease(backend: Backend) {
+    let mut stage = Stage::new(backend);
     let delivery = stage.accept();
     let claim_id = ClaimId::new(stage.now);
     let jobs = [stage.job(delivery.id, 1)];
@@ -52,8 +50,8 @@ async fn a_doorbell_claims_its_attempt_for_one_lease(engine: Engine) {
     assert_eq!(stage.micros("open_deliveries", "wake_at"), (stage.now + LEASE).as_micros());
 }
 
-async fn a_stale_or_early_doorbell_claims_nothing(engine: Engine) {
-    let mut stage = Stage::new(engine);
+async fn a_stale_or_early_doorbell_claims_nothing(backend: Backend) {
+    let mut stage = Stage::new(backend);
     let delivery = stage.accept();
     let early: Vec<_> = [-1, 0, 2, 3, i32::MAX].map(|attempt| stage.job(delivery.id, attempt)).into();
     assert_eq!(stage.claim(&early), []);
@@ -73,8 +71,8 @@ async fn a_stale_or_early_doorbell_claims_nothing(engine: Engine) {
     assert_eq!(stage.claim(&[stage.job(delivery.id, 2), stage.job(delivery.id, 3)]), [], "finished");
 }
 
-async fn a_doorbell_for_a_retry_claims_it_only_once_it_is_due(engine: Engine) {
-    let mut stage = Stage::new(engine);
+async fn a_doorbell_for_a_retry_claims_it_only_once_it_is_due(backend: Backend) {
+    let mut stage = Stage::new(backend);
     let first = stage.claimed();
     let due = stage.now + Duration::from_secs(10);
     stage.finish_one(retried(&first, due));
@@ -87,15 +85,15 @@ async fn a_doorbell_for_a_retry_claims_it_only_once_it_is_due(engine: Engine) {
     assert_ne!(claimed[0].held.claim_id, first.held.claim_id);
 }
 
-async fn a_doorbell_beyond_the_budget_claims_nothing(engine: Engine) {
-    let mut stage = Stage::new(engine);
+async fn a_doorbell_beyond_the_budget_claims_nothing(backend: Backend) {
+    let mut stage = Stage::new(backend);
     let delivery = stage.accept();
     stage.sql("UPDATE open_deliveries SET attempt_count = max_attempts").unwrap();
     assert_eq!(stage.claim(&[stage.job(delivery.id, POLICY.max_attempts + 1)]), []);
 }
 
-async fn doorbells_of_one_attempt_claim_it_once_within_a_batch_and_after_it(engine: Engine) {
-    let mut stage = Stage::new(engine);
+async fn doorbells_of_one_attempt_claim_it_once_within_a_batch_and_after_it(backend: Backend) {
+    let mut stage = Stage::new(backend);
     let [one, two] = stage.accept_many(2)[..] else { unreachable!() };
     let batch =
         [stage.job(one, 1), stage.job(two, 1), stage.job(one, 1), stage.job(one, 2), stage.job(one, 1)];
@@ -106,8 +104,8 @@ async fn doorbells_of_one_attempt_claim_it_once_within_a_batch_and_after_it(engi
     assert_eq!(stage.delivery(one).attempt_count, 1);
 }
 
-async fn a_batch_claims_the_attempts_that_can_be_claimed(engine: Engine) {
-    let mut stage = Stage::new(engine);
+async fn a_batch_claims_the_attempts_that_can_be_claimed(backend: Backend) {
+    let mut stage = Stage::new(backend);
     let mut fresh = stage.accept_many(300);
     let taken: Vec<_> = fresh.iter().step_by(3).map(|id| stage.job(*id, 1)).collect();
     assert_eq!(stage.claim(&taken).len(), 100);
@@ -118,8 +116,8 @@ async fn a_batch_claims_the_attempts_that_can_be_claimed(engine: Engine) {
     assert_eq!(ids(&claimed), fresh);
 }
 
-async fn concurrent_doorbells_claim_each_attempt_once(engine: Engine) {
-    let mut stage = Stage::new(engine);
+async fn concurrent_doorbells_claim_each_attempt_once(backend: Backend) {
+    let mut stage = Stage::new(backend);
     let mut fresh = stage.accept_many(40);
     fresh.sort_unstable();
     let jobs: Vec<_> = fresh.iter().map(|id| stage.job(*id, 1)).collect();
@@ -129,8 +127,8 @@ async fn concurrent_doorbells_claim_each_attempt_once(engine: Engine) {
     assert_eq!(ids(&batches.concat()), fresh);
 }
 
-async fn the_relay_leaves_a_new_delivery_to_its_doorbell_for_the_grace(engine: Engine) {
-    let mut stage = Stage::new(engine);
+async fn the_relay_leaves_a_new_delivery_to_its_doorbell_for_the_grace(backend: Backend) {
+    let mut stage = Stage::new(backend);
     let delivery = stage.accept();
     stage.advance(GRACE - MICROSECOND);
     assert_eq!(stage.claim_due(10), []);
@@ -141,8 +139,8 @@ async fn the_relay_leaves_a_new_delivery_to_its_doorbell_for_the_grace(engine: E
     assert_eq!(stage.claim(&[stage.job(delivery.id, 1)]), [], "the doorbell that comes late after all");
 }
 
-async fn the_relay_claims_the_oldest_first_up_to_its_limit(engine: Engine) {
-    let mut stage = Stage::new(engine);
+async fn the_relay_claims_the_oldest_first_up_to_its_limit(backend: Backend) {
+    let mut stage = Stage::new(backend);
     let mut made = Vec::new();
     for _ in 0..5 {
         made.push(stage.accept().id);
@@ -162,8 +160,8 @@ async fn the_relay_claims_the_oldest_first_up_to_its_limit(engine: Engine) {
     assert_eq!(stage.claim_due(2), []);
 }
 
-async fn the_relay_claims_retries_when_they_are_due(engine: Engine) {
-    let mut stage = Stage::new(engine);
+async fn the_relay_claims_retries_when_they_are_due(backend: Backend) {
+    let mut stage = Stage::new(backend);
     let first = stage.claimed();
     let due = stage.now + Duration::from_secs(3_600);
     stage.finish_one(retried(&first, due));
@@ -175,8 +173,8 @@ async fn the_relay_claims_retries_when_they_are_due(engine: Engine) {
     assert_eq!((claimed[0].held.claimed_at, &claimed[0].payload), (due, &first.payload));
 }
 
-async fn the_relay_claims_nothing_out_of_budget_in_flight_or_finished(engine: Engine) {
-    let mut stage = Stage::new(engine);
+async fn the_relay_claims_nothing_out_of_budget_in_flight_or_finished(backend: Backend) {
+    let mut stage = Stage::new(backend);
     stage.accept();
     stage.sql("UPDATE open_deliveries SET attempt_count = max_attempts").unwrap();
     stage.claimed();
@@ -186,8 +184,8 @@ async fn the_relay_claims_nothing_out_of_budget_in_flight_or_finished(engine: En
     assert_eq!(stage.claim_due(10), []);
 }
 
-async fn concurrent_relays_claim_disjoint_attempts(engine: Engine) {
-    let mut stage = Stage::new(engine);
+async fn concurrent_relays_claim_disjoint_attempts(backend: Backend) {
+    let mut stage = Stage::new(backend);
     let mut due = stage.accept_many(40);
     due.sort_unstable();
     stage.advance(GRACE);
@@ -206,7 +204,7 @@ async fn concurrent_relays_claim_disjoint_attempts(engine: Engine) {
 /// SQLite has one writer at a time, so no rows are locked.
 #[test]
 fn on_postgresql_claims_skip_rows_locked_by_another_transaction() {
-    let mut stage = Stage::new(Engine::Postgres);
+    let mut stage = Stage::new(Backend::Postgres);
     let [locked, free] = stage.accept_many(2)[..] else { unreachable!() };
     stage.advance(GRACE);
     let mut other = stage.database.url().connect().unwrap();
@@ -218,8 +216,8 @@ fn on_postgresql_claims_skip_rows_locked_by_another_transaction() {
     assert_eq!(ids(&stage.claim_due(10)), [locked]);
 }
 
-async fn attempts_held_under_a_claim_id_can_be_read_back(engine: Engine) {
-    let mut stage = Stage::new(engine);
+async fn attempts_held_under_a_claim_id_can_be_read_back(backend: Backend) {
+    let mut stage = Stage::new(backend);
     let due = stage.accept_many(3);
     stage.advance(GRACE);
     let mut claimed = stage.claim_due(2);
@@ -234,8 +232,8 @@ async fn attempts_held_under_a_claim_id_can_be_read_back(engine: Engine) {
     assert_eq!(claimed_under(&mut stage.conn, ClaimId::new(stage.now)).unwrap(), []);
 }
 
-async fn a_lease_expires_at_its_end_and_not_before(engine: Engine) {
-    let mut stage = Stage::new(engine);
+async fn a_lease_expires_at_its_end_and_not_before(backend: Backend) {
+    let mut stage = Stage::new(backend);
     let claimed = stage.claimed();
     stage.accept();
     stage.advance(MICROSECOND);
@@ -258,7 +256,7 @@ async fn a_lease_expires_at_its_end_and_not_before(engine: Engine) {
 /// flight have separate indexes.
 #[tokio::test]
 async fn the_relay_reads_only_the_index_entries_it_needs() {
-    let mut stage = Stage::new(Engine::Postgres);
+    let mut stage = Stage::new(Backend::Postgres);
     let held = stage.claimed();
     let waiting = stage.accept().id;
     stage.copy(waiting, 5000, 1);

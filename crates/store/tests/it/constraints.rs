@@ -8,11 +8,11 @@ use diesel::Connection;
 use diesel::result::{DatabaseErrorKind, Error};
 use engine::{AttemptResult, HoldChange};
 use strum::VariantArray;
-use testkit::{Engine, keyring};
+use testkit::{Backend, keyring};
 
-use crate::stage::{Stage, failed, new_run, on_both_engines, retried};
+use crate::stage::{Stage, failed, new_run, retried};
 
-on_both_engines!(
+testkit::on_both_backends!(
     every_named_check_rejects_what_it_names,
     a_run_has_at_most_one_open_and_one_automatic_delivery,
     an_organization_has_at_most_one_current_secret,
@@ -52,8 +52,8 @@ const BREACHES: &[(&str, &str)] = &[
     ("probe_has_a_claim", "destinations SET probe_claim_id = org_id"),
 ];
 
-async fn every_named_check_rejects_what_it_names(engine: Engine) {
-    let mut stage = Stage::new(engine);
+async fn every_named_check_rejects_what_it_names(backend: Backend) {
+    let mut stage = Stage::new(backend);
     ::store::create_token(&mut stage.conn, stage.now, stage.org, contracts::Scopes::All, None, None).unwrap();
     ::store::create_secret(&mut stage.conn, stage.now, &keyring(), stage.org, None).unwrap();
     let [claimed, ended] = [0, 1].map(|_| stage.claimed());
@@ -98,8 +98,8 @@ fn refused_as<T: std::fmt::Debug>(kind: &DatabaseErrorKind, refused: diesel::Que
     assert_eq!(format!("{found:?}"), format!("{kind:?}"));
 }
 
-async fn a_run_has_at_most_one_open_and_one_automatic_delivery(engine: Engine) {
-    let mut stage = Stage::new(engine);
+async fn a_run_has_at_most_one_open_and_one_automatic_delivery(backend: Backend) {
+    let mut stage = Stage::new(backend);
     let run = new_run();
     stage.record(run, &testkit::terminal_run(crate::stage::URL));
     let delivery = testkit::deliveries_of_run(&mut stage.conn, stage.org, run).unwrap().unwrap().remove(0);
@@ -116,8 +116,8 @@ async fn a_run_has_at_most_one_open_and_one_automatic_delivery(engine: Engine) {
     insert_delivery(&mut stage.conn, org, &another(false), "req").unwrap();
 }
 
-async fn an_organization_has_at_most_one_current_secret(engine: Engine) {
-    let mut stage = Stage::new(engine);
+async fn an_organization_has_at_most_one_current_secret(backend: Backend) {
+    let mut stage = Stage::new(backend);
     for _ in 0..2 {
         ::store::create_secret(&mut stage.conn, stage.now, &keyring(), stage.org, None).unwrap();
     }
@@ -127,8 +127,8 @@ async fn an_organization_has_at_most_one_current_secret(engine: Engine) {
     );
 }
 
-async fn an_attempt_number_is_unique_within_its_delivery(engine: Engine) {
-    let mut stage = Stage::new(engine);
+async fn an_attempt_number_is_unique_within_its_delivery(backend: Backend) {
+    let mut stage = Stage::new(backend);
     let first = stage.claimed();
     stage.finish_one(retried(&first, stage.now));
     let second = stage.claim_one(first.held.delivery_id, 2);
@@ -136,13 +136,13 @@ async fn an_attempt_number_is_unique_within_its_delivery(engine: Engine) {
     refused_as(&DatabaseErrorKind::UniqueViolation, stage.sql("UPDATE attempts SET attempt_number = 1"));
 }
 
-async fn rows_need_the_rows_they_refer_to(engine: Engine) {
-    let mut stage = Stage::new(engine);
+async fn rows_need_the_rows_they_refer_to(backend: Backend) {
+    let mut stage = Stage::new(backend);
     let delivery = stage.accept();
     let foreign = DatabaseErrorKind::ForeignKeyViolation;
     // PostgreSQL would check each row with a separate statement, so there only the code ensures these
     // references.
-    if engine == Engine::Sqlite {
+    if backend == Backend::Sqlite {
         let other = stage.other_org();
         // The run exists, but in another organization.
         let elsewhere = Delivery { id: DeliveryId::new(stage.now), ..delivery };
@@ -163,8 +163,8 @@ async fn rows_need_the_rows_they_refer_to(engine: Engine) {
     );
 }
 
-async fn every_failure_reason_is_accepted(engine: Engine) {
-    let mut stage = Stage::new(engine);
+async fn every_failure_reason_is_accepted(backend: Backend) {
+    let mut stage = Stage::new(backend);
     let claimed = stage.claimed();
     stage.finish_one(failed(&claimed));
     for reason in FailureReason::VARIANTS {
@@ -174,8 +174,8 @@ async fn every_failure_reason_is_accepted(engine: Engine) {
     }
 }
 
-async fn a_part_is_erased_once(engine: Engine) {
-    let mut stage = Stage::new(engine);
+async fn a_part_is_erased_once(backend: Backend) {
+    let mut stage = Stage::new(backend);
     ::store::create_token(&mut stage.conn, stage.now, stage.org, contracts::Scopes::All, None, None).unwrap();
     stage.accept();
     let mut insert = |delivery: &str, attempt: &str, part: &str| {

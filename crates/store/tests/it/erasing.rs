@@ -10,13 +10,11 @@ use contracts::{DeliveryStatus, FailureReason, RunId, Timing};
 use diesel::Connection;
 use diesel::connection::SimpleConnection;
 use engine::{AttemptResult, Effect, Settlement};
-use testkit::{Engine, terminal_run};
+use testkit::{Backend, terminal_run};
 
-use crate::stage::{
-    GRACE, LEASE, POLICY, Stage, URL, finished, new_run, on_both_engines, retried, succeeded, update,
-};
+use crate::stage::{GRACE, LEASE, POLICY, Stage, URL, finished, new_run, retried, succeeded, update};
 
-on_both_engines!(
+testkit::on_both_backends!(
     erasing_a_run_removes_all_content_of_its_callbacks,
     erased_content_does_not_remain_in_the_file_after_rewrites,
     failure_details_that_quote_a_response_keep_only_its_status,
@@ -48,8 +46,8 @@ fn delivered(stage: &mut Stage) -> contracts::Delivery {
     stage.delivery(delivery.id)
 }
 
-async fn erasing_a_run_removes_all_content_of_its_callbacks(engine: Engine) {
-    let mut stage = Stage::new(engine);
+async fn erasing_a_run_removes_all_content_of_its_callbacks(backend: Backend) {
+    let mut stage = Stage::new(backend);
     let before = delivered(&mut stage);
     assert!(before.attempts.iter().any(|attempt| attempt.response_body.is_some()));
     stage.advance(Duration::from_secs(5));
@@ -82,8 +80,8 @@ fn without_headers(timing: Timing) -> Timing {
     Timing { content_type: None, headers: None, ..timing }
 }
 
-async fn failure_details_that_quote_a_response_keep_only_its_status(engine: Engine) {
-    let mut stage = Stage::new(engine);
+async fn failure_details_that_quote_a_response_keep_only_its_status(backend: Backend) {
+    let mut stage = Stage::new(backend);
     let delivery = stage.accept();
     let says = |mut result: AttemptResult| {
         result.record.failure.as_mut().unwrap().detail = "it points to https://private.example".into();
@@ -114,8 +112,8 @@ async fn failure_details_that_quote_a_response_keep_only_its_status(engine: Engi
 }
 
 /// SQLite stores a value longer than a page in overflow pages, which are freed at each rewrite.
-async fn erased_content_does_not_remain_in_the_file_after_rewrites(engine: Engine) {
-    let mut stage = Stage::new(engine);
+async fn erased_content_does_not_remain_in_the_file_after_rewrites(backend: Backend) {
+    let mut stage = Stage::new(backend);
     let (run, said) = (new_run(), "what the run said ".repeat(1000));
     for output in [said.as_str(), "something else"] {
         let body = format!(
@@ -138,7 +136,7 @@ async fn erased_content_does_not_remain_in_the_file_after_rewrites(engine: Engin
 /// The write-ahead log can't be emptied while a reader uses its old content.
 #[tokio::test]
 async fn a_checkpoint_fails_while_a_reader_uses_the_old_log() {
-    let mut stage = Stage::new(Engine::Sqlite);
+    let mut stage = Stage::new(Backend::Sqlite);
     let before = delivered(&mut stage);
     let mut reader = stage.database.url().connect().unwrap();
     reader.batch_execute("BEGIN; SELECT * FROM runs").unwrap();
@@ -150,8 +148,8 @@ async fn a_checkpoint_fails_while_a_reader_uses_the_old_log() {
     store.checkpoint().await.unwrap();
 }
 
-async fn erased_content_is_kept_as_hash_and_size(engine: Engine) {
-    let mut stage = Stage::new(engine);
+async fn erased_content_is_kept_as_hash_and_size(backend: Backend) {
+    let mut stage = Stage::new(backend);
     let before = delivered(&mut stage);
     erase(&mut stage, before.run_id);
     let size = before.payload_bytes.len();
@@ -160,8 +158,8 @@ async fn erased_content_is_kept_as_hash_and_size(engine: Engine) {
     assert_eq!(stage.count("erased_parts WHERE part = 'response_body' AND attempt_number = 2"), 1);
 }
 
-async fn a_waiting_delivery_is_ended_before_it_is_erased(engine: Engine) {
-    let mut stage = Stage::new(engine);
+async fn a_waiting_delivery_is_ended_before_it_is_erased(backend: Backend) {
+    let mut stage = Stage::new(backend);
     let waiting = stage.accept();
     stage.advance(Duration::from_secs(1));
     assert_eq!(erase(&mut stage, waiting.run_id), Erasure::Erased { deliveries: 1, response_bodies: 0 });
@@ -175,8 +173,8 @@ async fn a_waiting_delivery_is_ended_before_it_is_erased(engine: Engine) {
     assert_eq!(stage.claim_due(10), []);
 }
 
-async fn nothing_is_erased_while_a_callback_is_being_sent(engine: Engine) {
-    let mut stage = Stage::new(engine);
+async fn nothing_is_erased_while_a_callback_is_being_sent(backend: Backend) {
+    let mut stage = Stage::new(backend);
     let claimed = stage.claimed();
     let before = stage.delivery(claimed.held.delivery_id);
     assert_eq!(erase(&mut stage, before.run_id), Erasure::BeingSent(before.id));
@@ -184,8 +182,8 @@ async fn nothing_is_erased_while_a_callback_is_being_sent(engine: Engine) {
     assert!(stage.stored_run(before.run_id).output.is_some());
 }
 
-async fn an_erased_run_cannot_be_filled_or_delivered_again(engine: Engine) {
-    let mut stage = Stage::new(engine);
+async fn an_erased_run_cannot_be_filled_or_delivered_again(backend: Backend) {
+    let mut stage = Stage::new(backend);
     let run = delivered(&mut stage).run_id;
     erase(&mut stage, run);
     assert!(matches!(stage.record(run, &terminal_run(URL)), RecordedRun::Erased));
@@ -193,8 +191,8 @@ async fn an_erased_run_cannot_be_filled_or_delivered_again(engine: Engine) {
     assert_eq!(stage.redeliver(run), Redelivery::CallbackUrlMissing);
 }
 
-async fn a_run_that_has_not_ended_or_does_not_exist_is_not_erased(engine: Engine) {
-    let mut stage = Stage::new(engine);
+async fn a_run_that_has_not_ended_or_does_not_exist_is_not_erased(backend: Backend) {
+    let mut stage = Stage::new(backend);
     let run = new_run();
     assert_eq!(erase(&mut stage, run), Erasure::RunNotFound);
     let running =
@@ -204,8 +202,8 @@ async fn a_run_that_has_not_ended_or_does_not_exist_is_not_erased(engine: Engine
     assert!(stage.stored_run(run).metadata.is_some());
 }
 
-async fn a_result_after_the_erasure_is_recorded_without_body_and_headers(engine: Engine) {
-    let mut stage = Stage::new(engine);
+async fn a_result_after_the_erasure_is_recorded_without_body_and_headers(backend: Backend) {
+    let mut stage = Stage::new(backend);
     let claimed = stage.claimed();
     stage.advance(LEASE);
     stage.recover(Settlement::RetryAt(stage.now));
@@ -238,8 +236,8 @@ fn prune_all(stage: &mut Stage, before: contracts::Timestamp, limit: usize) -> V
     batches
 }
 
-async fn only_rows_that_ended_before_the_given_time_are_pruned_in_batches(engine: Engine) {
-    let mut stage = Stage::new(engine);
+async fn only_rows_that_ended_before_the_given_time_are_pruned_in_batches(backend: Backend) {
+    let mut stage = Stage::new(backend);
     for _ in 0..5 {
         delivered(&mut stage);
         stage.advance(Duration::from_secs(1));
@@ -258,8 +256,8 @@ async fn only_rows_that_ended_before_the_given_time_are_pruned_in_batches(engine
     }
 }
 
-async fn a_pruned_automatic_delivery_is_not_created_again(engine: Engine) {
-    let mut stage = Stage::new(engine);
+async fn a_pruned_automatic_delivery_is_not_created_again(backend: Backend) {
+    let mut stage = Stage::new(backend);
     let run = new_run();
     let RecordedRun::Created(_, Some(accepted)) = stage.record(run, &terminal_run(URL)) else {
         panic!("a run that has ended is announced")
@@ -273,8 +271,8 @@ async fn a_pruned_automatic_delivery_is_not_created_again(engine: Engine) {
     assert_eq!(stage.count("deliveries"), 0);
 }
 
-async fn pruning_a_delivery_removes_its_erased_parts(engine: Engine) {
-    let mut stage = Stage::new(engine);
+async fn pruning_a_delivery_removes_its_erased_parts(backend: Backend) {
+    let mut stage = Stage::new(backend);
     let run = delivered(&mut stage).run_id;
     erase(&mut stage, run);
     stage.advance(Duration::from_secs(1));
@@ -303,8 +301,8 @@ fn prune_runs(stage: &mut Stage, limit: usize) -> usize {
     count
 }
 
-async fn only_runs_without_a_delivery_are_pruned(engine: Engine) {
-    let mut stage = Stage::new(engine);
+async fn only_runs_without_a_delivery_are_pruned(backend: Backend) {
+    let mut stage = Stage::new(backend);
     let erased = delivered(&mut stage).run_id;
     erase(&mut stage, erased);
     for _ in 0..4 {
@@ -332,7 +330,7 @@ async fn only_runs_without_a_delivery_are_pruned(engine: Engine) {
 /// PostgreSQL only, which runs write transactions concurrently: a run is either redelivered or removed.
 #[tokio::test]
 async fn concurrent_redelivery_and_pruning_of_a_run_agree() {
-    let mut stage = Stage::new(Engine::Postgres);
+    let mut stage = Stage::new(Backend::Postgres);
     let store = stage.store().await;
     let org = stage.org;
     for _ in 0..50 {
@@ -361,7 +359,7 @@ async fn concurrent_redelivery_and_pruning_of_a_run_agree() {
 /// PostgreSQL only, which runs write transactions concurrently.
 #[tokio::test]
 async fn concurrent_redelivery_and_erasure_of_a_run_leave_no_content() {
-    let mut stage = Stage::new(Engine::Postgres);
+    let mut stage = Stage::new(Backend::Postgres);
     let store = stage.store().await;
     let org = stage.org;
     for _ in 0..50 {
@@ -379,7 +377,7 @@ async fn concurrent_redelivery_and_erasure_of_a_run_leave_no_content() {
 /// Later redeliveries lock the rows of their runs, and do not wait either.
 #[test]
 fn on_postgresql_erasing_and_pruning_wait_for_redeliveries_in_progress_and_block_no_others() {
-    let mut stage = Stage::new(Engine::Postgres);
+    let mut stage = Stage::new(Backend::Postgres);
     let (org, now, url) = (stage.org, stage.now, stage.database.url().clone());
     let other_run = stage.run();
     let erasing = move |tx: &mut AnyConnection, run| {

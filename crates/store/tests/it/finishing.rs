@@ -5,14 +5,13 @@ use std::time::Duration;
 use contracts::{AttemptId, ClaimId, Delivery, DeliveryStatus, FailureReason, Timing};
 use engine::{AttemptResult, Claimed, Effect, HoldChange, Settlement};
 use strum::VariantArray;
-use testkit::Engine;
+use testkit::Backend;
 
 use crate::stage::{
-    LEASE, MICROSECOND, Stage, at_once, failed, finished, handed_back, on_both_engines, retried, succeeded,
-    timing,
+    LEASE, MICROSECOND, Stage, at_once, failed, finished, handed_back, retried, succeeded, timing,
 };
 
-on_both_engines!(
+testkit::on_both_backends!(
     a_2xx_ends_the_delivery_as_succeeded,
     a_failure_with_budget_left_waits_for_its_retry,
     a_failure_without_budget_ends_the_delivery_as_failed,
@@ -44,8 +43,8 @@ on_both_engines!(
     a_late_result_of_a_returned_number_does_not_change_another_attempts_record,
 );
 
-async fn a_2xx_ends_the_delivery_as_succeeded(engine: Engine) {
-    let mut stage = Stage::new(engine);
+async fn a_2xx_ends_the_delivery_as_succeeded(backend: Backend) {
+    let mut stage = Stage::new(backend);
     let claimed = stage.claimed();
     stage.advance(Duration::from_micros(85_001));
     let result = succeeded(&claimed);
@@ -61,8 +60,8 @@ async fn a_2xx_ends_the_delivery_as_succeeded(engine: Engine) {
     assert_eq!((attempt.response_body.as_deref(), &attempt.error_message), (Some("answer 200"), &None));
 }
 
-async fn a_failure_with_budget_left_waits_for_its_retry(engine: Engine) {
-    let mut stage = Stage::new(engine);
+async fn a_failure_with_budget_left_waits_for_its_retry(backend: Backend) {
+    let mut stage = Stage::new(backend);
     let claimed = stage.claimed();
     let retry_at = stage.now + Duration::from_secs(10);
     assert_eq!(stage.finish_one(retried(&claimed, retry_at)), Effect::Recorded);
@@ -75,8 +74,8 @@ async fn a_failure_with_budget_left_waits_for_its_retry(engine: Engine) {
     assert_eq!(delivery.attempts[0].status_code, Some(503));
 }
 
-async fn a_failure_without_budget_ends_the_delivery_as_failed(engine: Engine) {
-    let mut stage = Stage::new(engine);
+async fn a_failure_without_budget_ends_the_delivery_as_failed(backend: Backend) {
+    let mut stage = Stage::new(backend);
     let claimed = stage.claimed();
     assert_eq!(
         stage.finish_one(finished(&claimed, Some(FailureReason::Gone), Settlement::Failed)),
@@ -91,8 +90,8 @@ async fn a_failure_without_budget_ends_the_delivery_as_failed(engine: Engine) {
     assert_eq!(delivery.attempts[0].status_code, None);
 }
 
-async fn a_success_clears_the_failures_before_it(engine: Engine) {
-    let mut stage = Stage::new(engine);
+async fn a_success_clears_the_failures_before_it(backend: Backend) {
+    let mut stage = Stage::new(backend);
     let first = stage.claimed();
     stage.finish_one(retried(&first, stage.now));
     let second = stage.claim_one(first.held.delivery_id, 2);
@@ -103,8 +102,8 @@ async fn a_success_clears_the_failures_before_it(engine: Engine) {
     assert!(delivery.attempts[0].error_message.is_some() && delivery.attempts[1].error_message.is_none());
 }
 
-async fn attempts_are_numbered_from_1_and_dated_by_their_claims(engine: Engine) {
-    let mut stage = Stage::new(engine);
+async fn attempts_are_numbered_from_1_and_dated_by_their_claims(backend: Backend) {
+    let mut stage = Stage::new(backend);
     let delivery = stage.accept();
     let mut claimed_at = Vec::new();
     for number in 1..=delivery.max_attempts {
@@ -120,8 +119,8 @@ async fn attempts_are_numbered_from_1_and_dated_by_their_claims(engine: Engine) 
     assert_eq!(shown, claimed_at);
 }
 
-async fn every_failure_reason_can_be_recorded(engine: Engine) {
-    let mut stage = Stage::new(engine);
+async fn every_failure_reason_can_be_recorded(backend: Backend) {
+    let mut stage = Stage::new(backend);
     for reason in FailureReason::VARIANTS.iter().copied() {
         let claimed = stage.claimed();
         stage.finish_one(finished(&claimed, Some(reason), Settlement::Failed));
@@ -131,8 +130,8 @@ async fn every_failure_reason_can_be_recorded(engine: Engine) {
     }
 }
 
-async fn a_result_under_another_claim_changes_nothing(engine: Engine) {
-    let mut stage = Stage::new(engine);
+async fn a_result_under_another_claim_changes_nothing(backend: Backend) {
+    let mut stage = Stage::new(backend);
     let claimed = stage.claimed();
     let before = stage.delivery(claimed.held.delivery_id);
     stage.advance(Duration::from_secs(1));
@@ -149,8 +148,8 @@ async fn a_result_under_another_claim_changes_nothing(engine: Engine) {
     assert_eq!(stage.delivery(claimed.held.delivery_id), before);
 }
 
-async fn the_same_result_again_changes_nothing(engine: Engine) {
-    let mut stage = Stage::new(engine);
+async fn the_same_result_again_changes_nothing(backend: Backend) {
+    let mut stage = Stage::new(backend);
     for result in [succeeded, failed, |claimed: &_| retried(claimed, crate::stage::start())] {
         let claimed = stage.claimed();
         let written = result(&claimed);
@@ -164,8 +163,8 @@ async fn the_same_result_again_changes_nothing(engine: Engine) {
     }
 }
 
-async fn effects_are_in_the_order_of_the_batch(engine: Engine) {
-    let mut stage = Stage::new(engine);
+async fn effects_are_in_the_order_of_the_batch(backend: Backend) {
+    let mut stage = Stage::new(backend);
     let closing = stage.claimed();
     stage.lose(&closing);
     let overtaken = stage.claimed();
@@ -205,8 +204,8 @@ async fn effects_are_in_the_order_of_the_batch(engine: Engine) {
     }
 }
 
-async fn a_batch_that_is_refused_leaves_nothing_behind(engine: Engine) {
-    let mut stage = Stage::new(engine);
+async fn a_batch_that_is_refused_leaves_nothing_behind(backend: Backend) {
+    let mut stage = Stage::new(backend);
     let [good, bad] = std::array::from_fn(|_| stage.claimed());
     let mut unacceptable = succeeded(&bad);
     unacceptable.record.number = 0;
@@ -218,12 +217,12 @@ async fn a_batch_that_is_refused_leaves_nothing_behind(engine: Engine) {
     assert_eq!(stage.finish_one(succeeded(&good)), Effect::Recorded);
 }
 
-async fn an_empty_batch_has_no_effects(engine: Engine) {
-    assert_eq!(Stage::new(engine).finish(&[]), []);
+async fn an_empty_batch_has_no_effects(backend: Backend) {
+    assert_eq!(Stage::new(backend).finish(&[]), []);
 }
 
-async fn the_same_result_written_concurrently_is_recorded_once(engine: Engine) {
-    let mut stage = Stage::new(engine);
+async fn the_same_result_written_concurrently_is_recorded_once(backend: Backend) {
+    let mut stage = Stage::new(backend);
     let batch: Vec<_> = (0..20).map(|_| succeeded(&stage.claimed())).collect();
     let again = batch.clone();
     let answers = at_once(&stage.store().await, 8, move |tx, now| ::store::finish(tx, now, &batch)).await;
@@ -234,8 +233,8 @@ async fn the_same_result_written_concurrently_is_recorded_once(engine: Engine) {
     assert_eq!(stage.number("SELECT count(*) FROM attempts"), 20);
 }
 
-async fn a_late_2xx_replaces_outcome_unknown_and_closes_the_waiting_delivery(engine: Engine) {
-    let mut stage = Stage::new(engine);
+async fn a_late_2xx_replaces_outcome_unknown_and_closes_the_waiting_delivery(backend: Backend) {
+    let mut stage = Stage::new(backend);
     let claimed = stage.claimed();
     stage.lose(&claimed);
     let lost = stage.delivery(claimed.held.delivery_id);
@@ -264,8 +263,8 @@ async fn a_late_2xx_replaces_outcome_unknown_and_closes_the_waiting_delivery(eng
     assert_eq!(stage.claim_due(10), []);
 }
 
-async fn a_late_failure_replaces_outcome_unknown_and_lets_the_delivery_wait(engine: Engine) {
-    let mut stage = Stage::new(engine);
+async fn a_late_failure_replaces_outcome_unknown_and_lets_the_delivery_wait(backend: Backend) {
+    let mut stage = Stage::new(backend);
     let claimed = stage.claimed();
     stage.lose(&claimed);
     let lost = stage.delivery(claimed.held.delivery_id);
@@ -280,8 +279,8 @@ fn without_attempts(delivery: &Delivery) -> Delivery {
     Delivery { attempts: Vec::new(), ..delivery.clone() }
 }
 
-async fn a_late_2xx_does_not_reopen_or_change_a_failed_delivery(engine: Engine) {
-    let mut stage = Stage::new(engine);
+async fn a_late_2xx_does_not_reopen_or_change_a_failed_delivery(backend: Backend) {
+    let mut stage = Stage::new(backend);
     let claimed = stage.claimed();
     stage.advance(LEASE);
     stage.finish_one(finished(&claimed, Some(FailureReason::OutcomeUnknown), Settlement::Failed));
@@ -293,8 +292,8 @@ async fn a_late_2xx_does_not_reopen_or_change_a_failed_delivery(engine: Engine) 
     assert_eq!(without_attempts(&known), without_attempts(&failed));
 }
 
-async fn a_late_2xx_closes_a_delivery_that_waits_after_a_newer_attempt(engine: Engine) {
-    let mut stage = Stage::new(engine);
+async fn a_late_2xx_closes_a_delivery_that_waits_after_a_newer_attempt(backend: Backend) {
+    let mut stage = Stage::new(backend);
     let first = stage.claimed();
     stage.lose(&first);
     let second = stage.claim_one(first.held.delivery_id, 2);
@@ -305,8 +304,8 @@ async fn a_late_2xx_closes_a_delivery_that_waits_after_a_newer_attempt(engine: E
     assert_eq!(delivery.attempts[1].status_code, Some(503));
 }
 
-async fn a_late_2xx_during_a_newer_attempt_prevents_further_attempts(engine: Engine) {
-    let mut stage = Stage::new(engine);
+async fn a_late_2xx_during_a_newer_attempt_prevents_further_attempts(backend: Backend) {
+    let mut stage = Stage::new(backend);
     let end = |second: &Claimed, now, retry| if retry { retried(second, now) } else { failed(second) };
     for retry in [true, false] {
         let first = stage.claimed();
@@ -325,8 +324,8 @@ async fn a_late_2xx_during_a_newer_attempt_prevents_further_attempts(engine: Eng
     }
 }
 
-async fn a_late_result_replaces_a_record_once(engine: Engine) {
-    let mut stage = Stage::new(engine);
+async fn a_late_result_replaces_a_record_once(backend: Backend) {
+    let mut stage = Stage::new(backend);
     let claimed = stage.claimed();
     stage.lose(&claimed);
     assert_eq!(stage.finish_one(retried(&claimed, stage.now)), Effect::Late { closed: false });
@@ -335,9 +334,9 @@ async fn a_late_result_replaces_a_record_once(engine: Engine) {
     assert_eq!(stage.delivery(claimed.held.delivery_id), before);
 }
 
-async fn a_late_result_replaces_nothing_but_outcome_unknown(engine: Engine) {
+async fn a_late_result_replaces_nothing_but_outcome_unknown(backend: Backend) {
     use FailureReason::*;
-    let mut stage = Stage::new(engine);
+    let mut stage = Stage::new(backend);
     for reason in
         [HttpError, Timeout, ConnectionError, SigningUnavailable, Superseded, Gone, Erased, Withdrawn]
     {
@@ -349,8 +348,8 @@ async fn a_late_result_replaces_nothing_but_outcome_unknown(engine: Engine) {
     }
 }
 
-async fn a_late_outcome_unknown_replaces_nothing(engine: Engine) {
-    let mut stage = Stage::new(engine);
+async fn a_late_outcome_unknown_replaces_nothing(backend: Backend) {
+    let mut stage = Stage::new(backend);
     let [known, lost] = std::array::from_fn(|_| stage.claimed());
     stage.finish_one(retried(&known, stage.now));
     stage.lose(&lost);
@@ -364,8 +363,8 @@ async fn a_late_outcome_unknown_replaces_nothing(engine: Engine) {
     }
 }
 
-async fn a_result_of_a_vanished_delivery_is_dropped(engine: Engine) {
-    let mut stage = Stage::new(engine);
+async fn a_result_of_a_vanished_delivery_is_dropped(backend: Backend) {
+    let mut stage = Stage::new(backend);
     let claimed = stage.claimed();
     stage.clear();
     for result in [succeeded, failed] {
@@ -374,8 +373,8 @@ async fn a_result_of_a_vanished_delivery_is_dropped(engine: Engine) {
     assert_eq!(stage.number("SELECT count(*) FROM attempts"), 0);
 }
 
-async fn a_response_body_of_odd_characters_is_kept(engine: Engine) {
-    let mut stage = Stage::new(engine);
+async fn a_response_body_of_odd_characters_is_kept(backend: Backend) {
+    let mut stage = Stage::new(backend);
     let kinds =
         "\u{1}\u{7f}\u{85}\r\n\t'\"\\{},NULL \u{feff}\u{fffd}\u{ffff}\u{2028}\u{202e}e\u{301}🦀\u{10ffff}";
     for body in ["", "NULL", "{}", kinds, &kinds.repeat(200)] {
@@ -395,8 +394,8 @@ async fn a_response_body_of_odd_characters_is_kept(engine: Engine) {
     }
 }
 
-async fn timings_are_read_back_including_those_of_late_results(engine: Engine) {
-    let mut stage = Stage::new(engine);
+async fn timings_are_read_back_including_those_of_late_results(backend: Backend) {
+    let mut stage = Stage::new(backend);
     let [first, second] = std::array::from_fn(|_| stage.claimed());
     stage.lose(&second);
     for (claimed, number) in [(first, 7), (second, 8)] {
@@ -408,8 +407,8 @@ async fn timings_are_read_back_including_those_of_late_results(engine: Engine) {
     }
 }
 
-async fn a_lost_attempt_has_a_timing_of_nulls(engine: Engine) {
-    let mut stage = Stage::new(engine);
+async fn a_lost_attempt_has_a_timing_of_nulls(backend: Backend) {
+    let mut stage = Stage::new(backend);
     let claimed = stage.claimed();
     stage.advance(LEASE);
     stage.recover(Settlement::RetryAt(stage.now));
@@ -417,8 +416,8 @@ async fn a_lost_attempt_has_a_timing_of_nulls(engine: Engine) {
     assert_eq!(attempt.timing, Some(Timing::default()));
 }
 
-async fn an_attempt_that_was_not_sent_gives_its_number_back_and_leaves_no_record(engine: Engine) {
-    let mut stage = Stage::new(engine);
+async fn an_attempt_that_was_not_sent_gives_its_number_back_and_leaves_no_record(backend: Backend) {
+    let mut stage = Stage::new(backend);
     let first = stage.claimed();
     stage.finish_one(retried(&first, stage.now));
     let second = stage.claim_one(first.held.delivery_id, 2);
@@ -436,8 +435,8 @@ async fn an_attempt_that_was_not_sent_gives_its_number_back_and_leaves_no_record
     stage.claim_one(first.held.delivery_id, 2);
 }
 
-async fn an_attempt_handed_back_is_not_claimed_before_its_time(engine: Engine) {
-    let mut stage = Stage::new(engine);
+async fn an_attempt_handed_back_is_not_claimed_before_its_time(backend: Backend) {
+    let mut stage = Stage::new(backend);
     let claimed = stage.claimed();
     let at = stage.now + Duration::from_secs(2);
     stage.finish_one(handed_back(&claimed, at));
@@ -449,8 +448,8 @@ async fn an_attempt_handed_back_is_not_claimed_before_its_time(engine: Engine) {
     assert_eq!(stage.claim(&[job]).len(), 1);
 }
 
-async fn an_attempt_handed_back_after_a_late_2xx_ends_the_delivery(engine: Engine) {
-    let mut stage = Stage::new(engine);
+async fn an_attempt_handed_back_after_a_late_2xx_ends_the_delivery(backend: Backend) {
+    let mut stage = Stage::new(backend);
     let first = stage.claimed();
     stage.lose(&first);
     let second = stage.claim_one(first.held.delivery_id, 2);
@@ -461,8 +460,8 @@ async fn an_attempt_handed_back_after_a_late_2xx_ends_the_delivery(engine: Engin
     assert_eq!(ended.attempts.len(), 1);
 }
 
-async fn a_late_result_that_says_nothing_was_sent_replaces_outcome_unknown(engine: Engine) {
-    let mut stage = Stage::new(engine);
+async fn a_late_result_that_says_nothing_was_sent_replaces_outcome_unknown(backend: Backend) {
+    let mut stage = Stage::new(backend);
     let claimed = stage.claimed();
     stage.lose(&claimed);
     assert_eq!(stage.finish_one(handed_back(&claimed, stage.now)), Effect::Late { closed: false });
@@ -472,8 +471,8 @@ async fn a_late_result_that_says_nothing_was_sent_replaces_outcome_unknown(engin
 }
 
 /// Its commit succeeded unnoticed; in the meantime the number was claimed again and lost.
-async fn a_late_result_of_a_returned_number_does_not_change_another_attempts_record(engine: Engine) {
-    let mut stage = Stage::new(engine);
+async fn a_late_result_of_a_returned_number_does_not_change_another_attempts_record(backend: Backend) {
+    let mut stage = Stage::new(backend);
     let first = stage.claimed();
     let result = handed_back(&first, stage.now);
     assert_eq!(stage.finish_one(result.clone()), Effect::Recorded);
@@ -488,7 +487,7 @@ async fn a_late_result_of_a_returned_number_does_not_change_another_attempts_rec
 /// SQLite has one writer at a time.
 #[test]
 fn on_postgresql_a_hold_whose_destination_is_locked_is_skipped_and_others_are_recorded() {
-    let mut stage = Stage::new(Engine::Postgres);
+    let mut stage = Stage::new(Backend::Postgres);
     let [holding, again, other] = [0, 1, 2].map(|_| stage.claimed());
     let until = HoldChange::HoldUntil(stage.now + Duration::from_secs(30));
     let hold = |claimed: &Claimed, now| AttemptResult { hold: until, ..retried(claimed, now) };
@@ -504,7 +503,7 @@ fn on_postgresql_a_hold_whose_destination_is_locked_is_skipped_and_others_are_re
 /// SQLite has one writer at a time.
 #[test]
 fn on_postgresql_a_result_whose_row_is_locked_is_skipped_and_others_are_recorded() {
-    let mut stage = Stage::new(Engine::Postgres);
+    let mut stage = Stage::new(Backend::Postgres);
     let [locked, free, late] = [0, 1, 2].map(|_| stage.claimed());
     stage.lose(&late);
     let of = |claimed: &Claimed| format!("'{}'", claimed.held.delivery_id);

@@ -8,14 +8,14 @@ use ::store::{
 };
 use contracts::{ClaimId, DeliveryId, DeliveryStatus, InFlight};
 use engine::{AttemptResult, ByteRoom, Claimed, Effect, HoldChange, RelayPlan, Settlement};
-use testkit::Engine;
+use testkit::Backend;
 
 use crate::stage::{
-    GRACE, LEASE, MICROSECOND, Stage, URL, accepted, at_once, failed, handed_back, ids, on_both_engines,
-    plan, retried, succeeded,
+    GRACE, LEASE, MICROSECOND, Stage, URL, accepted, at_once, failed, handed_back, ids, plan, retried,
+    succeeded,
 };
 
-on_both_engines!(
+testkit::on_both_backends!(
     a_held_destination_waits_without_spending_attempts_and_others_do_not,
     no_doorbell_is_served_while_a_destination_has_a_hold,
     a_held_target_gets_no_attempts,
@@ -59,8 +59,8 @@ fn probe(stage: &mut Stage) -> Claimed {
     claimed.remove(0)
 }
 
-async fn a_held_destination_waits_without_spending_attempts_and_others_do_not(engine: Engine) {
-    let mut stage = Stage::new(engine);
+async fn a_held_destination_waits_without_spending_attempts_and_others_do_not(backend: Backend) {
+    let mut stage = Stage::new(backend);
     let until = stage.now + MINUTE;
     stage.hold(until);
     let waiting = stage.accept_many(3);
@@ -78,8 +78,8 @@ async fn a_held_destination_waits_without_spending_attempts_and_others_do_not(en
     assert!(ids(&stage.claim_due(10)).contains(&theirs));
 }
 
-async fn no_doorbell_is_served_while_a_destination_has_a_hold(engine: Engine) {
-    let mut stage = Stage::new(engine);
+async fn no_doorbell_is_served_while_a_destination_has_a_hold(backend: Backend) {
+    let mut stage = Stage::new(backend);
     let until = stage.now + MINUTE;
     stage.hold(until);
     let waiting = stage.accept().id;
@@ -92,8 +92,8 @@ async fn no_doorbell_is_served_while_a_destination_has_a_hold(engine: Engine) {
     stage.claim_one(waiting, 2);
 }
 
-async fn a_held_target_gets_no_attempts(engine: Engine) {
-    let mut stage = Stage::new(engine);
+async fn a_held_target_gets_no_attempts(backend: Backend) {
+    let mut stage = Stage::new(backend);
     stage.hold(stage.now + MINUTE);
     stage.accept();
     let targets = RelayPlan { targets: vec![stage.destination(URL)], ..plan(10) };
@@ -103,8 +103,8 @@ async fn a_held_target_gets_no_attempts(engine: Engine) {
     assert_eq!(stage.poll(&targets).claimed, [], "nor its probe");
 }
 
-async fn when_a_hold_ends_one_attempt_goes_first(engine: Engine) {
-    let mut stage = Stage::new(engine);
+async fn when_a_hold_ends_one_attempt_goes_first(backend: Backend) {
+    let mut stage = Stage::new(backend);
     let waiting = half_open(&mut stage, 3);
     let probe = probe(&mut stage);
     assert!(waiting.contains(&probe.held.delivery_id));
@@ -114,8 +114,8 @@ async fn when_a_hold_ends_one_attempt_goes_first(engine: Engine) {
     assert_eq!(stage.hold_rows(), [(destination, until.as_micros(), lease_end)]);
 }
 
-async fn of_many_relays_exactly_one_gets_the_probe(engine: Engine) {
-    let mut stage = Stage::new(engine);
+async fn of_many_relays_exactly_one_gets_the_probe(backend: Backend) {
+    let mut stage = Stage::new(backend);
     half_open(&mut stage, 20);
     let poll = |tx: &mut _, now| claim_due(tx, now, LEASE, ClaimId::new(now), &plan(10));
     let dues = at_once(&stage.store().await, 16, poll).await;
@@ -124,8 +124,8 @@ async fn of_many_relays_exactly_one_gets_the_probe(engine: Engine) {
     assert!(claimed[0].held.is_probe);
 }
 
-async fn a_probe_that_is_answered_opens_its_destination(engine: Engine) {
-    let mut stage = Stage::new(engine);
+async fn a_probe_that_is_answered_opens_its_destination(backend: Backend) {
+    let mut stage = Stage::new(backend);
     half_open(&mut stage, 3);
     let probe = probe(&mut stage);
     assert_eq!(stage.finish_one(holding(succeeded(&probe), HoldChange::Open)), Effect::Recorded);
@@ -135,8 +135,8 @@ async fn a_probe_that_is_answered_opens_its_destination(engine: Engine) {
     assert!(claimed.iter().all(|claimed| !claimed.held.is_probe));
 }
 
-async fn a_probe_answered_with_another_wait_holds_the_destination_again(engine: Engine) {
-    let mut stage = Stage::new(engine);
+async fn a_probe_answered_with_another_wait_holds_the_destination_again(backend: Backend) {
+    let mut stage = Stage::new(backend);
     half_open(&mut stage, 2);
     let probe_of_first = probe(&mut stage);
     let again = HoldChange::HoldUntil(stage.now + MINUTE);
@@ -149,8 +149,8 @@ async fn a_probe_answered_with_another_wait_holds_the_destination_again(engine: 
     probe(&mut stage);
 }
 
-async fn a_probe_that_was_not_sent_is_replaced(engine: Engine) {
-    let mut stage = Stage::new(engine);
+async fn a_probe_that_was_not_sent_is_replaced(backend: Backend) {
+    let mut stage = Stage::new(backend);
     half_open(&mut stage, 2);
     let first = probe(&mut stage);
     let later = stage.now + MINUTE;
@@ -162,8 +162,8 @@ async fn a_probe_that_was_not_sent_is_replaced(engine: Engine) {
     assert_ne!(first.held.delivery_id, second.held.delivery_id);
 }
 
-async fn a_lost_probe_is_replaced_when_its_lease_ends(engine: Engine) {
-    let mut stage = Stage::new(engine);
+async fn a_lost_probe_is_replaced_when_its_lease_ends(backend: Backend) {
+    let mut stage = Stage::new(backend);
     half_open(&mut stage, 2);
     let first = probe(&mut stage);
     stage.advance(LEASE - MICROSECOND);
@@ -175,8 +175,8 @@ async fn a_lost_probe_is_replaced_when_its_lease_ends(engine: Engine) {
     assert_ne!(first.held.delivery_id, second.held.delivery_id);
 }
 
-async fn a_probe_that_does_not_fit_has_not_begun(engine: Engine) {
-    let mut stage = Stage::new(engine);
+async fn a_probe_that_does_not_fit_has_not_begun(backend: Backend) {
+    let mut stage = Stage::new(backend);
     half_open(&mut stage, 1);
     let bytes = ByteRoom { free: 1, is_idle: false, per_destination: u64::MAX };
     let due = stage.poll(&RelayPlan { bytes, ..plan(10) });
@@ -184,8 +184,8 @@ async fn a_probe_that_does_not_fit_has_not_begun(engine: Engine) {
     probe(&mut stage);
 }
 
-async fn a_hold_set_while_a_probe_is_in_flight_outlasts_the_probe(engine: Engine) {
-    let mut stage = Stage::new(engine);
+async fn a_hold_set_while_a_probe_is_in_flight_outlasts_the_probe(backend: Backend) {
+    let mut stage = Stage::new(backend);
     let straggler = stage.claimed();
     half_open(&mut stage, 3);
     let probe_then = probe(&mut stage);
@@ -199,8 +199,8 @@ async fn a_hold_set_while_a_probe_is_in_flight_outlasts_the_probe(engine: Engine
 }
 
 /// The older probe's lease has ended but was not recovered.
-async fn a_result_of_an_older_probe_does_not_end_the_newer_one(engine: Engine) {
-    let mut stage = Stage::new(engine);
+async fn a_result_of_an_older_probe_does_not_end_the_newer_one(backend: Backend) {
+    let mut stage = Stage::new(backend);
     half_open(&mut stage, 3);
     let older = probe(&mut stage);
     stage.advance(LEASE);
@@ -219,8 +219,8 @@ async fn a_result_of_an_older_probe_does_not_end_the_newer_one(engine: Engine) {
     assert_eq!(stage.hold_rows(), [(before[0].0, before[0].1, 0)], "another one may go");
 }
 
-async fn holds_only_grow(engine: Engine) {
-    let mut stage = Stage::new(engine);
+async fn holds_only_grow(backend: Backend) {
+    let mut stage = Stage::new(backend);
     let claimed: Vec<_> = (0..4).map(|_| stage.claimed()).collect();
     let minutes = |stage: &Stage, minutes: u32| HoldChange::HoldUntil(stage.now + MINUTE * minutes);
     let batch: Vec<_> = [2, 3, 1]
@@ -235,8 +235,8 @@ async fn holds_only_grow(engine: Engine) {
     assert_eq!(stage.hold_rows(), held);
 }
 
-async fn a_late_result_holds_nothing(engine: Engine) {
-    let mut stage = Stage::new(engine);
+async fn a_late_result_holds_nothing(backend: Backend) {
+    let mut stage = Stage::new(backend);
     let claimed = stage.claimed();
     stage.lose(&claimed);
     let late = holding(retried(&claimed, stage.now), HoldChange::HoldUntil(stage.now + MINUTE));
@@ -244,8 +244,8 @@ async fn a_late_result_holds_nothing(engine: Engine) {
     assert_eq!(stage.hold_rows(), []);
 }
 
-async fn a_probe_is_read_back_as_a_probe_by_its_claim_id(engine: Engine) {
-    let mut stage = Stage::new(engine);
+async fn a_probe_is_read_back_as_a_probe_by_its_claim_id(backend: Backend) {
+    let mut stage = Stage::new(backend);
     half_open(&mut stage, 1);
     let other = stage.accept_to(OTHER_URL).id;
     stage.advance(GRACE);
@@ -260,8 +260,8 @@ async fn a_probe_is_read_back_as_a_probe_by_its_claim_id(engine: Engine) {
     assert!(claimed.iter().any(|claimed| claimed.held.delivery_id == other && !claimed.held.is_probe));
 }
 
-async fn a_hold_is_deleted_an_hour_after_its_end_unless_a_delivery_waits(engine: Engine) {
-    let mut stage = Stage::new(engine);
+async fn a_hold_is_deleted_an_hour_after_its_end_unless_a_delivery_waits(backend: Backend) {
+    let mut stage = Stage::new(backend);
     let forget = |stage: &mut Stage| {
         let now = stage.now;
         stage.write(|tx| forget_holds(tx, now))
@@ -281,8 +281,8 @@ async fn a_hold_is_deleted_an_hour_after_its_end_unless_a_delivery_waits(engine:
     assert_eq!(stage.hold_rows(), []);
 }
 
-async fn next_attempt_at_is_the_later_of_the_deliverys_own_and_its_destinations(engine: Engine) {
-    let mut stage = Stage::new(engine);
+async fn next_attempt_at_is_the_later_of_the_deliverys_own_and_its_destinations(backend: Backend) {
+    let mut stage = Stage::new(backend);
     let until = stage.now + MINUTE;
     let retried_later = stage.claimed();
     stage.finish_one(retried(&retried_later, until + MINUTE));
@@ -315,8 +315,8 @@ async fn next_attempt_at_is_the_later_of_the_deliverys_own_and_its_destinations(
     }
 }
 
-async fn a_delivery_of_a_held_destination_can_be_superseded_and_erased(engine: Engine) {
-    let mut stage = Stage::new(engine);
+async fn a_delivery_of_a_held_destination_can_be_superseded_and_erased(backend: Backend) {
+    let mut stage = Stage::new(backend);
     let claimed = stage.claimed();
     let hold = HoldChange::HoldUntil(stage.now + MINUTE);
     stage.finish_one(holding(retried(&claimed, stage.now), hold));

@@ -7,13 +7,11 @@ use ::store::{
     redeliver_batch,
 };
 use contracts::{Delivery, DeliveryId, DeliveryStatus, FailureReason, InFlight, OrgId, RunId};
-use testkit::Engine;
+use testkit::Backend;
 
-use crate::stage::{
-    MICROSECOND, POLICY, Stage, accepted, at_once, new_run, on_both_engines, retried, succeeded,
-};
+use crate::stage::{MICROSECOND, POLICY, Stage, accepted, at_once, new_run, retried, succeeded};
 
-on_both_engines!(
+testkit::on_both_backends!(
     a_repeated_request_gets_the_same_answer_and_changes_nothing,
     a_repeated_request_changes_nothing_when_its_delivery_was_pruned,
     the_same_key_with_another_request_is_refused,
@@ -52,8 +50,8 @@ fn finish(stage: &mut Stage, delivery: DeliveryId) {
     stage.finish_one(succeeded(&claimed));
 }
 
-async fn a_repeated_request_gets_the_same_answer_and_changes_nothing(engine: Engine) {
-    let mut stage = Stage::new(engine);
+async fn a_repeated_request_gets_the_same_answer_and_changes_nothing(backend: Backend) {
+    let mut stage = Stage::new(backend);
     let run = stage.run();
     let first = accepted(keyed(&mut stage, run, key("k", 1)));
     stage.advance(MICROSECOND);
@@ -63,8 +61,8 @@ async fn a_repeated_request_gets_the_same_answer_and_changes_nothing(engine: Eng
     assert_eq!(stage.number("SELECT count(*) FROM deliveries"), 1);
 }
 
-async fn a_repeated_request_changes_nothing_when_its_delivery_was_pruned(engine: Engine) {
-    let mut stage = Stage::new(engine);
+async fn a_repeated_request_changes_nothing_when_its_delivery_was_pruned(backend: Backend) {
+    let mut stage = Stage::new(backend);
     let run = stage.run();
     let first = accepted(keyed(&mut stage, run, key("k", 1)));
     finish(&mut stage, first.id);
@@ -76,16 +74,16 @@ async fn a_repeated_request_changes_nothing_when_its_delivery_was_pruned(engine:
     assert_eq!(stage.number("SELECT count(*) FROM deliveries"), 0);
 }
 
-async fn the_same_key_with_another_request_is_refused(engine: Engine) {
-    let mut stage = Stage::new(engine);
+async fn the_same_key_with_another_request_is_refused(backend: Backend) {
+    let mut stage = Stage::new(backend);
     let (run, other) = (stage.run(), stage.run());
     accepted(keyed(&mut stage, run, key("k", 1)));
     assert_eq!(keyed(&mut stage, other, key("k", 2)), Redelivery::KeyReused);
     assert_eq!(stage.number("SELECT count(*) FROM deliveries"), 1);
 }
 
-async fn keys_belong_to_their_organization(engine: Engine) {
-    let mut stage = Stage::new(engine);
+async fn keys_belong_to_their_organization(backend: Backend) {
+    let mut stage = Stage::new(backend);
     let run = stage.run();
     accepted(keyed(&mut stage, run, key("k", 1)));
     stage.org = stage.other_org();
@@ -93,8 +91,8 @@ async fn keys_belong_to_their_organization(engine: Engine) {
     accepted(keyed(&mut stage, theirs, key("k", 2)));
 }
 
-async fn a_refused_request_leaves_its_key_free(engine: Engine) {
-    let mut stage = Stage::new(engine);
+async fn a_refused_request_leaves_its_key_free(backend: Backend) {
+    let mut stage = Stage::new(backend);
     let run = stage.run();
     assert_eq!(keyed(&mut stage, new_run(), key("k", 1)), Redelivery::RunNotFound);
     let open = accepted(stage.redeliver(run));
@@ -105,8 +103,8 @@ async fn a_refused_request_leaves_its_key_free(engine: Engine) {
     accepted(keyed(&mut stage, run, key("k", 3)));
 }
 
-async fn a_key_is_forgotten_after_a_day(engine: Engine) {
-    let mut stage = Stage::new(engine);
+async fn a_key_is_forgotten_after_a_day(backend: Backend) {
+    let mut stage = Stage::new(backend);
     let run = stage.run();
     let first = accepted(keyed(&mut stage, run, key("k", 1)));
     finish(&mut stage, first.id);
@@ -124,8 +122,8 @@ async fn a_key_is_forgotten_after_a_day(engine: Engine) {
     assert_eq!(stage.number("SELECT count(*) FROM idempotency_keys"), 0);
 }
 
-async fn of_many_requests_with_one_key_exactly_one_is_accepted(engine: Engine) {
-    let mut stage = Stage::new(engine);
+async fn of_many_requests_with_one_key_exactly_one_is_accepted(backend: Backend) {
+    let mut stage = Stage::new(backend);
     let (run, org) = (stage.run(), stage.org);
     let store = stage.store().await;
     let answers = at_once(&store, 32, move |tx, now| {
@@ -134,16 +132,16 @@ async fn of_many_requests_with_one_key_exactly_one_is_accepted(engine: Engine) {
     one_accepted_the_others_repeated(answers.await.into_iter().flatten());
 }
 
-async fn requests_of_one_batch_with_one_key_are_one_request(engine: Engine) {
-    let mut stage = Stage::new(engine);
+async fn requests_of_one_batch_with_one_key_are_one_request(backend: Backend) {
+    let mut stage = Stage::new(backend);
     let (run, org) = (stage.run(), stage.org);
     let requests = vec![request(org, run, Some(key("k", 1))); 5];
     let answers = redeliver_batch(&mut stage.conn, stage.now, &POLICY, &requests, usize::MAX).unwrap();
     one_accepted_the_others_repeated(answers.into_iter());
 }
 
-async fn requests_of_one_batch_with_one_key_may_differ(engine: Engine) {
-    let mut stage = Stage::new(engine);
+async fn requests_of_one_batch_with_one_key_may_differ(backend: Backend) {
+    let mut stage = Stage::new(backend);
     let (first, second, org) = (stage.run(), stage.run(), stage.org);
     let requests = [request(org, first, Some(key("k", 1))), request(org, second, Some(key("k", 2)))];
     let mut answers = redeliver_batch(&mut stage.conn, stage.now, &POLICY, &requests, usize::MAX).unwrap();
@@ -161,8 +159,8 @@ fn one_accepted_the_others_repeated(answers: impl Iterator<Item = Redelivery>) {
     }
 }
 
-async fn only_a_delivery_that_waits_for_its_retry_is_superseded(engine: Engine) {
-    let mut stage = Stage::new(engine);
+async fn only_a_delivery_that_waits_for_its_retry_is_superseded(backend: Backend) {
+    let mut stage = Stage::new(backend);
     let run = stage.run();
     let old = accepted(superseding(&mut stage, run));
     let in_flight = |next_attempt_at| Redelivery::InFlight(InFlight { delivery_id: old.id, next_attempt_at });
@@ -177,8 +175,8 @@ async fn only_a_delivery_that_waits_for_its_retry_is_superseded(engine: Engine) 
     });
 }
 
-async fn a_superseded_delivery_has_ended(engine: Engine) {
-    let mut stage = Stage::new(engine);
+async fn a_superseded_delivery_has_ended(backend: Backend) {
+    let mut stage = Stage::new(backend);
     let run = stage.run();
     let old = accepted(stage.redeliver(run));
     let claimed = stage.claim_one(old.id, 1);

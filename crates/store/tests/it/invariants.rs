@@ -23,9 +23,9 @@ use engine::{
 };
 use rand::prelude::*;
 use rand::rngs::StdRng;
-use testkit::Engine;
+use testkit::Backend;
 
-use crate::stage::{GRACE, LEASE, POLICY, Stage, URL, job_to, number, on_both_engines, plan};
+use crate::stage::{GRACE, LEASE, POLICY, Stage, URL, job_to, number, plan};
 
 /// The callback URL of the second run.
 const OTHER_URL: &str = "https://other.example.com/";
@@ -33,16 +33,16 @@ const OTHER_URL: &str = "https://other.example.com/";
 #[test]
 fn random_histories_keep_the_invariants_on_sqlite() {
     // The data need not survive a crash.
-    explore(Engine::Sqlite, "PRAGMA synchronous = OFF", 0..250);
+    explore(Backend::Sqlite, "PRAGMA synchronous = OFF", 0..250);
 }
 
 #[test]
 fn random_histories_keep_the_invariants_on_postgresql() {
-    explore(Engine::Postgres, "SET synchronous_commit = off", 1_000..1_060);
+    explore(Backend::Postgres, "SET synchronous_commit = off", 1_000..1_060);
 }
 
-fn explore(engine: Engine, careless: &str, seeds: std::ops::Range<u64>) {
-    let mut stage = Stage::new(engine);
+fn explore(backend: Backend, careless: &str, seeds: std::ops::Range<u64>) {
+    let mut stage = Stage::new(backend);
     stage.conn.batch_execute(careless).unwrap();
     let mut seen = HashMap::new();
     for seed in seeds {
@@ -457,12 +457,12 @@ impl<'a> History<'a> {
     }
 }
 
-on_both_engines!(concurrent_dispatchers_keep_the_invariants);
+testkit::on_both_backends!(concurrent_dispatchers_keep_the_invariants);
 
 /// The histories above are single-threaded. Here several dispatchers process the same deliveries
 /// concurrently, and no step may fail, for example because of a deadlock.
-async fn concurrent_dispatchers_keep_the_invariants(engine: Engine) {
-    let mut stage = Stage::new(engine);
+async fn concurrent_dispatchers_keep_the_invariants(backend: Backend) {
+    let mut stage = Stage::new(backend);
     let mut deliveries = stage.accept_many(30);
     deliveries.extend((0..10).map(|_| stage.accept_to(OTHER_URL).id));
     stage.advance(GRACE);

@@ -4,6 +4,7 @@
 // Clippy does not treat the tests' helpers as test code.
 #![allow(clippy::unwrap_used)]
 
+mod backlog;
 mod claims;
 mod constraints;
 mod erasing;

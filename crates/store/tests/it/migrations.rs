@@ -6,12 +6,12 @@ use std::time::Duration;
 use ::store::{MIGRATIONS, Migration, Store, StoreError, migrate, migrate_to};
 use contracts::{DeliveryId, DeliveryStatus, Destination, FailureReason};
 use diesel::connection::SimpleConnection;
-use testkit::{Engine, TestDatabase};
+use testkit::{Backend, TestDatabase};
 use uuid::Uuid;
 
-use crate::stage::{Stage, URL, on_both_engines};
+use crate::stage::{Stage, URL};
 
-on_both_engines!(
+testkit::on_both_backends!(
     a_fresh_database_is_migrated_and_a_second_time_changes_nothing,
     concurrent_migrations_of_a_fresh_database_all_succeed,
     a_newer_schema_that_states_no_oldest_program_is_refused,
@@ -29,16 +29,16 @@ fn migrations() -> Vec<String> {
     names
 }
 
-async fn a_fresh_database_is_migrated_and_a_second_time_changes_nothing(engine: Engine) {
-    let database = TestDatabase::empty(engine);
+async fn a_fresh_database_is_migrated_and_a_second_time_changes_nothing(backend: Backend) {
+    let database = TestDatabase::empty(backend);
     let mut conn = database.url().connect().unwrap();
     assert_eq!(migrate(&mut conn).unwrap(), migrations().len());
     assert_eq!(migrate(&mut conn).unwrap(), 0);
     database.store().await.ping().await.unwrap();
 }
 
-async fn concurrent_migrations_of_a_fresh_database_all_succeed(engine: Engine) {
-    let database = TestDatabase::empty(engine);
+async fn concurrent_migrations_of_a_fresh_database_all_succeed(backend: Backend) {
+    let database = TestDatabase::empty(backend);
     let together = std::sync::Barrier::new(4);
     let connect_and_migrate = || {
         together.wait();
@@ -51,8 +51,8 @@ async fn concurrent_migrations_of_a_fresh_database_all_succeed(engine: Engine) {
     assert_eq!(applied, migrations().len());
 }
 
-async fn a_newer_schema_that_states_no_oldest_program_is_refused(engine: Engine) {
-    let mut stage = Stage::new(engine);
+async fn a_newer_schema_that_states_no_oldest_program_is_refused(backend: Backend) {
+    let mut stage = Stage::new(backend);
     stage.sql("INSERT INTO __diesel_schema_migrations (version) VALUES ('99990101000000')").unwrap();
     refused(&mut stage).await;
 }
@@ -75,8 +75,8 @@ const EXPANDING: Migration =
 const CONTRACTING: Migration =
     Migration::new(101, "-- Oldest program: 100\nALTER TABLE runs DROP COLUMN priority;\n");
 
-async fn a_newer_schema_is_used_if_it_admits_this_program_and_refused_if_it_does_not(engine: Engine) {
-    let mut stage = Stage::new(engine);
+async fn a_newer_schema_is_used_if_it_admits_this_program_and_refused_if_it_does_not(backend: Backend) {
+    let mut stage = Stage::new(backend);
     let store = stage.store().await;
     assert_eq!(migrate_to(&mut stage.conn, &with(&[EXPANDING])).unwrap(), 1);
     assert_eq!(migrate(&mut stage.conn).unwrap(), 0);
@@ -120,7 +120,7 @@ async fn a_migration_that_waits_for_a_busy_table_does_not_block_other_sessions()
          ALTER TABLE deliveries ADD COLUMN priority integer;
          ALTER TABLE runs ADD COLUMN priority integer;\n",
     );
-    let mut stage = Stage::new(Engine::Postgres);
+    let mut stage = Stage::new(Backend::Postgres);
     let mut busy = stage.database.url().connect().unwrap();
     busy.batch_execute("BEGIN; LOCK TABLE runs IN ROW EXCLUSIVE MODE").unwrap();
     let url = stage.database.url().clone();
@@ -146,7 +146,7 @@ async fn an_incomplete_index_is_built_again() {
         100,
         "-- Oldest program: 13\nCREATE INDEX CONCURRENTLY runs_by_duration ON runs (duration_ms);\n",
     );
-    let mut stage = Stage::new(Engine::Postgres);
+    let mut stage = Stage::new(Backend::Postgres);
     stage.accept_many(3);
     // A build that fails leaves an invalid index.
     stage.sql("CREATE UNIQUE INDEX CONCURRENTLY runs_by_duration ON runs ((1))").unwrap_err();
@@ -163,7 +163,7 @@ async fn an_index_whose_build_was_interrupted_by_a_lock_is_built_again() {
         100,
         "-- Oldest program: 13\nCREATE INDEX CONCURRENTLY runs_by_duration ON runs (duration_ms);\n",
     );
-    let mut stage = Stage::new(Engine::Postgres);
+    let mut stage = Stage::new(Backend::Postgres);
     let mut busy = stage.database.url().connect().unwrap();
     busy.batch_execute("BEGIN; LOCK TABLE runs IN ROW EXCLUSIVE MODE").unwrap();
     let url = stage.database.url().clone();
@@ -190,7 +190,7 @@ async fn a_migration_that_the_data_violates_fails_immediately() {
          SELECT pg_sleep(0.5);
          ALTER TABLE organizations ADD CONSTRAINT nameless CHECK (name = '');\n",
     );
-    let mut stage = Stage::new(Engine::Postgres);
+    let mut stage = Stage::new(Backend::Postgres);
     let refused = migrate_to(&mut stage.conn, &with(&[CHECKED])).unwrap_err();
     assert!(refused.is_violation(), "{refused}");
 }
@@ -198,7 +198,7 @@ async fn a_migration_that_the_data_violates_fails_immediately() {
 /// Twelve concurrent transactions of one organization: a lock that they share would create multixacts.
 #[tokio::test]
 async fn putting_runs_locks_no_row_that_others_of_the_organization_lock() {
-    let mut stage = Stage::new(Engine::Postgres);
+    let mut stage = Stage::new(Backend::Postgres);
     ::store::create_secret(&mut stage.conn, stage.now, &testkit::keyring(), stage.org, None).unwrap();
     let (org, now, url) = (stage.org, stage.now, stage.database.url().clone());
     // A row's xmax is its last locker: one transaction, or several at once as a multixact.
@@ -236,8 +236,8 @@ async fn putting_runs_locks_no_row_that_others_of_the_organization_lock() {
     assert_eq!(lockers(), before);
 }
 
-async fn an_older_schema_is_refused_with_advice_and_can_then_be_migrated(engine: Engine) {
-    let database = TestDatabase::empty(engine);
+async fn an_older_schema_is_refused_with_advice_and_can_then_be_migrated(backend: Backend) {
+    let database = TestDatabase::empty(backend);
     let refusal = Store::open(database.url(), 2).await.map(drop).unwrap_err();
     let StoreError::Schema(advice) = refusal else { panic!("refused for its schema") };
     assert!(advice.contains("`redial migrate`"), "{advice}");
@@ -245,9 +245,9 @@ async fn an_older_schema_is_refused_with_advice_and_can_then_be_migrated(engine:
     Store::open(database.url(), 2).await.map(drop).unwrap();
 }
 
-async fn deliveries_of_the_first_schema_get_their_hosts_and_open_ones_their_destinations(engine: Engine) {
+async fn deliveries_of_the_first_schema_get_their_hosts_and_open_ones_their_destinations(backend: Backend) {
     const OTHER_URL: &str = "https://other.example.com/";
-    let database = TestDatabase::empty(engine);
+    let database = TestDatabase::empty(backend);
     let mut conn = database.url().connect().unwrap();
     migrate_to(&mut conn, &MIGRATIONS[..1]).unwrap();
     let mut stage = Stage::on(database, conn);
@@ -260,9 +260,9 @@ async fn deliveries_of_the_first_schema_get_their_hosts_and_open_ones_their_dest
     );
     for (n, id) in ids.iter().enumerate() {
         let (id, url) = (stage.literal(*id), if n == count { OTHER_URL } else { URL });
-        let payload = match engine {
-            Engine::Postgres => "'{}'",
-            Engine::Sqlite => "X'7b7d'",
+        let payload = match backend {
+            Backend::Postgres => "'{}'",
+            Backend::Sqlite => "X'7b7d'",
         };
         let state = match n {
             0 | 3 => {

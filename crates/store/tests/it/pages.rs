@@ -11,11 +11,11 @@ use ::store::{
 use contracts::{DeliveryStatus, FailureReason, OrgId};
 use diesel::connection::{Connection, InstrumentationEvent};
 use diesel::prelude::*;
-use testkit::Engine;
+use testkit::Backend;
 
-use crate::stage::{Stage, on_both_engines, start};
+use crate::stage::{Stage, start};
 
-on_both_engines!(
+testkit::on_both_backends!(
     rows_with_the_same_time_are_on_one_page_each_in_id_order,
     a_page_is_bounded_by_its_position_and_by_its_times,
     a_page_reads_an_index_from_its_position_on,
@@ -50,8 +50,8 @@ fn walk<T>(order: SortOrder, mut page: impl FnMut(&PageRequest) -> Rows<T>) -> [
     }
 }
 
-async fn rows_with_the_same_time_are_on_one_page_each_in_id_order(engine: Engine) {
-    let mut stage = Stage::new(engine);
+async fn rows_with_the_same_time_are_on_one_page_each_in_id_order(backend: Backend) {
+    let mut stage = Stage::new(backend);
     let (delivery, org) = (stage.accept(), stage.org);
     stage.copy(delivery.id, 100, 1);
     let conn = &mut stage.conn;
@@ -73,8 +73,8 @@ async fn rows_with_the_same_time_are_on_one_page_each_in_id_order(engine: Engine
     }
 }
 
-async fn a_page_is_bounded_by_its_position_and_by_its_times(engine: Engine) {
-    let mut stage = Stage::new(engine);
+async fn a_page_is_bounded_by_its_position_and_by_its_times(backend: Backend) {
+    let mut stage = Stage::new(backend);
     let moments: Vec<_> = (0..5).map(|second| start() + Duration::from_secs(second)).collect();
     let mut all = BTreeSet::new();
     for moment in &moments[1..4] {
@@ -134,8 +134,8 @@ async fn a_page_is_bounded_by_its_position_and_by_its_times(engine: Engine) {
     }
 }
 
-async fn a_page_reads_an_index_from_its_position_on(engine: Engine) {
-    let mut stage = Stage::new(engine);
+async fn a_page_reads_an_index_from_its_position_on(backend: Backend) {
+    let mut stage = Stage::new(backend);
     let from = Some(Position { created_at: start(), id: uuid::Uuid::from_u128(1) });
     let (earlier, later) = (start(), start() + Duration::from_secs(1));
     for (order, row_comparison) in [(SortOrder::Ascending, '>'), (SortOrder::Descending, '<')] {
@@ -148,9 +148,9 @@ async fn a_page_reads_an_index_from_its_position_on(engine: Engine) {
         ] {
             for (list, page) in lists() {
                 for plan in plans(&mut stage, |conn, org| page(conn, org, &request)) {
-                    let bound = match engine {
-                        Engine::Postgres => format!("(ROW(created_at, id) {row_comparison} ROW("),
-                        Engine::Sqlite => format!("(created_at,id){row_comparison}(?,?)"),
+                    let bound = match backend {
+                        Backend::Postgres => format!("(ROW(created_at, id) {row_comparison} ROW("),
+                        Backend::Sqlite => format!("(created_at,id){row_comparison}(?,?)"),
                     };
                     let is_range = plan.iter().any(|line| {
                         (line.contains("Index Cond: ") || line.starts_with("SEARCH "))

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use ::store::{DatabaseUrl, Redelivery, Store, StoreError, redeliver};
 use tempfile::TempDir;
-use testkit::{Engine, TestDatabase};
+use testkit::{Backend, TestDatabase};
 
 use crate::stage::{POLICY, Stage};
 
@@ -73,7 +73,7 @@ fn through(database: &TestDatabase, pooler: &Pooler) -> DatabaseUrl {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn transactions_of_many_connections_share_a_few_sessions() {
-    let mut stage = Stage::new(Engine::Postgres);
+    let mut stage = Stage::new(Backend::Postgres);
     let pooler = Pooler::start(&stage.database);
     let stores = [
         Store::open(&through(&stage.database, &pooler), 8).await.unwrap(),
@@ -104,7 +104,7 @@ async fn transactions_of_many_connections_share_a_few_sessions() {
 /// It fails at connect, not at the first statement that was prepared in another session.
 #[tokio::test]
 async fn a_pooler_that_the_url_does_not_declare_is_refused_with_advice() {
-    let database = TestDatabase::new(Engine::Postgres);
+    let database = TestDatabase::new(Backend::Postgres);
     let pooler = Pooler::start(&database);
     let refused = database.url_through(pooler.address).connect().map(drop).unwrap_err().to_string();
     assert!(refused.contains("add pgbouncer=true to the database's url"), "{refused}");

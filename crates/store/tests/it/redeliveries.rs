@@ -4,13 +4,11 @@ use std::time::Duration;
 
 use ::store::{AcceptPolicy, DeliveryParts, Redelivery, find_delivery, redeliver};
 use contracts::{DeliveryStatus, InFlight, PayloadFormat, RunStatus};
-use testkit::{Engine, terminal_run};
+use testkit::{Backend, terminal_run};
 
-use crate::stage::{
-    POLICY, Stage, URL, accepted, at_once, failed, new_run, on_both_engines, retried, succeeded, update,
-};
+use crate::stage::{POLICY, Stage, URL, accepted, at_once, failed, new_run, retried, succeeded, update};
 
-on_both_engines!(
+testkit::on_both_backends!(
     a_run_that_is_unknown_or_another_organizations_is_not_found,
     a_run_that_has_not_ended_is_refused,
     a_run_without_a_url_is_refused,
@@ -23,8 +21,8 @@ on_both_engines!(
     of_concurrent_redeliveries_exactly_one_is_accepted,
 );
 
-async fn a_run_that_is_unknown_or_another_organizations_is_not_found(engine: Engine) {
-    let mut stage = Stage::new(engine);
+async fn a_run_that_is_unknown_or_another_organizations_is_not_found(backend: Backend) {
+    let mut stage = Stage::new(backend);
     let run = stage.run();
     assert_eq!(stage.redeliver(new_run()), Redelivery::RunNotFound);
     let delivery = accepted(stage.redeliver(run)).id;
@@ -34,8 +32,8 @@ async fn a_run_that_is_unknown_or_another_organizations_is_not_found(engine: Eng
     assert_eq!(find_delivery(&mut stage.conn, stage.org, delivery, DeliveryParts::ALL).unwrap(), None);
 }
 
-async fn a_run_that_has_not_ended_is_refused(engine: Engine) {
-    let mut stage = Stage::new(engine);
+async fn a_run_that_has_not_ended_is_refused(backend: Backend) {
+    let mut stage = Stage::new(backend);
     let run = new_run();
     for status in [RunStatus::Queued, RunStatus::Dispatching, RunStatus::Running] {
         stage.record(run, &update(&format!(r#"{{"status_code": "{status}", "callback_url": "{URL}"}}"#)));
@@ -43,16 +41,16 @@ async fn a_run_that_has_not_ended_is_refused(engine: Engine) {
     }
 }
 
-async fn a_run_without_a_url_is_refused(engine: Engine) {
-    let mut stage = Stage::new(engine);
+async fn a_run_without_a_url_is_refused(backend: Backend) {
+    let mut stage = Stage::new(backend);
     let run = new_run();
     stage.record(run, &update(r#"{"status_code": "failed"}"#));
     assert_eq!(stage.redeliver(run), Redelivery::CallbackUrlMissing);
     assert_eq!(stage.number("SELECT count(*) FROM deliveries"), 0);
 }
 
-async fn a_run_whose_delivery_is_open_is_refused_with_that_delivery(engine: Engine) {
-    let mut stage = Stage::new(engine);
+async fn a_run_whose_delivery_is_open_is_refused_with_that_delivery(backend: Backend) {
+    let mut stage = Stage::new(backend);
     let run = new_run();
     stage.record(run, &terminal_run(URL));
     let automatic = testkit::deliveries_of_run(&mut stage.conn, stage.org, run).unwrap().unwrap().remove(0);
@@ -68,8 +66,8 @@ async fn a_run_whose_delivery_is_open_is_refused_with_that_delivery(engine: Engi
     assert_eq!(stage.number("SELECT count(*) FROM deliveries"), 1);
 }
 
-async fn a_finished_delivery_allows_another_one(engine: Engine) {
-    let mut stage = Stage::new(engine);
+async fn a_finished_delivery_allows_another_one(backend: Backend) {
+    let mut stage = Stage::new(backend);
     let run = stage.run();
     for finish in [succeeded, failed] {
         let delivery = accepted(stage.redeliver(run));
@@ -79,8 +77,8 @@ async fn a_finished_delivery_allows_another_one(engine: Engine) {
     assert!(!accepted(stage.redeliver(run)).is_automatic);
 }
 
-async fn a_new_delivery_has_no_attempts_and_no_failure(engine: Engine) {
-    let mut stage = Stage::new(engine);
+async fn a_new_delivery_has_no_attempts_and_no_failure(backend: Backend) {
+    let mut stage = Stage::new(backend);
     let delivery = stage.accept();
     assert_eq!((delivery.status_code, delivery.attempt_count), (DeliveryStatus::Pending, 0));
     assert_eq!((delivery.failure_reason_code, delivery.failure_detail.as_deref()), (None, None));
@@ -90,8 +88,8 @@ async fn a_new_delivery_has_no_attempts_and_no_failure(engine: Engine) {
     assert_eq!(claimed[0].held.request_id, "req-redelivery");
 }
 
-async fn the_payload_is_fixed_from_the_runs_current_state(engine: Engine) {
-    let mut stage = Stage::new(engine);
+async fn the_payload_is_fixed_from_the_runs_current_state(backend: Backend) {
+    let mut stage = Stage::new(backend);
     let run = stage.run();
     let first = accepted(stage.redeliver(run));
     assert!(first.payload_bytes.contains(r#""output": {"images": ["https://cdn.example.com/1.png"]}"#));
@@ -110,8 +108,8 @@ async fn the_payload_is_fixed_from_the_runs_current_state(engine: Engine) {
     assert_eq!(stage.delivery(first.id).payload_bytes, first.payload_bytes);
 }
 
-async fn the_current_policy_is_fixed_on_the_delivery(engine: Engine) {
-    let mut stage = Stage::new(engine);
+async fn the_current_policy_is_fixed_on_the_delivery(backend: Backend) {
+    let mut stage = Stage::new(backend);
     let run = stage.run();
     let compact = AcceptPolicy { max_attempts: 1, payload_format: PayloadFormat::Compact };
     let delivery = accepted(redeliver(&mut stage.conn, stage.now, &compact, stage.org, run, "req").unwrap());
@@ -120,8 +118,8 @@ async fn the_current_policy_is_fixed_on_the_delivery(engine: Engine) {
     assert_eq!((claimed.held.attempt, claimed.held.max_attempts), (1, 1));
 }
 
-async fn a_runs_deliveries_are_listed_newest_first_with_their_attempts(engine: Engine) {
-    let mut stage = Stage::new(engine);
+async fn a_runs_deliveries_are_listed_newest_first_with_their_attempts(backend: Backend) {
+    let mut stage = Stage::new(backend);
     let run = stage.run();
     let mut made = Vec::new();
     for _ in 0..3 {
@@ -137,8 +135,8 @@ async fn a_runs_deliveries_are_listed_newest_first_with_their_attempts(engine: E
     assert_eq!(testkit::deliveries_of_run(&mut stage.conn, stage.org, run).unwrap(), Some(made));
 }
 
-async fn of_concurrent_redeliveries_exactly_one_is_accepted(engine: Engine) {
-    let mut stage = Stage::new(engine);
+async fn of_concurrent_redeliveries_exactly_one_is_accepted(backend: Backend) {
+    let mut stage = Stage::new(backend);
     let (org, run) = (stage.org, stage.run());
     let answers =
         at_once(&stage.store().await, 32, move |tx, now| redeliver(tx, now, &POLICY, org, run, "req")).await;

@@ -5,14 +5,13 @@ use contracts::{ClaimId, DeliveryId, DeliveryStatus, Destination};
 use diesel::Connection;
 use diesel::connection::SimpleConnection;
 use engine::{ByteRoom, Claimed, Effect, Failure, HeldAttempt, RelayPlan, Settlement};
-use testkit::Engine;
+use testkit::Backend;
 
 use crate::stage::{
-    GRACE, LEASE, MICROSECOND, Stage, URL, at_once, ids, job_to, lost, on_both_engines, plan, retried,
-    succeeded,
+    GRACE, LEASE, MICROSECOND, Stage, URL, at_once, ids, job_to, lost, plan, retried, succeeded,
 };
 
-on_both_engines!(
+testkit::on_both_backends!(
     the_room_is_shared_equally_among_destinations_oldest_deliveries_first,
     a_poll_that_sees_all_due_deliveries_reports_no_backlog,
     with_a_backlog_consecutive_polls_walk_all_destinations,
@@ -37,8 +36,8 @@ fn destinations(claimed: &[Claimed]) -> Vec<Destination> {
     destinations
 }
 
-async fn the_room_is_shared_equally_among_destinations_oldest_deliveries_first(engine: Engine) {
-    let mut stage = Stage::new(engine);
+async fn the_room_is_shared_equally_among_destinations_oldest_deliveries_first(backend: Backend) {
+    let mut stage = Stage::new(backend);
     let mut of = [Vec::new(), Vec::new()];
     for (i, url) in [URL, URL, URL, URL, OTHER_URL, OTHER_URL].into_iter().enumerate() {
         of[i / 4].push(stage.accept_to(url).id);
@@ -61,8 +60,8 @@ async fn the_room_is_shared_equally_among_destinations_oldest_deliveries_first(e
     assert_eq!((due.claimed, due.poll.limited), (vec![], vec![stage.destination(URL)]));
 }
 
-async fn a_poll_that_sees_all_due_deliveries_reports_no_backlog(engine: Engine) {
-    let mut stage = Stage::new(engine);
+async fn a_poll_that_sees_all_due_deliveries_reports_no_backlog(backend: Backend) {
+    let mut stage = Stage::new(backend);
     assert_eq!(stage.poll(&plan(10)), DueClaim::default());
     let waiting = stage.accept().id;
     stage.copy(waiting, 500, 250);
@@ -81,8 +80,8 @@ async fn a_poll_that_sees_all_due_deliveries_reports_no_backlog(engine: Engine) 
     assert!(!poll.has_backlog && !poll.has_more && poll.cursor.is_none());
 }
 
-async fn with_a_backlog_consecutive_polls_walk_all_destinations(engine: Engine) {
-    let mut stage = Stage::new(engine);
+async fn with_a_backlog_consecutive_polls_walk_all_destinations(backend: Backend) {
+    let mut stage = Stage::new(backend);
     let waiting = stage.accept().id;
     stage.copy(waiting, 900, 300);
     stage.advance(GRACE + LEASE);
@@ -102,8 +101,8 @@ async fn with_a_backlog_consecutive_polls_walk_all_destinations(engine: Engine) 
     assert_eq!(destinations(&again.claimed)[0], Destination::from(0), "the next circle begins");
 }
 
-async fn the_backlog_of_a_full_destination_does_not_hide_other_deliveries(engine: Engine) {
-    let mut stage = Stage::new(engine);
+async fn the_backlog_of_a_full_destination_does_not_hide_other_deliveries(backend: Backend) {
+    let mut stage = Stage::new(backend);
     let waiting = stage.accept().id;
     stage.copy(waiting, 1000, 1);
     stage.advance(MICROSECOND * 2000);
@@ -116,14 +115,14 @@ async fn the_backlog_of_a_full_destination_does_not_hide_other_deliveries(engine
     assert!(!due.poll.has_more);
 }
 
-async fn a_walk_passes_destinations_without_due_deliveries(engine: Engine) {
-    let mut stage = Stage::new(engine);
+async fn a_walk_passes_destinations_without_due_deliveries(backend: Backend) {
+    let mut stage = Stage::new(backend);
     let waiting = stage.accept().id;
     stage.copy(waiting, 1000, 500);
     let later = (stage.now + GRACE + LEASE).as_micros() - stage.now.as_micros();
-    let put_off = match engine {
-        Engine::Postgres => format!("wake_at + {later} * interval '1 microsecond'"),
-        Engine::Sqlite => format!("wake_at + {later}"),
+    let put_off = match backend {
+        Backend::Postgres => format!("wake_at + {later} * interval '1 microsecond'"),
+        Backend::Sqlite => format!("wake_at + {later}"),
     };
     stage
         .sql(&format!(
@@ -147,8 +146,8 @@ async fn a_walk_passes_destinations_without_due_deliveries(engine: Engine) {
     assert!(!walking.has_backlog, "the next poll reads by time");
 }
 
-async fn a_delivery_that_is_stepped_over_is_not_claimed(engine: Engine) {
-    let mut stage = Stage::new(engine);
+async fn a_delivery_that_is_stepped_over_is_not_claimed(backend: Backend) {
+    let mut stage = Stage::new(backend);
     let [first, second, third] = stage.accept_many(3)[..] else { unreachable!() };
     stage.advance(GRACE);
     let stepping = RelayPlan { stepped_over: vec![first, third], ..plan(1) };
@@ -157,8 +156,8 @@ async fn a_delivery_that_is_stepped_over_is_not_claimed(engine: Engine) {
     assert_eq!(stage.claim_due(10).len(), 2);
 }
 
-async fn a_payload_beyond_the_budget_is_not_claimed_and_its_destination_is_next(engine: Engine) {
-    let mut stage = Stage::new(engine);
+async fn a_payload_beyond_the_budget_is_not_claimed_and_its_destination_is_next(backend: Backend) {
+    let mut stage = Stage::new(backend);
     let waiting = stage.accept();
     stage.advance(GRACE);
     let bytes = u64::try_from(waiting.payload_bytes.len()).unwrap();
@@ -170,8 +169,8 @@ async fn a_payload_beyond_the_budget_is_not_claimed_and_its_destination_is_next(
     assert_eq!(ids(&stage.poll(&next).claimed), [waiting.id]);
 }
 
-async fn a_target_is_served_without_the_doorbells_grace_but_not_before_its_time(engine: Engine) {
-    let mut stage = Stage::new(engine);
+async fn a_target_is_served_without_the_doorbells_grace_but_not_before_its_time(backend: Backend) {
+    let mut stage = Stage::new(backend);
     let [new, other] = [URL, OTHER_URL].map(|url| stage.accept_to(url).id);
     let tried = stage.claimed();
     stage.finish_one(retried(&tried, stage.now + MICROSECOND));
@@ -184,16 +183,16 @@ async fn a_target_is_served_without_the_doorbells_grace_but_not_before_its_time(
     assert_eq!(ids(&stage.claim_due(10)), [other]);
 }
 
-async fn a_doorbell_with_another_destination_than_the_rows_claims_nothing(engine: Engine) {
-    let mut stage = Stage::new(engine);
+async fn a_doorbell_with_another_destination_than_the_rows_claims_nothing(backend: Backend) {
+    let mut stage = Stage::new(backend);
     let delivery = stage.accept().id;
     let outdated = job_to(stage.destination(OTHER_URL), delivery, 1);
     assert_eq!(stage.claim(&[outdated]), []);
     stage.claim_one(delivery, 1);
 }
 
-async fn concurrent_relays_serve_every_destination_once(engine: Engine) {
-    let mut stage = Stage::new(engine);
+async fn concurrent_relays_serve_every_destination_once(backend: Backend) {
+    let mut stage = Stage::new(backend);
     let waiting = stage.accept().id;
     stage.copy(waiting, 80, 40);
     stage.advance(GRACE + LEASE);
@@ -210,7 +209,7 @@ async fn concurrent_relays_serve_every_destination_once(engine: Engine) {
 /// PostgreSQL only: SQLite has one writer at a time.
 #[test]
 fn two_concurrent_relays_claim_different_rows() {
-    let mut stage = Stage::new(Engine::Postgres);
+    let mut stage = Stage::new(Backend::Postgres);
     let waiting = stage.accept().id;
     stage.copy(waiting, 4, 2);
     stage.advance(GRACE + LEASE);
@@ -251,8 +250,8 @@ fn sorted(mut ids: Vec<DeliveryId>) -> Vec<DeliveryId> {
     ids
 }
 
-async fn a_refused_claim_names_the_rows_it_had_chosen(engine: Engine) {
-    let mut stage = Stage::new(engine);
+async fn a_refused_claim_names_the_rows_it_had_chosen(backend: Backend) {
+    let mut stage = Stage::new(backend);
     let due = stage.accept_many(4);
     let later = {
         stage.advance(MICROSECOND);
@@ -277,8 +276,8 @@ async fn a_refused_claim_names_the_rows_it_had_chosen(engine: Engine) {
     assert_eq!(ids(&claim(&mut stage, &rest).unwrap().claimed), [due[3]]);
 }
 
-async fn a_refused_recovery_names_the_rows_it_had_found(engine: Engine) {
-    let mut stage = Stage::new(engine);
+async fn a_refused_recovery_names_the_rows_it_had_found(backend: Backend) {
+    let mut stage = Stage::new(backend);
     let held: Vec<_> = (0..3).map(|_| stage.claimed().held.delivery_id).collect();
     stage.advance(LEASE);
     refuse_changes(&mut stage, held[0]);
@@ -294,8 +293,8 @@ async fn a_refused_recovery_names_the_rows_it_had_found(engine: Engine) {
     assert_eq!(stage.count("attempts"), 2);
 }
 
-async fn recovery_steps_over_the_given_deliveries(engine: Engine) {
-    let mut stage = Stage::new(engine);
+async fn recovery_steps_over_the_given_deliveries(backend: Backend) {
+    let mut stage = Stage::new(backend);
     let held: Vec<_> = (0..4)
         .map(|_| {
             stage.advance(MICROSECOND);
@@ -319,7 +318,7 @@ async fn recovery_steps_over_the_given_deliveries(engine: Engine) {
 /// SQLite has one writer at a time, so no rows are locked.
 #[test]
 fn on_postgresql_recovery_skips_rows_locked_by_another_transaction() {
-    let mut stage = Stage::new(Engine::Postgres);
+    let mut stage = Stage::new(Backend::Postgres);
     let [locked, free] = [0, 1].map(|_| stage.claimed());
     stage.advance(LEASE);
     let lock = stage.database.lock(&format!("open_deliveries WHERE id = '{}'", locked.held.delivery_id));

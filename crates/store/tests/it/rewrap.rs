@@ -4,11 +4,11 @@ use ::store::{
     Keyring, MissingKey, create_secret, disable_secret, missing_keys, open_secret, rewrap_secrets,
 };
 use contracts::NewSecret;
-use testkit::Engine;
+use testkit::Backend;
 
-use crate::stage::{Stage, on_both_engines};
+use crate::stage::Stage;
 
-on_both_engines!(
+testkit::on_both_backends!(
     secrets_are_sealed_with_the_first_key_and_then_open_without_the_others,
     a_secret_that_no_key_opens_is_reported_and_unchanged,
     a_missing_key_is_reported_before_it_is_needed,
@@ -23,8 +23,8 @@ fn create(stage: &mut Stage, ring: &Keyring) -> NewSecret {
     create_secret(&mut stage.conn, stage.now, ring, stage.org, None).unwrap()
 }
 
-async fn secrets_are_sealed_with_the_first_key_and_then_open_without_the_others(engine: Engine) {
-    let mut stage = Stage::new(engine);
+async fn secrets_are_sealed_with_the_first_key_and_then_open_without_the_others(backend: Backend) {
+    let mut stage = Stage::new(backend);
     let (old, new) = (Keyring::generate("old"), Keyring::generate("new"));
     let made: Vec<NewSecret> = (0..120).map(|_| create(&mut stage, &ring(&[&old]))).collect(); // more than one batch
     let both = ring(&[&new, &old]);
@@ -42,8 +42,8 @@ async fn secrets_are_sealed_with_the_first_key_and_then_open_without_the_others(
     assert_eq!(missing_keys(&mut stage.conn, &ring(&[&new])).unwrap(), []);
 }
 
-async fn a_secret_that_no_key_opens_is_reported_and_unchanged(engine: Engine) {
-    let mut stage = Stage::new(engine);
+async fn a_secret_that_no_key_opens_is_reported_and_unchanged(backend: Backend) {
+    let mut stage = Stage::new(backend);
     let (old, new) = (ring(&[&Keyring::generate("old")]), ring(&[&Keyring::generate("new")]));
     let made = create(&mut stage, &old).secret;
     let done = rewrap_secrets(&mut stage.conn, &new, None).unwrap();
@@ -53,8 +53,8 @@ async fn a_secret_that_no_key_opens_is_reported_and_unchanged(engine: Engine) {
     open_secret(&mut stage.conn, &old, stage.org, made.id).unwrap().unwrap();
 }
 
-async fn a_missing_key_is_reported_before_it_is_needed(engine: Engine) {
-    let mut stage = Stage::new(engine);
+async fn a_missing_key_is_reported_before_it_is_needed(backend: Backend) {
+    let mut stage = Stage::new(backend);
     let (old, namesake) = (Keyring::generate("k"), Keyring::generate("k"));
     assert_eq!(missing_keys(&mut stage.conn, &ring(&[&old])).unwrap(), []);
     for _ in 0..3 {
@@ -70,8 +70,8 @@ async fn a_missing_key_is_reported_before_it_is_needed(engine: Engine) {
     }
 }
 
-async fn a_key_of_deleted_secrets_only_is_not_needed(engine: Engine) {
-    let mut stage = Stage::new(engine);
+async fn a_key_of_deleted_secrets_only_is_not_needed(backend: Backend) {
+    let mut stage = Stage::new(backend);
     let (old, new) = (ring(&[&Keyring::generate("old")]), ring(&[&Keyring::generate("new")]));
     let made = create(&mut stage, &old).secret;
     stage.accept(); // accepted with it, signed with the current one after its deletion

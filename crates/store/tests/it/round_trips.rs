@@ -6,14 +6,12 @@ use ::store::{
 };
 use contracts::{ClaimId, Delivery, FailureReason, JsonText, OrgId, RunId, Scopes, Timestamp};
 use engine::Settlement;
-use testkit::{Engine, keyring, terminal_run};
+use testkit::{Backend, keyring, terminal_run};
 use uuid::Uuid;
 
-use crate::stage::{
-    GRACE, LEASE, POLICY, Stage, URL, finished, new_run, on_both_engines, retried, succeeded, update,
-};
+use crate::stage::{GRACE, LEASE, POLICY, Stage, URL, finished, new_run, retried, succeeded, update};
 
-on_both_engines!(
+testkit::on_both_backends!(
     every_time_of_a_run_keeps_its_microseconds_over_all_years,
     every_time_of_a_delivery_keeps_its_microseconds,
     times_of_organizations_tokens_and_secrets_keep_their_microseconds,
@@ -23,8 +21,8 @@ on_both_engines!(
     parts_of_a_delivery_that_are_not_requested_are_not_read,
 );
 
-async fn every_time_of_a_run_keeps_its_microseconds_over_all_years(engine: Engine) {
-    let mut stage = Stage::new(engine);
+async fn every_time_of_a_run_keeps_its_microseconds_over_all_years(backend: Backend) {
+    let mut stage = Stage::new(backend);
     for moment in [
         "0001-01-01T00:00:00Z",
         "0099-12-31T23:59:59.999999Z",
@@ -48,8 +46,8 @@ async fn every_time_of_a_run_keeps_its_microseconds_over_all_years(engine: Engin
     }
 }
 
-async fn every_time_of_a_delivery_keeps_its_microseconds(engine: Engine) {
-    let mut stage = Stage::new(engine);
+async fn every_time_of_a_delivery_keeps_its_microseconds(backend: Backend) {
+    let mut stage = Stage::new(backend);
     let accepted_at = stage.now;
     let delivery = stage.accept();
     assert_eq!(delivery, stage.delivery(delivery.id));
@@ -81,8 +79,8 @@ async fn every_time_of_a_delivery_keeps_its_microseconds(engine: Engine) {
     assert_eq!((done.completed_at, done.updated_at), (Some(retry_at), retry_at));
 }
 
-async fn times_of_organizations_tokens_and_secrets_keep_their_microseconds(engine: Engine) {
-    let mut stage = Stage::new(engine);
+async fn times_of_organizations_tokens_and_secrets_keep_their_microseconds(backend: Backend) {
+    let mut stage = Stage::new(backend);
     let (org, now) = (stage.org, stage.now);
     assert_eq!(find_organization(&mut stage.conn, org).unwrap().unwrap().created_at, now);
     create_token(&mut stage.conn, now, org, Scopes::All, None, None).unwrap();
@@ -92,8 +90,8 @@ async fn times_of_organizations_tokens_and_secrets_keep_their_microseconds(engin
     assert_eq!(stage.micros("signing_secrets", "updated_at"), now.as_micros());
 }
 
-async fn ids_keep_all_their_bits(engine: Engine) {
-    let mut stage = Stage::new(engine);
+async fn ids_keep_all_their_bits(backend: Backend) {
+    let mut stage = Stage::new(backend);
     let made = create_organization(&mut stage.conn, stage.now, "Ünïcode & söns 株式会社").unwrap();
     assert_eq!(find_organization(&mut stage.conn, made.id).unwrap(), Some(made));
     assert_eq!(find_organization(&mut stage.conn, OrgId(Uuid::max())).unwrap(), None);
@@ -116,8 +114,8 @@ async fn ids_keep_all_their_bits(engine: Engine) {
     assert_eq!(stage.delivery(delivery.id).attempts[0].id, attempt);
 }
 
-async fn json_texts_come_back_as_they_were_normalised(engine: Engine) {
-    let mut stage = Stage::new(engine);
+async fn json_texts_come_back_as_they_were_normalised(backend: Backend) {
+    let mut stage = Stage::new(backend);
     let output = r#"{"nul": "a\u0000b", "b": 1, "a": [1.0, 1e16, -0, 123456789012345678901234567890], "é": "\ud83e\udd80\u2028"}"#;
     let body = format!(
         r#"{{"status_code": "succeeded", "output": {output}, "metadata": {{"z": null, "a": "\u007f\\"}}, "callback_url": "{URL}"}}"#
@@ -135,15 +133,15 @@ async fn json_texts_come_back_as_they_were_normalised(engine: Engine) {
     );
 }
 
-async fn a_payload_keeps_any_bytes(engine: Engine) {
-    let mut stage = Stage::new(engine);
+async fn a_payload_keeps_any_bytes(backend: Backend) {
+    let mut stage = Stage::new(backend);
     stage.accept();
     let every_byte: Vec<u8> = (0..=255).collect();
     let hex = hex::encode(&every_byte);
     stage
-        .sql(&match engine {
-            Engine::Postgres => format!(r"UPDATE deliveries SET payload = '\x{hex}'"),
-            Engine::Sqlite => format!("UPDATE deliveries SET payload = X'{hex}'"),
+        .sql(&match backend {
+            Backend::Postgres => format!(r"UPDATE deliveries SET payload = '\x{hex}'"),
+            Backend::Sqlite => format!("UPDATE deliveries SET payload = X'{hex}'"),
         })
         .unwrap();
     stage.advance(GRACE);
@@ -152,8 +150,8 @@ async fn a_payload_keeps_any_bytes(engine: Engine) {
     assert_eq!(claimed_under(&mut stage.conn, claimed[0].held.claim_id).unwrap(), claimed);
 }
 
-async fn parts_of_a_delivery_that_are_not_requested_are_not_read(engine: Engine) {
-    let mut stage = Stage::new(engine);
+async fn parts_of_a_delivery_that_are_not_requested_are_not_read(backend: Backend) {
+    let mut stage = Stage::new(backend);
     let claimed = stage.claimed();
     stage.finish_one(succeeded(&claimed));
     let (org, all) = (stage.org, stage.delivery(claimed.held.delivery_id));

@@ -4,11 +4,11 @@ use std::time::Duration;
 
 use ::store::{Accepted, Deliver, RecordedRun, find_run, record_run};
 use contracts::{DeliveryStatus, RunStatus};
-use testkit::{Engine, terminal_run};
+use testkit::{Backend, terminal_run};
 
-use crate::stage::{POLICY, Stage, URL, accepted, at_once, new_run, on_both_engines, update};
+use crate::stage::{POLICY, Stage, URL, accepted, at_once, new_run, update};
 
-on_both_engines!(
+testkit::on_both_backends!(
     an_unknown_run_is_created,
     an_open_run_is_replaced_and_keeps_its_created_at_unless_the_update_has_one,
     a_terminal_run_keeps_its_status,
@@ -30,8 +30,8 @@ fn updated(recorded: RecordedRun) -> Option<Accepted> {
     }
 }
 
-async fn an_unknown_run_is_created(engine: Engine) {
-    let mut stage = Stage::new(engine);
+async fn an_unknown_run_is_created(backend: Backend) {
+    let mut stage = Stage::new(backend);
     let run = new_run();
     assert_eq!(find_run(&mut stage.conn, stage.org, run).unwrap(), None);
     let body = r#"{"status_code": "running", "duration_ms": 9223372036854775807, "started_at": "2026-01-01T00:00:00Z",
@@ -42,8 +42,8 @@ async fn an_unknown_run_is_created(engine: Engine) {
     assert_eq!(created, update(body).into_run(stage.org, run, stage.now));
 }
 
-async fn an_open_run_is_replaced_and_keeps_its_created_at_unless_the_update_has_one(engine: Engine) {
-    let mut stage = Stage::new(engine);
+async fn an_open_run_is_replaced_and_keeps_its_created_at_unless_the_update_has_one(backend: Backend) {
+    let mut stage = Stage::new(backend);
     let (run, created_at) = (new_run(), stage.now);
     stage.record(
         run,
@@ -64,8 +64,8 @@ async fn an_open_run_is_replaced_and_keeps_its_created_at_unless_the_update_has_
     assert_eq!(stage.stored_run(run).created_at.to_string(), "2020-02-02T02:02:02Z");
 }
 
-async fn a_terminal_run_keeps_its_status(engine: Engine) {
-    let mut stage = Stage::new(engine);
+async fn a_terminal_run_keeps_its_status(backend: Backend) {
+    let mut stage = Stage::new(backend);
     let run = stage.run();
     let before = stage.stored_run(run);
     stage.advance(Duration::from_secs(1));
@@ -76,8 +76,8 @@ async fn a_terminal_run_keeps_its_status(engine: Engine) {
     assert_eq!(stage.stored_run(run), before);
 }
 
-async fn only_the_output_of_a_terminal_run_is_updated(engine: Engine) {
-    let mut stage = Stage::new(engine);
+async fn only_the_output_of_a_terminal_run_is_updated(backend: Backend) {
+    let mut stage = Stage::new(backend);
     let run = stage.run();
     let before = stage.stored_run(run);
     stage.advance(Duration::from_secs(1));
@@ -96,8 +96,8 @@ async fn only_the_output_of_a_terminal_run_is_updated(engine: Engine) {
     );
 }
 
-async fn the_same_id_in_two_organizations_is_two_runs(engine: Engine) {
-    let mut stage = Stage::new(engine);
+async fn the_same_id_in_two_organizations_is_two_runs(backend: Backend) {
+    let mut stage = Stage::new(backend);
     let (org, other, run) = (stage.org, stage.other_org(), new_run());
     stage.record(run, &terminal_run(URL));
     stage.org = other;
@@ -114,8 +114,8 @@ async fn the_same_id_in_two_organizations_is_two_runs(engine: Engine) {
     }
 }
 
-async fn the_first_terminal_record_makes_exactly_one_automatic_delivery(engine: Engine) {
-    let mut stage = Stage::new(engine);
+async fn the_first_terminal_record_makes_exactly_one_automatic_delivery(backend: Backend) {
+    let mut stage = Stage::new(backend);
     let run = new_run();
     stage.record(run, &update(&format!(r#"{{"status_code": "running", "callback_url": "{URL}"}}"#)));
     stage.advance(Duration::from_secs(1));
@@ -131,8 +131,8 @@ async fn the_first_terminal_record_makes_exactly_one_automatic_delivery(engine: 
     assert_eq!(testkit::deliveries_of_run(&mut stage.conn, stage.org, run).unwrap(), Some(vec![delivery]));
 }
 
-async fn every_terminal_status_makes_a_delivery_and_no_other_does(engine: Engine) {
-    let mut stage = Stage::new(engine);
+async fn every_terminal_status_makes_a_delivery_and_no_other_does(backend: Backend) {
+    let mut stage = Stage::new(backend);
     let told = [
         ("queued", None),
         ("dispatching", None),
@@ -153,8 +153,8 @@ async fn every_terminal_status_makes_a_delivery_and_no_other_does(engine: Engine
     }
 }
 
-async fn a_run_without_a_url_and_an_imported_run_make_no_delivery(engine: Engine) {
-    let mut stage = Stage::new(engine);
+async fn a_run_without_a_url_and_an_imported_run_make_no_delivery(backend: Backend) {
+    let mut stage = Stage::new(backend);
     let recorded = stage.record(new_run(), &update(r#"{"status_code": "succeeded"}"#));
     assert!(matches!(recorded, RecordedRun::Created(_, None)), "{recorded:?}");
     let imported = stage.run();
@@ -188,8 +188,8 @@ fn deliveries(recorded: &[RecordedRun]) -> usize {
 }
 
 /// Older versions recorded such runs. The host is part of an index, whose entries have a maximum size.
-async fn a_recorded_run_whose_host_exceeds_the_maximum_length_can_be_delivered(engine: Engine) {
-    let mut stage = Stage::new(engine);
+async fn a_recorded_run_whose_host_exceeds_the_maximum_length_can_be_delivered(backend: Backend) {
+    let mut stage = Stage::new(backend);
     let labels = (0..46_u32).map(|label| {
         let chars = (0..40_u32).map(|index| (label * 40 + index).wrapping_mul(2_654_435_761) >> 16);
         chars.map(|random| char::from_u32(0x4e00 + random % 0x5000).unwrap()).collect::<String>()
@@ -204,23 +204,23 @@ async fn a_recorded_run_whose_host_exceeds_the_maximum_length_can_be_delivered(e
     assert_eq!(Some(delivery.callback_url), run.callback_url);
 }
 
-async fn concurrent_puts_that_create_a_terminal_run_make_one_delivery(engine: Engine) {
-    let mut stage = Stage::new(engine);
+async fn concurrent_puts_that_create_a_terminal_run_make_one_delivery(backend: Backend) {
+    let mut stage = Stage::new(backend);
     let recorded = puts_at_once(&stage, false, [terminal_run(URL), terminal_run(URL)]).await;
     assert_eq!(recorded.iter().filter(|recorded| matches!(recorded, RecordedRun::Created(..))).count(), 1);
     assert_eq!(deliveries(&recorded), 1);
     assert_eq!(stage.number("SELECT count(*) FROM deliveries WHERE is_automatic"), 1);
 }
 
-async fn concurrent_puts_that_end_an_open_run_make_one_delivery(engine: Engine) {
-    let mut stage = Stage::new(engine);
+async fn concurrent_puts_that_end_an_open_run_make_one_delivery(backend: Backend) {
+    let mut stage = Stage::new(backend);
     let recorded = puts_at_once(&stage, true, [terminal_run(URL), terminal_run(URL)]).await;
     assert_eq!(deliveries(&recorded), 1);
     assert_eq!(stage.number("SELECT count(*) FROM deliveries WHERE is_automatic"), 1);
 }
 
-async fn concurrent_puts_that_end_a_run_differently_agree_on_one_status(engine: Engine) {
-    let mut stage = Stage::new(engine);
+async fn concurrent_puts_that_end_a_run_differently_agree_on_one_status(backend: Backend) {
+    let mut stage = Stage::new(backend);
     let failed = update(&format!(r#"{{"status_code": "failed", "callback_url": "{URL}"}}"#));
     let recorded = puts_at_once(&stage, true, [terminal_run(URL), failed]).await;
     let conflicts =

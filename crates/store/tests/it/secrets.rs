@@ -8,11 +8,11 @@ use ::store::{
     note_secret_used, open_secret, signing_secrets, update_secret,
 };
 use contracts::{SecretId, Timestamp};
-use testkit::{Engine, keyring};
+use testkit::{Backend, keyring};
 
-use crate::stage::{Stage, accepted, at_once, on_both_engines};
+use crate::stage::{Stage, accepted, at_once};
 
-on_both_engines!(
+testkit::on_both_backends!(
     the_first_secret_becomes_current_and_later_ones_do_not,
     of_first_secrets_created_concurrently_exactly_one_is_current,
     each_organization_has_its_own_current_secret,
@@ -28,8 +28,8 @@ on_both_engines!(
     the_secrets_of_many_organizations_are_read_together_and_each_opens,
 );
 
-async fn the_first_secret_becomes_current_and_later_ones_do_not(engine: Engine) {
-    let mut stage = Stage::new(engine);
+async fn the_first_secret_becomes_current_and_later_ones_do_not(backend: Backend) {
+    let mut stage = Stage::new(backend);
     let ring = keyring();
     let mut create =
         || create_secret(&mut stage.conn, stage.now, &ring, stage.org, Some("a".into())).unwrap();
@@ -41,16 +41,16 @@ async fn the_first_secret_becomes_current_and_later_ones_do_not(engine: Engine) 
     assert_eq!(stage.number("SELECT count(*) FROM signing_secrets WHERE is_current"), 1);
 }
 
-async fn of_first_secrets_created_concurrently_exactly_one_is_current(engine: Engine) {
-    let stage = Stage::new(engine);
+async fn of_first_secrets_created_concurrently_exactly_one_is_current(backend: Backend) {
+    let stage = Stage::new(backend);
     let (org, ring) = (stage.org, Arc::new(keyring()));
     let made =
         at_once(&stage.store().await, 8, move |tx, now| create_secret(tx, now, &ring, org, None)).await;
     assert_eq!(made.iter().filter(|made| made.secret.is_current).count(), 1);
 }
 
-async fn each_organization_has_its_own_current_secret(engine: Engine) {
-    let mut stage = Stage::new(engine);
+async fn each_organization_has_its_own_current_secret(backend: Backend) {
+    let mut stage = Stage::new(backend);
     let other = stage.other_org();
     let ring = keyring();
     for org in [stage.org, other] {
@@ -58,8 +58,8 @@ async fn each_organization_has_its_own_current_secret(engine: Engine) {
     }
 }
 
-async fn a_secret_opens_with_its_key_and_for_its_organization_only(engine: Engine) {
-    let mut stage = Stage::new(engine);
+async fn a_secret_opens_with_its_key_and_for_its_organization_only(backend: Backend) {
+    let mut stage = Stage::new(backend);
     let other = stage.other_org();
     let (org, ring) = (stage.org, keyring());
     let made = create_secret(&mut stage.conn, stage.now, &ring, org, None).unwrap();
@@ -84,8 +84,8 @@ async fn a_secret_opens_with_its_key_and_for_its_organization_only(engine: Engin
     assert_eq!(opens.iter().filter(|opens| **opens).count(), 1);
 }
 
-async fn a_secrets_plain_text_and_key_are_nowhere_in_the_database(engine: Engine) {
-    let mut stage = Stage::new(engine);
+async fn a_secrets_plain_text_and_key_are_nowhere_in_the_database(backend: Backend) {
+    let mut stage = Stage::new(backend);
     let made = create_secret(&mut stage.conn, stage.now, &keyring(), stage.org, None).unwrap();
     let delivery = stage.accept();
     assert_eq!(delivery.signing_secret_id, Some(made.secret.id));
@@ -94,8 +94,8 @@ async fn a_secrets_plain_text_and_key_are_nowhere_in_the_database(engine: Engine
     assert!(!stage.holds(made.plain_secret.key()));
 }
 
-async fn a_delivery_is_accepted_with_the_current_secret(engine: Engine) {
-    let mut stage = Stage::new(engine);
+async fn a_delivery_is_accepted_with_the_current_secret(backend: Backend) {
+    let mut stage = Stage::new(backend);
     let run = stage.run();
     assert_eq!(accepted(stage.redeliver(run)).signing_secret_id, None);
     let first = create_secret(&mut stage.conn, stage.now, &keyring(), stage.org, None).unwrap().secret.id;
@@ -108,8 +108,8 @@ async fn a_delivery_is_accepted_with_the_current_secret(engine: Engine) {
     assert_eq!(frozen, [None, Some(first)]);
 }
 
-async fn the_use_of_a_secret_is_recorded_at_most_once_a_minute(engine: Engine) {
-    let mut stage = Stage::new(engine);
+async fn the_use_of_a_secret_is_recorded_at_most_once_a_minute(backend: Backend) {
+    let mut stage = Stage::new(backend);
     let made = create_secret(&mut stage.conn, stage.now, &keyring(), stage.org, None).unwrap().secret;
     assert_eq!(made.last_used_at, None);
     let first = stage.now;
@@ -154,8 +154,10 @@ impl Stage {
     }
 }
 
-async fn the_promoted_secret_signs_requests_and_so_does_the_previous_one_within_the_overlap(engine: Engine) {
-    let mut stage = Stage::new(engine);
+async fn the_promoted_secret_signs_requests_and_so_does_the_previous_one_within_the_overlap(
+    backend: Backend,
+) {
+    let mut stage = Stage::new(backend);
     assert_eq!(stage.valid(None), []);
     let (first, second) = (stage.secret(), stage.secret());
     assert_eq!(stage.valid(None), [(first, true, None)]);
@@ -176,16 +178,16 @@ async fn the_promoted_secret_signs_requests_and_so_does_the_previous_one_within_
     assert_eq!(stage.valid(Some(first)), [(second, true, None), (first, false, None)], "still enabled");
 }
 
-async fn a_secret_that_is_current_again_has_no_demotion(engine: Engine) {
-    let mut stage = Stage::new(engine);
+async fn a_secret_that_is_current_again_has_no_demotion(backend: Backend) {
+    let mut stage = Stage::new(backend);
     let (first, second) = (stage.secret(), stage.secret());
     stage.promote(second);
     stage.promote(first);
     assert_eq!(stage.valid(None), [(first, true, None), (second, false, Some(stage.now))]);
 }
 
-async fn disabled_and_unrelated_secrets_do_not_sign_requests(engine: Engine) {
-    let mut stage = Stage::new(engine);
+async fn disabled_and_unrelated_secrets_do_not_sign_requests(backend: Backend) {
+    let mut stage = Stage::new(backend);
     let (first, second, unused) = (stage.secret(), stage.secret(), stage.secret());
     stage.promote(second);
     stage.disable(first);
@@ -197,8 +199,8 @@ async fn disabled_and_unrelated_secrets_do_not_sign_requests(engine: Engine) {
     assert_eq!(stage.valid(Some(second)), []);
 }
 
-async fn of_demoted_secrets_the_newest_three_sign_requests(engine: Engine) {
-    let mut stage = Stage::new(engine);
+async fn of_demoted_secrets_the_newest_three_sign_requests(backend: Backend) {
+    let mut stage = Stage::new(backend);
     let secrets: Vec<_> = (0..6).map(|_| stage.secret()).collect();
     for secret in &secrets {
         stage.promote(*secret);
@@ -208,8 +210,8 @@ async fn of_demoted_secrets_the_newest_three_sign_requests(engine: Engine) {
     assert_eq!(stage.number("SELECT count(*) FROM signing_secrets WHERE demoted_at IS NOT NULL"), 3);
 }
 
-async fn disabling_a_secret_leaves_no_demotion_and_makes_its_successor_current(engine: Engine) {
-    let mut stage = Stage::new(engine);
+async fn disabling_a_secret_leaves_no_demotion_and_makes_its_successor_current(backend: Backend) {
+    let mut stage = Stage::new(backend);
     let (first, second) = (stage.secret(), stage.secret());
     stage.promote(second);
     stage.disable(second);
@@ -217,8 +219,8 @@ async fn disabling_a_secret_leaves_no_demotion_and_makes_its_successor_current(e
     assert_eq!(stage.number("SELECT count(*) FROM signing_secrets WHERE demoted_at IS NOT NULL"), 0);
 }
 
-async fn the_secrets_of_many_organizations_are_read_together_and_each_opens(engine: Engine) {
-    let mut stage = Stage::new(engine);
+async fn the_secrets_of_many_organizations_are_read_together_and_each_opens(backend: Backend) {
+    let mut stage = Stage::new(backend);
     let (other, ring) = (stage.other_org(), keyring());
     let made =
         [stage.org, other].map(|org| create_secret(&mut stage.conn, stage.now, &ring, org, None).unwrap());

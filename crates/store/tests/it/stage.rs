@@ -20,21 +20,8 @@ use engine::{
     AttemptRecord, AttemptResult, ByteRoom, Claimed, Effect, Failure, HeldAttempt, HoldChange, RelayPlan,
     Settlement,
 };
-use testkit::{Engine, TestDatabase, terminal_run};
+use testkit::{Backend, TestDatabase, terminal_run};
 use uuid::Uuid;
-
-/// Generates `postgres::name` and `sqlite::name` from each `async fn name(Engine)`.
-macro_rules! on_both_engines {
-    ($($name:ident),* $(,)?) => {
-        mod postgres {
-            $(#[tokio::test] async fn $name() { super::$name(testkit::Engine::Postgres).await; })*
-        }
-        mod sqlite {
-            $(#[tokio::test] async fn $name() { super::$name(testkit::Engine::Sqlite).await; })*
-        }
-    };
-}
-pub(crate) use on_both_engines;
 
 pub(crate) const LEASE: Duration = Duration::from_secs(60);
 /// How long the relay leaves a new delivery to its doorbell.
@@ -58,8 +45,8 @@ pub(crate) struct Stage {
 }
 
 impl Stage {
-    pub(crate) fn new(engine: Engine) -> Stage {
-        let database = TestDatabase::new(engine);
+    pub(crate) fn new(backend: Backend) -> Stage {
+        let database = TestDatabase::new(backend);
         let mut conn = database.url().connect().unwrap();
         let org = create_organization(&mut conn, start(), "Acme").unwrap().id;
         Stage { conn, now: start(), org, database }
@@ -304,7 +291,7 @@ impl Stage {
             .collect()
     }
 
-    /// Formats an id in the engine's SQL.
+    /// Formats an id in the database's SQL.
     pub(crate) fn literal(&self, id: Uuid) -> String {
         match self.conn {
             AnyConnection::Postgres(_) => format!("'{id}'"),
@@ -312,7 +299,7 @@ impl Stage {
         }
     }
 
-    /// Formats a time in the engine's SQL.
+    /// Formats a time in the database's SQL.
     pub(crate) fn moment(&self, moment: Timestamp) -> String {
         match self.conn {
             AnyConnection::Postgres(_) => format!("to_timestamp({} / 1000000.0)", moment.as_micros()),

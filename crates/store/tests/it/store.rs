@@ -9,11 +9,11 @@ use ::store::{
 use contracts::{ClaimId, OrgId, RunId, Timestamp};
 use diesel::Connection;
 use diesel::connection::SimpleConnection;
-use testkit::Engine;
+use testkit::Backend;
 
-use crate::stage::{LEASE, POLICY, Stage, at_once, number, on_both_engines, plan};
+use crate::stage::{LEASE, POLICY, Stage, at_once, number, plan};
 
-on_both_engines!(
+testkit::on_both_backends!(
     an_error_rolls_everything_back,
     a_panic_rolls_everything_back_and_leaves_the_pool_usable,
     a_transaction_commits_after_its_caller_was_dropped,
@@ -45,8 +45,8 @@ async fn panicking(store: &Store) {
     assert!(matches!(store.write::<(), StoreError, _>(work).await, Err(StoreError::Panicked)));
 }
 
-async fn an_error_rolls_everything_back(engine: Engine) {
-    let mut stage = Stage::new(engine);
+async fn an_error_rolls_everything_back(backend: Backend) {
+    let mut stage = Stage::new(backend);
     let store = stage.store().await;
     for _ in 0..20 {
         let refused = store.write(|tx, now| make(tx, now).and(Err::<(), _>(broken()))).await;
@@ -57,8 +57,8 @@ async fn an_error_rolls_everything_back(engine: Engine) {
     assert_eq!(made(&mut stage), 1);
 }
 
-async fn a_panic_rolls_everything_back_and_leaves_the_pool_usable(engine: Engine) {
-    let mut stage = Stage::new(engine);
+async fn a_panic_rolls_everything_back_and_leaves_the_pool_usable(backend: Backend) {
+    let mut stage = Stage::new(backend);
     let store = stage.store().await;
     for _ in 0..10 {
         panicking(&store).await;
@@ -72,8 +72,8 @@ async fn a_panic_rolls_everything_back_and_leaves_the_pool_usable(engine: Engine
 }
 
 /// It is not an outage of the database.
-async fn a_caller_waits_for_a_busy_pool_until_its_timeout(engine: Engine) {
-    let stage = Stage::new(engine);
+async fn a_caller_waits_for_a_busy_pool_until_its_timeout(backend: Backend) {
+    let stage = Stage::new(backend);
     let store = Store::open(stage.database.url(), 1).await.unwrap();
     let (release, released) = mpsc::channel::<()>();
     let (started, has_started) = tokio::sync::oneshot::channel();
@@ -125,20 +125,20 @@ async fn abandoned(stage: &Stage, end: Result<(), StoreError>) {
     store.write(|_, _| Ok::<_, StoreError>(())).await.unwrap();
 }
 
-async fn a_transaction_commits_after_its_caller_was_dropped(engine: Engine) {
-    let mut stage = Stage::new(engine);
+async fn a_transaction_commits_after_its_caller_was_dropped(backend: Backend) {
+    let mut stage = Stage::new(backend);
     abandoned(&stage, Ok(())).await;
     assert_eq!(made(&mut stage), 1);
 }
 
-async fn a_transaction_rolls_back_after_its_caller_was_dropped(engine: Engine) {
-    let mut stage = Stage::new(engine);
+async fn a_transaction_rolls_back_after_its_caller_was_dropped(backend: Backend) {
+    let mut stage = Stage::new(backend);
     abandoned(&stage, Err(broken())).await;
     assert_eq!(made(&mut stage), 0);
 }
 
-async fn a_read_sees_one_snapshot_despite_concurrent_writes(engine: Engine) {
-    let stage = Stage::new(engine);
+async fn a_read_sees_one_snapshot_despite_concurrent_writes(backend: Backend) {
+    let stage = Stage::new(backend);
     let store = stage.store().await;
     let (mut other, now) = (stage.database.url().connect().unwrap(), stage.now);
     let read = move |tx: &mut AnyConnection| {
@@ -154,8 +154,8 @@ async fn a_read_sees_one_snapshot_despite_concurrent_writes(engine: Engine) {
     assert!(found.is_some());
 }
 
-async fn use_cases_get_the_time_of_the_clock(engine: Engine) {
-    let stage = Stage::new(engine);
+async fn use_cases_get_the_time_of_the_clock(backend: Backend) {
+    let stage = Stage::new(backend);
     let store = stage.store().await;
     let seen = |store: Store| async move { store.write(|_, now| Ok::<_, StoreError>(now)).await.unwrap() };
     assert_eq!(seen(store.clone()).await, stage.now);
@@ -163,8 +163,8 @@ async fn use_cases_get_the_time_of_the_clock(engine: Engine) {
     assert_eq!(seen(store).await, stage.now + std::time::Duration::from_micros(1));
 }
 
-async fn no_connection_is_left_in_a_transaction(engine: Engine) {
-    let mut stage = Stage::new(engine);
+async fn no_connection_is_left_in_a_transaction(backend: Backend) {
+    let mut stage = Stage::new(backend);
     let store = stage.store().await;
     at_once(&store, 10, make).await;
     let _ = store.write(|tx, now| make(tx, now).and(Err::<(), _>(broken()))).await;
@@ -172,12 +172,12 @@ async fn no_connection_is_left_in_a_transaction(engine: Engine) {
     let refused = store.write(|tx, _| Ok::<_, StoreError>(tx.batch_execute("SELECT nothing")?)).await;
     assert!(!refused.unwrap_err().is_outage());
     panicking(&store).await;
-    match engine {
+    match backend {
         // The single writer is available immediately.
-        Engine::Sqlite => {
+        Backend::Sqlite => {
             stage.conn.batch_execute("PRAGMA busy_timeout = 0; BEGIN IMMEDIATE; ROLLBACK").unwrap();
         }
-        Engine::Postgres => {
+        Backend::Postgres => {
             let open = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database()
                 AND pid <> pg_backend_pid() AND xact_start IS NOT NULL";
             // The panicking transaction's connection was closed; its server process ends asynchronously.
@@ -199,7 +199,7 @@ async fn use_every_connection(store: &Store) {
 
 #[tokio::test]
 async fn connections_closed_by_the_server_are_replaced_without_an_error() {
-    let mut stage = Stage::new(Engine::Postgres);
+    let mut stage = Stage::new(Backend::Postgres);
     let store = stage.store().await;
     let others =
         "FROM pg_stat_activity WHERE datname = current_database() AND backend_type = 'client backend'
@@ -217,7 +217,7 @@ async fn connections_closed_by_the_server_are_replaced_without_an_error() {
 
 #[tokio::test]
 async fn a_connection_ended_within_a_transaction_is_an_outage_for_its_caller_only() {
-    let mut stage = Stage::new(Engine::Postgres);
+    let mut stage = Stage::new(Backend::Postgres);
     let store = stage.store().await;
     let suicide = |tx: &mut AnyConnection, now| {
         make(tx, now)?;
@@ -239,7 +239,7 @@ fn cut(tx: &mut AnyConnection, url: &DatabaseUrl) {
 
 #[tokio::test]
 async fn a_dead_connection_is_an_outage_whatever_the_next_statement_is() {
-    let mut stage = Stage::new(Engine::Postgres);
+    let mut stage = Stage::new(Backend::Postgres);
     let (store, org, run) = (stage.store().await, stage.org, stage.run());
     type Next = fn(&mut AnyConnection, Timestamp, OrgId, RunId) -> Result<(), StoreError>;
     let statements: [(&str, Next); 5] = [
@@ -278,7 +278,7 @@ async fn a_dead_connection_is_an_outage_whatever_the_next_statement_is() {
 /// Its caller may no longer be waiting.
 #[tokio::test]
 async fn statements_time_out_after_30_seconds() {
-    let stage = Stage::new(Engine::Postgres);
+    let stage = Stage::new(Backend::Postgres);
     let store = stage.store().await;
     let limit = "SELECT setting::bigint FROM pg_settings WHERE name = 'statement_timeout'";
     let limit = store.read(move |tx| Ok::<_, StoreError>(number(tx, limit))).await.unwrap();
@@ -288,7 +288,7 @@ async fn statements_time_out_after_30_seconds() {
 /// A server, a database or a role may have a different default.
 #[tokio::test]
 async fn the_default_isolation_level_does_not_matter() {
-    let mut stage = Stage::new(Engine::Postgres);
+    let mut stage = Stage::new(Backend::Postgres);
     stage
         .sql("DO $$ BEGIN EXECUTE format('ALTER DATABASE %I SET default_transaction_isolation = ''repeatable read''',
             current_database()); END $$")
@@ -303,7 +303,7 @@ async fn the_default_isolation_level_does_not_matter() {
 /// Without `pg_read_all_stats`, a role sees only the transactions of its own sessions.
 #[tokio::test]
 async fn transactions_hidden_from_this_role_bound_complete_until() {
-    let stage = Stage::new(Engine::Postgres); // its connection belongs to another role
+    let stage = Stage::new(Backend::Postgres); // its connection belongs to another role
     let minute = std::time::Duration::from_secs(60);
     let DatabaseUrl::Postgres(url) = stage.database.url() else { panic!("a PostgreSQL URL") };
     let joint = if url.contains('?') { '&' } else { '?' };

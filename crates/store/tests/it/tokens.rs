@@ -4,11 +4,11 @@ use std::time::Duration;
 
 use ::store::{TokenText, authenticate, create_token, list_tokens, revoke_token};
 use contracts::{Scope, Scopes};
-use testkit::Engine;
+use testkit::Backend;
 
-use crate::stage::{Stage, on_both_engines};
+use crate::stage::Stage;
 
-on_both_engines!(
+testkit::on_both_backends!(
     a_token_identifies_its_organization_and_scopes,
     an_unknown_token_has_no_principal,
     a_token_is_valid_until_it_expires,
@@ -17,8 +17,8 @@ on_both_engines!(
     only_the_tokens_sha256_is_kept,
 );
 
-async fn a_token_identifies_its_organization_and_scopes(engine: Engine) {
-    let mut stage = Stage::new(engine);
+async fn a_token_identifies_its_organization_and_scopes(backend: Backend) {
+    let mut stage = Stage::new(backend);
     let other = stage.other_org();
     let few = Scopes::Named(vec![Scope::RunsRead, Scope::CallbackSecretsEdit]);
     let cases = [(stage.org, Scopes::All), (stage.org, few), (other, Scopes::Named(vec![]))];
@@ -32,8 +32,8 @@ async fn a_token_identifies_its_organization_and_scopes(engine: Engine) {
     }
 }
 
-async fn an_unknown_token_has_no_principal(engine: Engine) {
-    let mut stage = Stage::new(engine);
+async fn an_unknown_token_has_no_principal(backend: Backend) {
+    let mut stage = Stage::new(backend);
     let made = create_token(&mut stage.conn, stage.now, stage.org, Scopes::All, None, None).unwrap();
     let digits = made.token.strip_prefix("rf_live_").unwrap();
     let unknown = [format!("rf_svc_{digits}"), format!("rf_live_{}", "0".repeat(64))];
@@ -49,8 +49,8 @@ async fn an_unknown_token_has_no_principal(engine: Engine) {
     }
 }
 
-async fn a_token_is_valid_until_it_expires(engine: Engine) {
-    let mut stage = Stage::new(engine);
+async fn a_token_is_valid_until_it_expires(backend: Backend) {
+    let mut stage = Stage::new(backend);
     let end = stage.now + Duration::from_secs(90);
     let made = create_token(&mut stage.conn, stage.now, stage.org, Scopes::All, None, Some(end)).unwrap();
     let text = TokenText::parse(&made.token).unwrap();
@@ -60,8 +60,8 @@ async fn a_token_is_valid_until_it_expires(engine: Engine) {
     assert_eq!(authenticate(&mut stage.conn, end, text).unwrap(), None);
 }
 
-async fn a_revoked_token_has_no_principal_and_remains_listed(engine: Engine) {
-    let mut stage = Stage::new(engine);
+async fn a_revoked_token_has_no_principal_and_remains_listed(backend: Backend) {
+    let mut stage = Stage::new(backend);
     let other = stage.other_org();
     let kept = create_token(&mut stage.conn, stage.now, stage.org, Scopes::All, None, None).unwrap();
     let label = Some("leaked".to_owned());
@@ -81,8 +81,8 @@ async fn a_revoked_token_has_no_principal_and_remains_listed(engine: Engine) {
     assert!(list_tokens(&mut stage.conn, other).unwrap().iter().all(|token| token.org_id == other));
 }
 
-async fn a_scope_of_a_later_version_allows_nothing(engine: Engine) {
-    let mut stage = Stage::new(engine);
+async fn a_scope_of_a_later_version_allows_nothing(backend: Backend) {
+    let mut stage = Stage::new(backend);
     let made = create_token(&mut stage.conn, stage.now, stage.org, Scopes::All, None, None).unwrap();
     stage.sql("UPDATE api_tokens SET scopes = 'runs:fly runs:read'").unwrap();
     let principal =
@@ -90,8 +90,8 @@ async fn a_scope_of_a_later_version_allows_nothing(engine: Engine) {
     assert_eq!(principal.scopes, Scopes::Named(vec![Scope::RunsRead]));
 }
 
-async fn only_the_tokens_sha256_is_kept(engine: Engine) {
-    let mut stage = Stage::new(engine);
+async fn only_the_tokens_sha256_is_kept(backend: Backend) {
+    let mut stage = Stage::new(backend);
     let made =
         create_token(&mut stage.conn, stage.now, stage.org, Scopes::All, Some("label".into()), None).unwrap();
     let digits = made.token.strip_prefix("rf_live_").unwrap();

@@ -5,13 +5,11 @@ use std::time::Duration;
 use ::store::{DeliveryParts, IdempotencyKey, Withdrawal, claim_jobs, withdraw};
 use contracts::{Attempt, ClaimId, Delivery, DeliveryId, DeliveryStatus, FailureReason};
 use engine::Effect;
-use testkit::Engine;
+use testkit::Backend;
 
-use crate::stage::{
-    LEASE, MICROSECOND, Stage, accepted, at_once, failed, on_both_engines, retried, succeeded,
-};
+use crate::stage::{LEASE, MICROSECOND, Stage, accepted, at_once, failed, retried, succeeded};
 
-on_both_engines!(
+testkit::on_both_backends!(
     a_waiting_delivery_is_withdrawn_attempted_or_not,
     a_delivery_that_is_in_flight_or_has_ended_is_not_withdrawn,
     withdrawing_again_changes_nothing,
@@ -44,8 +42,8 @@ fn shown(stage: &mut Stage, id: DeliveryId) -> Delivery {
     Delivery { attempts: delivery.attempts.into_iter().map(without_timing).collect(), ..delivery }
 }
 
-async fn a_waiting_delivery_is_withdrawn_attempted_or_not(engine: Engine) {
-    let mut stage = Stage::new(engine);
+async fn a_waiting_delivery_is_withdrawn_attempted_or_not(backend: Backend) {
+    let mut stage = Stage::new(backend);
     let untried = stage.accept().id;
     let claimed = stage.claimed();
     let retry_at = stage.now + Duration::from_secs(10);
@@ -72,8 +70,8 @@ async fn a_waiting_delivery_is_withdrawn_attempted_or_not(engine: Engine) {
     assert_eq!(stage.claim_due(10), []);
 }
 
-async fn a_delivery_that_is_in_flight_or_has_ended_is_not_withdrawn(engine: Engine) {
-    let mut stage = Stage::new(engine);
+async fn a_delivery_that_is_in_flight_or_has_ended_is_not_withdrawn(backend: Backend) {
+    let mut stage = Stage::new(backend);
     let [sent, good, bad] = std::array::from_fn(|_| stage.claimed());
     stage.finish_one(succeeded(&good));
     stage.finish_one(failed(&bad));
@@ -91,16 +89,16 @@ async fn a_delivery_that_is_in_flight_or_has_ended_is_not_withdrawn(engine: Engi
     assert_eq!(stage.finish_one(succeeded(&sent)), Effect::Recorded);
 }
 
-async fn withdrawing_again_changes_nothing(engine: Engine) {
-    let mut stage = Stage::new(engine);
+async fn withdrawing_again_changes_nothing(backend: Backend) {
+    let mut stage = Stage::new(backend);
     let id = stage.accept().id;
     let first = withdrawn(&mut stage, id);
     stage.advance(MICROSECOND);
     assert_eq!(withdrawn(&mut stage, id), first);
 }
 
-async fn a_foreign_delivery_is_not_found(engine: Engine) {
-    let mut stage = Stage::new(engine);
+async fn a_foreign_delivery_is_not_found(backend: Backend) {
+    let mut stage = Stage::new(backend);
     let id = stage.accept().id;
     let before = stage.delivery(id);
     let ours = stage.org;
@@ -112,8 +110,8 @@ async fn a_foreign_delivery_is_not_found(engine: Engine) {
     assert_eq!(stage.delivery(id), before);
 }
 
-async fn a_withdrawn_delivery_allows_another_one_of_its_run(engine: Engine) {
-    let mut stage = Stage::new(engine);
+async fn a_withdrawn_delivery_allows_another_one_of_its_run(backend: Backend) {
+    let mut stage = Stage::new(backend);
     let old = stage.accept();
     withdrawn(&mut stage, old.id);
     let new = accepted(stage.redeliver(old.run_id));
@@ -121,8 +119,8 @@ async fn a_withdrawn_delivery_allows_another_one_of_its_run(engine: Engine) {
     stage.claim_one(new.id, 1);
 }
 
-async fn a_delivery_of_a_held_destination_can_be_withdrawn(engine: Engine) {
-    let mut stage = Stage::new(engine);
+async fn a_delivery_of_a_held_destination_can_be_withdrawn(backend: Backend) {
+    let mut stage = Stage::new(backend);
     let waiting = stage.accept().id;
     stage.hold(stage.now + Duration::from_secs(60));
     let Withdrawal::Withdrawn(delivery) = withdrawn(&mut stage, waiting) else { panic!("it waits") };
@@ -130,8 +128,8 @@ async fn a_delivery_of_a_held_destination_can_be_withdrawn(engine: Engine) {
     assert_eq!(stage.count("destinations"), 1, "the destination stays held");
 }
 
-async fn a_late_2xx_is_recorded_and_leaves_the_delivery_withdrawn(engine: Engine) {
-    let mut stage = Stage::new(engine);
+async fn a_late_2xx_is_recorded_and_leaves_the_delivery_withdrawn(backend: Backend) {
+    let mut stage = Stage::new(backend);
     let claimed = stage.claimed();
     let id = claimed.held.delivery_id;
     stage.lose(&claimed);
@@ -147,8 +145,8 @@ async fn a_late_2xx_is_recorded_and_leaves_the_delivery_withdrawn(engine: Engine
     assert_eq!(*again, shown(&mut stage, id));
 }
 
-async fn a_key_belongs_to_one_request_and_is_kept_only_after_a_withdrawal(engine: Engine) {
-    let mut stage = Stage::new(engine);
+async fn a_key_belongs_to_one_request_and_is_kept_only_after_a_withdrawal(backend: Backend) {
+    let mut stage = Stage::new(backend);
     let claimed = stage.claimed();
     let id = claimed.held.delivery_id;
     let is_being_sent = Withdrawal::NotWaiting(DeliveryStatus::Delivering);
@@ -169,8 +167,8 @@ async fn a_key_belongs_to_one_request_and_is_kept_only_after_a_withdrawal(engine
 }
 
 /// All callers agree on which came first.
-async fn a_claim_and_concurrent_withdrawals_agree_on_the_outcome(engine: Engine) {
-    let mut stage = Stage::new(engine);
+async fn a_claim_and_concurrent_withdrawals_agree_on_the_outcome(backend: Backend) {
+    let mut stage = Stage::new(backend);
     let store = stage.store().await;
     for _ in 0..25 {
         let delivery = stage.accept();
@@ -189,8 +187,8 @@ async fn a_claim_and_concurrent_withdrawals_agree_on_the_outcome(engine: Engine)
     }
 }
 
-async fn concurrent_withdrawals_with_one_key_get_the_same_answer(engine: Engine) {
-    let mut stage = Stage::new(engine);
+async fn concurrent_withdrawals_with_one_key_get_the_same_answer(backend: Backend) {
+    let mut stage = Stage::new(backend);
     let (id, org) = (stage.accept().id, stage.org);
     let store = stage.store().await;
     let answers = at_once(&store, 16, move |tx, now| withdraw(tx, now, org, id, Some(&key(1)))).await;

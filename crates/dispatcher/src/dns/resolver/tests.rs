@@ -60,7 +60,7 @@ async fn an_abandoned_lookup_is_not_started() {
     let all = lookups.slots.acquire_many(lookups.slots.available_permits() as u32).await.unwrap();
     assert!(lookups.look_up(None, "example.com").now_or_never().is_none());
     drop(all);
-    while !lookups.running().lookups.is_empty() {
+    while !lookups.state.lock().lookups.is_empty() {
         tokio::task::yield_now().await;
     }
     assert_eq!(CALLS.load(Ordering::Relaxed), 0);
@@ -94,5 +94,5 @@ async fn a_lookup_that_gets_no_slot_is_a_local_failure() {
     let _all = lookups.slots.acquire_many(lookups.slots.available_permits() as u32).await.unwrap();
     let missed = NameError::Local(LocalFailure::NoLookup);
     assert_eq!(lookups.look_up(None, "example.com").await, Err(missed));
-    assert!(lookups.running().lookups.is_empty() && lookups.running().organizations.is_empty());
+    assert!(lookups.state.lock().lookups.is_empty() && lookups.state.lock().organizations.is_empty());
 }

@@ -26,12 +26,20 @@ fn claimed(url: &str) -> Claimed {
         destination: Destination::from(1),
         attempt: 1,
         max_attempts: 1,
+        is_automatic: false,
+        created_at: now,
         request_id: "req-1".to_owned(),
         claim_id: ClaimId(id),
         claimed_at: now,
         is_probe: false,
     };
-    Claimed { held, callback_url: url.to_owned(), payload: "{}".into(), signing_secret_id: None }
+    Claimed {
+        held,
+        due_at: None,
+        callback_url: url.to_owned(),
+        payload: "{}".into(),
+        signing_secret_id: None,
+    }
 }
 
 fn settings() -> Settings {

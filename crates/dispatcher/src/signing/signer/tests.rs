@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use contracts::{NewSecret, Timestamp};
 use futures_util::poll;
 use store::{Clock, SecretUpdate, create_organization, create_secret, disable_secret, update_secret};
-use testkit::{Engine, Proxy, TestDatabase};
+use testkit::{Backend, Proxy, TestDatabase};
 
 use super::*;
 use crate::signing::keys::KEYS_READ_EVERY;
@@ -82,7 +82,7 @@ const KEY_MISSING: Outcome = Outcome::NotSent(LocalFailure::KeyMissing);
 
 #[tokio::test]
 async fn a_key_configured_since_the_start_is_found() {
-    let database = TestDatabase::new(Engine::Sqlite);
+    let database = TestDatabase::new(Backend::Sqlite);
     let store = database.store().await;
     let (old, new) = (Keyring::generate("old"), Keyring::generate("new"));
     let made = secret(&store, &[&new]).await;
@@ -92,7 +92,7 @@ async fn a_key_configured_since_the_start_is_found() {
 
 #[tokio::test]
 async fn a_key_corrected_since_the_start_is_found() {
-    let database = TestDatabase::new(Engine::Sqlite);
+    let database = TestDatabase::new(Backend::Sqlite);
     let store = database.store().await;
     let (wrong, right) = (Keyring::generate("k"), Keyring::generate("k"));
     let made = secret(&store, &[&right]).await;
@@ -102,7 +102,7 @@ async fn a_key_corrected_since_the_start_is_found() {
 
 #[tokio::test]
 async fn a_missing_key_is_a_local_failure_and_keys_are_read_again_every_ten_seconds() {
-    let database = TestDatabase::new(Engine::Sqlite);
+    let database = TestDatabase::new(Backend::Sqlite);
     let clock = Clock::manual(Timestamp::from_micros(1_000_000));
     let store = database.store_with_clock(clock.clone()).await;
     let (old, new) = (Keyring::generate("old"), Keyring::generate("new"));
@@ -127,7 +127,7 @@ async fn a_missing_key_is_a_local_failure_and_keys_are_read_again_every_ten_seco
 
 #[tokio::test]
 async fn a_secret_that_its_key_does_not_open_is_unavailable() {
-    let database = TestDatabase::new(Engine::Sqlite);
+    let database = TestDatabase::new(Backend::Sqlite);
     let store = database.store().await;
     let key = Keyring::generate("k");
     let mut made = secret(&store, &[&key]).await;
@@ -142,7 +142,7 @@ async fn a_secret_that_its_key_does_not_open_is_unavailable() {
 
 #[tokio::test]
 async fn a_database_outage_or_refusal_is_a_local_failure() {
-    let database = TestDatabase::new(Engine::Postgres);
+    let database = TestDatabase::new(Backend::Postgres);
     let line = Proxy::start(database.server()).await;
     let store = Store::open(&database.url_through(line.addr), 2).await.unwrap();
     let key = Keyring::generate("k");
@@ -159,7 +159,7 @@ async fn a_database_outage_or_refusal_is_a_local_failure() {
 
 #[tokio::test]
 async fn the_previous_secret_also_signs_within_the_overlap_or_for_deliveries_frozen_with_it() {
-    let database = TestDatabase::new(Engine::Sqlite);
+    let database = TestDatabase::new(Backend::Sqlite);
     let (store, clock) = still(&database).await;
     let key = Keyring::generate("k");
     let first = secret(&store, &[&key]).await;
@@ -178,7 +178,7 @@ async fn the_previous_secret_also_signs_within_the_overlap_or_for_deliveries_fro
 
 #[tokio::test]
 async fn a_disabled_secret_signs_for_five_more_seconds_and_the_current_one_after_that() {
-    let database = TestDatabase::new(Engine::Sqlite);
+    let database = TestDatabase::new(Backend::Sqlite);
     let (store, clock) = still(&database).await;
     let key = Keyring::generate("k");
     let first = secret(&store, &[&key]).await;
@@ -201,7 +201,7 @@ async fn a_disabled_secret_signs_for_five_more_seconds_and_the_current_one_after
 
 #[tokio::test]
 async fn at_most_four_secrets_sign_including_the_current_and_the_frozen_one() {
-    let database = TestDatabase::new(Engine::Sqlite);
+    let database = TestDatabase::new(Backend::Sqlite);
     let (store, clock) = still(&database).await;
     let key = Keyring::generate("k");
     let mut made = vec![secret(&store, &[&key]).await];
@@ -220,7 +220,7 @@ async fn at_most_four_secrets_sign_including_the_current_and_the_frozen_one() {
 
 #[tokio::test]
 async fn a_secret_that_does_not_open_is_left_out_unless_runflow_signature_needs_it() {
-    let database = TestDatabase::new(Engine::Sqlite);
+    let database = TestDatabase::new(Backend::Sqlite);
     let (store, _) = still(&database).await;
     let (key, lost) = (Keyring::generate("k"), Keyring::generate("lost"));
     let first = secret(&store, &[&key]).await;
@@ -234,7 +234,7 @@ async fn a_secret_that_does_not_open_is_left_out_unless_runflow_signature_needs_
 
 #[tokio::test]
 async fn cached_secrets_need_no_database_for_five_seconds() {
-    let database = TestDatabase::new(Engine::Sqlite);
+    let database = TestDatabase::new(Backend::Sqlite);
     let (store, clock) = still(&database).await;
     let key = Keyring::generate("k");
     let made = secret(&store, &[&key]).await;
@@ -250,7 +250,7 @@ async fn cached_secrets_need_no_database_for_five_seconds() {
 
 #[tokio::test]
 async fn waiting_attempts_of_all_organizations_share_one_read() {
-    let database = TestDatabase::new(Engine::Sqlite);
+    let database = TestDatabase::new(Backend::Sqlite);
     let (store, _) = still(&database).await;
     let key = Keyring::generate("k");
     let mut made = Vec::new();
@@ -275,7 +275,7 @@ async fn waiting_attempts_of_all_organizations_share_one_read() {
 
 #[tokio::test]
 async fn a_row_that_cannot_be_read_fails_its_own_organization_only() {
-    let database = TestDatabase::new(Engine::Sqlite);
+    let database = TestDatabase::new(Backend::Sqlite);
     let (store, _) = still(&database).await;
     let key = Keyring::generate("k");
     let broken = secret(&store, &[&key]).await;
@@ -293,7 +293,7 @@ async fn a_row_that_cannot_be_read_fails_its_own_organization_only() {
 
 #[tokio::test]
 async fn a_silent_database_is_retried_until_the_deadline() {
-    let database = TestDatabase::new(Engine::Postgres);
+    let database = TestDatabase::new(Backend::Postgres);
     let line = Proxy::start(database.server()).await;
     let store = Store::open(&database.url_through(line.addr), 2).await.unwrap();
     let key = Keyring::generate("k");
@@ -307,7 +307,7 @@ async fn a_silent_database_is_retried_until_the_deadline() {
 
 #[tokio::test]
 async fn the_cache_is_bounded() {
-    let database = TestDatabase::new(Engine::Sqlite);
+    let database = TestDatabase::new(Backend::Sqlite);
     let (store, clock) = still(&database).await;
     let key = Keyring::generate("k");
     let made = secret(&store, &[&key]).await;
@@ -315,8 +315,8 @@ async fn the_cache_is_bounded() {
     for _ in 0..REMEMBERED {
         let org = OrgId(uuid::Uuid::new_v4());
         let valid = Valid { read_at: clock.monotonic(), secrets: Ok(Secrets::default()) };
-        signer.memory().valid.insert((org, None), valid);
+        signer.memory.lock().valid.insert((org, None), valid);
     }
     opened(&signer, &made, SOON).await.unwrap();
-    assert_eq!(signer.memory().valid.len(), 1);
+    assert_eq!(signer.memory.lock().valid.len(), 1);
 }
