@@ -8,7 +8,9 @@ use diesel::connection::SimpleConnection;
 use engine::{RelayPlan, Settlement};
 use testkit::Backend;
 
-use crate::stage::{GRACE, LEASE, MICROSECOND, POLICY, Stage, at_once, ids, plan, retried, succeeded};
+use crate::stage::{
+    GRACE, LEASE, MICROSECOND, POLICY, Stage, as_read_back, at_once, ids, plan, retried, succeeded,
+};
 
 testkit::on_both_backends!(
     a_doorbell_claims_its_attempt_for_one_lease,
@@ -220,7 +222,7 @@ async fn attempts_held_under_a_claim_id_can_be_read_back(backend: Backend) {
     let mut stage = Stage::new(backend);
     let due = stage.accept_many(3);
     stage.advance(GRACE);
-    let mut claimed = stage.claim_due(2);
+    let mut claimed = as_read_back(stage.claim_due(2));
     let others = stage.claim_due(2);
     let mut held = claimed_under(&mut stage.conn, claimed[0].held.claim_id).unwrap();
     for claims in [&mut claimed, &mut held] {

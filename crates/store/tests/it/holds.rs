@@ -11,8 +11,8 @@ use engine::{AttemptResult, ByteRoom, Claimed, Effect, HoldChange, RelayPlan, Se
 use testkit::Backend;
 
 use crate::stage::{
-    GRACE, LEASE, MICROSECOND, Stage, URL, accepted, at_once, failed, handed_back, ids, plan, retried,
-    succeeded,
+    GRACE, LEASE, MICROSECOND, Stage, URL, accepted, as_read_back, at_once, failed, handed_back, ids, plan,
+    retried, succeeded,
 };
 
 testkit::on_both_backends!(
@@ -249,7 +249,7 @@ async fn a_probe_is_read_back_as_a_probe_by_its_claim_id(backend: Backend) {
     half_open(&mut stage, 1);
     let other = stage.accept_to(OTHER_URL).id;
     stage.advance(GRACE);
-    let mut claimed = stage.claim_due(10);
+    let mut claimed = as_read_back(stage.claim_due(10));
     let mut again = claimed_under(&mut stage.conn, claimed[0].held.claim_id).unwrap();
     for claimed in [&mut claimed, &mut again] {
         claimed.sort_unstable_by_key(|claimed| claimed.held.delivery_id);

@@ -9,7 +9,9 @@ use engine::Settlement;
 use testkit::{Backend, keyring, terminal_run};
 use uuid::Uuid;
 
-use crate::stage::{GRACE, LEASE, POLICY, Stage, URL, finished, new_run, retried, succeeded, update};
+use crate::stage::{
+    GRACE, LEASE, POLICY, Stage, URL, as_read_back, finished, new_run, retried, succeeded, update,
+};
 
 testkit::on_both_backends!(
     every_time_of_a_run_keeps_its_microseconds_over_all_years,
@@ -147,7 +149,7 @@ async fn a_payload_keeps_any_bytes(backend: Backend) {
     stage.advance(GRACE);
     let claimed = stage.claim_due(1);
     assert_eq!(claimed[0].payload, every_byte);
-    assert_eq!(claimed_under(&mut stage.conn, claimed[0].held.claim_id).unwrap(), claimed);
+    assert_eq!(claimed_under(&mut stage.conn, claimed[0].held.claim_id).unwrap(), as_read_back(claimed));
 }
 
 async fn parts_of_a_delivery_that_are_not_requested_are_not_read(backend: Backend) {

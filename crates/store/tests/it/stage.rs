@@ -476,6 +476,11 @@ pub(crate) fn failed(claimed: &Claimed) -> AttemptResult {
     finished(claimed, Some(FailureReason::HttpError), Settlement::Failed)
 }
 
+/// Returns claimed attempts as they are read back: since when they were due is no longer known.
+pub(crate) fn as_read_back(claimed: Vec<Claimed>) -> Vec<Claimed> {
+    claimed.into_iter().map(|claimed| Claimed { due_at: None, ..claimed }).collect()
+}
+
 pub(crate) fn ids(claimed: &[Claimed]) -> Vec<DeliveryId> {
     let mut ids: Vec<_> = claimed.iter().map(|claimed| claimed.held.delivery_id).collect();
     ids.sort_unstable();
