@@ -33,8 +33,8 @@ struct Waiting {
 
 impl Acceptor {
     /// Starts the accepting task, which ends when the last clone is dropped. A transaction that takes longer
-    /// than the API's `database_time` is no longer awaited, so that one unresponsive connection does not block all later
-    /// batches.
+    /// than the API's `database_time` is no longer awaited, so that one unresponsive connection does not block
+    /// all later batches.
     pub(crate) fn start(api: &Api) -> Acceptor {
         let (requests, waiting) = mpsc::channel(WAITING);
         let acceptance = Acceptance {

@@ -121,13 +121,17 @@ fn count(metrics: &Metrics, now: Timestamp, held: &HeldAttempt, recorded: &Recor
         5 => "5xx",
         _ => "none",
     };
-    metrics.attempts.count([outcome.into(), reason.into(), status_class.into()]);
-    if let Some(took) = record.response_time_ms {
-        let id = held.delivery_id.to_string();
-        metrics.attempt_seconds.observe_of([outcome.into()], took as f64 / 1000.0, id);
-    }
-    if matches!(effect, Effect::Late { .. }) {
-        metrics.late_results.count([]);
+    match effect {
+        Effect::Recorded => {
+            metrics.attempts.count([outcome.into(), reason.into(), status_class.into()]);
+            if let Some(took) = record.response_time_ms {
+                let id = held.delivery_id.to_string();
+                metrics.attempt_seconds.observe_of([outcome.into()], took as f64 / 1000.0, id);
+            }
+        }
+        // The attempt was counted when its lease ended.
+        Effect::Late { .. } => metrics.late_results.count([]),
+        Effect::Dropped | Effect::Locked => {}
     }
     let ended = match (settlement, effect) {
         (Settlement::Succeeded, Effect::Recorded) | (_, Effect::Late { closed: true }) => "succeeded",

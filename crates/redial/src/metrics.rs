@@ -1,7 +1,6 @@
 //! The metrics of a service: what is read at each scrape, and the listener.
 
 use std::net::{SocketAddr, TcpListener};
-use std::time::{SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result};
 use dispatcher::Progress;
@@ -11,15 +10,10 @@ use store::Store;
 use tokio_util::sync::CancellationToken;
 
 /// Returns the metrics of a process that uses `store`.
-#[allow(clippy::disallowed_methods, reason = "the host's clock is what is compared")]
 pub(crate) fn of_process(store: &Store) -> Metrics {
     let metrics = Metrics::new(env!("CARGO_PKG_VERSION"));
     let (clock, store) = (store.clock().clone(), store.clone());
-    let offset = move || {
-        let host = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        clock.now().as_micros() as f64 / 1e6 - host.as_secs_f64()
-    };
-    metrics.database(offset, move || store.connections());
+    metrics.database(move || clock.ahead_of_host(), move || store.connections());
     metrics
 }
 

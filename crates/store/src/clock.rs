@@ -72,6 +72,12 @@ impl Clock {
         }
     }
 
+    /// Returns by how many seconds this clock is ahead of the host's; negative if it is behind.
+    pub fn ahead_of_host(&self) -> f64 {
+        let Source::System { offset, .. } = &*self.0 else { return 0.0 };
+        (offset.load(Ordering::Relaxed) - host_offset()) as f64 / 1e6
+    }
+
     /// Takes a sample of the database's clock: `theirs` was read between `asked` and `answered` of
     /// [`Clock::monotonic`]. Returns whether the sample was used: if it is more accurate than the current
     /// offset, or contradicts it, for example because the database was replaced. A sample is accurate to

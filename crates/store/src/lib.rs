@@ -14,6 +14,7 @@ mod idempotency;
 mod migrate;
 mod organizations;
 mod page;
+mod pool;
 mod prepared;
 mod prune;
 mod runs;

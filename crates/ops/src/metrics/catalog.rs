@@ -100,7 +100,7 @@ impl Metrics {
             attempts: registry.counters(Metric {
                 name: "redial_attempts_total",
                 labels: ["outcome", "reason", "status_class"],
-                help: "Attempts with a result on record: succeeded, retry, failed, or not_sent for a local reason",
+                help: "Attempts when their result was first recorded: succeeded, retry or failed; and attempts handed back, not_sent",
             }),
             attempt_seconds: registry.histograms(
                 Metric {

@@ -17,7 +17,7 @@ pub const MOST_COUNTED: i64 = 10_000;
 /// Maximum number of destinations that are examined if all those deliveries wait for held destinations.
 const MOST_DESTINATIONS: usize = 256;
 
-/// What is due and waits to be claimed, without deliveries to held destinations.
+/// The due deliveries that no dispatcher has claimed, except those to held destinations.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Backlog {
     /// Number of deliveries, counted up to [`MOST_COUNTED`].

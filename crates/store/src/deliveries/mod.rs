@@ -4,7 +4,7 @@
 //! Accepting: `accept`, `redeliver`, `withdraw`. A dispatcher's steps, each for a batch: `claim` (by
 //! `claim_jobs` or `relay`, which asks `due`), `finish` (with `late` results), `recover`, `holds`. What they
 //! share: `open` and `transitions` lock and move an open delivery, `held` and `attempts` are rows. Reading:
-//! `read`, `filter`.
+//! `read`, `filter`, `backlog`.
 
 pub(crate) mod accept;
 mod attempts;
