@@ -4,7 +4,8 @@
 
 use std::time::{Duration, Instant};
 
-use ops::Metrics;
+use contracts::RequestContext;
+use ops::{Metrics, Tracer};
 use queue::Publisher;
 use store::{AcceptPolicy, Redelivery, RedeliveryRequest, Store, StoreError, redeliver_batch};
 use tokio::sync::{mpsc, oneshot};
@@ -41,6 +42,7 @@ impl Acceptor {
             store: api.store.clone(),
             publisher: api.publisher.clone(),
             metrics: api.metrics.clone(),
+            tracer: api.tracer.clone(),
             policy: api.accept,
             patience: api.limits.database_time,
         };
@@ -74,6 +76,7 @@ struct Acceptance {
     store: Store,
     publisher: Publisher,
     metrics: Metrics,
+    tracer: Tracer,
     policy: AcceptPolicy,
     patience: Duration,
 }
@@ -131,7 +134,7 @@ impl Acceptance {
         max_bytes: usize,
     ) -> Result<Vec<Redelivery>, StoreError> {
         let policy = self.policy;
-        let asked_by: Vec<String> = requests.iter().map(|request| request.request_id.clone()).collect();
+        let asked_by: Vec<RequestContext> = requests.iter().map(|request| request.request.clone()).collect();
         let accept = move |tx: &mut _, now| redeliver_batch(tx, now, &policy, &requests, max_bytes);
         let (began, size) = (Instant::now(), asked_by.len());
         let accepted: Result<Vec<Redelivery>, StoreError> =
@@ -143,7 +146,7 @@ impl Acceptance {
             Redelivery::Accepted(accepted) => Some((accepted, asked_by)),
             _ => None,
         });
-        ring(&self.publisher, &self.metrics, accepted);
+        ring(&self.publisher, &self.metrics, &self.tracer, accepted);
         Ok(answers)
     }
 }

@@ -8,7 +8,7 @@ use actix_web::http::StatusCode;
 use actix_web::http::header::ContentType;
 use actix_web::web::{Bytes, Data};
 use actix_web::{HttpRequest, HttpResponse};
-use contracts::{BodyReader, OrgId};
+use contracts::{BodyReader, OrgId, RequestContext};
 use futures_util::stream;
 use serde::Serialize;
 use store::{IdempotencyKey, StoreError};
@@ -35,7 +35,8 @@ pub(crate) struct Call {
     pub(crate) acceptor: Data<Acceptor>,
     /// The caller's organization.
     pub(crate) org: OrgId,
-    pub(crate) request_id: String,
+    /// Kept with what the call creates.
+    pub(crate) context: RequestContext,
     pub(crate) request: HttpRequest,
     pub(crate) body: Bytes,
     /// Memory reserved for a large body or response. A handler that fails for lack of it, as with

@@ -2,7 +2,7 @@
 
 use egress::Policy;
 use ipnet::IpNet;
-use ops::{Metrics, Readiness};
+use ops::{Metrics, Readiness, Tracer};
 use queue::Publisher;
 use store::{AcceptPolicy, Keyring, Store};
 
@@ -32,6 +32,8 @@ pub struct Api {
     pub readiness: Readiness,
     /// Counts requests and accepted deliveries.
     pub metrics: Metrics,
+    /// Traces requests and doorbells.
+    pub tracer: Tracer,
 }
 
 /// Memory budgets shared by large requests.

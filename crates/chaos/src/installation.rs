@@ -195,7 +195,7 @@ impl Installation {
             let (chunk, update, org) = (chunk.to_vec(), update.clone(), self.org);
             let record = self.store.write(move |tx, now| {
                 for run in chunk {
-                    record_run(tx, now, &policy, Deliver::Never, (org, run), &update, "chaos")?;
+                    record_run(tx, now, &policy, Deliver::Never, (org, run), &update, &"chaos".into())?;
                 }
                 Ok::<_, StoreError>(())
             });

@@ -4,7 +4,7 @@
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
-use crate::{AttemptNumber, DeliveryId, Destination, OrgId};
+use crate::{AttemptNumber, DeliveryId, Destination, OrgId, Traceparent};
 
 /// A request for an attempt of a delivery. Losing or repeating one is harmless.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -23,6 +23,9 @@ pub struct Job {
     pub org_id: OrgId,
     /// The API request that asked for the delivery; also in the attempt's log line.
     pub request_id: String,
+    /// The doorbell's position in a trace, if it belongs to one. Absent in messages of older versions.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub traceparent: Option<Traceparent>,
 }
 
 /// Why a job message can't be decoded.
@@ -113,6 +116,7 @@ mod tests {
             payload_size: None,
             org_id: "018bab7f-2c60-7d3a-8f00-ba9876543210".parse().unwrap(),
             request_id: "req-1".to_owned(),
+            traceparent: None,
         }
     }
 
@@ -137,8 +141,9 @@ mod tests {
     }
 
     #[test]
-    fn the_payload_size_is_encoded() {
-        let job = Job { payload_size: Some(1024), ..job() };
+    fn the_payload_size_and_the_traceparent_are_encoded() {
+        let traceparent = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01".parse().unwrap();
+        let job = Job { payload_size: Some(1024), traceparent: Some(traceparent), ..job() };
         assert_eq!(Job::decode(&Job::encode(std::slice::from_ref(&job))).unwrap(), [job]);
     }
 

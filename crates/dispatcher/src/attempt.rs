@@ -5,9 +5,12 @@ use std::time::Duration;
 
 use contracts::FailureReason;
 use engine::{Claimed, Measured, Outcome};
+use ops::Tracer;
 use uuid::Uuid;
 
+use crate::exchange::headers::RequestIds;
 use crate::exchange::sender::Sender;
+use crate::exchange::span;
 use crate::exchange::trace::Trace;
 use crate::failpoint::failpoint;
 use crate::signing::signer::Signer;
@@ -16,6 +19,7 @@ use crate::signing::signer::Signer;
 pub(crate) struct Attempts {
     pub(crate) sender: Sender,
     pub(crate) signer: Signer,
+    pub(crate) tracer: Tracer,
 }
 
 /// A finished attempt.
@@ -30,6 +34,8 @@ pub(crate) struct Ended {
 pub(crate) struct Logged {
     /// `Runflow-Request-Id`, if a request was built, sent or not.
     pub(crate) runflow_request_id: Option<Uuid>,
+    /// The trace that the attempt belongs to.
+    pub(crate) trace_id: Option<u128>,
     /// A refused address of the receiver's name. The customer must not learn of it.
     pub(crate) refused_address: Option<IpAddr>,
 }
@@ -44,11 +50,17 @@ impl Attempts {
             Ok(signing) => signing,
             Err(unsigned) => return Ended::unsent(unsigned),
         };
+        let span = span::begin(&self.tracer, &claimed);
         let trace = Trace::begin(held.org_id, claimed.payload.len());
-        let id = Uuid::new_v4();
-        let (outcome, timing) = self.sender.send(&claimed, signing.as_ref(), send_before, id, &trace).await;
+        let ids = RequestIds { runflow: Uuid::new_v4(), traceparent: span.traceparent() };
+        let (outcome, timing) = self.sender.send(&claimed, signing.as_ref(), send_before, ids, &trace).await;
         let measured = Measured { response_time: trace.response_time(), timing };
-        let logged = Logged { runflow_request_id: Some(id), refused_address: trace.refused_address() };
+        let logged = Logged {
+            runflow_request_id: Some(ids.runflow),
+            trace_id: ids.traceparent.map(|traceparent| traceparent.trace_id),
+            refused_address: trace.refused_address(),
+        };
+        span::end(span, &claimed, &outcome, &measured);
         Ended { outcome, measured, logged }
     }
 }

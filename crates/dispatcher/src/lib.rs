@@ -3,7 +3,7 @@
 //!
 //! The state machine in `engine` decides what to do and when; this crate executes it. The path of an attempt
 //! through the files: `driver` passes a doorbell or a tick to the machine → `transactions` claims → `attempt`
-//! signs (`signer`) and sends (`sender`, `client`, `resolver`, measured by `trace`) → `transactions` records
+//! signs (`signer`) and sends (`sender`, `client`, `resolver`, measured by `trace`, traced by `span`) → `transactions` records
 //! → `report` logs.
 
 mod attempt;
@@ -30,7 +30,7 @@ pub use signing::keys::{KeySource, KeySourceError};
 use std::sync::Arc;
 
 use engine::dispatch::Dispatch;
-use ops::Metrics;
+use ops::{Metrics, Tracer};
 use queue::Consumer;
 use store::{Keyring, Store};
 use tokio_util::sync::CancellationToken;
@@ -56,16 +56,19 @@ pub struct Dispatcher {
     pub progress: Progress,
     /// Counts attempts and what comes of them.
     pub metrics: Metrics,
+    /// Traces attempts.
+    pub tracer: Tracer,
 }
 
 impl Dispatcher {
     /// Works until `shutdown`, then claims no more and finishes the attempts in flight, for at most `drain`.
     pub async fn run(self, consumer: Consumer, shutdown: CancellationToken) -> Result<(), DispatcherError> {
-        let Dispatcher { store, keyring, key_source, egress, settings, progress, metrics } = self;
+        let Dispatcher { store, keyring, key_source, egress, settings, progress, metrics, tracer } = self;
         let clock = store.clock().clone();
         let attempts = Arc::new(Attempts {
             sender: Sender::new(&settings, egress, clock.clone())?,
             signer: Signer::new(store.clone(), keyring, key_source, settings.secret_overlap),
+            tracer,
         });
         tracing::info!(max_in_flight = settings.limits.max_in_flight, "dispatching");
         tokio::spawn(retention::keep(store.clone(), settings.retention, shutdown.clone()));

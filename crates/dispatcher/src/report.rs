@@ -52,7 +52,8 @@ pub(crate) fn attempt(
             cause = failure.map(|failure| failure.detail.as_str()),
             next_attempt_at = %at,
             claimed_at = %record.claimed_at,
-            request_id = held.request_id,
+            request_id = held.request.request_id,
+            trace_id = trace_id(held, logged),
             "attempt handed back"
         );
         return;
@@ -86,7 +87,8 @@ pub(crate) fn attempt(
         response_headers = timing.headers.as_ref().and_then(loggable).map(tracing::field::debug),
         next_attempt_at,
         claimed_at = %record.claimed_at,
-        request_id = held.request_id,
+        request_id = held.request.request_id,
+        trace_id = trace_id(held, logged),
         runflow_request_id = logged.runflow_request_id.map(tracing::field::display),
         effect = match effect {
             Effect::Recorded => "recorded",
@@ -97,6 +99,12 @@ pub(crate) fn attempt(
         },
         "attempt"
     );
+}
+
+/// Returns the ID of the trace that the attempt belongs to, or else of its delivery's.
+fn trace_id(held: &HeldAttempt, logged: Logged) -> Option<String> {
+    let of_delivery = || held.request.traceparent.map(|traceparent| traceparent.trace_id);
+    logged.trace_id.or_else(of_delivery).map(|id| format!("{id:032x}"))
 }
 
 fn outcome(settlement: Settlement) -> &'static str {

@@ -17,6 +17,8 @@ pub struct Settings {
     pub connect_timeout: Duration,
     /// Timeout for a response body once the head is complete. The part received by then is recorded.
     pub body_timeout: Duration,
+    /// Whether receivers get the `traceparent` of a traced delivery.
+    pub send_traceparent: bool,
     /// Certificates for TLS in addition to the system's.
     pub certificates: Certificates,
     /// How long after a promotion requests are also signed with the previous secret.

@@ -3,7 +3,9 @@
 use std::time::Duration;
 
 use bytes::Bytes;
-use contracts::{AttemptNumber, ClaimId, DeliveryId, Destination, OrgId, RunId, SecretId, Timestamp};
+use contracts::{
+    AttemptNumber, ClaimId, DeliveryId, Destination, OrgId, RequestContext, RunId, SecretId, Timestamp,
+};
 
 use crate::protection::{Protection, is_off};
 
@@ -22,7 +24,7 @@ pub struct HeldAttempt {
     /// When the delivery was accepted.
     pub created_at: Timestamp,
     /// The API request that asked for the delivery.
-    pub request_id: String,
+    pub request: RequestContext,
     pub claim_id: ClaimId,
     pub claimed_at: Timestamp,
     /// Whether it is the probe: the single attempt sent first after its destination's hold has ended.

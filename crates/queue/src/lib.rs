@@ -31,7 +31,7 @@ impl Broker {
     ///
     /// Must be called within a tokio runtime.
     pub fn publisher(&self, shutdown: CancellationToken) -> Publisher {
-        let (publisher, doorbells, stats) = Publisher::buffered();
+        let (publisher, doorbells, stats) = Publisher::buffered(&self.queue);
         tokio::spawn(rabbit::publish::run(self.clone(), doorbells, stats, shutdown));
         publisher
     }

@@ -9,6 +9,7 @@ mod open_files;
 mod settings;
 mod signals;
 mod stack;
+mod traces;
 
 use std::io::{self, Write};
 use std::path::PathBuf;

@@ -72,6 +72,7 @@ pub(crate) struct Settings {
     pub(crate) secrets: SecretsSettings,
     retention: RetentionSettings,
     pub(crate) metrics: MetricsSettings,
+    pub(crate) traces: TracesSettings,
     pub(crate) log: LogSettings,
 }
 
@@ -138,6 +139,7 @@ pub(crate) struct DeliverySettings {
     pub(crate) lease: Duration,
     pub(crate) payload_format: PayloadFormat,
     pub(crate) stop_on_gone: bool,
+    send_traceparent: bool,
 }
 
 #[derive(Clone, Serialize)]
@@ -173,6 +175,12 @@ struct RetentionSettings {
 pub(crate) struct MetricsSettings {
     /// Address of the metrics; `None` disables them.
     pub(crate) listen: Option<SocketAddr>,
+}
+
+#[derive(Clone, Serialize)]
+pub(crate) struct TracesSettings {
+    /// Share of the traces that begin here, from 0 to 1.
+    pub(crate) sample_ratio: f64,
 }
 
 #[derive(Clone, Serialize)]
@@ -252,6 +260,7 @@ impl Settings {
                 lease: source.duration("delivery.lease", SHORTEST..=LONGEST)?,
                 payload_format: one_of(&source, "delivery.payload_format", "python or compact")?,
                 stop_on_gone: one_of(&source, "delivery.stop_on_gone", "true or false")?,
+                send_traceparent: one_of(&source, "delivery.send_traceparent", "true or false")?,
             },
             egress: EgressSettings {
                 allow: source.parse_list("egress.allow")?,
@@ -271,6 +280,7 @@ impl Settings {
                 runs: source.optional_duration("retention.runs", MINUTE..=LONGEST_RETENTION)?,
             },
             metrics: MetricsSettings { listen: source.parse_optional("metrics.listen")? },
+            traces: TracesSettings { sample_ratio: source.within("traces.sample_ratio", 0.0..=1.0)? },
             log: LogSettings {
                 filter: source.optional("log.filter")?,
                 format: one_of(&source, "log.format", "text or json")?,

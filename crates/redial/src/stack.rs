@@ -7,7 +7,7 @@ use std::sync::Arc;
 use anyhow::{Context, Result};
 use contracts::{OrgId, Scopes, SigningSecret};
 use dispatcher::{Dispatcher, Progress};
-use ops::Readiness;
+use ops::{Readiness, Tracer};
 use store::{AcceptPolicy, DatabaseUrl, Keyring, Store};
 use tokio::task::{JoinError, JoinHandle};
 use tokio_util::sync::CancellationToken;
@@ -45,6 +45,7 @@ pub(crate) struct Options {
     pub(crate) limits: api::Limits,
     /// Where to serve metrics, if anywhere.
     pub(crate) metrics: Option<TcpListener>,
+    pub(crate) tracer: Tracer,
 }
 
 /// A running stack.
@@ -70,6 +71,7 @@ impl Stack {
         let api = api::Api {
             readiness,
             metrics: metrics.clone(),
+            tracer: options.tracer.clone(),
             store: options.store.clone(),
             publisher,
             egress: options.egress.clone(),
@@ -89,6 +91,7 @@ impl Stack {
             settings: options.dispatcher,
             progress,
             metrics,
+            tracer: options.tracer,
         };
         tokio::spawn({
             let (store, shutdown) = (dispatcher.store.clone(), shutdown.clone());

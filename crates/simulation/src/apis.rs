@@ -27,7 +27,7 @@ impl World<'_> {
         let request = |run: &usize| RedeliveryRequest {
             org_id: ORG,
             run_id: self.runs[*run].id,
-            request_id: "r".into(),
+            request: "r".into(),
             supersede,
             idempotency_key: None,
         };
@@ -57,7 +57,7 @@ impl World<'_> {
             self.count("a run's end announced");
         }
         self.accept(api, fate, move |tx, now| {
-            match record_run(tx, now, &policy, Deliver::Automatically, (ORG, id), &update, "r")? {
+            match record_run(tx, now, &policy, Deliver::Automatically, (ORG, id), &update, &"r".into())? {
                 RecordedRun::Created(_, accepted) | RecordedRun::Updated(_, accepted) => {
                     Ok(accepted.map(|accepted| accepted.delivery).into_iter().collect())
                 }
@@ -152,6 +152,7 @@ impl World<'_> {
                 .then_some(delivery.payload_bytes.len() as u64),
             org_id: ORG,
             request_id: "r".into(),
+            traceparent: None,
         }
     }
 

@@ -126,7 +126,7 @@ impl<'a> World<'a> {
         let update = self.report_of(receiver, status);
         let (now, policy) = (self.now, self.accept_policy());
         self.database.transaction(true, |tx| {
-            record_run(tx, now, &policy, Deliver::Never, (ORG, id), &update, "r").map(drop)
+            record_run(tx, now, &policy, Deliver::Never, (ORG, id), &update, &"r".into()).map(drop)
         })?;
         let run =
             Run { id, receiver, is_announced: false, is_running, is_erased: false, deliveries: Vec::new() };

@@ -13,7 +13,9 @@ use std::sync::Arc;
 use actix_web::http::Method;
 use actix_web::web::{self, Data, Payload, ServiceConfig};
 use actix_web::{HttpRequest, Route};
-use contracts::{CallbackSecret, Delivery, ErrorCode, NewSecret, Run, RunStatus, RunUpdate, Scope};
+use contracts::{
+    CallbackSecret, Delivery, ErrorCode, NewSecret, RequestContext, Run, RunStatus, RunUpdate, Scope,
+};
 use indexmap::IndexMap;
 use serde_json::json;
 
@@ -29,7 +31,7 @@ use crate::context::{Api, MemoryBudgets};
 use crate::description::openapi;
 use crate::query::selection::Selected;
 use crate::query::{paging, selection};
-use crate::transport::{body, request_id};
+use crate::transport::{body, request_id, trace};
 
 /// Returns every call of contract section 3. The first matching path is used.
 pub(crate) fn table() -> Vec<Operation> {
@@ -201,6 +203,8 @@ where
               payload: Payload| async move {
             let mut database = DatabaseTime::new(api.limits.database_time);
             let org = authenticate(&api, &authenticator, &mut database, &request, scope).await?;
+            // Begun here, so that only those with a token can cause spans.
+            let traceparent = trace::begin(&api.tracer, &request);
             let expected = body::expected(&request, api.max_body);
             let arriving =
                 if expected > LIGHT { Some(budgets.arriving.take(org, expected).await?) } else { None };
@@ -211,8 +215,9 @@ where
                 None
             };
             drop(arriving);
-            let (request_id, room) = (request_id::of(&request), room.map(Arc::new));
-            let mut call = Call { api, acceptor, org, request_id, request, body, room };
+            let context = RequestContext { request_id: request_id::of(&request), traceparent };
+            let room = room.map(Arc::new);
+            let mut call = Call { api, acceptor, org, context, request, body, room };
             loop {
                 let answer = database.within(handler(call.clone())).await;
                 if let Some(room) = call.room {

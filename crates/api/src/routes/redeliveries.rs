@@ -25,8 +25,9 @@ pub(crate) async fn create(call: Call) -> CallResult {
     query.finish()?;
     let idempotency_key = call.idempotency_key()?;
     call.no_body()?;
-    let Call { acceptor, org, request_id, room, .. } = call;
-    let request = RedeliveryRequest { org_id: org, run_id: run, request_id, supersede, idempotency_key };
+    let Call { acceptor, org, context, room, .. } = call;
+    let request =
+        RedeliveryRequest { org_id: org, run_id: run, request: context, supersede, idempotency_key };
     let refused = |kind, msg: &str| FieldError::new(&["path", "run_id"], kind, msg);
     Err(match acceptor.redeliver(request, room.is_some()).await? {
         Redelivery::Accepted(accepted) => return call::json(StatusCode::CREATED, &accepted.delivery),

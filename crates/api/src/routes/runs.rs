@@ -64,8 +64,8 @@ pub(crate) async fn record(call: Call) -> CallResult {
     let (body, egress) = (call.body.clone(), call.api.egress.clone());
     let update = call.work(move || parse_run(&body, &egress)).await??;
     let max_bytes = call.max_bytes();
-    let Call { api, org, request_id, .. } = call;
-    let (policy, asked_by) = (api.accept, request_id.clone());
+    let Call { api, org, context, .. } = call;
+    let (policy, asked_by) = (api.accept, context.clone());
     let recorded = api.store.write(move |tx, now| {
         store::within(max_bytes, run_bytes(tx, org, id)?)?;
         record_run(tx, now, &policy, Deliver::Automatically, (org, id), &update, &asked_by)
@@ -79,7 +79,7 @@ pub(crate) async fn record(call: Call) -> CallResult {
         RecordedRun::Erased => return Err(ApiError::Conflict("the run's data has been erased".into())),
     };
     if let Some(accepted) = accepted {
-        ring(&api.publisher, &api.metrics, [(&accepted, request_id)]);
+        ring(&api.publisher, &api.metrics, &api.tracer, [(&accepted, context)]);
     }
     call::json(status, &run)
 }

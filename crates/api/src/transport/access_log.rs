@@ -1,4 +1,5 @@
-//! Access log: one line and one count per request, and the cause of every 5xx. Never logs a token, a query or a body.
+//! Access log: one line, one count and, if it is traced, one span per request, and the cause of every 5xx.
+//! Never logs a token, a query or a body.
 
 use std::time::Instant;
 
@@ -12,7 +13,7 @@ use tracing::{error, field, info};
 
 use crate::context::Api;
 use crate::transport::client::client;
-use crate::transport::request_id;
+use crate::transport::{request_id, trace};
 
 pub(crate) async fn layer(
     request: ServiceRequest,
@@ -25,6 +26,7 @@ pub(crate) async fn layer(
     let status = response.status();
     let (route, took) = (request.match_pattern(), started.elapsed());
     let route = route.as_deref().unwrap_or("none");
+    let span = trace::of(request);
     let api = request.app_data::<Data<Api>>();
     if let Some(api) = api {
         api.metrics.request(route, request.method().as_str(), status.as_u16(), took);
@@ -38,10 +40,12 @@ pub(crate) async fn layer(
         request_id,
         client = api.map(|api| field::display(client(request, &api.trusted_proxies))),
         org_id = request.extensions().get::<OrgId>().map(field::display), // absent until a token was accepted
+        trace_id = span.trace_id(),
         "request"
     );
     if status.is_server_error() {
         error!(request_id, cause = response.response().error().map(field::display), "request failed");
     }
+    trace::end(span, request, route, status);
     Ok(response)
 }

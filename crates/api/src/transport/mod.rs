@@ -9,4 +9,5 @@ pub(crate) mod early_error;
 pub(crate) mod owning_body;
 pub(crate) mod request_id;
 pub(crate) mod server;
+pub(crate) mod trace;
 pub(crate) mod unread_body;

@@ -91,6 +91,7 @@ impl TestApi {
         let (publisher, queue) = queue::in_process(100);
         let shutdown = CancellationToken::new();
         let api = Api {
+            tracer: Default::default(),
             readiness: Readiness::of_database(&store, shutdown.clone()),
             metrics: Metrics::new("test"),
             store: store.clone(),

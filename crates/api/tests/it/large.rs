@@ -27,7 +27,8 @@ async fn run(api: &TestApi, deliver: Deliver, output: usize) -> RunId {
     let update = RunUpdate::parse(body.to_string().as_bytes()).unwrap();
     let policy = AcceptPolicy { max_attempts: 1, payload_format: contracts::PayloadFormat::Python };
     let org = api.org;
-    let record = move |tx: &mut _, now| store::record_run(tx, now, &policy, deliver, (org, id), &update, "r");
+    let record =
+        move |tx: &mut _, now| store::record_run(tx, now, &policy, deliver, (org, id), &update, &"r".into());
     api.store.write(record).await.unwrap();
     api.clock.advance(Duration::from_millis(1));
     id
@@ -138,7 +139,7 @@ async fn follow(backend: Backend) {
                 let update = RunUpdate::parse(br#"{"status_code": "running"}"#).unwrap();
                 let write = store.write_within(Duration::from_secs(60), move |tx, now| {
                     let id = RunId::new(now);
-                    store::record_run(tx, now, &policy, Deliver::Never, (org, id), &update, "r")?;
+                    store::record_run(tx, now, &policy, Deliver::Never, (org, id), &update, &"r".into())?;
                     // Some transactions commit long after they began, as behind a lock.
                     std::thread::park_timeout(Duration::from_millis(((writer * 7 + n * 13) % 40) as u64));
                     Ok::<_, store::StoreError>(())

@@ -23,7 +23,7 @@ async fn a_thousand_foreign_ids_are_answered_like_unknown_ones_by_every_call(mut
         for _ in 0..PAIRS {
             let run = contracts::RunId::new(now);
             let deliver = Deliver::Automatically;
-            store::record_run(tx, now, &policy, deliver, (foreign, run), &update, "req")?;
+            store::record_run(tx, now, &policy, deliver, (foreign, run), &update, &"req".into())?;
             runs.push(run.0);
             let found = testkit::deliveries_of_run(tx, foreign, run)?.unwrap_or_default();
             deliveries.push(found[0].id.0);

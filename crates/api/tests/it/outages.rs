@@ -82,8 +82,9 @@ async fn an_internal_error_does_not_reveal_its_cause(mut api: TestApi) {
         ..delivery
     };
     let (id, org) = (broken.id, api.org);
-    let insert =
-        move |tx: &mut _, _| store::insert_delivery(tx, org, &broken, "r").map_err(store::StoreError::from);
+    let insert = move |tx: &mut _, _| {
+        store::insert_delivery(tx, org, &broken, &"r".into()).map_err(store::StoreError::from)
+    };
     api.store.write(insert).await.unwrap();
     let reply = api.get(&format!("/v1/callback-deliveries/{id}")).await;
     assert_eq!(reply.status, 500);

@@ -37,7 +37,8 @@ async fn run(api: &TestApi, deliver: Deliver, url: &str) -> RunId {
     let update = RunUpdate::parse(body.as_bytes()).unwrap();
     let policy = store::AcceptPolicy { max_attempts: 1, payload_format: contracts::PayloadFormat::Python };
     let org = api.org;
-    let record = move |tx: &mut _, now| store::record_run(tx, now, &policy, deliver, (org, id), &update, "r");
+    let record =
+        move |tx: &mut _, now| store::record_run(tx, now, &policy, deliver, (org, id), &update, &"r".into());
     api.store.write(record).await.unwrap();
     id
 }

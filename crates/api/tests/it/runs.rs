@@ -56,6 +56,7 @@ async fn a_run_that_ends_gets_one_automatic_delivery_and_a_doorbell_after_the_co
         payload_size: Some(delivery.payload_bytes.len() as u64),
         org_id: org,
         request_id: "engine-7".to_owned(),
+        traceparent: None,
     };
     assert_eq!(job, expected);
     assert_eq!(api.put_run(SUCCEEDED).await.status, 200);

@@ -7,6 +7,7 @@ pub(crate) mod request_body;
 pub(crate) mod response;
 pub(crate) mod response_body;
 pub(crate) mod sender;
+pub(crate) mod span;
 pub(crate) mod tls;
 mod tls_sessions;
 pub(crate) mod trace;

@@ -10,12 +10,11 @@ use reqwest::Body;
 use reqwest::header::RETRY_AFTER;
 use store::Clock;
 use tokio::time::{Instant, timeout_at};
-use uuid::Uuid;
 
 use crate::dns::resolver::Resolver;
 use crate::exchange::client::Clients;
 use crate::exchange::failure::{failed, timed_out, was_closed};
-use crate::exchange::headers::headers;
+use crate::exchange::headers::{RequestIds, headers};
 use crate::exchange::request_body::TimelyBody;
 use crate::exchange::response::{HEAD_TOO_LARGE, MAX_HEAD, content_type, head_size, kept_headers};
 use crate::exchange::response_body;
@@ -28,6 +27,7 @@ pub(crate) struct Sender {
     policy: Arc<Policy>,
     timeout: Duration,
     body_timeout: Duration,
+    send_traceparent: bool,
     clock: Clock,
 }
 
@@ -44,19 +44,19 @@ impl Sender {
     }
 
     fn with(clients: Clients, settings: &Settings, policy: Arc<Policy>, clock: Clock) -> Sender {
-        let Settings { limits, body_timeout, .. } = settings;
-        Sender { clients, policy, timeout: limits.timeout, body_timeout: *body_timeout, clock }
+        let Settings { limits, body_timeout, send_traceparent, .. } = settings;
+        let (timeout, body_timeout, send_traceparent) = (limits.timeout, *body_timeout, *send_traceparent);
+        Sender { clients, policy, timeout, body_timeout, send_traceparent, clock }
     }
 
-    /// Sends one attempt, if it can begin before `send_before` on the clock's monotonic time. `request_id` is
-    /// sent as `Runflow-Request-Id`. The `Timing` also holds the `Content-Type` and the recorded headers of
+    /// Sends one attempt, if it can begin before `send_before` on the clock's monotonic time. The `Timing` also holds the `Content-Type` and the recorded headers of
     /// the response.
     pub(crate) async fn send(
         &self,
         claimed: &Claimed,
         signing: Option<&Signing>,
         send_before: Duration,
-        request_id: Uuid,
+        mut ids: RequestIds,
         trace: &Arc<Trace>,
     ) -> (Outcome, Timing) {
         let target = match check_target(&claimed.callback_url, &self.policy) {
@@ -66,6 +66,9 @@ impl Sender {
         let Some(window) = SendWindow::begin(self.clock.monotonic(), send_before, self.timeout) else {
             return (Outcome::NotSent(LocalFailure::LeaseTooShort), Timing::default());
         };
+        if !self.send_traceparent {
+            ids.traceparent = None;
+        }
         let deadline = Instant::now() + self.timeout;
         let origin = target.origin();
         let body = TimelyBody::new(claimed.payload.clone(), self.clock.clone(), window, trace.clone());
@@ -73,7 +76,7 @@ impl Sender {
             .clients
             .get(&origin)
             .post(target.url().clone())
-            .headers(headers(claimed, signing, self.clock.now(), request_id))
+            .headers(headers(claimed, signing, self.clock.now(), ids))
             .body(Body::wrap(body));
         let response = match timeout_at(deadline, trace.measure(request.send())).await {
             Ok(Ok(response)) => response,

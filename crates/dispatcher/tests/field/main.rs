@@ -46,6 +46,7 @@ fn settings() -> Settings {
         },
         connect_timeout: Duration::from_secs(3),
         body_timeout: Duration::from_secs(1),
+        send_traceparent: true,
         secret_overlap: Duration::ZERO,
         certificates: Certificates::default(),
         retention: dispatcher::Retention::default(),
@@ -82,6 +83,7 @@ impl Stack {
             settings: settings(),
             progress: Progress::default(),
             metrics: ops::Metrics::new("test"),
+            tracer: Default::default(),
         };
         tokio::spawn(dispatcher.run(consumer, shutdown.clone()));
         Stack { store, org, shutdown, publisher, polling: tokio::sync::Mutex::default(), _database: database }
@@ -96,8 +98,8 @@ impl Stack {
         }
         let accepted = self.store.write_within(TEST_TIMEOUT, move |tx: &mut _, now| {
             let run = RunId(Uuid::new_v4());
-            store::record_run(tx, now, &policy, Deliver::Never, (org, run), &update, "field")?;
-            match store::redeliver(tx, now, &policy, org, run, "field")? {
+            store::record_run(tx, now, &policy, Deliver::Never, (org, run), &update, &"field".into())?;
+            match store::redeliver(tx, now, &policy, org, run, "field".into())? {
                 Redelivery::Accepted(Accepted { delivery, .. }) => Ok::<_, StoreError>(delivery),
                 refused => panic!("{refused:?}"),
             }
@@ -110,6 +112,7 @@ impl Stack {
             payload_size: Some(delivery.payload_bytes.len() as u64),
             org_id: org,
             request_id: "field".to_owned(),
+            traceparent: None,
         }
     }
 

@@ -53,6 +53,7 @@ pub(crate) fn settings() -> Settings {
         },
         connect_timeout: Duration::from_secs(5),
         body_timeout: Duration::from_secs(1),
+        send_traceparent: true,
         certificates: Certificates::default(),
         secret_overlap: Duration::from_secs(24 * 3600),
         retention: dispatcher::Retention::default(),
@@ -111,6 +112,7 @@ impl Harness {
             settings,
             progress: progress.clone(),
             metrics: ops::Metrics::new("test"),
+            tracer: Default::default(),
         };
         let task = tokio::spawn(dispatcher.run(consumer, shutdown.clone()));
         Running { publisher, progress, shutdown, task }
@@ -122,9 +124,10 @@ impl Harness {
         let update = testkit::terminal_run(url);
         let accepted = self.store.write(move |tx, now| {
             let run = RunId(Uuid::new_v4());
-            let recorded = store::record_run(tx, now, &accept, Deliver::Never, (org, run), &update, "test")?;
+            let recorded =
+                store::record_run(tx, now, &accept, Deliver::Never, (org, run), &update, &"test".into())?;
             assert!(matches!(recorded, RecordedRun::Created(_, None)));
-            match store::redeliver(tx, now, &accept, org, run, "req-1")? {
+            match store::redeliver(tx, now, &accept, org, run, "req-1".into())? {
                 Redelivery::Accepted(Accepted { delivery, .. }) => Ok::<_, StoreError>(delivery),
                 refused => panic!("{refused:?}"),
             }
@@ -141,6 +144,7 @@ impl Harness {
             payload_size: Some(delivery.payload_bytes.len() as u64),
             org_id: self.org,
             request_id: "req-1".to_owned(),
+            traceparent: None,
         }
     }
 

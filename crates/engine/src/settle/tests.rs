@@ -25,7 +25,7 @@ fn held(attempt: AttemptNumber, is_probe: bool) -> HeldAttempt {
         max_attempts: 8,
         is_automatic: false,
         created_at: now(),
-        request_id: "r".to_owned(),
+        request: "r".into(),
         claim_id: ClaimId(Uuid::nil()),
         claimed_at: now(),
         is_probe,

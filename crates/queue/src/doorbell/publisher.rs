@@ -1,5 +1,7 @@
 //! The publisher, the same for both kinds of queue.
 
+use std::sync::Arc;
+
 use contracts::Job;
 use tokio::sync::{mpsc, watch};
 
@@ -14,7 +16,8 @@ const BUFFER: usize = 1024;
 pub struct Publisher {
     doorbells: mpsc::Sender<Vec<Message>>,
     stats: watch::Sender<PublisherStats>,
-    in_process: bool,
+    /// The broker's queue; `None` in process.
+    queue: Option<Arc<str>>,
 }
 
 /// The outcomes of the doorbells rung so far. Doorbells in no count are still in flight.
@@ -35,14 +38,16 @@ pub struct PublisherStats {
 impl Publisher {
     pub(crate) fn in_process(doorbells: mpsc::Sender<Vec<Message>>) -> Publisher {
         let stats = PublisherStats { connected: true, ..PublisherStats::default() };
-        Publisher { doorbells, stats: watch::Sender::new(stats), in_process: true }
+        Publisher { doorbells, stats: watch::Sender::new(stats), queue: None }
     }
 
-    /// Returns a publisher with a small buffer, and the two ends for the broker's task.
-    pub(crate) fn buffered() -> (Publisher, mpsc::Receiver<Vec<Message>>, watch::Sender<PublisherStats>) {
+    /// Returns a publisher with a small buffer for `queue`, and the two ends for the broker's task.
+    pub(crate) fn buffered(
+        queue: &str,
+    ) -> (Publisher, mpsc::Receiver<Vec<Message>>, watch::Sender<PublisherStats>) {
         let (doorbells, waiting) = mpsc::channel(BUFFER);
         let stats = watch::Sender::default();
-        (Publisher { doorbells, stats: stats.clone(), in_process: false }, waiting, stats)
+        (Publisher { doorbells, stats: stats.clone(), queue: Some(queue.into()) }, waiting, stats)
     }
 
     /// Rings for a job. If the buffer is full, the doorbell is dropped and counted.
@@ -54,10 +59,15 @@ impl Publisher {
     pub fn ring_all(&self, jobs: Vec<Job>) {
         let count = jobs.len() as u64;
         match self.doorbells.try_send(jobs.into_iter().map(Message::rung).collect()) {
-            Ok(()) if self.in_process => self.stats.send_modify(|stats| stats.published += count),
+            Ok(()) if self.queue.is_none() => self.stats.send_modify(|stats| stats.published += count),
             Ok(()) => {}
             Err(_) => self.stats.send_modify(|stats| stats.dropped += count),
         }
+    }
+
+    /// Returns the name of the broker's queue; `None` in process.
+    pub fn queue(&self) -> Option<&str> {
+        self.queue.as_deref()
     }
 
     /// Returns the statistics of all clones together.

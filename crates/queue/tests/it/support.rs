@@ -38,6 +38,7 @@ pub(crate) fn job() -> Job {
         payload_size: None,
         org_id: Uuid::new_v4().to_string().parse().expect("an id"),
         request_id: "req-1".to_owned(),
+        traceparent: None,
     }
 }
 

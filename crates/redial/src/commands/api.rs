@@ -12,6 +12,7 @@ use crate::keys;
 use crate::metrics;
 use crate::open_files;
 use crate::settings::Settings;
+use crate::traces::Traces;
 
 /// Each accepted delivery is a transaction that waits for the disk; this many can wait at once.
 const CONNECTIONS: u32 = 16;
@@ -21,6 +22,7 @@ pub(crate) async fn run(settings: &Settings) -> anyhow::Result<()> {
     let listener = TcpListener::bind(settings.api.listen)
         .with_context(|| format!("api.listen: cannot listen on {}", settings.api.listen))?;
     let metrics_listener = metrics::listen(settings.metrics.listen)?;
+    let traces = Traces::start("redial-api", settings)?;
     let service = service::start(&url, settings.database.pool_size.unwrap_or(CONNECTIONS)).await?;
     let (store, shutdown) = (service.store.clone(), service.shutdown.clone());
     keys::check(&store, &keyring).await?;
@@ -43,6 +45,7 @@ pub(crate) async fn run(settings: &Settings) -> anyhow::Result<()> {
     let api = api::Api {
         readiness,
         metrics,
+        tracer: traces.tracer.clone(),
         store,
         publisher: publisher.clone(),
         egress: settings.egress_policy(),
@@ -64,5 +67,6 @@ pub(crate) async fn run(settings: &Settings) -> anyhow::Result<()> {
     // Publish the doorbells of the last requests.
     publisher_shutdown.cancel();
     publisher.closed().await;
+    traces.stop().await;
     service.ended()
 }

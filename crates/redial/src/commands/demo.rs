@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 use contracts::RunId;
+use ops::Tracer;
 use receiver::{Received, Receiver, Verdict, pretty};
 use serde_json::Value;
 use store::Keyring;
@@ -106,6 +107,7 @@ async fn show(settings: &Settings, home: &Path) -> Result<()> {
             max_body: settings.api.max_body,
             limits: settings.limits(),
             metrics: None,
+            tracer: Tracer::default(),
         },
     )?;
     let client = Client::new(&format!("http://{}", stack.addr), &tenant.token);

@@ -21,6 +21,7 @@ use crate::keys;
 use crate::settings::Settings;
 use crate::signals;
 use crate::stack::{Options, Stack, Tenant, make_tenant, open_store};
+use crate::traces::Traces;
 
 /// Run the whole stack in one process, with a sample receiver, until stopped.
 #[derive(clap::Args)]
@@ -77,6 +78,7 @@ pub(crate) async fn run(settings: &Settings, args: Args) -> Result<()> {
     let metrics =
         TcpListener::bind(metrics).with_context(|| format!("metrics.listen: cannot listen on {metrics}"))?;
     let metrics_url = format!("http://{}/metrics", metrics.local_addr()?);
+    let traces = Traces::start("redial", settings)?;
     let (sink, arrivals) = unbounded_channel();
     let receiver =
         Receiver::bind(args.receiver, receiver::Options { sink: Some(sink), ..Default::default() })
@@ -121,6 +123,7 @@ pub(crate) async fn run(settings: &Settings, args: Args) -> Result<()> {
             max_body: settings.api.max_body,
             limits: settings.limits(),
             metrics: Some(metrics),
+            tracer: traces.tracer.clone(),
         },
     )?;
     let dev = Dev {
@@ -139,6 +142,7 @@ pub(crate) async fn run(settings: &Settings, args: Args) -> Result<()> {
         error = stack.broken() => return Err(error),
     }
     stack.stop().await?;
+    traces.stop().await;
     receiver.stop().await;
     Ok(())
 }
@@ -208,7 +212,7 @@ async fn record_examples(
     let recorded = store.write(move |tx, now| {
         let mut redeliverable = Vec::new();
         for (id, update, is_redeliverable) in updates {
-            record_run(tx, now, &policy, Deliver::Never, (org, id), &update, "dev")?;
+            record_run(tx, now, &policy, Deliver::Never, (org, id), &update, &"dev".into())?;
             redeliverable.extend(is_redeliverable.then_some(id));
         }
         Ok::<_, StoreError>(redeliverable)

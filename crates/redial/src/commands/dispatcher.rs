@@ -15,6 +15,7 @@ use crate::keys;
 use crate::metrics;
 use crate::open_files;
 use crate::settings::Settings;
+use crate::traces::Traces;
 
 /// One connection each to claim, record, retry refused records and recover leases; two to read secrets.
 const CONNECTIONS: u32 = 6;
@@ -27,6 +28,7 @@ pub(crate) async fn run(settings: &Settings, config_file: Option<PathBuf>) -> an
     });
     let health = health.transpose()?;
     let metrics_listener = metrics::listen(settings.metrics.listen)?;
+    let traces = Traces::start("redial-dispatcher", settings)?;
     open_files::raise_limit_for(settings.dispatcher.max_in_flight.into());
     let service = service::start(&url, settings.database.pool_size.unwrap_or(CONNECTIONS)).await?;
     let (store, shutdown) = (service.store.clone(), service.shutdown.clone());
@@ -43,6 +45,7 @@ pub(crate) async fn run(settings: &Settings, config_file: Option<PathBuf>) -> an
         settings: settings.dispatcher_settings(),
         progress,
         metrics: metrics.clone(),
+        tracer: traces.tracer.clone(),
     };
     // Health checks and metrics are served until the end, also while attempts in flight finish.
     let ended = CancellationToken::new();
@@ -64,6 +67,7 @@ pub(crate) async fn run(settings: &Settings, config_file: Option<PathBuf>) -> an
         });
     }
     dispatcher.run(consumer, shutdown).await?;
+    traces.stop().await;
     service.ended()
 }
 

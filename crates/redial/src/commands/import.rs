@@ -198,7 +198,7 @@ impl Recorder {
         let recorded = self.store.write(move |tx, now| {
             let record = |line: Line| {
                 let run = (org, line.id);
-                let recorded = record_run(tx, now, &accept, deliver, run, &line.update, REQUEST_ID)?;
+                let recorded = record_run(tx, now, &accept, deliver, run, &line.update, &REQUEST_ID.into())?;
                 let outcome = match recorded {
                     RecordedRun::Created(..) => Ok(true),
                     RecordedRun::Updated(..) => Ok(false),

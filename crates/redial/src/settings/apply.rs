@@ -101,6 +101,7 @@ impl Settings {
             },
             connect_timeout: delivery.connect_timeout,
             body_timeout: delivery.body_timeout,
+            send_traceparent: delivery.send_traceparent,
             certificates: dispatcher::Certificates {
                 ca_file: self.egress.ca_file.clone(),
                 client_cert: self.egress.client_cert.clone(),

@@ -23,7 +23,8 @@ fn delivered(tx: &mut AnyConnection, org: OrgId, days: u32) -> RunId {
     let then = now() - DAY * days;
     let run = RunId(Uuid::new_v4());
     let update = terminal_run("https://hooks.example.com/");
-    let recorded = record_run(tx, then, &POLICY, Deliver::Automatically, (org, run), &update, "r").unwrap();
+    let recorded =
+        record_run(tx, then, &POLICY, Deliver::Automatically, (org, run), &update, &"r".into()).unwrap();
     let RecordedRun::Created(_, Some(Accepted { delivery, .. })) = recorded else { panic!("{recorded:?}") };
     let later = then + Duration::from_secs(5);
     let job = Job {
@@ -33,6 +34,7 @@ fn delivered(tx: &mut AnyConnection, org: OrgId, days: u32) -> RunId {
         payload_size: None,
         org_id: org,
         request_id: "r".into(),
+        traceparent: None,
     };
     let claimed = claim_jobs(tx, later, Duration::from_secs(60), ClaimId::new(later), &[job]).unwrap();
     let response = Response { status: 200, body: "private".into(), retry_after: Vec::new() };

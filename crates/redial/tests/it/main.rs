@@ -17,4 +17,5 @@ mod rotation;
 mod signatures;
 mod starting;
 mod system;
+mod traces;
 mod upgrades;

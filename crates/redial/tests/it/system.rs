@@ -188,7 +188,7 @@ impl System {
             .args([
                 script,
                 "--count",
-                &(count * 3 / 2).to_string(),
+                &(count * 3 / 2 + 8).to_string(),
                 "--callback-url",
                 &self.receiver.url(path),
             ])

@@ -3,8 +3,8 @@
 use std::collections::HashSet;
 
 use contracts::{
-    AttemptNumber, CallbackPayload, Delivery, DeliveryId, Destination, InFlight, OrgId, PayloadFormat, Run,
-    RunId, SecretId, Timestamp,
+    AttemptNumber, CallbackPayload, Delivery, DeliveryId, Destination, InFlight, OrgId, PayloadFormat,
+    RequestContext, Run, RunId, SecretId, Timestamp,
 };
 use diesel::prelude::*;
 use diesel::result::{DatabaseErrorKind, Error};
@@ -49,11 +49,11 @@ pub(crate) fn accept_automatic(
     now: Timestamp,
     policy: &AcceptPolicy,
     run: &Run,
-    request_id: &str,
+    request: &RequestContext,
 ) -> Result<Option<Accepted>, StoreError> {
     let secret = current_secret(tx, run.org_id)?;
     let Some(delivery) = new_delivery(now, policy, run, secret, IsAutomatic(true))? else { return Ok(None) };
-    insert_delivery(tx, run.org_id, &delivery, request_id)?;
+    insert_delivery(tx, run.org_id, &delivery, request)?;
     Ok(Some(Accepted { org_id: run.org_id, delivery, superseded: false }))
 }
 
@@ -95,7 +95,7 @@ pub(crate) fn new_delivery(
 pub(crate) struct NewDelivery<'a> {
     pub(crate) org_id: OrgId,
     /// The API request that created it.
-    pub(crate) request_id: &'a str,
+    pub(crate) request: &'a RequestContext,
     pub(crate) delivery: &'a Delivery,
 }
 
@@ -116,9 +116,9 @@ pub fn insert_delivery(
     tx: &mut AnyConnection,
     org_id: OrgId,
     delivery: &Delivery,
-    request_id: &str,
+    request: &RequestContext,
 ) -> QueryResult<()> {
-    let inserted = insert_unless_in_flight(tx, &[NewDelivery { org_id, request_id, delivery }])?;
+    let inserted = insert_unless_in_flight(tx, &[NewDelivery { org_id, request, delivery }])?;
     if inserted.is_empty() {
         let why = Box::new("another delivery of the run is open".to_owned());
         return Err(Error::DatabaseError(DatabaseErrorKind::UniqueViolation, why));
@@ -203,8 +203,8 @@ fn insert_facts(tx: &mut AnyConnection, new: &[NewDelivery<'_>]) -> QueryResult<
         AnyConnection::Postgres(pg) => {
             prepared::<(), _>(
                 "INSERT INTO deliveries (id, org_id, run_id, callback_url, payload, signing_secret_id, is_automatic,
-                     max_attempts, request_id, created_at)
-                 SELECT * FROM unnest(?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                     max_attempts, request_id, traceparent, created_at)
+                 SELECT * FROM unnest(?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
             )
             .bind::<Array<Id>, _>(column(new, |new| DbId::from(new.delivery.id)))
             .bind::<Array<Id>, _>(column(new, |new| DbId::from(new.org_id)))
@@ -214,7 +214,8 @@ fn insert_facts(tx: &mut AnyConnection, new: &[NewDelivery<'_>]) -> QueryResult<
             .bind::<Array<Nullable<Id>>, _>(column(new, |new| new.delivery.signing_secret_id.map(DbId::from)))
             .bind::<Array<Bool>, _>(column(new, |new| new.delivery.is_automatic))
             .bind::<Array<Integer>, _>(column(new, |new| new.delivery.max_attempts))
-            .bind::<Array<Text>, _>(column(new, |new| new.request_id))
+            .bind::<Array<Text>, _>(column(new, |new| new.request.request_id.as_str()))
+            .bind::<Array<Nullable<Text>>, _>(column(new, traceparent))
             .bind::<Array<Moment>, _>(column(new, |new| DbTime::from(new.delivery.created_at)))
             .execute(pg)?;
         }
@@ -222,8 +223,8 @@ fn insert_facts(tx: &mut AnyConnection, new: &[NewDelivery<'_>]) -> QueryResult<
             for new in new {
                 prepared::<(), _>(
                     "INSERT INTO deliveries (id, org_id, run_id, callback_url, payload, signing_secret_id, is_automatic,
-                         max_attempts, request_id, created_at)
-                     VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                         max_attempts, request_id, traceparent, created_at)
+                     VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
                 )
                 .bind::<Id, _>(DbId::from(new.delivery.id))
                 .bind::<Id, _>(DbId::from(new.org_id))
@@ -233,7 +234,8 @@ fn insert_facts(tx: &mut AnyConnection, new: &[NewDelivery<'_>]) -> QueryResult<
                 .bind::<Nullable<Id>, _>(new.delivery.signing_secret_id.map(DbId::from))
                 .bind::<Bool, _>(new.delivery.is_automatic)
                 .bind::<Integer, _>(new.delivery.max_attempts)
-                .bind::<Text, _>(new.request_id)
+                .bind::<Text, _>(new.request.request_id.as_str())
+                .bind::<Nullable<Text>, _>(traceparent(new))
                 .bind::<Moment, _>(DbTime::from(new.delivery.created_at))
                 .execute(sqlite)?;
             }
@@ -244,6 +246,10 @@ fn insert_facts(tx: &mut AnyConnection, new: &[NewDelivery<'_>]) -> QueryResult<
 
 fn payload_bytes(new: &NewDelivery<'_>) -> i32 {
     i32::try_from(new.delivery.payload_bytes.len()).unwrap_or(i32::MAX)
+}
+
+fn traceparent(new: &NewDelivery<'_>) -> Option<String> {
+    new.request.traceparent.map(|traceparent| traceparent.to_string())
 }
 
 fn destination(new: &NewDelivery<'_>) -> i64 {

@@ -1,8 +1,9 @@
 //! Claims the attempts that doorbells name.
 
+use std::collections::HashMap;
 use std::time::Duration;
 
-use contracts::{ClaimId, Job, Timestamp};
+use contracts::{ClaimId, DeliveryId, Job, Timestamp, Traceparent};
 use diesel::prelude::*;
 use diesel::sql_types::{Array, BigInt, Integer};
 use engine::Claimed;
@@ -107,8 +108,13 @@ pub fn claim_jobs(
         }
     };
     let mut claimed = with_facts(tx, rows)?;
+    let traced: HashMap<DeliveryId, Traceparent> =
+        jobs.iter().filter_map(|job| Some((job.delivery_id, job.traceparent?))).collect();
     for claimed in claimed.iter_mut().filter(|claimed| claimed.held.attempt == 1) {
         claimed.due_at = Some(claimed.held.created_at); // doorbells are rung for new deliveries
+        if let Some(doorbell) = traced.get(&claimed.held.delivery_id) {
+            claimed.held.request.traceparent = Some(*doorbell); // the attempt follows its doorbell
+        }
     }
     Ok(claimed)
 }

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 
 use bytes::Bytes;
-use contracts::SecretId;
+use contracts::{RequestContext, SecretId};
 use diesel::backend::Backend;
 use diesel::pg::PgRowByRowLoadingMode;
 use diesel::prelude::*;
@@ -48,9 +48,13 @@ pub(super) use held_columns;
 pub(super) type HeldSql = (Id, Id, Id, BigInt, Integer, Integer, Bool, Moment, Id, Moment, Bool);
 pub(super) type HeldRow = (DbId, DbId, DbId, i64, i32, i32, bool, DbTime, DbId, DbTime, bool);
 
-/// The columns of `deliveries` that a send needs: id, request id, URL, payload and secret.
-type FactsSql = (Id, Text, Text, Binary, Nullable<Id>);
-type FactsRow = (DbId, String, String, Vec<u8>, Option<DbId>);
+/// The request that created a delivery: its ID and its `traceparent`.
+pub(super) type RequestSql = (Text, Nullable<Text>);
+pub(super) type RequestRow = (String, Option<String>);
+
+/// The columns of `deliveries` that a send needs: id, request, URL, payload and secret.
+type FactsSql = (Id, RequestSql, Text, Binary, Nullable<Id>);
+type FactsRow = (DbId, RequestRow, String, Vec<u8>, Option<DbId>);
 
 /// Adds the data to send to claimed attempts. Fails if an open delivery has no row in `deliveries`.
 pub(super) fn with_facts(tx: &mut AnyConnection, rows: Vec<HeldRow>) -> Result<Vec<Claimed>, StoreError> {
@@ -60,7 +64,8 @@ pub(super) fn with_facts(tx: &mut AnyConnection, rows: Vec<HeldRow>) -> Result<V
         AnyConnection::Postgres(_) if ids.is_empty() => {}
         AnyConnection::Postgres(pg) => {
             let statement = prepared::<FactsSql, _>(
-                "SELECT id, request_id, callback_url, payload, signing_secret_id FROM deliveries WHERE id = ANY (?)",
+                "SELECT id, request_id, traceparent, callback_url, payload, signing_secret_id FROM deliveries
+                 WHERE id = ANY (?)",
             )
             .bind::<Array<Id>, _>(ids);
             // Row by row: otherwise libpq keeps all rows in memory until the last one is converted.
@@ -72,7 +77,8 @@ pub(super) fn with_facts(tx: &mut AnyConnection, rows: Vec<HeldRow>) -> Result<V
         AnyConnection::Sqlite(sqlite) => {
             for id in ids {
                 let row: Option<FactsRow> = prepared::<FactsSql, _>(
-                    "SELECT id, request_id, callback_url, payload, signing_secret_id FROM deliveries WHERE id = ?",
+                    "SELECT id, request_id, traceparent, callback_url, payload, signing_secret_id FROM deliveries
+                     WHERE id = ?",
                 )
                 .bind::<Id, _>(id)
                 .get_result(sqlite)
@@ -82,11 +88,11 @@ pub(super) fn with_facts(tx: &mut AnyConnection, rows: Vec<HeldRow>) -> Result<V
         }
     }
     let claimed = |row: HeldRow| {
-        let (_, request_id, callback_url, payload, secret) = facts
+        let (_, request, callback_url, payload, secret) = facts
             .remove(&row.0)
             .ok_or_else(|| StoreError::corrupt("an open delivery without a payload", &row.0.0))?;
         Ok(Claimed {
-            held: held(row, request_id),
+            held: held(row, request),
             due_at: None,
             callback_url,
             payload: Bytes::from(payload),
@@ -96,8 +102,8 @@ pub(super) fn with_facts(tx: &mut AnyConnection, rows: Vec<HeldRow>) -> Result<V
     rows.into_iter().map(claimed).collect()
 }
 
-/// Converts a row of an attempt in flight. `request_id` is the request that created the delivery.
-pub(super) fn held(row: HeldRow, request_id: String) -> HeldAttempt {
+/// Converts a row of an attempt in flight. `request` created the delivery.
+pub(super) fn held(row: HeldRow, (request_id, traceparent): RequestRow) -> HeldAttempt {
     let (
         delivery,
         org,
@@ -120,7 +126,8 @@ pub(super) fn held(row: HeldRow, request_id: String) -> HeldAttempt {
         max_attempts,
         is_automatic,
         created_at: created_at.into(),
-        request_id,
+        // Only an operator can have changed it: a trace less, and nothing more.
+        request: RequestContext { request_id, traceparent: traceparent.and_then(|text| text.parse().ok()) },
         claim_id: claim.into(),
         claimed_at: at.into(),
         is_probe,

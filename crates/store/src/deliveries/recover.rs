@@ -2,14 +2,14 @@
 
 use contracts::{DeliveryId, Timestamp};
 use diesel::prelude::*;
-use diesel::sql_types::{Array, BigInt, Text};
+use diesel::sql_types::{Array, BigInt};
 use engine::protection::{Protection, is_off};
 use engine::{AttemptResult, Effect, HeldAttempt};
 
 use crate::columns::{DbId, DbTime, Id, Moment};
 use crate::connect::AnyConnection;
 use crate::deliveries::finish::record;
-use crate::deliveries::held::{HeldRow, HeldSql, held, held_columns};
+use crate::deliveries::held::{HeldRow, HeldSql, RequestRow, RequestSql, held, held_columns};
 use crate::deliveries::open::{WhenLocked, lock_open};
 use crate::error::RowsRefused;
 use crate::prepared::{column, prepared};
@@ -44,7 +44,7 @@ macro_rules! expired {
         concat!(
             "SELECT ",
             held_columns!(),
-            ", d.request_id FROM open_deliveries o JOIN deliveries d ON d.id = o.id
+            ", d.request_id, d.traceparent FROM open_deliveries o JOIN deliveries d ON d.id = o.id
               LEFT JOIN destinations h ON h.destination = o.destination AND h.probe_claim_id = o.claim_id
               WHERE o.claim_id IS NOT NULL AND o.wake_at <= ? AND o.id <> ALL (?) ",
             $order
@@ -60,8 +60,8 @@ fn lock_expired(
     is_reversed: bool,
 ) -> QueryResult<Vec<HeldAttempt>> {
     let ended_by = if is_off(Protection::Lease) { DbTime::MAX } else { now.into() };
-    let rows: Vec<(HeldRow, String)> = match tx {
-        AnyConnection::Postgres(pg) => prepared::<(HeldSql, Text), _>(match is_reversed {
+    let rows: Vec<(HeldRow, RequestRow)> = match tx {
+        AnyConnection::Postgres(pg) => prepared::<(HeldSql, RequestSql), _>(match is_reversed {
             false => expired!("ORDER BY o.wake_at LIMIT ? FOR UPDATE OF o SKIP LOCKED"),
             true => expired!("ORDER BY o.wake_at DESC LIMIT ? FOR UPDATE OF o SKIP LOCKED"),
         })
@@ -69,10 +69,10 @@ fn lock_expired(
         .bind::<Array<Id>, _>(column(stepped_over, |id| DbId::from(*id)))
         .bind::<BigInt, _>(i64::try_from(limit).unwrap_or(i64::MAX))
         .load(pg)?,
-        AnyConnection::Sqlite(sqlite) => prepared::<(HeldSql, Text), _>(concat!(
+        AnyConnection::Sqlite(sqlite) => prepared::<(HeldSql, RequestSql), _>(concat!(
             "SELECT ",
             held_columns!(),
-            ", d.request_id FROM open_deliveries o JOIN deliveries d ON d.id = o.id
+            ", d.request_id, d.traceparent FROM open_deliveries o JOIN deliveries d ON d.id = o.id
               LEFT JOIN destinations h ON h.destination = o.destination AND h.probe_claim_id = o.claim_id
               WHERE o.claim_id IS NOT NULL AND o.wake_at <= ? ORDER BY o.wake_at LIMIT ?"
         ))
@@ -81,10 +81,5 @@ fn lock_expired(
         .load(sqlite)?,
     };
     let is_wanted = |held: &HeldAttempt| !stepped_over.contains(&held.delivery_id);
-    Ok(rows
-        .into_iter()
-        .map(|(row, request_id)| held(row, request_id))
-        .filter(is_wanted)
-        .take(limit)
-        .collect())
+    Ok(rows.into_iter().map(|(row, request)| held(row, request)).filter(is_wanted).take(limit).collect())
 }

@@ -2,7 +2,9 @@
 
 use std::collections::{HashMap, HashSet};
 
-use contracts::{Delivery, DeliveryId, DeliveryStatus, InFlight, OrgId, RunId, RunStatus, Timestamp};
+use contracts::{
+    Delivery, DeliveryId, DeliveryStatus, InFlight, OrgId, RequestContext, RunId, RunStatus, Timestamp,
+};
 use engine::Transition;
 
 use crate::columns::DbId;
@@ -48,7 +50,7 @@ pub struct RedeliveryRequest {
     /// The run whose callback to send again.
     pub run_id: RunId,
     /// The API request that creates the redelivery.
-    pub request_id: String,
+    pub request: RequestContext,
     /// Whether to end a delivery that waits for its retry.
     pub supersede: bool,
     /// Identifies a repeated request.
@@ -68,10 +70,9 @@ pub fn redeliver(
     policy: &AcceptPolicy,
     org_id: OrgId,
     run_id: RunId,
-    request_id: &str,
+    request: RequestContext,
 ) -> Result<Redelivery, StoreError> {
-    let request_id = request_id.to_owned();
-    let request = RedeliveryRequest { org_id, run_id, request_id, supersede: false, idempotency_key: None };
+    let request = RedeliveryRequest { org_id, run_id, request, supersede: false, idempotency_key: None };
     let mut answers = redeliver_batch(tx, now, policy, &[request], usize::MAX)?;
     Ok(answers.pop().expect("an answer for each request"))
 }
@@ -127,8 +128,8 @@ impl<'a> Case<'a> {
 
     /// Returns the new delivery as it is inserted.
     fn row(&self) -> Option<NewDelivery<'_>> {
-        let RedeliveryRequest { org_id, request_id, .. } = self.request;
-        Some(NewDelivery { org_id: *org_id, request_id, delivery: self.new.as_ref()? })
+        let RedeliveryRequest { org_id, request, .. } = self.request;
+        Some(NewDelivery { org_id: *org_id, request, delivery: self.new.as_ref()? })
     }
 }
 

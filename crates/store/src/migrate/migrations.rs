@@ -49,6 +49,7 @@ pub const MIGRATIONS: &[Migration] = &[
     migration!(14, "00000000000014_open_and_ended"),
     migration!(15, "00000000000015_ended_filled").filled_in_batches(fill_ended),
     migration!(16, "00000000000016_narrow_deliveries"),
+    migration!(17, "00000000000017_traceparent"),
 ];
 
 impl Migration {

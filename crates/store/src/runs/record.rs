@@ -1,6 +1,6 @@
 //! Records runs as the run engine reports them.
 
-use contracts::{JsonText, OrgId, Run, RunId, RunStatus, RunUpdate, Timestamp};
+use contracts::{JsonText, OrgId, RequestContext, Run, RunId, RunStatus, RunUpdate, Timestamp};
 use diesel::prelude::*;
 use diesel::result::{DatabaseErrorKind, Error};
 
@@ -43,7 +43,7 @@ pub fn record_run(
     deliver: Deliver,
     run: (OrgId, RunId),
     update: &RunUpdate,
-    request_id: &str,
+    request: &RequestContext,
 ) -> Result<RecordedRun, StoreError> {
     let (org, id) = run;
     // Repeats only if another transaction has just inserted or ended the run.
@@ -56,7 +56,7 @@ pub fn record_run(
                 Err(Error::DatabaseError(DatabaseErrorKind::UniqueViolation, _)) => continue,
                 other => other?,
             };
-            let accepted = announce(tx, now, policy, deliver, &run, request_id)?;
+            let accepted = announce(tx, now, policy, deliver, &run, request)?;
             return Ok(RecordedRun::Created(run, accepted));
         };
         if known.status_code.is_terminal() {
@@ -88,7 +88,7 @@ pub fn record_run(
             .set(RunRow::from(&run))
             .execute(tx)?;
         if still_open == 1 {
-            let accepted = announce(tx, now, policy, deliver, &run, request_id)?;
+            let accepted = announce(tx, now, policy, deliver, &run, request)?;
             return Ok(RecordedRun::Updated(run, accepted));
         }
     }
@@ -100,10 +100,10 @@ fn announce(
     policy: &AcceptPolicy,
     deliver: Deliver,
     run: &Run,
-    request_id: &str,
+    request: &RequestContext,
 ) -> Result<Option<Accepted>, StoreError> {
     if deliver == Deliver::Never || !run.status_code.is_terminal() {
         return Ok(None);
     }
-    accept_automatic(tx, now, policy, run, request_id)
+    accept_automatic(tx, now, policy, run, request)
 }

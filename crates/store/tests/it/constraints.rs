@@ -109,11 +109,14 @@ async fn a_run_has_at_most_one_open_and_one_automatic_delivery(backend: Backend)
         ..delivery.clone()
     };
     let (org, unique) = (stage.org, DatabaseErrorKind::UniqueViolation);
-    refused_as(&unique, stage.conn.transaction(|tx| insert_delivery(tx, org, &another(false), "req")));
+    refused_as(
+        &unique,
+        stage.conn.transaction(|tx| insert_delivery(tx, org, &another(false), &"req".into())),
+    );
     let claimed = stage.claim_one(delivery.id, 1);
     stage.finish_one(failed(&claimed));
-    refused_as(&unique, stage.conn.transaction(|tx| insert_delivery(tx, org, &another(true), "req")));
-    insert_delivery(&mut stage.conn, org, &another(false), "req").unwrap();
+    refused_as(&unique, stage.conn.transaction(|tx| insert_delivery(tx, org, &another(true), &"req".into())));
+    insert_delivery(&mut stage.conn, org, &another(false), &"req".into()).unwrap();
 }
 
 async fn an_organization_has_at_most_one_current_secret(backend: Backend) {
@@ -146,7 +149,7 @@ async fn rows_need_the_rows_they_refer_to(backend: Backend) {
         let other = stage.other_org();
         // The run exists, but in another organization.
         let elsewhere = Delivery { id: DeliveryId::new(stage.now), ..delivery };
-        refused_as(&foreign, insert_delivery(&mut stage.conn, other, &elsewhere, "req"));
+        refused_as(&foreign, insert_delivery(&mut stage.conn, other, &elsewhere, &"req".into()));
         refused_as(&foreign, stage.sql("DELETE FROM runs"));
         let claimed = stage.claim_one(delivery.id, 1);
         stage.finish_one(failed(&claimed));

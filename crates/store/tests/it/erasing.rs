@@ -337,8 +337,8 @@ async fn concurrent_redelivery_and_pruning_of_a_run_agree() {
         let run = stage.run();
         stage.advance(Duration::from_secs(1));
         let before = stage.now;
-        let redelivering =
-            store.write(move |tx, now| ::store::redeliver(tx, now, &crate::stage::POLICY, org, run, "r"));
+        let redelivering = store
+            .write(move |tx, now| ::store::redeliver(tx, now, &crate::stage::POLICY, org, run, "r".into()));
         let pruning = store.write(move |tx, _| {
             for range in PruneRange::all_of(org, None, Some(before)) {
                 prune(tx, range, None, 100)?;
@@ -364,8 +364,8 @@ async fn concurrent_redelivery_and_erasure_of_a_run_leave_no_content() {
     let org = stage.org;
     for _ in 0..50 {
         let run = stage.run();
-        let redelivering =
-            store.write(move |tx, now| ::store::redeliver(tx, now, &crate::stage::POLICY, org, run, "r"));
+        let redelivering = store
+            .write(move |tx, now| ::store::redeliver(tx, now, &crate::stage::POLICY, org, run, "r".into()));
         let erasing = store.write(move |tx, now| erase_run(tx, now, org, run));
         let (redelivered, erased) = tokio::join!(redelivering, erasing);
         redelivered.unwrap();
@@ -399,7 +399,7 @@ fn on_postgresql_erasing_and_pruning_wait_for_redeliveries_in_progress_and_block
         let run = stage.run();
         let mut making = url.connect().unwrap();
         making.batch_execute("BEGIN").unwrap();
-        let made = redeliver(&mut making, now, &POLICY, org, run, "r").unwrap();
+        let made = redeliver(&mut making, now, &POLICY, org, run, "r".into()).unwrap();
         let mut conn = url.connect().unwrap();
         let removal = std::thread::spawn(move || conn.transaction(|tx| removing(tx, run)).unwrap());
         while stage.count("pg_locks WHERE locktype = 'advisory' AND NOT granted") == 0 {

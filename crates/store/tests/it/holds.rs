@@ -324,7 +324,7 @@ async fn a_delivery_of_a_held_destination_can_be_superseded_and_erased(backend: 
     let request = ::store::RedeliveryRequest {
         org_id: stage.org,
         run_id: run,
-        request_id: "req".into(),
+        request: "req".into(),
         supersede: true,
         idempotency_key: None,
     };

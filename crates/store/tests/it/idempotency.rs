@@ -32,7 +32,7 @@ fn key(name: &str, request: u8) -> IdempotencyKey {
 }
 
 fn request(org_id: OrgId, run_id: RunId, key: Option<IdempotencyKey>) -> RedeliveryRequest {
-    RedeliveryRequest { org_id, run_id, request_id: "req".into(), supersede: false, idempotency_key: key }
+    RedeliveryRequest { org_id, run_id, request: "req".into(), supersede: false, idempotency_key: key }
 }
 
 fn keyed(stage: &mut Stage, run: RunId, key: IdempotencyKey) -> Redelivery {

@@ -224,7 +224,7 @@ async fn putting_runs_locks_no_row_that_others_of_the_organization_lock() {
                         deliver,
                         (org, run),
                         &update,
-                        "r",
+                        &"r".into(),
                     )
                     .unwrap();
                     together.wait(); // all hold their locks now

@@ -86,7 +86,7 @@ async fn transactions_of_many_connections_share_a_few_sessions() {
         let asked = together.iter().enumerate().map(|(n, run)| {
             let (store, run) = (stores[n % 2].clone(), *run);
             tokio::spawn(async move {
-                store.write(move |tx, now| redeliver(tx, now, &POLICY, org, run, "r")).await.unwrap()
+                store.write(move |tx, now| redeliver(tx, now, &POLICY, org, run, "r".into())).await.unwrap()
             })
         });
         for answer in asked.collect::<Vec<_>>() {

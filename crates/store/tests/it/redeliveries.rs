@@ -85,7 +85,7 @@ async fn a_new_delivery_has_no_attempts_and_no_failure(backend: Backend) {
     assert!(delivery.attempts.is_empty());
     assert_eq!(delivery, stage.delivery(delivery.id));
     let claimed = stage.claim(&[stage.job(delivery.id, 1)]);
-    assert_eq!(claimed[0].held.request_id, "req-redelivery");
+    assert_eq!(claimed[0].held.request.request_id, "req-redelivery");
 }
 
 async fn the_payload_is_fixed_from_the_runs_current_state(backend: Backend) {
@@ -112,7 +112,8 @@ async fn the_current_policy_is_fixed_on_the_delivery(backend: Backend) {
     let mut stage = Stage::new(backend);
     let run = stage.run();
     let compact = AcceptPolicy { max_attempts: 1, payload_format: PayloadFormat::Compact };
-    let delivery = accepted(redeliver(&mut stage.conn, stage.now, &compact, stage.org, run, "req").unwrap());
+    let delivery =
+        accepted(redeliver(&mut stage.conn, stage.now, &compact, stage.org, run, "req".into()).unwrap());
     assert!(delivery.payload_bytes.starts_with(r#"{"event":"run.completed","run_id":""#));
     let claimed = stage.claim_one(delivery.id, 1);
     assert_eq!((claimed.held.attempt, claimed.held.max_attempts), (1, 1));
@@ -139,7 +140,8 @@ async fn of_concurrent_redeliveries_exactly_one_is_accepted(backend: Backend) {
     let mut stage = Stage::new(backend);
     let (org, run) = (stage.org, stage.run());
     let answers =
-        at_once(&stage.store().await, 32, move |tx, now| redeliver(tx, now, &POLICY, org, run, "req")).await;
+        at_once(&stage.store().await, 32, move |tx, now| redeliver(tx, now, &POLICY, org, run, "req".into()))
+            .await;
     let (accepted, refused): (Vec<_>, Vec<_>) =
         answers.into_iter().partition(|answer| matches!(answer, Redelivery::Accepted(_)));
     assert_eq!(accepted.len(), 1);

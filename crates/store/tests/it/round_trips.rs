@@ -40,8 +40,16 @@ async fn every_time_of_a_run_keeps_its_microseconds_over_all_years(backend: Back
         update.started_at = Some(moment);
         update.completed_at = Some(moment);
         let run = new_run();
-        record_run(&mut stage.conn, moment, &POLICY, Deliver::Never, (stage.org, run), &update, "req")
-            .unwrap();
+        record_run(
+            &mut stage.conn,
+            moment,
+            &POLICY,
+            Deliver::Never,
+            (stage.org, run),
+            &update,
+            &"req".into(),
+        )
+        .unwrap();
         let run = stage.stored_run(run);
         assert_eq!([run.created_at, run.updated_at], [moment; 2]);
         assert_eq!([run.started_at, run.completed_at], [Some(moment); 2]);

@@ -168,14 +168,14 @@ async fn puts_at_once(stage: &Stage, known: bool, updates: [contracts::RunUpdate
     if known {
         let open = update(r#"{"status_code": "running"}"#);
         let record = move |tx: &mut _, now| {
-            record_run(tx, now, &POLICY, Deliver::Automatically, (org, run), &open, "req")
+            record_run(tx, now, &POLICY, Deliver::Automatically, (org, run), &open, &"req".into())
         };
         store.write(record).await.unwrap();
     }
     let turn = std::sync::Arc::new(std::sync::atomic::AtomicUsize::new(0));
     at_once(&store, 16, move |tx, now| {
         let update = &updates[turn.fetch_add(1, std::sync::atomic::Ordering::Relaxed) % 2];
-        record_run(tx, now, &POLICY, Deliver::Automatically, (org, run), update, "req")
+        record_run(tx, now, &POLICY, Deliver::Automatically, (org, run), update, &"req".into())
     })
     .await
 }
@@ -198,7 +198,7 @@ async fn a_recorded_run_whose_host_exceeds_the_maximum_length_can_be_delivered(b
     let recorded = stage.record(new_run(), &run);
     assert!(matches!(recorded, RecordedRun::Created(_, Some(_))), "{recorded:?}");
     let imported = new_run();
-    record_run(&mut stage.conn, stage.now, &POLICY, Deliver::Never, (stage.org, imported), &run, "r")
+    record_run(&mut stage.conn, stage.now, &POLICY, Deliver::Never, (stage.org, imported), &run, &"r".into())
         .unwrap();
     let delivery = accepted(stage.redeliver(imported));
     assert_eq!(Some(delivery.callback_url), run.callback_url);

@@ -71,8 +71,16 @@ impl Stage {
     }
 
     pub(crate) fn record(&mut self, run: RunId, update: &RunUpdate) -> RecordedRun {
-        record_run(&mut self.conn, self.now, &POLICY, Deliver::Automatically, (self.org, run), update, "req")
-            .unwrap()
+        record_run(
+            &mut self.conn,
+            self.now,
+            &POLICY,
+            Deliver::Automatically,
+            (self.org, run),
+            update,
+            &"req".into(),
+        )
+        .unwrap()
     }
 
     /// Records a succeeded run without a delivery.
@@ -84,8 +92,16 @@ impl Stage {
     pub(crate) fn run_to(&mut self, url: &str) -> RunId {
         let run = new_run();
         let update = terminal_run(url);
-        record_run(&mut self.conn, self.now, &POLICY, Deliver::Never, (self.org, run), &update, "req")
-            .unwrap();
+        record_run(
+            &mut self.conn,
+            self.now,
+            &POLICY,
+            Deliver::Never,
+            (self.org, run),
+            &update,
+            &"req".into(),
+        )
+        .unwrap();
         run
     }
 
@@ -94,7 +110,7 @@ impl Stage {
     }
 
     pub(crate) fn redeliver(&mut self, run: RunId) -> Redelivery {
-        redeliver(&mut self.conn, self.now, &POLICY, self.org, run, "req-redelivery").unwrap()
+        redeliver(&mut self.conn, self.now, &POLICY, self.org, run, "req-redelivery".into()).unwrap()
     }
 
     /// Accepts a delivery of a new run.
@@ -370,6 +386,7 @@ pub(crate) fn job_to(destination: Destination, delivery_id: DeliveryId, attempt:
         payload_size: None,
         org_id: OrgId(Uuid::nil()),
         request_id: "req-of-the-doorbell".into(),
+        traceparent: None,
     }
 }
 

@@ -244,7 +244,7 @@ async fn a_dead_connection_is_an_outage_whatever_the_next_statement_is() {
     type Next = fn(&mut AnyConnection, Timestamp, OrgId, RunId) -> Result<(), StoreError>;
     let statements: [(&str, Next); 5] = [
         ("statement", |tx, now, _, _| make(tx, now).map(drop)),
-        ("savepoint", |tx, now, org, run| redeliver(tx, now, &POLICY, org, run, "req").map(drop)),
+        ("savepoint", |tx, now, org, run| redeliver(tx, now, &POLICY, org, run, "req".into()).map(drop)),
         ("batch", |tx, now, _, _| {
             claim_due(tx, now, LEASE, ClaimId::new(now), &plan(1)).map(drop).map_err(|refused| refused.error)
         }),
@@ -295,7 +295,8 @@ async fn the_default_isolation_level_does_not_matter() {
         .unwrap();
     let (org, run) = (stage.org, stage.run());
     let answers =
-        at_once(&stage.store().await, 8, move |tx, now| redeliver(tx, now, &POLICY, org, run, "req")).await;
+        at_once(&stage.store().await, 8, move |tx, now| redeliver(tx, now, &POLICY, org, run, "req".into()))
+            .await;
     let accepted = answers.iter().filter(|answer| matches!(answer, Redelivery::Accepted(_)));
     assert_eq!(accepted.count(), 1);
 }

@@ -11,11 +11,16 @@ use hickory_resolver::Hosts;
 use hickory_resolver::proto::op::ResponseCode;
 use receiver::Receiver;
 use rustix::process::{Resource, Rlimit, setrlimit};
+use uuid::Uuid;
 
 use super::*;
 use crate::dns::test_name_server::{NameServer, Reply};
 use crate::exchange::client::max_kept;
 use crate::{Certificates, Limits, RetryPolicy};
+
+fn ids() -> RequestIds {
+    RequestIds { runflow: Uuid::new_v4(), traceparent: None }
+}
 
 fn claimed(url: &str) -> Claimed {
     let (id, now) = (Uuid::new_v4(), Timestamp::from_micros(1_000_000));
@@ -28,7 +33,7 @@ fn claimed(url: &str) -> Claimed {
         max_attempts: 1,
         is_automatic: false,
         created_at: now,
-        request_id: "req-1".to_owned(),
+        request: "req-1".into(),
         claim_id: ClaimId(id),
         claimed_at: now,
         is_probe: false,
@@ -60,6 +65,7 @@ fn settings() -> Settings {
         },
         connect_timeout: Duration::from_secs(5),
         body_timeout: Duration::from_secs(1),
+        send_traceparent: true,
         certificates: Certificates::default(),
         secret_overlap: Duration::ZERO,
         retention: crate::Retention::default(),
@@ -105,7 +111,7 @@ impl Sender {
     async fn sent_for(&self, org: OrgId, url: &str) -> (Outcome, Timing, Arc<Trace>) {
         let send_before = self.clock.monotonic() + Duration::from_secs(60);
         let trace = Trace::begin(org, 2);
-        let (outcome, timing) = self.send(&claimed(url), None, send_before, Uuid::new_v4(), &trace).await;
+        let (outcome, timing) = self.send(&claimed(url), None, send_before, ids(), &trace).await;
         (outcome, timing, trace)
     }
 }
@@ -167,8 +173,7 @@ async fn a_lease_too_short_for_the_whole_budget_is_a_local_failure() {
     let sender = sender(&NameServer::start(|_, _| Reply::Silence).await, usize::MAX);
     let now = sender.clock.monotonic();
     let trace = Trace::begin(OrgId(Uuid::nil()), 2);
-    let (outcome, _) =
-        sender.send(&claimed("http://127.0.0.1:9090/"), None, now, Uuid::new_v4(), &trace).await;
+    let (outcome, _) = sender.send(&claimed("http://127.0.0.1:9090/"), None, now, ids(), &trace).await;
     assert_eq!(outcome, Outcome::NotSent(LocalFailure::LeaseTooShort));
 }
 

@@ -79,6 +79,7 @@ impl Bench {
                 payload_size: Some(size),
                 org_id: OrgId(Uuid::nil()),
                 request_id: "r".to_owned(),
+                traceparent: None,
             };
             Doorbell { token: self.tokens, job }
         });
@@ -123,7 +124,7 @@ impl Bench {
                 max_attempts: 8,
                 is_automatic: false,
                 created_at: self.now.clock,
-                request_id: "r".to_owned(),
+                request: "r".into(),
                 claim_id,
                 claimed_at: self.now.clock,
                 is_probe: false,
