@@ -31,12 +31,21 @@ pub(crate) struct Installation {
     server: Option<(String, String)>,
     broker: Option<Broker>,
     api: Option<Process>,
-    dispatchers: Vec<Process>,
+    dispatchers: Vec<Dispatcher>,
+    /// Dispatchers that finish what they have in flight.
+    leaving: Vec<Process>,
     base_url: String,
     org: String,
     token: String,
     secret: String,
     directory: TempDir,
+}
+
+/// A running dispatcher, or `redial dev`.
+struct Dispatcher {
+    process: Process,
+    /// Where it serves its metrics.
+    metrics: Option<SocketAddr>,
 }
 
 /// Used fields of `dev.json`, which `redial dev` writes.
@@ -49,10 +58,30 @@ struct Dev {
 }
 
 impl Installation {
+    /// Starts what the arguments describe.
     pub(crate) fn start(arguments: &Arguments) -> Result<Installation> {
-        let directory = tempfile::tempdir()?;
-        let installation = Installation {
-            binary: arguments.binary.canonicalize().context("--binary does not exist")?,
+        let installation = Installation::empty(&arguments.binary)?;
+        if arguments.embedded {
+            installation.with_dev()
+        } else {
+            installation.with_services(arguments.dispatchers)
+        }
+    }
+
+    /// Starts an api and dispatchers with these settings.
+    pub(crate) fn services(
+        binary: &Path,
+        dispatchers: usize,
+        settings: &[(&'static str, String)],
+    ) -> Result<Installation> {
+        let mut installation = Installation::empty(binary)?;
+        installation.environment.extend_from_slice(settings);
+        installation.with_services(dispatchers)
+    }
+
+    fn empty(binary: &Path) -> Result<Installation> {
+        Ok(Installation {
+            binary: binary.canonicalize().context("--binary does not exist")?,
             environment: vec![
                 ("REDIAL_EGRESS__ALLOW", "127.0.0.0/8".into()),
                 ("REDIAL_LOG__FILTER", "warn".into()),
@@ -63,13 +92,13 @@ impl Installation {
             broker: None,
             api: None,
             dispatchers: Vec::new(),
+            leaving: Vec::new(),
             base_url: String::new(),
             org: String::new(),
             token: String::new(),
             secret: String::new(),
-            directory,
-        };
-        if arguments.embedded { installation.with_dev() } else { installation.with_services(arguments) }
+            directory: tempfile::tempdir()?,
+        })
     }
 
     /// Starts `redial dev` with its own SQLite file.
@@ -77,7 +106,8 @@ impl Installation {
         let data = self.directory.path().join("data");
         let mut command =
             self.redial(&["dev", "--listen", "127.0.0.1:0", "--receiver", "127.0.0.1:0", "--data-dir"]);
-        self.dispatchers.push(Process::start(command.arg(&data).stdout(Stdio::null()))?);
+        let dev = Process::start(command.arg(&data).stdout(Stdio::null()))?;
+        self.dispatchers.push(Dispatcher { process: dev, metrics: None });
         let file = data.join("dev.json");
         until("redial dev starts", || Ok(std::fs::read(&file).is_ok_and(|json| !json.is_empty())))?;
         let dev: Dev = serde_json::from_slice(&std::fs::read(&file)?)?;
@@ -87,7 +117,7 @@ impl Installation {
     }
 
     /// Starts an api and dispatchers.
-    fn with_services(mut self, arguments: &Arguments) -> Result<Installation> {
+    fn with_services(mut self, dispatchers: usize) -> Result<Installation> {
         let given = |name, default: &str| std::env::var(name).unwrap_or_else(|_| default.into());
         let server = given("DATABASE_URL", SERVER);
         let name = format!("redial_bench_{}", Uuid::new_v4().simple());
@@ -97,7 +127,7 @@ impl Installation {
         let (broker, queue) =
             (given("AMQP_URL", BROKER), format!("redial.bench.{}", Uuid::new_v4().simple()));
         self.broker = Some(Broker::parse(&broker, &queue)?);
-        let listen = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?; // closed: the api binds it
+        let listen = free_address()?;
         self = self
             .with("REDIAL_DATABASE__URL", url)
             .with("REDIAL_BROKER__URL", broker)
@@ -110,10 +140,34 @@ impl Installation {
         self.token = self.command(&["token", "create", "--org", &self.org])?;
         self.secret = self.command(&["secret", "create", "--org", &self.org])?;
         self.api = Some(Process::start(&mut self.redial(&["api"]))?);
-        for _ in 0..arguments.dispatchers {
-            self.dispatchers.push(Process::start(&mut self.redial(&["dispatcher"]))?);
-        }
+        self.scale(dispatchers)?;
         self.answering()
+    }
+
+    /// Starts dispatchers, or asks the newest ones to end, until there are `replicas`.
+    pub(crate) fn scale(&mut self, replicas: usize) -> Result<()> {
+        while self.dispatchers.len() < replicas {
+            let metrics = free_address()?;
+            let mut command = self.redial(&["dispatcher"]);
+            let process = Process::start(command.env("REDIAL_METRICS__LISTEN", metrics.to_string()))?;
+            self.dispatchers.push(Dispatcher { process, metrics: Some(metrics) });
+        }
+        for Dispatcher { process, .. } in self.dispatchers.drain(replicas..) {
+            process.signal(Signal::TERM)?;
+            self.leaving.push(process);
+        }
+        Ok(())
+    }
+
+    /// Returns the number of dispatchers, without those that are leaving.
+    pub(crate) fn dispatchers(&self) -> usize {
+        self.dispatchers.len()
+    }
+
+    /// Returns the URL of a dispatcher's `GET /scaling`, of each dispatcher in turn.
+    pub(crate) fn scaling_url(&self, turn: usize) -> String {
+        let metrics = self.dispatchers.iter().cycle().nth(turn).and_then(|dispatcher| dispatcher.metrics);
+        metrics.map_or(String::new(), |address| format!("http://{address}/scaling"))
     }
 
     fn with(mut self, name: &'static str, value: String) -> Installation {
@@ -191,7 +245,7 @@ impl Installation {
         let id = |process: &Process| process.id().cast_signed();
         let processes = Processes {
             api: self.api.iter().map(id).collect(),
-            dispatchers: self.dispatchers.iter().map(id).collect::<BTreeSet<_>>(),
+            dispatchers: self.dispatchers.iter().map(|running| id(&running.process)).collect::<BTreeSet<_>>(),
         };
         let (wal, transactions) = match self.server {
             Some(_) => {
@@ -209,14 +263,19 @@ impl Installation {
 
     /// Returns the peak memory of the api, then of the dispatchers.
     pub(crate) fn peak_memory(&self) -> Result<Vec<u64>> {
-        self.api.iter().chain(&self.dispatchers).map(|process| Ok(process.memory()?.peak)).collect()
+        let dispatchers = self.dispatchers.iter().map(|running| &running.process);
+        self.api.iter().chain(dispatchers).map(|process| Ok(process.memory()?.peak)).collect()
     }
 
     /// Stops all processes and deletes the queues. Fails if a service exits with an error.
     pub(crate) async fn stop(&mut self) -> Result<()> {
         let mut ended = Ok(());
-        for mut process in self.dispatchers.drain(..).chain(self.api.take()) {
-            process.signal(Signal::TERM)?;
+        self.scale(0)?;
+        if let Some(api) = self.api.take() {
+            api.signal(Signal::TERM)?;
+            self.leaving.push(api);
+        }
+        for mut process in self.leaving.drain(..) {
             let status = process.wait()?;
             if !status.success() {
                 ended = Err(anyhow::anyhow!("a service ended with {status}"));
@@ -233,11 +292,17 @@ impl Drop for Installation {
     fn drop(&mut self) {
         // Before their database.
         self.dispatchers.clear();
+        self.leaving.clear();
         self.api = None;
         if let Some((server, name)) = &self.server {
             let _ = psql(server, &format!("DROP DATABASE IF EXISTS {name} WITH (FORCE)"));
         }
     }
+}
+
+/// Returns an address of this host that is free now.
+fn free_address() -> Result<SocketAddr> {
+    Ok(TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?)
 }
 
 fn text(path: &Path) -> Result<&str> {

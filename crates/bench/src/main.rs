@@ -2,6 +2,7 @@
 //! on this machine. It uses external interfaces only, so it can measure any build of `redial`.
 
 mod arrivals;
+mod autoscale;
 mod cost;
 mod history;
 mod installation;
@@ -18,6 +19,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use tokio::time::sleep;
 
 use crate::arrivals::Arrivals;
+use crate::autoscale::Autoscale;
 use crate::cost::Cost;
 use crate::installation::Installation;
 use crate::load::{Load, Rate};
@@ -37,6 +39,7 @@ struct Cli {
 #[derive(Subcommand)]
 enum Command {
     Draw(Draw),
+    Autoscale(Autoscale),
 }
 
 #[derive(Args)]
@@ -107,12 +110,13 @@ const TIMEOUT: Duration = Duration::from_secs(600);
 
 #[tokio::main]
 async fn main() -> Result<()> {
-    let arguments = match Cli::parse() {
-        Cli { command: Some(Command::Draw(plot)), .. } => return draw(&plot),
-        Cli { arguments, .. } => arguments.context("--binary is required")?,
-    };
     // Fails only if a provider is already installed, which is as good.
     let _ = rustls::crypto::ring::default_provider().install_default();
+    let arguments = match Cli::parse() {
+        Cli { command: Some(Command::Draw(plot)), .. } => return draw(&plot),
+        Cli { command: Some(Command::Autoscale(arguments)), .. } => return autoscale::run(&arguments).await,
+        Cli { arguments, .. } => arguments.context("--binary is required")?,
+    };
     ensure!(!(arguments.embedded && arguments.history > 0), "--history requires PostgreSQL");
     let mut installation = Installation::start(&arguments)?;
     let measured = tokio::select! {

@@ -162,31 +162,51 @@ fn bars(out: &Path, title: &str, parts: &[&str], bars: &[Bar]) -> Result<()> {
 }
 
 fn latency(out: &Path, reports: &[(String, Value)]) -> Result<()> {
-    let mut lines: Vec<(String, Vec<(f64, f64)>)> = Vec::new();
+    let mut lines = Vec::new();
     for (label, report) in reports {
         let phases = report["phases"].as_array().context("a report has no phases")?;
         for share in ["p50", "p99"] {
             let point = |phase: &Value| {
                 Ok((number(phase, "/rate/steady")?, number(phase, &format!("/arrival/{share}"))?))
             };
-            let points = phases.iter().map(point).collect::<Result<_>>()?;
-            lines.push((format!("{label} {share}"), points));
+            let points: Vec<_> = phases.iter().map(point).collect::<Result<_>>()?;
+            lines.push(Line::new(format!("{label} {share}"), points));
         }
     }
-    let points = || lines.iter().flat_map(|(_, points)| points);
-    ensure!(points().count() > 0, "no report has phases; reports of mode steady are required");
-    let furthest = points().map(|(rate, _)| *rate).fold(0.0, f64::max);
-    let highest = points().map(|(_, time)| *time).fold(0.0, f64::max);
+    ensure!(
+        lines.iter().any(|line| !line.points.is_empty()),
+        "no report has phases; reports of mode steady are required"
+    );
+    self::lines(out, "request to arrival by redeliveries a second, ms", lines)
+}
+
+/// A line of a plot.
+pub(crate) struct Line {
+    label: String,
+    points: Vec<(f64, f64)>,
+}
+
+impl Line {
+    pub(crate) fn new(label: impl Into<String>, points: impl IntoIterator<Item = (f64, f64)>) -> Line {
+        Line { label: label.into(), points: points.into_iter().collect() }
+    }
+}
+
+/// Draws lines from the origin.
+pub(crate) fn lines(out: &Path, title: &str, lines: Vec<Line>) -> Result<()> {
+    let points = || lines.iter().flat_map(|line| &line.points);
+    let furthest = points().map(|(x, _)| *x).fold(0.0, f64::max);
+    let highest = points().map(|(_, y)| *y).fold(0.0, f64::max);
     let root = SVGBackend::new(out, SIZE).into_drawing_area();
     root.fill(&WHITE)?;
     let mut chart = ChartBuilder::on(&root)
-        .caption("request to arrival by redeliveries a second, ms", ("sans-serif", 18))
+        .caption(title, ("sans-serif", 18))
         .margin(12)
         .x_label_area_size(28)
         .y_label_area_size(56)
         .build_cartesian_2d(0.0..furthest * 1.05, 0.0..highest * 1.2)?;
     chart.configure_mesh().draw()?;
-    for (n, (label, points)) in lines.into_iter().enumerate() {
+    for (n, Line { label, points }) in lines.into_iter().enumerate() {
         let color = Palette99::pick(n).to_rgba();
         chart
             .draw_series(LineSeries::new(points, color.stroke_width(2)).point_size(3))?

@@ -1,4 +1,5 @@
-//! Samples the backlog for the metrics: it costs the same however often they are scraped.
+//! Samples the backlog for the metrics and for `GET /scaling`: it costs the same however often they are asked
+//! for.
 
 use std::time::{Duration, Instant};
 
@@ -18,12 +19,14 @@ pub(crate) async fn keep(store: Store, metrics: Metrics, shutdown: CancellationT
             Ok(backlog) => {
                 let age = backlog.oldest_due_at.map_or(Duration::ZERO, |oldest| now.since(oldest));
                 metrics.due.set([], backlog.due as f64);
+                metrics.work.set([], (backlog.due + backlog.in_flight) as f64);
                 metrics.oldest_due_age.set([], age.as_secs_f64());
                 metrics.destinations.set(["held".into()], backlog.held_destinations as f64);
             }
             Err(error) => {
                 tracing::debug!(%error, "the backlog was not sampled");
                 metrics.due.clear();
+                metrics.work.clear();
                 metrics.oldest_due_age.clear();
             }
         }

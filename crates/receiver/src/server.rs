@@ -29,6 +29,7 @@ const KEEP_ALIVE: Duration = Duration::from_secs(120);
 const MAX_COUNTED_IDS: usize = 1 << 18;
 
 /// Configuration of a [`Receiver`]. By default it has no secrets and no sink, and uses the system's clock.
+#[derive(Clone)]
 pub struct Options {
     /// Secrets to verify with; any may match.
     pub secrets: Vec<SigningSecret>,

@@ -155,7 +155,11 @@ pub(crate) fn configure_health(app: &mut ServiceConfig) {
 
 /// Registers the metrics only.
 pub(crate) fn configure_metrics(app: &mut ServiceConfig) {
-    register(app, Vec::new(), [("/metrics", web::to(metrics::show))]);
+    register(
+        app,
+        Vec::new(),
+        [("/metrics", web::to(metrics::show)), ("/scaling", web::to(metrics::scaling))],
+    );
 }
 
 /// For operators; not part of the contract.

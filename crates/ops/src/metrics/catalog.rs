@@ -46,6 +46,7 @@ pub struct Metrics {
     pub late_results: Counters<0>,
     pub due: Gauges<0>,
     pub oldest_due_age: Gauges<0>,
+    pub work: Gauges<0>,
     pub destinations: Gauges<1>,
     store_seconds: Histograms<1>,
     store_errors: Counters<2>,
@@ -162,6 +163,12 @@ impl Metrics {
                 labels: [],
                 help: "How long the oldest of these has been due, 0 if there is none; absent while the database can't be \
                        asked. Aggregate with max",
+            }),
+            work: registry.set_gauges(Metric {
+                name: "redial_work_deliveries",
+                labels: [],
+                help: "Deliveries that are due or in flight in the whole installation, each counted up to 10,000: the work by \
+                       which the number of dispatchers is chosen, also answered by GET /scaling. Aggregate with max",
             }),
             destinations: registry.set_gauges(Metric {
                 name: "redial_destinations",

@@ -198,6 +198,11 @@ impl<const N: usize> Gauges<N> {
         self.family.get_or_create(&labelled(self.names, values)).set(value);
     }
 
+    /// Returns the value of the gauge with these labels, unless it is absent.
+    pub fn value(&self, values: [Value; N]) -> Option<f64> {
+        self.family.get(&labelled(self.names, values)).map(|gauge| gauge.get())
+    }
+
     /// Makes the gauge absent until it is set again.
     pub fn clear(&self) {
         self.family.clear();

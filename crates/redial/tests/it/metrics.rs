@@ -5,13 +5,18 @@ use tokio::time::Instant;
 
 use crate::system::{System, TIMEOUT, shared_broker};
 
-/// Returns what all services show.
-async fn scrape(system: &System) -> String {
+/// Returns the URLs of `path` on the metrics listeners, in the order in which the services were started.
+fn listeners(system: &System, path: &str) -> Vec<String> {
     let logs = system.logs.lock().unwrap().clone();
     let lines = serde_json::Deserializer::from_str(&logs).into_iter::<Value>().map(Result::unwrap);
+    let serving = lines.filter(|line| line["message"] == "serving metrics");
+    serving.map(|line| format!("http://{}{path}", line["listen"].as_str().unwrap())).collect()
+}
+
+/// Returns what all services show.
+async fn scrape(system: &System) -> String {
     let mut text = String::new();
-    for line in lines.filter(|line| line["message"] == "serving metrics") {
-        let url = format!("http://{}/metrics", line["listen"].as_str().unwrap());
+    for url in listeners(system, "/metrics") {
         let response = system.http.get(url).send().await.unwrap();
         assert_eq!(response.status(), 200);
         assert_eq!(response.headers()["content-type"], "text/plain; version=0.0.4; charset=utf-8");
@@ -58,5 +63,35 @@ async fn documented_metrics_appear_on_a_live_installation_and_agree_with_the_his
     );
     assert_eq!(sum(&text, "redial_attempt_lateness_seconds_count{kind=\"retry\"}"), 20.0);
     assert_eq!(sum(&text, "redial_ready"), 8.0, "two checks of an api, six of a dispatcher");
+    system.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_dispatcher_answers_what_is_due_or_in_flight_in_the_whole_installation() {
+    let settings = [("REDIAL_METRICS__LISTEN", "127.0.0.1:0")];
+    let system = System::start(&shared_broker(), 1, 1, &settings);
+    let [api, dispatcher] = &listeners(&system, "/scaling")[..] else { panic!("two services") };
+    let ask = async |url: &String| {
+        let response = system.http.get(url).send().await.unwrap();
+        (response.status().as_u16(), response.text().await.unwrap())
+    };
+    assert_eq!(ask(api).await.0, 503, "only dispatchers know");
+    let deadline = Instant::now() + TIMEOUT;
+    let reaches = async |work: u64| {
+        let expected = (200, format!("{{\"work\":{work}}}"));
+        loop {
+            let answer = ask(dispatcher).await;
+            if answer == expected {
+                return;
+            }
+            assert!(Instant::now() < deadline, "{answer:?}, expected {expected:?}");
+            tokio::task::yield_now().await;
+        }
+    };
+    reaches(0).await;
+    // Longer than the period of sampling, shorter than the timeout of an attempt.
+    let runs = system.import_runs(3, "/hang/9");
+    system.redeliver_all(&runs).await;
+    reaches(3).await;
     system.stop().await;
 }

@@ -1,4 +1,4 @@
-//! Measures the backlog, for metrics and for scaling. The cost is bounded.
+//! Measures how much there is to do, for metrics and for scaling. The cost is bounded.
 
 use contracts::Timestamp;
 use diesel::prelude::*;
@@ -17,13 +17,16 @@ pub const MOST_COUNTED: i64 = 10_000;
 /// Maximum number of destinations that are examined if all those deliveries wait for held destinations.
 const MOST_DESTINATIONS: usize = 256;
 
-/// The due deliveries that no dispatcher has claimed, except those to held destinations.
+/// What there is to do in the whole installation.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Backlog {
-    /// Number of deliveries, counted up to [`MOST_COUNTED`].
+    /// Number of due deliveries that no dispatcher has claimed, except those to held destinations, counted up
+    /// to [`MOST_COUNTED`].
     pub due: u64,
     /// Since when the one that has waited longest is due.
     pub oldest_due_at: Option<Timestamp>,
+    /// Number of attempts that dispatchers hold, counted up to [`MOST_COUNTED`].
+    pub in_flight: u64,
     /// Number of held destinations, counted up to [`MOST_COUNTED`].
     pub held_destinations: u64,
 }
@@ -47,11 +50,14 @@ pub fn backlog(tx: &mut AnyConnection, now: Timestamp) -> Result<Backlog, StoreE
         .bind::<Moment, _>(at)
         .bind::<Moment, _>(at)
         .get_result(tx)?;
+    let claimed = open_deliveries::table.filter(open_deliveries::claim_id.is_not_null());
+    let in_flight = claimed.select(open_deliveries::wake_at).limit(MOST_COUNTED).load::<DbTime>(tx)?.len();
     let held = destinations::table.filter(destinations::held_until.gt(at)).select(destinations::destination);
     let held_destinations = held.limit(MOST_COUNTED).load::<i64>(tx)?.len();
     let counted = Backlog {
         due: u64::try_from(due).unwrap_or_default(),
         oldest_due_at: oldest.map(Timestamp::from),
+        in_flight: in_flight as u64,
         held_destinations: held_destinations as u64,
     };
     if due > 0 || examined < MOST_COUNTED {
