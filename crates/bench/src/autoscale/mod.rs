@@ -139,7 +139,7 @@ async fn scale(installation: &mut Installation) -> Result<Vec<Moment>> {
         let replicas = autoscaler.decide(began.elapsed(), installation.dispatchers(), work);
         installation.scale(replicas)?;
         let moment = Moment { seconds: began.elapsed().as_secs_f64(), phase: phase.get(), work, replicas };
-        eprintln!("{moment:?}");
+        writeln!(io::stderr(), "{moment:?}")?;
         moments.push(moment);
     }
 }
