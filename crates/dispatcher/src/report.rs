@@ -173,3 +173,102 @@ pub(crate) fn trouble(cause: LocalFailure) {
 pub(crate) fn trouble_over(cause: LocalFailure) {
     tracing::info!(cause = cause.detail(), "attempts can be sent again");
 }
+
+#[cfg(test)]
+mod tests {
+    use contracts::{AttemptId, ClaimId, Destination, OrgId, RunId, Timing};
+    use engine::{AttemptRecord, Failure, HoldChange};
+    use uuid::Uuid;
+
+    use super::*;
+
+    const SECOND: i64 = 1_000_000;
+
+    /// Returns the series that count the end of an attempt, after one that ended so.
+    async fn counted(settlement: Settlement, effect: Option<Effect>) -> Vec<String> {
+        let id = Uuid::nil();
+        let at = Timestamp::from_micros(SECOND);
+        let held = HeldAttempt {
+            delivery_id: DeliveryId(id),
+            org_id: OrgId(id),
+            run_id: RunId(id),
+            destination: Destination::from(1),
+            attempt: 1,
+            max_attempts: 2,
+            is_automatic: true,
+            created_at: at,
+            request: "req".into(),
+            claim_id: ClaimId(id),
+            claimed_at: at,
+            is_probe: false,
+        };
+        let failure = Failure { reason: FailureReason::Timeout, detail: "no answer".to_owned() };
+        let record = AttemptRecord {
+            id: AttemptId(id),
+            number: 1,
+            failure: (settlement != Settlement::Succeeded).then_some(failure),
+            status_code: (settlement == Settlement::Succeeded).then_some(200),
+            response_body: None,
+            response_time_ms: Some(1500),
+            timing: Timing::default(),
+            claimed_at: at,
+        };
+        let result = AttemptResult {
+            delivery_id: held.delivery_id,
+            claim_id: held.claim_id,
+            org_id: held.org_id,
+            destination: held.destination,
+            is_probe: false,
+            record,
+            settlement,
+            hold: HoldChange::None,
+        };
+        let metrics = Metrics::new("test");
+        count(&metrics, Timestamp::from_micros(3 * SECOND), &held, &Recorded { result, effect });
+        let (text, _) = metrics.registry.scrape(None).unwrap();
+        let of_attempts = ["redial_attempt", "redial_deliveries_ended", "redial_delivery_", "redial_late"];
+        let is_counted = |line: &&str| {
+            of_attempts.iter().any(|name| line.starts_with(name))
+                && !line.contains("_bucket")
+                && !line.ends_with(" 0")
+        };
+        text.lines().filter(is_counted).map(str::to_owned).collect()
+    }
+
+    #[tokio::test]
+    async fn a_recorded_attempt_is_counted_with_what_follows_for_its_delivery() {
+        let expected = [
+            "redial_attempts_total{outcome=\"succeeded\",reason=\"none\",status_class=\"2xx\"} 1",
+            "redial_attempt_duration_seconds_sum{outcome=\"succeeded\"} 1.5",
+            "redial_attempt_duration_seconds_count{outcome=\"succeeded\"} 1",
+            "redial_delivery_duration_seconds_sum{origin=\"automatic\",outcome=\"succeeded\"} 2.0",
+            "redial_delivery_duration_seconds_count{origin=\"automatic\",outcome=\"succeeded\"} 1",
+            "redial_deliveries_ended_total{outcome=\"succeeded\",reason=\"none\"} 1",
+        ];
+        assert_eq!(counted(Settlement::Succeeded, Some(Effect::Recorded)).await, expected);
+        let retry = Settlement::RetryAt(Timestamp::from_micros(9 * SECOND));
+        let expected = [
+            "redial_attempts_total{outcome=\"retry\",reason=\"timeout\",status_class=\"none\"} 1",
+            "redial_attempt_duration_seconds_sum{outcome=\"retry\"} 1.5",
+            "redial_attempt_duration_seconds_count{outcome=\"retry\"} 1",
+        ];
+        assert_eq!(counted(retry, Some(Effect::Recorded)).await, expected);
+    }
+
+    #[tokio::test]
+    async fn a_late_result_is_not_counted_as_an_attempt_again() {
+        let late = "redial_late_results_total 1";
+        assert_eq!(counted(Settlement::Failed, Some(Effect::Late { closed: false })).await, [late]);
+        let closing = counted(Settlement::Succeeded, Some(Effect::Late { closed: true })).await;
+        assert!(closing.iter().any(|line| line == late), "{closing:?}");
+        assert!(closing.iter().any(|line| line.starts_with("redial_deliveries_ended_total")), "{closing:?}");
+        assert!(!closing.iter().any(|line| line.starts_with("redial_attempts_total")), "{closing:?}");
+    }
+
+    #[tokio::test]
+    async fn a_result_that_changes_nothing_is_not_counted() {
+        for effect in [Some(Effect::Dropped), Some(Effect::Locked), None] {
+            assert_eq!(counted(Settlement::Succeeded, effect).await, [""; 0]);
+        }
+    }
+}

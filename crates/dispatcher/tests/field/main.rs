@@ -1,5 +1,5 @@
 //! What a dispatcher records for odd, careless, broken or hostile receivers, one row
-//! each. `scripts/field` prints the table. Each receiver is called once, on both storage engines.
+//! each. `scripts/field` prints the table. Each receiver is called once, on both databases.
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 #![allow(clippy::print_stdout, reason = "the table is for people")]

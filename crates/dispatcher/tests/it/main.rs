@@ -1,4 +1,4 @@
-//! The dispatcher on both storage engines, with a real receiver: requests sent, results recorded, retries.
+//! The dispatcher on both databases, with a real receiver: requests sent, results recorded, retries.
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
