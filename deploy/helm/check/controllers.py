@@ -6,7 +6,7 @@ import time
 
 from kubelet import Pod, wait_for
 
-# How long a node still routes to a pod that is ending: endpoints are removed at once, and every node must learn of it.
+# How long a node still routes to a pod that is ending: its endpoint is removed at once, nodes learn it later.
 PROPAGATION_SECONDS = 3
 START_SECONDS = 90
 
@@ -44,7 +44,7 @@ class Deployment:
         self.join()
 
     def roll(self, rendered):
-        """Replaces every pod by one of the new template: one more is started, and when it is available, one ends."""
+        """Replaces every pod by one of the new template: starts one more, and ends one when that is available."""
         assert self.spec["strategy"]["rollingUpdate"] == {"maxSurge": 1, "maxUnavailable": 0}
         self.rendered = rendered
         for pod in self.running():
@@ -54,7 +54,11 @@ class Deployment:
 
     def _wait(self, pod, min_ready_seconds):
         seconds = START_SECONDS + min_ready_seconds
-        wait_for(lambda: pod.is_available(min_ready_seconds), seconds, f"{pod.name} is not available\n{pod.troubles}")
+        wait_for(
+            lambda: pod.is_available(min_ready_seconds),
+            seconds,
+            f"{pod.name} is not available\n{pod.troubles}",
+        )
 
     def _end(self, pod):
         # Its successor does not wait for its end.
@@ -76,7 +80,7 @@ class Service:
         self.deployment, self.port = deployment, port
 
     def endpoint(self):
-        """Returns a port of the loopback interface at which a pod serves, as seen from a node that learns late."""
+        """Returns a pod's port on the loopback interface, as routed by a node that learns late."""
         ready = [pod for pod in list(self.deployment.pods) if self._is_routed(pod)]
         assert ready, "the service has no endpoint"
         return random.choice(ready).ports[self.port]

@@ -7,7 +7,10 @@ from rendering import COMPONENT, NAMESPACE, REPOSITORY
 SERVICES = ("api", "dispatcher")
 SECRETS = {"REDIAL_DATABASE__URL", "REDIAL_BROKER__URL", "REDIAL_SECRETS__KEYS"}
 SET_BY_CHART = SECRETS | {
-    "REDIAL_DATABASE__POOL_SIZE", "REDIAL_API__LISTEN", "REDIAL_DISPATCHER__LISTEN", "REDIAL_METRICS__LISTEN",
+    "REDIAL_DATABASE__POOL_SIZE",
+    "REDIAL_API__LISTEN",
+    "REDIAL_DISPATCHER__LISTEN",
+    "REDIAL_METRICS__LISTEN",
 }
 
 
@@ -52,7 +55,10 @@ def check_pod(pod, values):
         "readOnlyRootFilesystem": True,
         "capabilities": {"drop": ["ALL"]},
     }
-    assert container["image"].startswith(values["image"]["repository"]) and "memory" in container["resources"]["limits"]
+    assert (
+        container["image"].startswith(values["image"]["repository"])
+        and "memory" in container["resources"]["limits"]
+    )
     mounted = {mount["name"] for mount in container.get("volumeMounts", [])}
     assert mounted <= {volume["name"] for volume in pod.get("volumes", [])}
     names = [variable["name"] for variable in container["env"]]
@@ -84,7 +90,10 @@ def check_deployment(deployment, values):
     pod = spec["template"]["spec"]
     (container,) = pod["containers"]
     assert container["args"] == [component] and "command" not in container
-    assert spec["strategy"] == {"type": "RollingUpdate", "rollingUpdate": {"maxSurge": 1, "maxUnavailable": 0}}
+    assert spec["strategy"] == {
+        "type": "RollingUpdate",
+        "rollingUpdate": {"maxSurge": 1, "maxUnavailable": 0},
+    }
     # Connections: see "redial.connections" in the chart.
     assert spec["minReadySeconds"] >= pod["terminationGracePeriodSeconds"]
     assert spec["progressDeadlineSeconds"] > spec["minReadySeconds"]
@@ -123,22 +132,19 @@ def check_migration(release, values):
 
 def check_selectors(release):
     """Every selector selects the pods of its component and no others; every target exists."""
-    pods = {one["metadata"]["labels"][COMPONENT]: one["spec"]["template"]["metadata"]["labels"]
-            for one in release.of("Deployment") + release.of("Job")}
+    pods = {
+        one["metadata"]["labels"][COMPONENT]: one["spec"]["template"]["metadata"]["labels"]
+        for one in release.of("Deployment") + release.of("Job")
+    }
 
     def selected(labels):
         return [component for component, own in pods.items() if labels.items() <= own.items()]
 
     for one in release.objects:
         spec, component = one.get("spec", {}), one["metadata"]["labels"][COMPONENT]
-        selectors = {
-            "Service": lambda: spec["selector"],
-            "Deployment": lambda: spec["selector"]["matchLabels"],
-            "PodDisruptionBudget": lambda: spec["selector"]["matchLabels"],
-            "NetworkPolicy": lambda: spec["podSelector"]["matchLabels"],
-        }
-        if one["kind"] in selectors:
-            assert selected(selectors[one["kind"]]()) == [component], one["metadata"]["name"]
+        selector = spec.get("selector") or spec.get("podSelector")
+        if selector and one["kind"] != "PodMonitor":
+            assert selected(selector.get("matchLabels", selector)) == [component], one["metadata"]["name"]
         if "scaleTargetRef" in spec:
             assert spec["scaleTargetRef"]["name"] == release.get("Deployment", component)["metadata"]["name"]
     for component in SERVICES:

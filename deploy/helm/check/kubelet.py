@@ -41,7 +41,14 @@ def options(pod, secrets, network):
     user, rights = pod["securityContext"], container["securityContext"]
     # Docker's default seccomp profile is RuntimeDefault; by default it gives no token.
     assert user["seccompProfile"] == {"type": "RuntimeDefault"} and not pod.get("volumes")
-    arguments = ["--label", LABEL, "--network", network, "--memory", memory(container["resources"]["limits"]["memory"])]
+    arguments = [
+        "--label",
+        LABEL,
+        "--network",
+        network,
+        "--memory",
+        memory(container["resources"]["limits"]["memory"]),
+    ]
     arguments += ["--user", f"{user['runAsUser']}:{user['runAsGroup']}"]
     if rights["readOnlyRootFilesystem"]:
         arguments.append("--read-only")
@@ -49,6 +56,12 @@ def options(pod, secrets, network):
         arguments += ["--security-opt", "no-new-privileges"]
     for capability in rights["capabilities"]["drop"]:
         arguments += ["--cap-drop", capability]
+    return arguments + environment(container, secrets)
+
+
+def environment(container, secrets):
+    """Returns the arguments of `docker run` for a container's variables."""
+    arguments = []
     for variable in container["env"]:
         value = variable.get("value")
         if value is None:
@@ -80,9 +93,20 @@ class Pod:
         ports = {port["name"]: port["containerPort"] for port in self.container["ports"]}
         published = [argument for port in ports.values() for argument in ("--publish", f"127.0.0.1::{port}")]
         arguments = options(self.spec, secrets, network)
-        docker("run", "--detach", "--name", self.name, *published, *arguments, self.container["image"], *self.container["args"])
+        docker(
+            "run",
+            "--detach",
+            "--name",
+            self.name,
+            *published,
+            *arguments,
+            self.container["image"],
+            *self.container["args"],
+        )
         # Published on the loopback interface, at any free port.
-        self.ports = {name: int(docker("port", self.name, port).split(":")[1]) for name, port in ports.items()}
+        self.ports = {
+            name: int(docker("port", self.name, port).split(":")[1]) for name, port in ports.items()
+        }
         threading.Thread(target=self._watch_end, daemon=True).start()
         threading.Thread(target=self._probe, daemon=True).start()
 
@@ -109,7 +133,7 @@ class Pod:
                 self.troubles.append(f"{self.name} became unready")
 
     def _keep(self, probe, judge=None, until_passed=False):
-        """Probes periodically. Startup and liveness probes fail the pod, a readiness probe is judged by `judge`."""
+        """Probes periodically. Failures of a probe without `judge` make the kubelet restart the pod."""
         failures = 0
         while not self.ended.wait(probe["periodSeconds"] if failures or not until_passed else 0):
             passes = self._passes(probe)
@@ -119,12 +143,16 @@ class Pod:
             if judge and (passes or failures >= probe["failureThreshold"]):
                 judge(passes)
             elif failures == probe["failureThreshold"] and self.terminating_since is None:
-                self.troubles.append(f"{self.name} must be restarted: {probe['httpGet']['path']} failed {failures} times")
+                self.troubles.append(
+                    f"{self.name} must be restarted: {probe['httpGet']['path']} failed {failures} times"
+                )
                 return False
         return False
 
     def _passes(self, probe):
-        connection = http.client.HTTPConnection("127.0.0.1", self.ports[probe["httpGet"]["port"]], timeout=probe["timeoutSeconds"])
+        connection = http.client.HTTPConnection(
+            "127.0.0.1", self.ports[probe["httpGet"]["port"]], timeout=probe["timeoutSeconds"]
+        )
         try:
             connection.request("GET", probe["httpGet"]["path"])
             return 200 <= connection.getresponse().status < 400
@@ -138,7 +166,7 @@ class Pod:
         return ready_since is not None and time.monotonic() - ready_since >= min_ready_seconds
 
     def terminate(self):
-        """Ends the pod: preStop, SIGTERM, and SIGKILL when the grace period is over, which counts from now."""
+        """Ends the pod: preStop, SIGTERM, and SIGKILL after the grace period, which begins now."""
         self.terminating_since = time.monotonic()
         time.sleep(self.container.get("lifecycle", {}).get("preStop", {}).get("sleep", {}).get("seconds", 0))
         docker("kill", "--signal", "TERM", self.name)

@@ -22,7 +22,9 @@ class Load:
         self.reopened = 0
         self.seconds = []
         # Half of the clients open a connection for each request, half keep theirs.
-        self.threads = [threading.Thread(target=self._client, args=[bool(number % 2)]) for number in range(CLIENTS)]
+        self.threads = [
+            threading.Thread(target=self._client, args=[bool(number % 2)]) for number in range(CLIENTS)
+        ]
         for thread in self.threads:
             thread.start()
 
@@ -58,8 +60,8 @@ class Load:
             try:
                 return self._exchange(connection, run, key)
             except (http.client.RemoteDisconnected, ConnectionResetError, BrokenPipeError):
-                # The server has closed an idle connection. Every client repeats the request on a new one; the key
-                # makes that safe.
+                # The server has closed an idle connection. A client repeats the request on a new one; the key makes
+                # that safe.
                 connection.close()
                 self.reopened += 1
         connection = http.client.HTTPConnection("127.0.0.1", self.service.endpoint(), timeout=TIMEOUT_SECONDS)

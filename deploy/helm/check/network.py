@@ -12,7 +12,9 @@ ANYWHERE = object()
 def special_addresses():
     """Returns the blocks that the egress policy of the program refuses."""
     source = (REPOSITORY / "crates/egress/src/special.rs").read_text()
-    blocks = [ipaddress.ip_network(block) for block in re.findall(r'^    \("([^"]+/\d+)", "', source, re.MULTILINE)]
+    blocks = [
+        ipaddress.ip_network(block) for block in re.findall(r'^    \("([^"]+/\d+)", "', source, re.MULTILINE)
+    ]
     assert len(blocks) > 50, f"special.rs has {len(blocks)} blocks"
     return blocks
 
@@ -30,7 +32,11 @@ def peers(rules, direction, port):
 
 def includes(ports, port):
     first = ports["port"]
-    return port == first if isinstance(port, str) else isinstance(first, int) and first <= port <= ports.get("endPort", first)
+    return (
+        port == first
+        if isinstance(port, str)
+        else isinstance(first, int) and first <= port <= ports.get("endPort", first)
+    )
 
 
 def reachable(policy, port):
@@ -44,7 +50,7 @@ def reachable(policy, port):
 
 
 def without(network, blocks):
-    """Returns `network` without `blocks`, each of which must lie strictly within it, as Kubernetes requires."""
+    """Returns `network` without `blocks`, which must lie strictly within it, as Kubernetes requires."""
     whole = ipaddress.ip_network(network)
     left = [whole]
     for block in map(ipaddress.ip_network, blocks):
@@ -64,8 +70,11 @@ def public_addresses():
     """Returns what the egress policy of the program lets callbacks reach."""
     special = collapse(special_addresses())
     return collapse(
-        [one for all_, version in (("0.0.0.0/0", 4), ("::/0", 6))
-         for one in without(all_, [str(block) for block in special if block.version == version])]
+        [
+            one
+            for all_, version in (("0.0.0.0/0", 4), ("::/0", 6))
+            for one in without(all_, [str(block) for block in special if block.version == version])
+        ]
     )
 
 
@@ -77,15 +86,21 @@ def check(release, values):
     internet = collapse(public_addresses() + opened)
     servers = servers_of(values)
     called = 443
-    assert reachable(policy["dispatcher"], called) == internet, "dispatchers reach other addresses than the egress policy"
+    assert reachable(policy["dispatcher"], called) == internet, (
+        "dispatchers reach other addresses than the egress policy"
+    )
     assert reachable(policy["api"], called) == [], "apis reach receivers"
     for component, one in policy.items():
         for port in (22, 25, 6443, 10250):
-            expected = internet if component == "dispatcher" and port >= 1024 and "ports" not in egress else []
+            expected = (
+                internet if component == "dispatcher" and port >= 1024 and "ports" not in egress else []
+            )
             assert reachable(one, port) == expected, f"{component} reaches {port}"
         for server, (networks, ports) in servers.items():
             for port in ports:
-                assert set(networks) <= set(reachable(one, port)), f"{component} can't reach the {server} on {port}"
+                assert set(networks) <= set(reachable(one, port)), (
+                    f"{component} can't reach the {server} on {port}"
+                )
         assert peers(one["spec"]["egress"], "to", 53), f"{component} can't resolve names"
 
     access = values["networkPolicy"]
@@ -110,7 +125,9 @@ def servers_of(values):
     found = {}
     for server, ports in (("database", [5432]), ("broker", [5672, 5671])):
         given = values["networkPolicy"][server]
-        networks = [ipaddress.ip_network(peer["ipBlock"]["cidr"]) for peer in given["to"] if "ipBlock" in peer]
+        networks = [
+            ipaddress.ip_network(peer["ipBlock"]["cidr"]) for peer in given["to"] if "ipBlock" in peer
+        ]
         found[server] = networks, given.get("ports", ports)
     return found
 

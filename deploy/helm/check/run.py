@@ -1,5 +1,5 @@
-"""Runs the rendered chart in the Docker engine, under load: every pod is evicted, then both Deployments are rolled to another
-tag. No request may fail, and every accepted delivery must arrive once. Run by scripts/test-chart --run.
+"""Runs the rendered chart in the Docker engine, under load: every pod is evicted, then both Deployments are rolled to
+another tag. No request may fail, and every accepted delivery must arrive once. Run by scripts/test-chart --run.
 
 Arguments: an image with the program, and value files to add.
 """
@@ -16,33 +16,43 @@ import time
 import uuid
 
 from controllers import Deployment, Service
-from kubelet import LABEL, docker, run_job, wait_for
+from kubelet import LABEL, docker, environment, run_job, wait_for
 from load import Load
-from rendering import RELEASE, load, merge, render
+from rendering import RELEASE, load, merge, render, value_files
 
 HERE = pathlib.Path(__file__).parent
 SUBNET, CONTAINERS, RECEIVER = "10.219.92.0/24", "10.219.92.128/25", "10.219.92.2"
 RUNS = 24_000
-# The response of half of the callbacks takes this long, so that attempts are in flight whenever a pod is ended.
+# Half of the responses take a second, so that attempts are in flight whenever a dispatcher is ended.
 URLS = ["http://receiver:9090/ok", "http://receiver:9090/hang/1"]
-SECRETS = {
-    "redial": {
-        "database-url": "postgres://redial:test@postgres:5432/redial",
-        "broker-url": "amqp://redial:test@rabbitmq:5672",
-        "encryption-keys": f"test:{base64.b64encode(os.urandom(32)).decode()}",
-    }
+VARIABLES = {
+    "REDIAL_DATABASE__URL": "postgres://redial:test@postgres:5432/redial",
+    "REDIAL_BROKER__URL": "amqp://redial:test@rabbitmq:5672",
+    "REDIAL_SECRETS__KEYS": f"test:{base64.b64encode(os.urandom(32)).decode()}",
 }
 
 
-def main(image, *value_files):
+def main(image, *paths):
     values = load(HERE / "run-values.yaml")
-    for path in value_files:
+    for path in paths:
         values = merge(values, load(pathlib.Path(path)))
     try:
         remove_all()
         Test(image, values).run()
     finally:
         remove_all()
+
+
+def secrets_of(release):
+    """Returns the Secrets that a release refers to: their keys and values by name."""
+    secrets = collections.defaultdict(dict)
+    for workload in release.of("Deployment") + release.of("Job"):
+        (container,) = workload["spec"]["template"]["spec"]["containers"]
+        for variable in container["env"]:
+            if "valueFrom" in variable:
+                reference = variable["valueFrom"]["secretKeyRef"]
+                secrets[reference["name"]][reference["key"]] = VARIABLES[variable["name"]]
+    return secrets
 
 
 def remove_all():
@@ -61,8 +71,9 @@ class Test:
     def __init__(self, image, values):
         self.image, self.values = image, values
         self.release = self.rendered("first")
+        self.secrets = secrets_of(self.release)
         deployments = {name: self.release.get("Deployment", name) for name in ("api", "dispatcher")}
-        self.deployments = {name: Deployment(one, SECRETS, LABEL) for name, one in deployments.items()}
+        self.deployments = {name: Deployment(one, self.secrets, LABEL) for name, one in deployments.items()}
         self.api, self.dispatcher = self.deployments.values()
 
     def rendered(self, tag):
@@ -72,6 +83,8 @@ class Test:
         return render(merge(self.values, {"image": {"tag": tag}}))
 
     def run(self):
+        step("Settings of the examples")
+        self.check_settings()
         step("Servers")
         self.start_servers()
         step("Installation")
@@ -89,10 +102,21 @@ class Test:
         step("Deliveries")
         self.check_deliveries(clients, service)
 
+    def check_settings(self):
+        """Each example's settings are accepted by the program."""
+        for path in value_files():
+            release = render(load(path))
+            for deployment in release.of("Deployment"):
+                (container,) = deployment["spec"]["template"]["spec"]["containers"]
+                docker("run", "--rm", *environment(container, secrets_of(release)), self.image, "config")
+        print(", ".join(path.stem for path in value_files()))
+
     def start_servers(self):
         docker("network", "create", "--label", LABEL, "--subnet", SUBNET, "--ip-range", CONTAINERS, LABEL)
         self.start("postgres", "postgres:17", POSTGRES_USER="redial", POSTGRES_PASSWORD="test")
-        self.start("rabbitmq", "rabbitmq:4-management", RABBITMQ_DEFAULT_USER="redial", RABBITMQ_DEFAULT_PASS="test")
+        self.start(
+            "rabbitmq", "rabbitmq:4-management", RABBITMQ_DEFAULT_USER="redial", RABBITMQ_DEFAULT_PASS="test"
+        )
         # Over TCP: the temporary server that sets up a database listens on its socket only.
         self.wait_until_ready("postgres", "pg_isready", "-q", "-h", "127.0.0.1", "-U", "redial")
         self.wait_until_ready("rabbitmq", "rabbitmq-diagnostics", "-q", "check_port_listener", "5672")
@@ -103,8 +127,21 @@ class Test:
         arguments = [argument for pair in variables.items() for argument in ("--env", "=".join(pair))]
         arguments += ["--ip", ip] if ip else []
         container = f"{LABEL}-{name}"
-        docker("run", "--detach", "--label", LABEL, "--name", container, "--network", LABEL, "--network-alias", name,
-               *arguments, image, *command)
+        docker(
+            "run",
+            "--detach",
+            "--label",
+            LABEL,
+            "--name",
+            container,
+            "--network",
+            LABEL,
+            "--network-alias",
+            name,
+            *arguments,
+            image,
+            *command,
+        )
 
     def wait_until_ready(self, name, *command):
         def is_ready():
@@ -116,7 +153,7 @@ class Test:
         wait_for(is_ready, 120, f"{name} is not ready")
 
     def install(self):
-        print(run_job(self.release.get("Job", "migrate"), SECRETS, LABEL))
+        print(run_job(self.release.get("Job", "migrate"), self.secrets, LABEL))
         for deployment in self.deployments.values():
             deployment.install()
         for pod in self.api.pods + self.dispatcher.pods:
@@ -131,22 +168,35 @@ class Test:
         self.start("receiver", self.image, "listen", "0.0.0.0:9090", "--secret", secret, ip=RECEIVER)
         self.runs = [str(uuid.uuid4()) for _ in range(RUNS)]
         lines = [
-            json.dumps({"id": run, "status_code": "succeeded", "output": {}, "callback_url": URLS[number % len(URLS)]})
+            json.dumps(
+                {
+                    "id": run,
+                    "status_code": "succeeded",
+                    "output": {},
+                    "callback_url": URLS[number % len(URLS)],
+                }
+            )
             for number, run in enumerate(self.runs)
         ]
         redial("runs", "import", "-", "--org", org, text="\n".join(lines))
-        print(f"{len(self.api.pods)} apis and {len(self.dispatcher.pods)} dispatchers are ready; {RUNS} runs are recorded")
+        print(
+            f"{len(self.api.pods)} apis and {len(self.dispatcher.pods)} dispatchers are ready;"
+            f" {RUNS} runs are recorded"
+        )
 
     def evict(self):
         self.of_each(lambda deployment: deployment.evict_each())
 
     def upgrade(self):
         upgraded = self.rendered("second")
-        print(run_job(upgraded.get("Job", "migrate"), SECRETS, LABEL))
+        print(run_job(upgraded.get("Job", "migrate"), self.secrets, LABEL))
         names = {deployment: name for name, deployment in self.deployments.items()}
         self.of_each(lambda deployment: deployment.roll(upgraded.get("Deployment", names[deployment])))
-        images = {docker("inspect", "--format", "{{.Config.Image}}", pod.name)
-                  for deployment in self.deployments.values() for pod in deployment.running()}
+        images = {
+            docker("inspect", "--format", "{{.Config.Image}}", pod.name)
+            for deployment in self.deployments.values()
+            for pod in deployment.running()
+        }
         assert images == {f"{self.values['image']['repository']}:second"}, f"after the upgrade {images} run"
 
     def of_each(self, action):
@@ -160,7 +210,9 @@ class Test:
             except BaseException as error:
                 errors.append(error)
 
-        threads = [threading.Thread(target=attempt, args=[deployment]) for deployment in self.deployments.values()]
+        threads = [
+            threading.Thread(target=attempt, args=[deployment]) for deployment in self.deployments.values()
+        ]
         for thread in threads:
             thread.start()
         for thread in threads:
@@ -171,26 +223,35 @@ class Test:
             seconds = [pod.seconds_to_end for pod in deployment.pods if pod.seconds_to_end]
             grace = deployment.spec["template"]["spec"]["terminationGracePeriodSeconds"]
             started = len(deployment.pods) - ended[deployment]
-            print(f"{name}: {started} pods replaced; all ended so far took at most {max(seconds):.1f} s of {grace} s")
+            print(f"{name}: {started} pods replaced; ending took at most {max(seconds):.1f} s of {grace} s")
 
     def report(self, clients):
         seconds = sorted(clients.seconds)
-        print(f"{len(seconds)} requests, {len(clients.accepted)} accepted, {len(clients.failures)} failed, "
-              f"p99 {seconds[len(seconds) * 99 // 100]:.3f} s, longest {seconds[-1]:.3f} s; "
-              f"{clients.reopened} kept connections were reopened")
+        print(
+            f"{len(seconds)} requests, {len(clients.accepted)} accepted, {len(clients.failures)} failed, "
+            f"p99 {seconds[len(seconds) * 99 // 100]:.3f} s, longest {seconds[-1]:.3f} s; "
+            f"{clients.reopened} kept connections were reopened"
+        )
 
     def check_deliveries(self, clients, service):
-        troubles = [trouble for one in self.deployments.values() for pod in one.pods for trouble in pod.troubles]
+        troubles = [
+            trouble for one in self.deployments.values() for pod in one.pods for trouble in pod.troubles
+        ]
         assert not clients.failures and not troubles, "\n".join(clients.failures[:20] + troubles)
-        wait_for(lambda: not self.listed(service, "pending") and not self.listed(service, "delivering"), 90,
-                 "deliveries are still open")
+        wait_for(
+            lambda: not self.listed(service, "pending") and not self.listed(service, "delivering"),
+            90,
+            "deliveries are still open",
+        )
         succeeded = self.listed(service, "succeeded")
         lost = clients.accepted.keys() - succeeded.keys()
         assert not lost, f"{len(lost)} accepted deliveries did not succeed, such as {lost.pop()}"
         arrived, verdicts = self.arrivals()
         missing = clients.accepted.keys() - arrived.keys()
         assert not missing, f"{len(missing)} deliveries did not arrive, such as {missing.pop()}"
-        repeated = [delivery for delivery in clients.accepted if (arrived[delivery], succeeded[delivery]) != (1, 1)]
+        repeated = [
+            delivery for delivery in clients.accepted if (arrived[delivery], succeeded[delivery]) != (1, 1)
+        ]
         assert not repeated, f"{len(repeated)} deliveries arrived repeatedly, such as {repeated[0]}"
         assert set(verdicts) == {"signatures valid"}, verdicts
         in_flight = [self.finished(pod) for pod in self.dispatcher.pods if pod.ended.is_set()]
@@ -209,10 +270,12 @@ class Test:
         return found
 
     def arrivals(self):
-        """Returns how often each delivery arrived, and how often each verdict on its signatures was printed."""
+        """Returns how often each delivery arrived, and how often each verdict on signatures was printed."""
         lines = [line.strip() for line in docker("logs", f"{LABEL}-receiver").splitlines()]
         arrived = collections.Counter(line.split()[1] for line in lines if line.startswith("webhook-id: "))
-        verdicts = collections.Counter(line.split("; answered")[0] for line in lines if "; answered: " in line)
+        verdicts = collections.Counter(
+            line.split("; answered")[0] for line in lines if "; answered: " in line
+        )
         return arrived, verdicts
 
     def finished(self, pod):

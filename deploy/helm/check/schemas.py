@@ -1,8 +1,8 @@
 """Strict validation of objects: unknown fields are errors.
 
 Kubernetes' own kinds are validated against its schemas, of the oldest version that the chart admits and of the newest
-known. KEDA's and the Prometheus operator's are TypeScript models: the compiler finds unknown and missing fields, and the
-models' validators check formats.
+known. KEDA's and the Prometheus operator's are TypeScript models: the compiler finds unknown and missing fields, and
+the models' validators check formats.
 """
 
 import json
@@ -24,7 +24,9 @@ def problems(objects):
     """Returns what is wrong, a line each."""
     models = [one for one in objects if one["apiVersion"] in MODELS]
     own = [one for one in objects if one["apiVersion"] not in MODELS]
-    return [line for one in own for line in kubernetes_problems(one)] + (model_problems(models) if models else [])
+    return [line for one in own for line in kubernetes_problems(one)] + (
+        model_problems(models) if models else []
+    )
 
 
 def kubernetes_problems(one):
@@ -45,7 +47,8 @@ def model_problems(objects):
         kind, model = one["kind"], MODELS[one["apiVersion"]]
         module = f"{model}/{kind}"
         lines.append(
-            f"import * as m{number} from {json.dumps(module)}; const o{number}: m{number}.I{kind} = {json.dumps(one)};"
+            f"import * as m{number} from {json.dumps(module)};"
+            f" const o{number}: m{number}.I{kind} = {json.dumps(one)};"
             f" check({json.dumps(name(one))}, new m{number}.{kind}(o{number}));"
         )
     lines.append(
@@ -57,11 +60,15 @@ def model_problems(objects):
     program.write_text("\n".join(lines) + "\n")
     strict = ["--strict", "--skipLibCheck", "--target", "es2022", "--module", "nodenext", "--pretty", "false"]
     compiler = PACKAGES / "node_modules/.bin/tsc"
-    compiled = subprocess.run([compiler, *strict, program.name], cwd=PACKAGES, stdout=subprocess.PIPE, text=True)
+    compiled = subprocess.run(
+        [compiler, *strict, program.name], cwd=PACKAGES, stdout=subprocess.PIPE, text=True
+    )
     if compiled.returncode:
         return compiled.stdout.splitlines()
     command = ["node", program.with_suffix(".mjs").name]
-    return subprocess.run(command, cwd=PACKAGES, stdout=subprocess.PIPE, text=True, check=True).stdout.splitlines()
+    return subprocess.run(
+        command, cwd=PACKAGES, stdout=subprocess.PIPE, text=True, check=True
+    ).stdout.splitlines()
 
 
 def name(one):

@@ -1,5 +1,5 @@
-"""Renders the chart with the value files in its folder ci, validates the objects strictly, and checks that it refuses the
-values of refusals.yaml. Run by scripts/test-chart."""
+"""Renders the chart with the value files in its folder ci, validates the objects strictly, and checks that it refuses
+the values of refusals.yaml. Run by scripts/test-chart."""
 
 import copy
 import json
@@ -8,9 +8,9 @@ import subprocess
 import tempfile
 import tomllib
 
+import facts
 import helm_python
 import network
-import facts
 import schemas
 import yaml
 from rendering import CHART, REPOSITORY, Refused, load, merge, render, value_files
@@ -33,12 +33,15 @@ def check_sources():
     assert copied.read_bytes() == alerts.read_bytes(), f"copy {alerts} to {copied}"
     special = load(CHART / "files/special-addresses.yaml")
     public = network.without("0.0.0.0/0", special["ipv4"]) + network.without("2000::/3", special["ipv6"])
-    assert network.collapse(public) == network.public_addresses(), "special-addresses.yaml is not what special.rs has"
-    sections = json.loads((CHART / "values.schema.json").read_text())["properties"]["settings"]["properties"]
-    known = {f"REDIAL_{section}__{key}".upper() for section, keys in sections.items() for key in keys["properties"]}
-    assert known == facts.variables() - facts.SET_BY_CHART, (
-        f"values.schema.json and docs/configuration.md differ in {known ^ (facts.variables() - facts.SET_BY_CHART)}"
+    assert network.collapse(public) == network.public_addresses(), (
+        "special-addresses.yaml is not what special.rs has"
     )
+    sections = json.loads((CHART / "values.schema.json").read_text())["properties"]["settings"]["properties"]
+    known = {
+        f"REDIAL_{section}__{key}".upper() for section, keys in sections.items() for key in keys["properties"]
+    }
+    differing = known ^ (facts.variables() - facts.SET_BY_CHART)
+    assert not differing, f"values.schema.json and docs/configuration.md differ in {differing}"
     version = tomllib.loads((REPOSITORY / "Cargo.toml").read_text())["workspace"]["package"]["version"]
     assert load(CHART / "Chart.yaml")["appVersion"] == version, f"appVersion of Chart.yaml is not {version}"
     links = re.findall(r"\]\(([^)#:]+)[^)]*\)", (CHART / "README.md").read_text())
@@ -113,7 +116,15 @@ def check_refusals():
     print(f"{len(cases)} wrong values are refused")
 
 
+def check_example(path):
+    try:
+        return check_values(path)
+    except AssertionError as error:
+        error.add_note(f"with the values of {path}")
+        raise
+
+
 check_sources()
 assert {path.stem.removesuffix("-values") for path in value_files()} == set(FIGURES)
-check_strictness([check_values(path) for path in value_files()])
+check_strictness([check_example(path) for path in value_files()])
 check_refusals()

@@ -60,7 +60,8 @@ annotations:
 {{- define "redial.container" -}}
 name: {{ .component }}
 {{- with .root.Values.image }}
-image: {{ .digest | empty | ternary (printf "%s:%s" .repository ($.tag | default .tag | default $.root.Chart.AppVersion)) (printf "%s@%s" .repository .digest) }}
+{{- $tag := $.tag | default .tag | default $.root.Chart.AppVersion }}
+image: {{ .digest | empty | ternary (printf "%s:%s" .repository $tag) (printf "%s@%s" .repository .digest) }}
 imagePullPolicy: {{ .pullPolicy }}
 {{- end }}
 securityContext:
@@ -134,7 +135,7 @@ readinessProbe:
   failureThreshold: 2
 {{- end }}
 
-{{- /* One pod more at a time. The next one is replaced no sooner than the last one must have ended, which bounds connections. */}}
+{{- /* One pod more at a time. The next is replaced when the last must have ended, which bounds connections. */}}
 {{- define "redial.rollout" -}}
 strategy:
   type: RollingUpdate
