@@ -14,7 +14,8 @@ START_SECONDS = 90
 class Deployment:
     """The pods of a rendered Deployment, including ended ones."""
 
-    def __init__(self, rendered, secrets, network):
+    def __init__(self, rendered, replicas, secrets, network):
+        self.replicas = replicas
         self.rendered, self.secrets, self.network = rendered, secrets, network
         self.pods = []
         self.endings = []
@@ -29,7 +30,7 @@ class Deployment:
         return pod
 
     def install(self):
-        started = [self.start_pod() for _ in range(self.spec["replicas"])]
+        started = [self.start_pod() for _ in range(self.replicas)]
         for pod in started:
             self._wait(pod, 0)
 

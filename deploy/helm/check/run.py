@@ -13,6 +13,7 @@ import pathlib
 import sys
 import threading
 import time
+import urllib.parse
 import uuid
 
 from controllers import Deployment, Service
@@ -72,9 +73,17 @@ class Test:
         self.image, self.values = image, values
         self.release = self.rendered("first")
         self.secrets = secrets_of(self.release)
-        deployments = {name: self.release.get("Deployment", name) for name in ("api", "dispatcher")}
-        self.deployments = {name: Deployment(one, self.secrets, LABEL) for name, one in deployments.items()}
+        self.deployments = {name: self.deployment(name) for name in ("api", "dispatcher")}
         self.api, self.dispatcher = self.deployments.values()
+
+    def deployment(self, name):
+        """Returns the controller of a Deployment. An autoscaled one has its fewest replicas."""
+        rendered = self.release.get("Deployment", name)
+        replicas = rendered["spec"].get("replicas")
+        for scaler in self.release.of("ScaledObject") + self.release.of("HorizontalPodAutoscaler"):
+            if scaler["spec"]["scaleTargetRef"]["name"] == rendered["metadata"]["name"]:
+                replicas = scaler["spec"].get("minReplicaCount", scaler["spec"].get("minReplicas"))
+        return Deployment(rendered, replicas, self.secrets, LABEL)
 
     def rendered(self, tag):
         """Returns the release with an image of that tag, which it makes."""
@@ -158,6 +167,8 @@ class Test:
             deployment.install()
         for pod in self.api.pods + self.dispatcher.pods:
             assert b"redial_build_info" in get(pod.ports["metrics"], "/metrics"), f"{pod.name} has no metrics"
+        for scaler in self.release.of("ScaledObject"):
+            self.check_trigger(scaler["spec"]["triggers"][0]["metadata"])
 
         def redial(*arguments, text=None):
             return docker("exec", "--interactive", self.api.pods[0].name, "redial", *arguments, text=text)
@@ -183,6 +194,13 @@ class Test:
             f"{len(self.api.pods)} apis and {len(self.dispatcher.pods)} dispatchers are ready;"
             f" {RUNS} runs are recorded"
         )
+
+    def check_trigger(self, trigger):
+        """Every dispatcher answers the query that KEDA makes."""
+        path = urllib.parse.urlsplit(trigger["url"]).path
+        for pod in self.dispatcher.pods:
+            work = json.loads(get(pod.ports["metrics"], path))[trigger["valueLocation"]]
+            assert isinstance(work, int), f"{path} answers {work!r}"
 
     def evict(self):
         self.of_each(lambda deployment: deployment.evict_each())
