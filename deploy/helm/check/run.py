@@ -37,9 +37,12 @@ def main(image, *paths):
     values = load(HERE / "run-values.yaml")
     for path in paths:
         values = merge(values, load(pathlib.Path(path)))
+    remove_all()
     try:
-        remove_all()
         Test(image, values).run()
+    except BaseException:
+        print_logs()
+        raise
     finally:
         remove_all()
 
@@ -56,10 +59,18 @@ def secrets_of(release):
     return secrets
 
 
+def containers():
+    return docker("ps", "--all", "--filter", f"label={LABEL}", "--format", "{{.Names}}").split()
+
+
+def print_logs():
+    for name in containers():
+        print(f"\n== The end of the log of {name}\n{docker('logs', '--tail', 20, name)}", flush=True)
+
+
 def remove_all():
-    containers = docker("ps", "--all", "--quiet", "--filter", f"label={LABEL}").split()
-    if containers:
-        docker("rm", "--force", "--volumes", *containers)
+    if left := containers():
+        docker("rm", "--force", "--volumes", *left)
     if docker("network", "ls", "--quiet", "--filter", f"name=^{LABEL}$"):
         docker("network", "rm", LABEL)
 
