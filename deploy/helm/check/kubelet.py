@@ -6,7 +6,7 @@ import subprocess
 import threading
 import time
 
-# Removes what an interrupted test has left.
+# Of everything that the test makes; what an interrupted one has left is removed by it.
 LABEL = "redial-chart-test"
 numbers = itertools.count(1)
 

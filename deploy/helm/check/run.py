@@ -73,6 +73,8 @@ def remove_all():
         docker("rm", "--force", "--volumes", *left)
     if docker("network", "ls", "--quiet", "--filter", f"name=^{LABEL}$"):
         docker("network", "rm", LABEL)
+    if tags := docker("images", "--format", "{{.Repository}}:{{.Tag}}", LABEL).split():
+        docker("rmi", *tags)
 
 
 def step(text):
@@ -98,9 +100,8 @@ class Test:
 
     def rendered(self, tag):
         """Returns the release with an image of that tag, which it makes."""
-        repository = self.values["image"]["repository"]
-        docker("tag", self.image, f"{repository}:{tag}")
-        return render(merge(self.values, {"image": {"tag": tag}}))
+        docker("tag", self.image, f"{LABEL}:{tag}")
+        return render(merge(self.values, {"image": {"repository": LABEL, "tag": tag}}))
 
     def run(self):
         step("Settings of the examples")
@@ -226,7 +227,7 @@ class Test:
             for deployment in self.deployments.values()
             for pod in deployment.running()
         }
-        assert images == {f"{self.values['image']['repository']}:second"}, f"after the upgrade {images} run"
+        assert images == {f"{LABEL}:second"}, f"after the upgrade {images} run"
 
     def of_each(self, action):
         """Does something to both Deployments at once, and prints how their pods ended."""
