@@ -9,6 +9,8 @@ use plotters::coord::ranged1d::SegmentValue;
 use plotters::prelude::*;
 use serde_json::Value;
 
+use crate::autoscale;
+
 /// Draws a plot of JSON reports.
 #[derive(Args)]
 pub(crate) struct Draw {
@@ -32,6 +34,8 @@ enum Plot {
     Throughput,
     /// Latency from request to arrival by rate, from reports of mode `steady`.
     Latency,
+    /// Numbers of dispatchers over time, from a report of `autoscale`.
+    Autoscale,
 }
 
 fn labelled(text: &str) -> Result<(String, PathBuf), String> {
@@ -85,6 +89,7 @@ pub(crate) fn draw(draw: &Draw) -> Result<()> {
             &of_phases(&reports, |phase| Ok(vec![number(phase, "/delivered_per_second")?]))?,
         ),
         Plot::Latency => latency(&draw.out, &reports),
+        Plot::Autoscale => autoscaled(&draw.out, &reports),
     }
 }
 
@@ -178,6 +183,26 @@ fn latency(out: &Path, reports: &[(String, Value)]) -> Result<()> {
         "no report has phases; reports of mode steady are required"
     );
     self::lines(out, "request to arrival by redeliveries a second, ms", lines)
+}
+
+fn autoscaled(out: &Path, reports: &[(String, Value)]) -> Result<()> {
+    /// Work of a burst wants hundreds of dispatchers; the plot is about those there are.
+    const SHOWN: f64 = 12.0;
+    let mut lines = Vec::new();
+    for (_, report) in reports {
+        let moments = report.as_array().context("not a report of autoscale")?;
+        let (mut replicas, mut wanted) = (Vec::new(), Vec::new());
+        for moment in moments {
+            let minutes = number(moment, "/seconds")? / 60.0;
+            replicas.push((minutes, number(moment, "/replicas")?));
+            if let Some(work) = moment["work"].as_f64() {
+                wanted.push((minutes, autoscale::wanted(work).min(SHOWN)));
+            }
+        }
+        lines.push(Line::new("dispatchers", replicas));
+        lines.push(Line::new("wanted by the work, at most 12 shown", wanted));
+    }
+    self::lines(out, "dispatchers by minutes", lines)
 }
 
 /// A line of a plot.

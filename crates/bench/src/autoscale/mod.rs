@@ -19,7 +19,6 @@ use crate::arrivals::Arrivals;
 use crate::autoscale::hpa::{Autoscaler, PERIOD, Policy};
 use crate::installation::Installation;
 use crate::load::{Load, Rate};
-use crate::plot::{self, Line};
 
 /// Attempts in flight of one dispatcher: few, so that a small machine can be scaled out on.
 const SLOTS: u32 = 32;
@@ -44,14 +43,13 @@ const OUTAGE: Duration = Duration::from_secs(60);
 /// Longer than it takes to scale in: the stabilization, one period, and one sample.
 const REST: Duration = Duration::from_secs(345);
 
-/// Scales dispatchers by `GET /scaling` through a burst, a trickle and an outage, and draws what happens.
+/// Scales dispatchers by `GET /scaling` through a burst, a trickle and an outage, and prints what
+/// happens as JSON.
 #[derive(Args)]
 pub(crate) struct Autoscale {
     /// Path of the `redial` binary, a release build.
     #[arg(long)]
     binary: PathBuf,
-    /// The SVG file to write.
-    out: PathBuf,
 }
 
 /// Timeout of `GET /scaling`, KEDA's default.
@@ -78,20 +76,14 @@ pub(crate) async fn run(arguments: &Autoscale) -> Result<()> {
     let ended = installation.stop().await;
     let moments = scaled?;
     ended?;
-    plot::lines(
-        &arguments.out,
-        "dispatchers, and deliveries due or in flight per dispatcher wanted (22)",
-        vec![
-            Line::new("dispatchers", moments.iter().map(|at| (at.seconds, at.replicas as f64))),
-            Line::new(
-                "work ÷ 22",
-                moments.iter().filter_map(|at| Some((at.seconds, at.work? / POLICY.target))),
-            ),
-        ],
-    )?;
     serde_json::to_writer(io::stdout().lock(), &moments)?;
     writeln!(io::stdout())?;
     judge(&moments)
+}
+
+/// Returns how many dispatchers this much work wants.
+pub(crate) fn wanted(work: f64) -> f64 {
+    work / POLICY.target
 }
 
 /// Runs the phases, with the autoscaler beside them.
