@@ -20,6 +20,7 @@ mod shortage;
 mod signing;
 mod transactions;
 
+pub use dns::system::{NameServer, query_name_servers};
 pub use engine::dispatch::Limits;
 pub use engine::{LocalFailure, RetryPolicy};
 pub use progress::Progress;
@@ -39,6 +40,11 @@ use crate::attempt::Attempts;
 use crate::driver::{Driver, State, now};
 use crate::exchange::sender::Sender;
 use crate::signing::signer::Signer;
+
+/// Fails if the certificates for TLS to receivers can't be used: those of `certificates`, or the system's.
+pub fn check_certificates(certificates: &Certificates) -> Result<(), DispatcherError> {
+    exchange::tls::config(certificates).map(drop)
+}
 
 /// A dispatcher, ready to [run](Dispatcher::run).
 pub struct Dispatcher {

@@ -6,7 +6,7 @@ use ipnet::{IpNet, Ipv4Net};
 use thiserror::Error;
 use url::Host;
 
-use crate::special::block_name;
+use crate::special::{block_name, block_names};
 use crate::{Nat64Prefix, PortRange, TargetUrl};
 
 /// The rules of a [`Policy`]: the settings `egress.*`.
@@ -126,6 +126,14 @@ impl Policy {
             }
         }
         if allow.iter().any(|net| net.contains(&address)) { None } else { block_name(address) }
+    }
+
+    /// Returns the ranges of [`Rules::allow`] that open refused blocks, with the names of these.
+    pub fn opened(&self) -> Vec<(IpNet, Vec<&'static str>)> {
+        let Rules { allow, deny, .. } = &self.rules;
+        let is_effective = |net: &&IpNet| !deny.iter().any(|denied| denied.contains(*net));
+        let opened = allow.iter().filter(is_effective).map(|net| (*net, block_names(net)));
+        opened.filter(|(_, blocks)| !blocks.is_empty()).collect()
     }
 
     fn opens_loopback(&self) -> bool {

@@ -89,3 +89,18 @@ static BY_LENGTH: LazyLock<Vec<(IpNet, &str)>> = LazyLock::new(|| {
 pub(crate) fn block_name(address: IpAddr) -> Option<&'static str> {
     BY_LENGTH.iter().find(|(block, _)| block.contains(&address)).map(|&(_, name)| name)
 }
+
+/// Returns the names of the refused blocks that `net` overlaps: those inside it, or the narrowest that contains
+/// it. Empty: all its addresses are public.
+pub(crate) fn block_names(net: &IpNet) -> Vec<&'static str> {
+    let mut names: Vec<&'static str> = Vec::new();
+    for (_, name) in BY_LENGTH.iter().filter(|(block, _)| net.contains(block)) {
+        if !names.contains(name) {
+            names.push(name);
+        }
+    }
+    if names.is_empty() {
+        names.extend(BY_LENGTH.iter().find(|(block, _)| block.contains(net)).map(|(_, name)| name));
+    }
+    names
+}

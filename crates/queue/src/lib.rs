@@ -13,6 +13,7 @@ mod rabbit;
 pub use broker::{Broker, BrokerError};
 pub use doorbell::consumer::{Consumer, ConsumerStats, Message};
 pub use doorbell::publisher::{Publisher, PublisherStats};
+pub use rabbit::inspect::{BrokerFacts, Publishing, QueueState, Refused};
 pub use rabbit::session::{Depth, Lost};
 
 use tokio_util::sync::CancellationToken;
@@ -55,6 +56,17 @@ impl Broker {
         let depth = session.depth(self).await;
         session.close().await;
         depth
+    }
+
+    /// Returns the product and version that the broker states before the login, such as `RabbitMQ 3.10.8`.
+    /// `None`: it does not speak AMQP 0-9-1.
+    pub async fn greeting(&self) -> Result<Option<String>, Lost> {
+        rabbit::inspect::greeting(self).await
+    }
+
+    /// Returns the state of the broker and the queue, and the user's rights. Changes nothing.
+    pub async fn inspect(&self) -> Result<BrokerFacts, Lost> {
+        rabbit::inspect::inspect(self).await
     }
 
     /// Deletes the queue and its parked queue with their contents. Meant for temporary queues, such as those

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use anyhow::Context;
 use dispatcher::KeySource;
-use store::{DatabaseUrl, Keyring, Store, missing_keys};
+use store::{DatabaseUrl, Keyring, MissingKey, Store, missing_keys};
 
 use crate::settings::Settings;
 
@@ -46,13 +46,17 @@ pub(crate) async fn check(store: &Store, keyring: &Keyring) -> anyhow::Result<()
         tracing::warn!(key_id = key.key_id, secrets = key.secrets, "deleted signing secrets can't be opened");
     }
     if let Some(key) = needed.first() {
-        anyhow::bail!(
-            "{} signing secret(s) are sealed with key {:?} and can't be opened ({}): put that key back into \
-             secrets.keys, beside others if need be; `redial secret rewrap` seals them with the first one",
-            key.secrets,
-            key.key_id,
-            key.reason
-        );
+        anyhow::bail!("{}: {ADVICE}", describe(key));
     }
     Ok(())
+}
+
+/// What to do about secrets that can't be opened.
+pub(crate) const ADVICE: &str = "put that key back into secrets.keys, beside others if need be; `redial secret rewrap` \
+                                 seals them with the first one";
+
+/// Describes secrets that can't be opened.
+pub(crate) fn describe(key: &MissingKey) -> String {
+    let MissingKey { key_id, secrets, reason, .. } = key;
+    format!("{secrets} signing secret(s) are sealed with key {key_id:?} and can't be opened ({reason})")
 }

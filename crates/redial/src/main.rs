@@ -20,8 +20,8 @@ use ::dispatcher::DispatcherError;
 use clap::{CommandFactory, Parser, Subcommand};
 
 use crate::commands::{
-    api, config, deliveries, demo, dev, dispatcher, healthcheck, listen, migrate, org, prune, runs, secret,
-    token,
+    api, config, deliveries, demo, dev, dispatcher, doctor, healthcheck, listen, migrate, org, prune, runs,
+    secret, token,
 };
 use crate::settings::{Settings, SettingsError};
 
@@ -48,6 +48,7 @@ enum Command {
     Api,
     /// Deliver callbacks (PostgreSQL and RabbitMQ).
     Dispatcher,
+    Doctor(doctor::Args),
     Listen(listen::Args),
     Healthcheck(healthcheck::Args),
     /// Migrate the database to the current schema.
@@ -123,6 +124,8 @@ async fn run(cli: Cli) -> anyhow::Result<()> {
     let filter = settings.log.filter.as_deref().unwrap_or(match cli.command {
         // These report on standard output.
         Command::Demo => "error",
+        // Its lines say what went wrong.
+        Command::Doctor(_) => "off",
         Command::Dev(_) | Command::Listen(_) => "warn",
         _ => "info",
     });
@@ -132,6 +135,7 @@ async fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Dev(args) => dev::run(&settings, args).await,
         Command::Api => api::run(&settings).await,
         Command::Dispatcher => dispatcher::run(&settings, cli.config).await,
+        Command::Doctor(args) => doctor::run(&settings, cli.config.as_deref(), args).await,
         Command::Listen(args) => listen::run(args).await,
         Command::Healthcheck(args) => healthcheck::run(args).await,
         Command::Migrate => migrate::run(&settings).await,

@@ -5,6 +5,16 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 /// Files other than client connections: database, broker, listeners, event queues, standard streams.
 const OTHERS: u64 = 128;
 
+/// Returns the limit of open files that [`raise_limit`] reaches; `None` is unlimited.
+pub(crate) fn hard_limit() -> Option<u64> {
+    getrlimit(Resource::Nofile).maximum
+}
+
+/// Returns how many open files a dispatcher needs for a connection per attempt in flight.
+pub(crate) fn needed_for(max_in_flight: usize) -> u64 {
+    OTHERS + max_in_flight as u64
+}
+
 /// Raises the soft limit of open files to the hard limit and returns it; `None` is unlimited. Systems default
 /// to a soft limit of 1,024 for the sake of old programs and let others raise it.
 pub(crate) fn raise_limit() -> Option<u64> {
@@ -21,7 +31,7 @@ pub(crate) fn raise_limit() -> Option<u64> {
 /// Raises the limit. Warns if it is too low for a connection per attempt in flight.
 pub(crate) fn raise_limit_for(max_in_flight: usize) {
     let limit = raise_limit();
-    if limit.is_some_and(|limit| limit < OTHERS + max_in_flight as u64) {
+    if limit.is_some_and(|limit| limit < needed_for(max_in_flight)) {
         tracing::warn!(
             ?limit,
             max_in_flight,

@@ -33,7 +33,7 @@ use self::size::Size;
 use self::source::{Source, Variables};
 
 /// The default configuration file, in the working directory; optional.
-const FILE: &str = "redial.toml";
+pub(crate) const FILE: &str = "redial.toml";
 /// Shorter than any HTTP exchange.
 const SHORTEST: Duration = Duration::from_millis(1);
 /// Longer than any practical value, and far below where sums of timestamps overflow.

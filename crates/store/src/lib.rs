@@ -11,6 +11,7 @@ mod connect;
 mod deliveries;
 mod error;
 mod idempotency;
+mod inspect;
 mod migrate;
 mod organizations;
 mod page;
@@ -41,7 +42,8 @@ pub use deliveries::relay::{DueClaim, claim_due};
 pub use deliveries::withdraw::{Withdrawal, withdraw};
 pub use error::{RowsRefused, StoreError, within};
 pub use idempotency::{IdempotencyKey, forget_idempotency_keys};
-pub use migrate::{MIGRATIONS, Migration, SchemaState, migrate, migrate_to};
+pub use inspect::{DatabaseFacts, PostgresFacts, clock_offset, database_facts};
+pub use migrate::{MIGRATIONS, Migration, SchemaFacts, SchemaState, migrate, migrate_to, schema_facts};
 pub use organizations::{Organization, create_organization, find_organization, organization_ids};
 pub use page::{PageRequest, Position, Rows, SortOrder};
 pub use prune::{PruneKind, PruneRange, Pruned, prune, take_pruning_turn};
@@ -53,7 +55,9 @@ pub use secrets::manage::{
     CreatedSecret, SecretUpdate, UpdatedSecret, create_secret, create_secret_once, disable_secret,
     find_secret, secrets_page, update_secret,
 };
-pub use secrets::rewrap::{MissingKey, Rewrapped, Unopened, missing_keys, rewrap_secrets};
+pub use secrets::rewrap::{
+    MissingKey, OpenedSecrets, Rewrapped, Unopened, missing_keys, open_secrets, rewrap_secrets,
+};
 pub use secrets::signing::{ValidSecret, note_secret_used, open_secret, signing_secrets};
 pub use store::Store;
 pub use tokens::{

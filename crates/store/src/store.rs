@@ -185,23 +185,24 @@ impl Store {
 
     async fn align_clock(&self) -> Result<(), StoreError> {
         let clock = self.clock.clone();
-        self.readers
-            .run(move |conn| {
-                let AnyConnection::Postgres(conn) = conn else {
-                    // SQLite's clock is this host's.
-                    clock.align_with_host();
-                    return Ok(());
-                };
-                let asked = clock.monotonic();
-                let micros: i64 = diesel::select(diesel::dsl::sql::<diesel::sql_types::BigInt>(
-                    "(extract(epoch FROM clock_timestamp()) * 1000000)::bigint",
-                ))
-                .get_result(conn)?;
-                if !clock.align(Timestamp::from_micros(micros), asked, clock.monotonic()) {
-                    tracing::debug!("a sample of the database's clock was not used");
-                }
-                Ok(())
-            })
-            .await
+        self.readers.run(move |conn| follow(conn, &clock)).await
     }
+}
+
+/// Aligns `clock` with the database's.
+pub(crate) fn follow(conn: &mut AnyConnection, clock: &Clock) -> Result<(), StoreError> {
+    let AnyConnection::Postgres(conn) = conn else {
+        // SQLite's clock is this host's.
+        clock.align_with_host();
+        return Ok(());
+    };
+    let asked = clock.monotonic();
+    let micros: i64 = diesel::select(diesel::dsl::sql::<diesel::sql_types::BigInt>(
+        "(extract(epoch FROM clock_timestamp()) * 1000000)::bigint",
+    ))
+    .get_result(conn)?;
+    if !clock.align(Timestamp::from_micros(micros), asked, clock.monotonic()) {
+        tracing::debug!("a sample of the database's clock was not used");
+    }
+    Ok(())
 }

@@ -75,7 +75,7 @@ const MAX_TTL: Duration = Duration::from_secs(300);
 /// Upper bound of the TTL of NXDOMAIN and empty responses: the record may be in the process of being created.
 const NEGATIVE_MAX_TTL: Duration = Duration::from_secs(10);
 /// Maximum number of name servers, as in glibc.
-const MAX_SERVERS: usize = 3;
+pub(crate) const MAX_SERVERS: usize = 3;
 /// How long one address family waits for the other (RFC 8305, section 3).
 const RESOLUTION_DELAY: Duration = Duration::from_millis(50);
 /// Maximum number of addresses used per name. They share the connect timeout.
@@ -143,13 +143,24 @@ impl Names {
     async fn probe<T>(&self, asked_at: Instant) -> T {
         sleep(self.timeout / 2).await;
         if self.responses.last_at().is_none_or(|at| at < asked_at) {
-            let probes = self.servers.iter().map(|server| async {
-                server.clear_lookup_cache(Name::root(), RecordType::NS);
-                let _ = server.lookup(Name::root(), RecordType::NS).await;
-            });
-            join_all(probes).await;
+            self.query_root().await;
         }
         pending().await
+    }
+
+    async fn query_root(&self) {
+        let queries = self.servers.iter().map(|server| async {
+            server.clear_lookup_cache(Name::root(), RecordType::NS);
+            let _ = server.lookup(Name::root(), RecordType::NS).await;
+        });
+        join_all(queries).await;
+    }
+
+    /// Whether a name server responds, whatever the response.
+    pub(crate) async fn respond(&self) -> bool {
+        let asked_at = Instant::now();
+        let _ = timeout(self.timeout, self.query_root()).await;
+        self.responses.last_at().is_some_and(|at| at >= asked_at)
     }
 
     /// Queries the name servers in order. Moves on to the next one after an inconclusive response, or after

@@ -35,9 +35,8 @@ impl Resolver {
         connect_timeout: Duration,
         max_in_flight: usize,
     ) -> Result<Resolver, NetError> {
-        let share = connect_timeout / SHARES;
-        let system = SystemNames::new(LOOKUP_SHARES * share)?;
-        Ok(Resolver::with(policy, move || system.current(), share, max_in_flight))
+        let system = SystemNames::new(lookup_timeout(connect_timeout))?;
+        Ok(Resolver::with(policy, move || system.current(), connect_timeout / SHARES, max_in_flight))
     }
 
     /// Resolves with the given name servers.
@@ -59,6 +58,11 @@ impl Resolver {
 /// before the connect timeout, which would be attributed to the receiver.
 const SHARES: u32 = 5;
 const LOOKUP_SHARES: u32 = 3;
+
+/// Returns the limit of one lookup.
+pub(crate) fn lookup_timeout(connect_timeout: Duration) -> Duration {
+    LOOKUP_SHARES * (connect_timeout / SHARES)
+}
 
 /// Why there is no address to connect to.
 #[derive(Debug, Error)]

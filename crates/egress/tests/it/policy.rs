@@ -261,6 +261,25 @@ fn localhost_is_refused_if_loopback_is_both_allowed_and_denied() {
 }
 
 #[test]
+fn allowed_ranges_name_the_refused_blocks_that_they_open() {
+    let opened = |allow: &[&str], deny: &[&str]| {
+        let parsed = |ranges: &[&str]| ranges.iter().map(|range| range.parse().unwrap()).collect();
+        let rules = Rules { allow: parsed(allow), deny: parsed(deny), ..Rules::default() };
+        let opened = Policy::from(rules).opened();
+        opened.iter().map(|(net, blocks)| format!("{net}: {}", blocks.join(", "))).collect::<Vec<_>>()
+    };
+    assert_eq!(
+        opened(&["10.1.2.0/24", "::1/128"], &[]),
+        ["10.1.2.0/24: private network", "::1/128: loopback"]
+    );
+    assert_eq!(opened(&["169.254.0.0/16"], &[]), ["169.254.0.0/16: cloud metadata, link-local"]);
+    assert_eq!(opened(&["::ffff:10.0.0.0/104"], &[]), ["10.0.0.0/8: private network"]);
+    assert!(opened(&["0.0.0.0/0"], &[])[0].contains("loopback"));
+    assert_eq!(opened(&["93.184.216.0/24"], &[]), <[&str; 0]>::default());
+    assert_eq!(opened(&["10.1.2.0/24"], &["10.0.0.0/8"]), <[&str; 0]>::default());
+}
+
+#[test]
 fn ports_are_refused_unless_they_are_in_a_range() {
     let some = ["25".parse().unwrap(), "8000-8002".parse().unwrap()];
     let some = Policy::from(Rules { ports: some.to_vec(), ..Rules::default() });

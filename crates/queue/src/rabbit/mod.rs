@@ -2,5 +2,6 @@
 
 pub(crate) mod backoff;
 pub(crate) mod consume;
+pub(crate) mod inspect;
 pub(crate) mod publish;
 pub(crate) mod session;

@@ -121,7 +121,7 @@ impl Session {
 /// The TCP connection under lapin's, shut down on drop. lapin's thread ends only with its socket. Without
 /// this, each connection to a broker that accepts and never answers would leak a thread.
 #[derive(Default)]
-struct Socket(Arc<OnceLock<TcpStream>>);
+pub(super) struct Socket(Arc<OnceLock<TcpStream>>);
 
 impl Drop for Socket {
     fn drop(&mut self) {
@@ -131,7 +131,7 @@ impl Drop for Socket {
     }
 }
 
-async fn connect(broker: &Broker, name: &str, socket: &Socket) -> lapin::Result<Connection> {
+pub(super) async fn connect(broker: &Broker, name: &str, socket: &Socket) -> lapin::Result<Connection> {
     let socket = socket.0.clone();
     // lapin's own recovery stays off (the default), because a recovered session looks like the old one.
     let properties = ConnectionProperties::default().with_connection_name(name.into());
@@ -211,7 +211,7 @@ fn parked_arguments() -> FieldTable {
 
 /// Returns the arguments of the queue. Those of an existing queue can't be changed, so a change here requires
 /// a new [`Broker::DEFAULT_QUEUE`].
-fn arguments(broker: &Broker) -> FieldTable {
+pub(super) fn arguments(broker: &Broker) -> FieldTable {
     let mut doorbells = FieldTable::default();
     doorbells.insert("x-queue-type".into(), text("quorum"));
     // The relay serves the deliveries of doorbells refused by a full queue: it reads the backlog from the

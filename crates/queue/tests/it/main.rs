@@ -5,4 +5,5 @@
 
 mod broker;
 mod in_process;
+mod inspect;
 mod support;

@@ -15,7 +15,7 @@ use crate::settings::Settings;
 use crate::traces::Traces;
 
 /// Each accepted delivery is a transaction that waits for the disk; this many can wait at once.
-const CONNECTIONS: u32 = 16;
+pub(crate) const CONNECTIONS: u32 = 16;
 
 pub(crate) async fn run(settings: &Settings) -> anyhow::Result<()> {
     let (url, broker, keyring) = (settings.postgres_url()?, settings.broker()?, settings.keyring()?);

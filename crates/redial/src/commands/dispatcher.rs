@@ -18,7 +18,7 @@ use crate::settings::Settings;
 use crate::traces::Traces;
 
 /// One connection each to claim, record, retry refused records and recover leases; two to read secrets.
-const CONNECTIONS: u32 = 6;
+pub(crate) const CONNECTIONS: u32 = 6;
 
 /// Runs until SIGTERM or SIGINT. Missing keys are read again from `config_file`, the file of `settings`.
 pub(crate) async fn run(settings: &Settings, config_file: Option<PathBuf>) -> anyhow::Result<()> {

@@ -6,6 +6,7 @@ pub(crate) mod deliveries;
 pub(crate) mod demo;
 pub(crate) mod dev;
 pub(crate) mod dispatcher;
+pub(crate) mod doctor;
 pub(crate) mod healthcheck;
 mod import;
 pub(crate) mod listen;

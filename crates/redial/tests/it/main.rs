@@ -7,6 +7,7 @@ mod commands;
 mod concurrency;
 mod data_care;
 mod distributed;
+mod doctor;
 mod documents;
 mod draining;
 mod embedded;

@@ -11,5 +11,5 @@ mod state;
 
 pub use apply::{migrate, migrate_to};
 pub use migrations::{MIGRATIONS, Migration};
-pub use state::SchemaState;
 pub(crate) use state::schema_state;
+pub use state::{SchemaFacts, SchemaState, schema_facts};

@@ -10,6 +10,9 @@ use crate::error::StoreError;
 use crate::migrate::migrations::{MIGRATIONS, Migration, newest};
 use crate::prepared::prepared;
 
+/// The table of the applied migrations.
+const HISTORY: &str = "__diesel_schema_migrations";
+
 /// How a database's schema fits this program.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum SchemaState {
@@ -38,13 +41,31 @@ impl SchemaState {
     }
 }
 
+/// How a database's schema fits this program, with the numbers behind it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SchemaFacts {
+    /// Whether this program may use it.
+    pub state: SchemaState,
+    /// The newest applied migration; `None` if there is none.
+    pub newest: Option<i64>,
+    /// The newest migration that this program knows.
+    pub known: i64,
+}
+
+/// Compares the applied migrations with this program's, and names the newest of both.
+pub fn schema_facts(conn: &mut AnyConnection) -> Result<SchemaFacts, StoreError> {
+    let state = schema_state(conn)?;
+    let applied = if has_table(conn, HISTORY)? { applied(conn)? } else { BTreeSet::new() };
+    Ok(SchemaFacts { state, newest: applied.last().copied(), known: newest(MIGRATIONS) })
+}
+
 /// Compares the applied migrations with this program's.
 pub(crate) fn schema_state(conn: &mut AnyConnection) -> Result<SchemaState, StoreError> {
     state(conn, MIGRATIONS)
 }
 
 pub(super) fn state(conn: &mut AnyConnection, known: &[Migration]) -> Result<SchemaState, StoreError> {
-    if !has_table(conn, "__diesel_schema_migrations")? {
+    if !has_table(conn, HISTORY)? {
         return Ok(SchemaState::Older);
     }
     let seen = applied(conn)?;

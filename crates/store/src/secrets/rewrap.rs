@@ -113,6 +113,47 @@ pub fn missing_keys(tx: &mut AnyConnection, keyring: &Keyring) -> Result<Vec<Mis
     Ok(missing)
 }
 
+/// The result of opening stored secrets.
+#[derive(Clone, Debug, PartialEq)]
+pub struct OpenedSecrets {
+    /// Number of stored secrets.
+    pub stored: i64,
+    /// Number of those that were tried.
+    pub tried: usize,
+    /// Those that could not be opened, by key and reason.
+    pub missing: Vec<MissingKey>,
+}
+
+/// Tries to open every secret, up to `limit`; enabled ones first.
+pub fn open_secrets(
+    tx: &mut AnyConnection,
+    keyring: &Keyring,
+    limit: u32,
+) -> Result<OpenedSecrets, StoreError> {
+    type Row = (DbId, DbId, String, Vec<u8>, bool);
+    let stored = table::table.count().get_result(tx)?;
+    let rows: Vec<Row> = table::table
+        .order_by((table::disabled_at.is_not_null(), table::id))
+        .limit(limit.into())
+        .select((table::id, table::org_id, table::key_id, table::sealed, table::disabled_at.is_null()))
+        .load(tx)?;
+    let mut opened = OpenedSecrets { stored, tried: rows.len(), missing: Vec::new() };
+    for (id, org, key_id, bytes, needed) in rows {
+        let sealed = Sealed { key_id, bytes };
+        let Err(error) = keyring.open(org.into(), id.into(), &sealed) else { continue };
+        let reason = error.to_string();
+        let known = |missing: &&mut MissingKey| missing.key_id == sealed.key_id && missing.reason == reason;
+        match opened.missing.iter_mut().find(known) {
+            Some(missing) => {
+                missing.secrets += 1;
+                missing.needed |= needed;
+            }
+            None => opened.missing.push(MissingKey { key_id: sealed.key_id, secrets: 1, needed, reason }),
+        }
+    }
+    Ok(opened)
+}
+
 fn is_needed(tx: &mut AnyConnection, key_id: &str) -> QueryResult<bool> {
     let enabled: Option<DbId> = table::table
         .filter(table::key_id.eq(key_id))

@@ -11,6 +11,7 @@ mod erasing;
 mod finishing;
 mod holds;
 mod idempotency;
+mod inspect;
 mod invariants;
 mod migrations;
 mod pages;

@@ -1,7 +1,8 @@
 //! Key changes and missing keys.
 
 use ::store::{
-    Keyring, MissingKey, create_secret, disable_secret, missing_keys, open_secret, rewrap_secrets,
+    Keyring, MissingKey, create_secret, disable_secret, missing_keys, open_secret, open_secrets,
+    rewrap_secrets,
 };
 use contracts::NewSecret;
 use testkit::Backend;
@@ -13,6 +14,7 @@ testkit::on_both_backends!(
     a_secret_that_no_key_opens_is_reported_and_unchanged,
     a_missing_key_is_reported_before_it_is_needed,
     a_key_of_deleted_secrets_only_is_not_needed,
+    every_secret_is_opened_up_to_a_limit_and_enabled_ones_first,
 );
 
 fn ring(keys: &[&str]) -> Keyring {
@@ -79,4 +81,22 @@ async fn a_key_of_deleted_secrets_only_is_not_needed(backend: Backend) {
     assert!(needed(&mut stage));
     assert!(disable_secret(&mut stage.conn, stage.now, stage.org, made.id).unwrap());
     assert!(!needed(&mut stage));
+}
+
+/// The first secret of a key may open while others of the same name don't.
+async fn every_secret_is_opened_up_to_a_limit_and_enabled_ones_first(backend: Backend) {
+    let mut stage = Stage::new(backend);
+    let (own, namesake) = (ring(&[&Keyring::generate("k")]), ring(&[&Keyring::generate("k")]));
+    let disabled = create(&mut stage, &own).secret;
+    create(&mut stage, &own);
+    create(&mut stage, &namesake);
+    assert!(disable_secret(&mut stage.conn, stage.now, stage.org, disabled.id).unwrap());
+    let opened = open_secrets(&mut stage.conn, &own, 10).unwrap();
+    assert_eq!((opened.stored, opened.tried), (3, 3));
+    let [MissingKey { secrets: 1, needed: true, .. }] = &opened.missing[..] else { panic!("{opened:?}") };
+    let opened = open_secrets(&mut stage.conn, &namesake, 10).unwrap();
+    let [MissingKey { secrets: 2, needed: true, .. }] = &opened.missing[..] else { panic!("{opened:?}") };
+    let opened = open_secrets(&mut stage.conn, &namesake, 2).unwrap();
+    assert_eq!((opened.stored, opened.tried), (3, 2));
+    let [MissingKey { secrets: 1, needed: true, .. }] = &opened.missing[..] else { panic!("{opened:?}") };
 }
