@@ -23,6 +23,13 @@ macro_rules! ids {
                 $name(uuid_v7(now))
             }
 
+            /// Returns when the id was created, to the millisecond; `None` if it is no UUIDv7.
+            pub fn created_at(self) -> Option<Timestamp> {
+                let (seconds, nanos) = self.0.get_timestamp()?.to_unix();
+                let micros = i64::try_from(seconds).ok()?.checked_mul(1_000_000)?;
+                Some(Timestamp::from_micros(micros + i64::from(nanos / 1_000)))
+            }
+
             /// Returns a new id with the caller's random bits.
             pub fn with_random(now: Timestamp, random: u128) -> Self {
                 let millis = now.as_micros().max(0).unsigned_abs() / 1_000;

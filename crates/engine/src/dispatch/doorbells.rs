@@ -5,8 +5,17 @@ use std::time::Duration;
 
 use contracts::{Destination, Job};
 
-use super::events::Doorbell;
+use super::events::{Doorbell, Now};
 use crate::transition::DOORBELL_GRACE;
+
+/// The relay has been looking for a delivery of this age for seconds. A queue that has filled up while no
+/// dispatcher consumed it must not delay the doorbells of new deliveries behind it.
+const STALE: Duration = Duration::from_secs(5);
+
+/// Returns whether a doorbell is too old to be worth a claim.
+pub(super) fn is_stale(doorbell: &Doorbell, now: Now) -> bool {
+    doorbell.job.delivery_id.created_at().is_some_and(|created_at| now.clock.since(created_at) > STALE)
+}
 
 #[derive(Debug, Default)]
 pub(super) struct Doorbells {

@@ -27,7 +27,7 @@ use crate::protection::{Protection, is_off};
 
 use self::backoff::SteppedOver;
 use self::claiming::Claiming;
-use self::doorbells::Doorbells;
+use self::doorbells::{Doorbells, is_stale};
 use self::in_flight::InFlight;
 use self::limits::{Destinations, Troubles};
 use self::pace::{GATHERED, OUTAGE_PAUSE};
@@ -215,7 +215,7 @@ impl Dispatch {
             let destination = doorbell.job.destination;
             if self.is_stopping || self.claiming.is_paused() {
                 actions.push(Action::GiveBack(vec![doorbell.token]));
-            } else if self.destinations.is_held(destination, now) {
+            } else if self.destinations.is_held(destination, now) || is_stale(&doorbell, now) {
                 forgotten.push(doorbell);
             } else if self.doorbells.of(destination) >= self.destinations.room(destination, now) {
                 // The relay finds the delivery as soon as there is room.

@@ -26,6 +26,32 @@ fn doorbells_that_arrive_during_a_claim_form_the_next_claim() {
 }
 
 #[test]
+fn a_doorbell_of_a_delivery_that_the_relay_has_long_been_looking_for_is_dropped() {
+    let mut bench = Bench::new(limits());
+    let accepted_at = bench.now.clock;
+    let doorbell = |token: u64| Doorbell {
+        token,
+        job: Job {
+            delivery_id: DeliveryId::with_random(accepted_at, token.into()),
+            attempt: 1,
+            destination: Destination::from(1),
+            payload_size: Some(10),
+            org_id: OrgId(Uuid::nil()),
+            request_id: "r".to_owned(),
+            traceparent: None,
+        },
+    };
+    bench.now.clock = accepted_at + 5 * SECOND;
+    bench.tell(Event::Doorbells(vec![doorbell(1)]));
+    let (_, jobs) = bench.jobs();
+    assert_eq!(jobs.len(), 1, "late, but not yet too late");
+    bench.actions.clear();
+    bench.now.clock = accepted_at + 6 * SECOND;
+    bench.tell(Event::Doorbells(vec![doorbell(2), doorbell(3)]));
+    assert_eq!(bench.actions, [Action::Acknowledge(vec![2, 3])]);
+}
+
+#[test]
 fn doorbells_of_a_full_destination_are_dropped_and_its_deliveries_polled_once_it_has_room() {
     let mut bench = Bench::new(limits());
     bench.ring(1, 6, 10);
