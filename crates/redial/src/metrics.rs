@@ -1,6 +1,6 @@
 //! The metrics of a service: what is read at each scrape, and the listener.
 
-use std::net::{SocketAddr, TcpListener};
+use std::net::TcpListener;
 
 use anyhow::{Context, Result};
 use dispatcher::Progress;
@@ -8,6 +8,8 @@ use ops::Metrics;
 use queue::{Consumer, Publisher};
 use store::Store;
 use tokio_util::sync::CancellationToken;
+
+use crate::settings::ListenAddress;
 
 /// Returns the metrics of a process that uses `store`.
 pub(crate) fn of_process(store: &Store) -> Metrics {
@@ -46,11 +48,8 @@ pub(crate) fn watch(
 }
 
 /// Listens on `address`.
-pub(crate) fn listen(address: Option<SocketAddr>) -> Result<Option<TcpListener>> {
-    let listen = |address| {
-        TcpListener::bind(address).with_context(|| format!("metrics.listen: cannot listen on {address}"))
-    };
-    address.map(listen).transpose()
+pub(crate) fn listen(address: &ListenAddress) -> Result<TcpListener> {
+    address.bind().with_context(|| format!("metrics.listen: cannot listen on {address}"))
 }
 
 /// Serves `metrics` on `listener`, if there is one, until `ended`.

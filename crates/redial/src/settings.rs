@@ -6,6 +6,7 @@
 
 mod apply;
 mod error;
+mod listen;
 mod masked;
 #[cfg(test)]
 mod reference;
@@ -29,6 +30,7 @@ use serde::Serialize;
 use tracing_subscriber::EnvFilter;
 
 pub(crate) use self::error::SettingsError;
+pub(crate) use self::listen::ListenAddress;
 use self::size::Size;
 use self::source::{Source, Variables};
 
@@ -174,7 +176,7 @@ struct RetentionSettings {
 #[derive(Clone, Serialize)]
 pub(crate) struct MetricsSettings {
     /// Address of the metrics; `None` disables them.
-    pub(crate) listen: Option<SocketAddr>,
+    pub(crate) listen: Option<ListenAddress>,
 }
 
 #[derive(Clone, Serialize)]

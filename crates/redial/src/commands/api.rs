@@ -21,7 +21,7 @@ pub(crate) async fn run(settings: &Settings) -> anyhow::Result<()> {
     let (url, broker, keyring) = (settings.postgres_url()?, settings.broker()?, settings.keyring()?);
     let listener = TcpListener::bind(settings.api.listen)
         .with_context(|| format!("api.listen: cannot listen on {}", settings.api.listen))?;
-    let metrics_listener = metrics::listen(settings.metrics.listen)?;
+    let metrics_listener = settings.metrics.listen.as_ref().map(metrics::listen).transpose()?;
     let traces = Traces::start("redial-api", settings)?;
     let service = service::start(&url, settings.database.pool_size.unwrap_or(CONNECTIONS)).await?;
     let (store, shutdown) = (service.store.clone(), service.shutdown.clone());

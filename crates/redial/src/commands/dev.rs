@@ -18,6 +18,7 @@ use uuid::Uuid;
 use crate::commands::listen::print_arrivals;
 use crate::examples;
 use crate::keys;
+use crate::metrics;
 use crate::settings::Settings;
 use crate::signals;
 use crate::stack::{Options, Stack, Tenant, make_tenant, open_store};
@@ -74,9 +75,10 @@ pub(crate) async fn run(settings: &Settings, args: Args) -> Result<()> {
     }
     let listener = TcpListener::bind(args.listen)
         .with_context(|| format!("cannot listen on {}: stop what does, or give --listen", args.listen))?;
-    let metrics = settings.metrics.listen.unwrap_or_else(|| ([127, 0, 0, 1], 0).into());
-    let metrics =
-        TcpListener::bind(metrics).with_context(|| format!("metrics.listen: cannot listen on {metrics}"))?;
+    let metrics = match &settings.metrics.listen {
+        Some(address) => metrics::listen(address)?,
+        None => TcpListener::bind("127.0.0.1:0")?,
+    };
     let metrics_url = format!("http://{}/metrics", metrics.local_addr()?);
     let traces = Traces::start("redial", settings)?;
     let (sink, arrivals) = unbounded_channel();

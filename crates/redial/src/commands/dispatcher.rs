@@ -27,7 +27,7 @@ pub(crate) async fn run(settings: &Settings, config_file: Option<PathBuf>) -> an
         TcpListener::bind(addr).with_context(|| format!("dispatcher.listen: cannot listen on {addr}"))
     });
     let health = health.transpose()?;
-    let metrics_listener = metrics::listen(settings.metrics.listen)?;
+    let metrics_listener = settings.metrics.listen.as_ref().map(metrics::listen).transpose()?;
     let traces = Traces::start("redial-dispatcher", settings)?;
     open_files::raise_limit_for(settings.dispatcher.max_in_flight.into());
     let service = service::start(&url, settings.database.pool_size.unwrap_or(CONNECTIONS)).await?;

@@ -203,7 +203,14 @@ async fn check_listeners(settings: &Settings) -> [Check; 3] {
     let listener = |setting, address| Listener { setting, address };
     let api = listener("api.listen", Some(settings.api.listen));
     let dispatcher = listener("dispatcher.listen", settings.dispatcher.listen);
-    let metrics = listener("metrics.listen", settings.metrics.listen);
+    let (metrics, unresolved) = match &settings.metrics.listen {
+        Some(address) => match probe::local(address).await {
+            Ok(own) => (Some(own), None),
+            Err(error) => (None, Some(network::unresolved("metrics.listen", address, &error))),
+        },
+        None => (None, None),
+    };
+    let metrics = listener("metrics.listen", metrics);
     let port = async |listener: &Listener, (path, mark): (&str, &str)| match listener.address {
         Some(address) => Some(probe::port(address, path, mark).await),
         None => None,
@@ -214,6 +221,6 @@ async fn check_listeners(settings: &Settings) -> [Check; 3] {
     [
         network::listener(&api, of_api.as_ref(), &metrics),
         network::listener(&dispatcher, of_dispatcher.as_ref(), &metrics),
-        network::listener(&metrics[0], of_metrics.as_ref(), &[]),
+        unresolved.unwrap_or_else(|| network::listener(&metrics[0], of_metrics.as_ref(), &[])),
     ]
 }

@@ -1,8 +1,10 @@
 //! Judges the addresses that services listen on.
 
+use std::io;
 use std::net::SocketAddr;
 
 use super::report::Check;
+use crate::settings::ListenAddress;
 
 /// An address that a service listens on.
 pub(super) struct Listener {
@@ -49,6 +51,12 @@ pub(super) fn listener(listener: &Listener, port: Option<&Port>, same_process: &
             "give an address of this host, and a port that the user may use",
         ),
     }
+}
+
+/// Judges an address that is none of this host's.
+pub(super) fn unresolved(setting: &'static str, address: &ListenAddress, error: &io::Error) -> Check {
+    let found = format!("no program can listen on {address}: {error}");
+    Check::problem(setting, found, "give an address of this host, or a name that has one")
 }
 
 /// Whether two listeners on these addresses exclude each other.

@@ -10,8 +10,9 @@ use tokio::net::TcpSocket;
 
 use super::host::FileFacts;
 use super::network::Port;
+use crate::settings::ListenAddress;
 
-/// A service on this host answers its health check within milliseconds.
+/// A service on this host answers its health check within milliseconds, and so does the server of names on a network.
 const TIMEOUT: Duration = Duration::from_secs(2);
 /// More than a health check's response. Of a longer one, such as `/metrics`, the beginning will do.
 const MAX_RESPONSE: usize = 16 * 1024;
@@ -43,6 +44,12 @@ pub(super) fn file(path: &Path) -> io::Result<FileFacts> {
         network,
         free: system.f_bavail.saturating_mul(system.f_bsize.unsigned_abs()),
     })
+}
+
+/// Returns the address of this host that a listener at `address` would get.
+pub(super) async fn local(address: &ListenAddress) -> io::Result<SocketAddr> {
+    let address = address.clone();
+    tokio::time::timeout(TIMEOUT, tokio::task::spawn_blocking(move || address.local())).await??
 }
 
 /// Returns whether `address` can be listened on. If it is taken, the program there is a service of Redial if

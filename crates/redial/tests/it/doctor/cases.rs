@@ -23,7 +23,7 @@ fn alter(database: &TestDatabase, change: &str) {
     ));
 }
 
-const CASES: [Case; 20] = [
+const CASES: [Case; 21] = [
     Case {
         name: "nothing listens at the database's address",
         broken: |_, cli| cli.with("DATABASE_URL", "postgres://127.0.0.1:1/redial"),
@@ -176,6 +176,13 @@ const CASES: [Case; 20] = [
         check: "api.listen",
         status: "problem",
         says: "give an address of this host",
+    },
+    Case {
+        name: "the metrics' address is another host's",
+        broken: |_, cli| cli.with("REDIAL_METRICS__LISTEN", "192.0.2.1:9464"),
+        check: "metrics.listen",
+        status: "problem",
+        says: "give an address of this host, or a name that has one",
     },
     Case {
         name: "a dispatcher would listen twice on one port",
