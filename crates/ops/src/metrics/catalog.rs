@@ -173,7 +173,7 @@ impl Metrics {
             destinations: registry.set_gauges(Metric {
                 name: "redial_destinations",
                 labels: ["state"],
-                help: "Destinations that this dispatcher knows as ordinary or slowed (failures have lowered their limit), and those of the whole installation that are held",
+                help: "Destinations that this dispatcher knows as ordinary or slowed (failures have lowered their limit), and those of the whole installation that are held. Aggregate with max",
             }),
             store_seconds: registry.histograms(
                 Metric {
