@@ -13,13 +13,11 @@ use store::{
     AcceptPolicy, DatabaseUrl, Deliver, DeliveryFilter, DeliveryParts, Keyring, PageRequest, SortOrder,
     Store, StoreError, count_deliveries, deliveries_page, record_run,
 };
-use testkit::RabbitNode;
+use testkit::{Cluster, RabbitNode, free_port};
 use tokio::time::sleep;
 use uuid::Uuid;
 
-use crate::cluster::Cluster;
 use crate::ledger::Ledger;
-use crate::ports::free_port;
 use crate::process::{Process, ProcessSpec};
 
 /// Servers that all scenarios share: a private PostgreSQL cluster and a private RabbitMQ node.
@@ -29,6 +27,14 @@ pub(crate) struct Servers {
     pub(crate) binary: PathBuf,
     /// Directory of the logs.
     pub(crate) directory: PathBuf,
+}
+
+/// The database and the broker of an installation.
+pub(crate) struct Place {
+    /// Name of the database.
+    pub(crate) database: String,
+    pub(crate) database_url: String,
+    pub(crate) broker_url: String,
 }
 
 /// Settings of a scenario.
@@ -85,12 +91,18 @@ const TIMEOUT: Duration = Duration::from_secs(300);
 const POLL_INTERVAL: Duration = Duration::from_millis(200);
 
 impl Installation {
-    /// Sets up an installation and starts its processes.
+    /// Sets up an installation on the shared servers and starts its processes.
     pub(crate) async fn open(servers: &Servers, plan: Plan) -> Result<Installation> {
-        let id = Uuid::new_v4().simple();
-        let database = format!("{}_{id}", plan.name.replace('-', "_"));
+        let database = format!("{}_{}", plan.name.replace('-', "_"), Uuid::new_v4().simple());
         servers.cluster.sql("postgres", &format!("CREATE DATABASE {database}"))?;
-        let url: DatabaseUrl = servers.cluster.url(&database).parse()?;
+        let database_url = servers.cluster.url(&database);
+        Self::open_at(servers, plan, Place { database, database_url, broker_url: servers.node.url() }).await
+    }
+
+    /// Like [`Installation::open`], in an existing empty database and at any broker.
+    pub(crate) async fn open_at(servers: &Servers, plan: Plan, place: Place) -> Result<Installation> {
+        let Place { database, database_url, broker_url } = place;
+        let url: DatabaseUrl = database_url.parse()?;
         store::migrate(&mut url.connect()?)?;
         let store = Store::open(&url, 4).await?;
         let key = Keyring::generate("chaos");
@@ -102,10 +114,10 @@ impl Installation {
             Ok::<_, StoreError>((org, token, secret))
         });
         let (org, token, secret) = made.await?;
-        let queue = format!("redial.chaos.{}.{id}", plan.name);
+        let queue = format!("redial.chaos.{}.{}", plan.name, Uuid::new_v4().simple());
         let environment: Vec<(String, String)> = [
-            ("REDIAL_DATABASE__URL", servers.cluster.url(&database)),
-            ("REDIAL_BROKER__URL", servers.node.url()),
+            ("REDIAL_DATABASE__URL", database_url),
+            ("REDIAL_BROKER__URL", broker_url.clone()),
             ("REDIAL_BROKER__QUEUE", queue.clone()),
             ("REDIAL_EGRESS__ALLOW", "127.0.0.0/8".to_owned()),
             ("REDIAL_SECRETS__KEYS", key.to_string()),
@@ -120,7 +132,7 @@ impl Installation {
         ]
         .map(|(key, value)| (key.to_owned(), value))
         .into();
-        let broker = Broker::parse(&servers.node.url(), &queue)?;
+        let broker = Broker::parse(&broker_url, &queue)?;
         // Declares the queue. RabbitMQ 3.10 can fail if several connections declare a new quorum queue at the
         // same moment.
         broker.depth().await?;
@@ -268,7 +280,7 @@ fn spec(
     service: &'static str,
     number: usize,
 ) -> Result<ProcessSpec> {
-    let address = SocketAddr::from((Ipv4Addr::LOCALHOST, free_port()?));
+    let address = SocketAddr::from((Ipv4Addr::LOCALHOST, free_port()));
     let name = format!("{service}-{number}");
     let mut environment = environment.to_vec();
     environment.push((format!("REDIAL_{}__LISTEN", service.to_uppercase()), address.to_string()));

@@ -39,7 +39,8 @@ pub(crate) struct Pace {
 const PAUSE: Duration = Duration::from_millis(100);
 
 impl Answers {
-    fn add(&mut self, other: Answers) {
+    /// Adds the responses to other clients.
+    pub(crate) fn add(&mut self, other: Answers) {
         self.accepted.extend(other.accepted);
         for (status, count) in other.statuses {
             *self.statuses.entry(status).or_default() += count;

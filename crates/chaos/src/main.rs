@@ -4,13 +4,11 @@
 //! real `redial` processes, and a receiver with an independent ledger. Each scenario ends with a verdict. Any
 //! broken promise is a failure.
 
-mod cluster;
 mod installation;
 mod ledger;
 mod limits;
 mod load;
 mod logs;
-mod ports;
 mod process;
 mod report;
 mod scenarios;
@@ -25,10 +23,9 @@ use anyhow::{Context, Result};
 use clap::Parser;
 use indicatif::{ProgressBar, ProgressStyle};
 use parking_lot::Mutex;
-use testkit::RabbitNode;
+use testkit::{Cluster, RabbitNode};
 use tokio::signal::unix::{SignalKind, signal};
 
-use crate::cluster::Cluster;
 use crate::installation::Servers;
 use crate::report::Finding;
 use crate::scenarios::{SCENARIOS, Scenario};

@@ -9,7 +9,8 @@ use diesel::sql_types::{BigInt, Bool, Nullable, Text};
 use url::Url;
 
 use crate::clock::Clock;
-use crate::connect::{AnyConnection, DatabaseUrl, session_settings};
+use crate::connect::{AnyConnection, session_settings};
+use crate::database_url::DatabaseUrl;
 use crate::error::StoreError;
 use crate::prepared::prepared;
 use crate::store::follow;

@@ -8,6 +8,8 @@
 mod clock;
 mod columns;
 mod connect;
+mod connections;
+mod database_url;
 mod deliveries;
 mod error;
 mod idempotency;
@@ -25,7 +27,8 @@ mod store;
 mod tokens;
 
 pub use clock::Clock;
-pub use connect::{AnyConnection, DatabaseUrl, DatabaseUrlError};
+pub use connect::AnyConnection;
+pub use database_url::{DatabaseUrl, DatabaseUrlError};
 pub use deliveries::accept::{AcceptPolicy, Accepted, insert_delivery};
 pub use deliveries::backlog::{Backlog, MOST_COUNTED, backlog};
 pub use deliveries::claim::{ClaimResult, claim, claimed_under};

@@ -1,117 +1,121 @@
-//! A pool of connections, and transactions on them.
+//! A pool of connections to one server.
 
+use std::collections::BTreeMap;
+use std::ops::{Deref, DerefMut};
 use std::sync::Arc;
-use std::time::Duration;
 
 use contracts::Timestamp;
 use diesel::connection::SimpleConnection;
 use diesel::prelude::*;
 use diesel::result::{DatabaseErrorKind, Error};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
-use tokio::time::timeout;
+use diesel::sql_types::BigInt;
+use parking_lot::Mutex;
+use tokio::sync::Semaphore;
+use tokio_util::sync::CancellationToken;
 
-use crate::clock::Clock;
-use crate::connect::{AnyConnection, DatabaseUrl, session_settings};
+use crate::connect::{AnyConnection, session_settings};
+use crate::connections::POOL_WAIT;
+use crate::database_url::DatabaseUrl;
 use crate::error::StoreError;
-
-/// How long a use case without its own timeout waits for a free connection.
-pub(crate) const POOL_WAIT: Duration = Duration::from_secs(1);
+use crate::prepared::prepared;
 
 /// A pool with a queue: callers wait here without holding a thread.
-#[derive(Clone)]
-pub(crate) struct Connections {
-    pool: r2d2::Pool<Manager>,
-    turns: Arc<Semaphore>,
+pub(crate) struct Pool {
+    connections: r2d2::Pool<Manager>,
+    pub(crate) turns: Arc<Semaphore>,
+    /// Number of connections in use, by server.
+    in_use: Mutex<BTreeMap<Server, usize>>,
+    /// Cancelled when another server has taken over.
+    pub(crate) left: CancellationToken,
 }
 
-impl Connections {
-    pub(crate) fn open(url: &DatabaseUrl, size: u32) -> Result<Connections, StoreError> {
-        let pool = r2d2::Pool::builder()
+/// A run of a PostgreSQL server, identified by when it began. `None`: unknown, as with SQLite or a pooler.
+type Server = Option<Timestamp>;
+
+impl Pool {
+    /// Returns a pool whose first connection is `first`, if given.
+    pub(crate) fn open(url: &DatabaseUrl, size: u32, first: Option<Pooled>) -> Pool {
+        let connections = r2d2::Pool::builder()
             .max_size(size)
             .min_idle(Some(1))
-            .test_on_check_out(false) // BEGIN is the test, see `transaction`
+            .test_on_check_out(false) // BEGIN is the test, see `begun`
             .connection_timeout(POOL_WAIT * 2)
             .error_handler(Box::new(LogOutage))
-            .build_unchecked(Manager(url.clone()));
-        Ok(Connections { pool, turns: Arc::new(Semaphore::new(size as usize)) })
+            .build_unchecked(Manager { url: url.clone(), first: Mutex::new(first) });
+        Pool {
+            connections,
+            turns: Arc::new(Semaphore::new(size as usize)),
+            in_use: Mutex::default(),
+            left: CancellationToken::new(),
+        }
     }
 
-    pub(crate) async fn transaction<T, E, F>(
+    pub(crate) fn get(&self) -> Result<InUse<'_>, StoreError> {
+        let conn = self.connections.get().map_err(|error| StoreError::Unavailable(error.to_string()))?;
+        *self.in_use.lock().entry(conn.server).or_default() += 1;
+        Ok(InUse { pool: self, conn })
+    }
+
+    /// Returns a connection on which a transaction has begun. Discards dead connections, as after a restart
+    /// of the server, and tries the next one; nothing was done on them yet. If the server itself refuses, as
+    /// a standby does, no further connections are tried.
+    pub(crate) fn begun(
         &self,
-        pool_wait: Duration,
-        clock: Clock,
         begin: fn(&mut AnyConnection) -> QueryResult<()>,
-        work: F,
-    ) -> Result<T, E>
-    where
-        F: FnOnce(&mut AnyConnection, Timestamp) -> Result<T, E> + Send + 'static,
-        T: Send + 'static,
-        E: From<StoreError> + From<diesel::result::Error> + Send + 'static,
-    {
-        let turn = self.turn(pool_wait).await?;
-        let pool = self.pool.clone();
-        let work = move || {
-            let mut conn = begun(&pool, begin)?;
-            let result = work(&mut conn.inner, clock.now());
-            let result = conn.inner.end(result);
-            drop(turn);
-            result
-        };
-        tokio::task::spawn_blocking(work).await.map_err(|_| StoreError::Panicked)?
+    ) -> Result<InUse<'_>, StoreError> {
+        let mut tries = self.connections.max_size() + 1;
+        loop {
+            let mut conn = self.get()?;
+            let Err(error) = conn.begin(begin) else { return Ok(conn) };
+            conn.lost = true;
+            tries -= 1;
+            if tries == 0 || !is_dead(&error) {
+                return Err(StoreError::Unavailable(error.to_string()));
+            }
+        }
     }
 
-    /// Runs `work` on a connection without a transaction, unless a pooler needs one.
-    pub(crate) async fn run<T, F>(&self, work: F) -> Result<T, StoreError>
-    where
-        F: FnOnce(&mut AnyConnection) -> Result<T, StoreError> + Send + 'static,
-        T: Send + 'static,
-    {
-        let turn = self.turn(POOL_WAIT).await?;
-        let pool = self.pool.clone();
-        let work = move || {
-            let mut conn = pool.get().map_err(|error| StoreError::Unavailable(error.to_string()))?;
-            let result = if conn.is_pooled {
-                let begun = conn.begin(AnyConnection::begin_write).map_err(StoreError::from);
-                let result = begun.and_then(|()| work(&mut conn.inner));
-                conn.inner.end(result)
-            } else {
-                work(&mut conn.inner)
-            };
-            conn.lost |= result.is_err();
-            drop(turn);
-            result
-        };
-        tokio::task::spawn_blocking(work).await.map_err(|_| StoreError::Panicked)?
+    /// Whether a connection in use is to another server than `found`. `None` stands for any connection.
+    pub(crate) fn is_at_another_server(&self, found: Option<&Pooled>) -> bool {
+        let is_other = |used: &Server| used.is_some() && found.is_none_or(|found| found.server != *used);
+        self.in_use.lock().keys().any(is_other)
     }
 
     /// Returns the number of used and of idle connections, and their maximum.
     pub(crate) fn counts(&self) -> [u32; 3] {
-        let state = self.pool.state();
+        let state = self.connections.state();
         let used = state.connections.saturating_sub(state.idle_connections);
-        [used, state.idle_connections, self.pool.max_size()]
-    }
-
-    async fn turn(&self, pool_wait: Duration) -> Result<OwnedSemaphorePermit, StoreError> {
-        let turn = timeout(pool_wait, self.turns.clone().acquire_owned()).await;
-        turn.map_err(|_| StoreError::Busy)?.map_err(|_| StoreError::Busy)
+        [used, state.idle_connections, self.connections.max_size()]
     }
 }
 
-/// Returns a connection on which a transaction has begun. Discards dead connections, as after a restart of
-/// the server, and tries the next one; nothing was done on them yet. If the server itself refuses, as a
-/// standby does, no further connections are tried.
-fn begun(
-    pool: &r2d2::Pool<Manager>,
-    begin: fn(&mut AnyConnection) -> QueryResult<()>,
-) -> Result<r2d2::PooledConnection<Manager>, StoreError> {
-    let mut tries = pool.max_size() + 1;
-    loop {
-        let mut conn = pool.get().map_err(|error| StoreError::Unavailable(error.to_string()))?;
-        let Err(error) = conn.begin(begin) else { return Ok(conn) };
-        conn.lost = true;
-        tries -= 1;
-        if tries == 0 || !is_dead(&error) {
-            return Err(StoreError::Unavailable(error.to_string()));
+/// A connection in use.
+pub(crate) struct InUse<'a> {
+    pool: &'a Pool,
+    conn: r2d2::PooledConnection<Manager>,
+}
+
+impl Deref for InUse<'_> {
+    type Target = Pooled;
+
+    fn deref(&self) -> &Pooled {
+        &self.conn
+    }
+}
+
+impl DerefMut for InUse<'_> {
+    fn deref_mut(&mut self) -> &mut Pooled {
+        &mut self.conn
+    }
+}
+
+impl Drop for InUse<'_> {
+    fn drop(&mut self) {
+        let mut in_use = self.pool.in_use.lock();
+        let count = in_use.entry(self.conn.server).or_default();
+        *count = count.saturating_sub(1);
+        if *count == 0 {
+            in_use.remove(&self.conn.server);
         }
     }
 }
@@ -125,18 +129,46 @@ fn is_dead(error: &Error) -> bool {
     }
 }
 
-struct Manager(DatabaseUrl);
+struct Manager {
+    url: DatabaseUrl,
+    /// The connection to begin with.
+    first: Mutex<Option<Pooled>>,
+}
 
-struct Pooled {
-    inner: AnyConnection,
+/// A connection with what the pool knows about it.
+pub(crate) struct Pooled {
+    pub(crate) inner: AnyConnection,
+    server: Server,
     /// Whether an operation failed outside of a transaction. The connection must not be reused.
-    lost: bool,
+    pub(crate) lost: bool,
     /// Whether each transaction may run in a different session of the server.
-    is_pooled: bool,
+    pub(crate) is_pooled: bool,
 }
 
 impl Pooled {
-    fn begin(&mut self, begin: fn(&mut AnyConnection) -> QueryResult<()>) -> QueryResult<()> {
+    pub(crate) fn connect(url: &DatabaseUrl) -> Result<Pooled, diesel::ConnectionError> {
+        let (mut inner, is_pooled) = (url.connect()?, url.is_pooled());
+        let server = match &mut inner {
+            AnyConnection::Postgres(conn) if !is_pooled => {
+                let began = prepared::<BigInt, _>(
+                    "SELECT (extract(epoch FROM pg_postmaster_start_time()) * 1000000)::bigint",
+                );
+                let began = began.get_result(conn);
+                Some(Timestamp::from_micros(
+                    began.map_err(diesel::ConnectionError::CouldntSetupConfiguration)?,
+                ))
+            }
+            _ => None,
+        };
+        Ok(Pooled { inner, server, lost: false, is_pooled })
+    }
+
+    /// Whether the server accepts write transactions, which a standby does not.
+    pub(crate) fn accepts_writes(&mut self) -> bool {
+        self.inner.begin_write().and_then(|()| self.inner.end(Ok::<_, Error>(()))).is_ok()
+    }
+
+    pub(crate) fn begin(&mut self, begin: fn(&mut AnyConnection) -> QueryResult<()>) -> QueryResult<()> {
         begin(&mut self.inner)?;
         if self.is_pooled { self.inner.batch_execute(&session_settings("LOCAL")) } else { Ok(()) }
     }
@@ -147,7 +179,8 @@ impl r2d2::ManageConnection for Manager {
     type Error = diesel::ConnectionError;
 
     fn connect(&self) -> Result<Pooled, Self::Error> {
-        Ok(Pooled { inner: self.0.connect()?, lost: false, is_pooled: self.0.is_pooled() })
+        let first = self.first.lock().take();
+        first.map_or_else(|| Pooled::connect(&self.url), Ok)
     }
 
     fn is_valid(&self, _: &mut Pooled) -> Result<(), Self::Error> {

@@ -10,10 +10,11 @@ use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
 use crate::clock::Clock;
-use crate::connect::{AnyConnection, DatabaseUrl};
+use crate::connect::AnyConnection;
+use crate::connections::{Connections, POOL_WAIT};
+use crate::database_url::DatabaseUrl;
 use crate::error::StoreError;
 use crate::migrate::schema_state;
-use crate::pool::{Connections, POOL_WAIT};
 use crate::prepared::prepared;
 
 /// A database. Cheap to clone.

@@ -4,6 +4,7 @@
 //! a unique name and is removed again, so tests disturb neither each other nor other data.
 
 mod backends;
+mod cluster;
 mod database;
 mod fixtures;
 mod memory;
@@ -13,10 +14,11 @@ mod proxy;
 mod rabbit;
 
 pub use backends::{OnBackend, test_on};
+pub use cluster::{Cluster, SessionLock};
 pub use database::{Backend, RowLock, TestDatabase};
 pub use fixtures::{deliveries_of_run, keyring, terminal_run};
 pub use memory::{Changes, HoldRow, MemoryDatabase, Refused};
 pub use pooler::Pooler;
-pub use process::{Memory, Process, Signal, percentile};
+pub use process::{Memory, Process, Signal, free_port, percentile};
 pub use proxy::Proxy;
 pub use rabbit::RabbitNode;

@@ -1,6 +1,7 @@
-//! Child processes of the real binary, and what is measured of them.
+//! Child processes of the real binary, what is measured of them, and ports for them.
 
 use std::io;
+use std::net::{Ipv4Addr, TcpListener};
 use std::ops::{Deref, DerefMut};
 use std::process::{Child, Command};
 use std::time::Duration;
@@ -77,4 +78,10 @@ pub fn percentile(times: &mut [Duration], share: f64) -> Duration {
     times.sort_unstable();
     let index = times.len().saturating_sub(1) as f64 * share;
     times.get(index as usize).copied().unwrap_or_default()
+}
+
+/// Returns a free port of 127.0.0.1. It is not reserved: another process may be given the same one.
+pub fn free_port() -> u16 {
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a free port");
+    listener.local_addr().expect("a bound socket has an address").port()
 }

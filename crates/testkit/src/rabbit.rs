@@ -1,12 +1,13 @@
 //! A RabbitMQ node per test, which can be killed, restarted and purged without disturbing other tests.
 
-use std::net::{Ipv4Addr, TcpListener};
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
+
+use crate::process::free_port;
 
 /// Directory of the programs in Debian's package. Those on the PATH require the service's own user.
 const PROGRAMS: &str = "/usr/lib/rabbitmq/bin";
@@ -111,9 +112,4 @@ fn spawn(directory: &Path, name: &str, port: u16, distribution_port: u16) -> Chi
         .process_group(0)
         .spawn()
         .expect("tests need Debian's package rabbitmq-server")
-}
-
-fn free_port() -> u16 {
-    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a free port");
-    listener.local_addr().expect("a bound socket has an address").port()
 }

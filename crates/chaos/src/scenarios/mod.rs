@@ -4,6 +4,7 @@ mod broker;
 mod clocks;
 mod data_care;
 mod database;
+mod failover;
 mod fairness;
 mod poison;
 mod processes;
@@ -57,6 +58,7 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
     scenario!("pruning", "old deliveries are removed under load", data_care::pruning),
     scenario!("disk-alarm", "the broker blocks publishers", broker::disk_alarm),
     scenario!("database-crashes", "PostgreSQL crashes again and again under load", database::crashes),
+    scenario!("failover", "a standby takes over from a failed PostgreSQL primary", failover::failover),
     scenario!("broker-away", "RabbitMQ is unavailable while a backlog is delivered", broker::away),
     scenario!("broker-restarts", "RabbitMQ restarts with a full queue", broker::restarts),
     scenario!("unfair", "one destination hangs without delaying the others", fairness::unfair),

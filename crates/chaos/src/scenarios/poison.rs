@@ -5,12 +5,11 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use contracts::{Delivery, DeliveryId};
-use testkit::{Signal, percentile};
+use testkit::{SessionLock, Signal, percentile};
 use tokio::time::sleep;
 
 use super::{Outcome, accept, conclude, ms, secs, wait_until};
 use crate::Scale;
-use crate::cluster::Lock;
 use crate::installation::{Installation, Plan, Servers};
 use crate::ledger::host_now;
 use crate::load::{Answers, Pace, request_redeliveries};
@@ -83,13 +82,13 @@ impl Trial<'_> {
         ids.into_iter().next().context("nothing accepted")
     }
 
-    fn lock(&self, id: DeliveryId) -> Result<Lock> {
+    fn lock(&self, id: DeliveryId) -> Result<SessionLock> {
         let statement = format!("SELECT id FROM open_deliveries WHERE id = '{id}' FOR UPDATE");
-        self.servers.cluster.lock(&self.installation.database, &statement)
+        Ok(self.servers.cluster.lock(&self.installation.database, &statement)?)
     }
 
     /// Requests 20 redeliveries per second for `seconds`, and releases the lock a second later.
-    async fn beside(&mut self, what: &str, lock: Lock, seconds: usize) -> Result<()> {
+    async fn beside(&mut self, what: &str, lock: SessionLock, seconds: usize) -> Result<()> {
         const LIMIT: Duration = Duration::from_secs(1);
         let runs = self.installation.runs(20 * seconds, "/ok").await?;
         let answers =

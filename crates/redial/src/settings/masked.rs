@@ -4,7 +4,7 @@ use std::fmt::Display;
 use std::time::Duration;
 
 use serde::{Serialize, Serializer};
-use url::Url;
+use url::{Host, Url};
 
 const MASK: &str = "****";
 
@@ -45,7 +45,38 @@ fn masked(text: &str) -> String {
     if text.starts_with("sqlite:") {
         return text.to_owned();
     }
-    // libpq accepts several hosts, which is not a valid URL: mask everything.
+    match with_one_host(text) {
+        Some((url, hosts)) => masked_url(&url).replacen(HOST, hosts, 1),
+        None => masked_url(text),
+    }
+}
+
+/// Stands for several hosts, with which a text is not a valid URL.
+const HOST: &str = "hosts.invalid";
+
+/// Returns the URL with [`HOST`] in place of several hosts, and these. `None` if it doesn't have several, or if
+/// they may be a part of a password.
+fn with_one_host(text: &str) -> Option<(String, &str)> {
+    let (scheme, rest) = text.split_once("://")?;
+    let authority = rest.split(['/', '?', '#']).next()?;
+    let (user, hosts) = authority.rsplit_once('@').map_or(("", authority), |(user, hosts)| (user, hosts));
+    let is_plain = |host: &str| {
+        let (name, port) = match host.rsplit_once(':') {
+            Some((name, port)) if !host.ends_with(']') => (name, port),
+            _ => (host, "0"),
+        };
+        !name.is_empty() && Host::parse(name).is_ok() && port.parse::<u16>().is_ok()
+    };
+    let after = &rest[authority.len()..];
+    if !hosts.contains(',') || after.contains('@') || !hosts.split(',').all(is_plain) {
+        return None;
+    }
+    let at = if user.is_empty() { "" } else { "@" };
+    Some((format!("{scheme}://{user}{at}{HOST}{after}"), hosts))
+}
+
+/// Masks everything that is not a valid URL.
+fn masked_url(text: &str) -> String {
     let Ok(mut url) = Url::parse(text) else { return MASK.to_owned() };
     if url.cannot_be_a_base() {
         return MASK.to_owned();
@@ -78,7 +109,11 @@ mod tests {
             ),
             ("postgres://db/redial?sslPassword=hunter2", "postgres://db/redial?sslPassword=****"),
             ("postgres://me@db/redial", "postgres://me@db/redial"),
-            ("postgres://me:hunter2@db1:1,db2:2/redial", "****"),
+            ("postgres://me:hunter2@db1:1,[::1],db2/redial", "postgres://me:****@db1:1,[::1],db2/redial"),
+            ("postgres://db1,db2/redial?password=hunter2", "postgres://db1,db2/redial?password=****"),
+            ("amqp://me:hunter2@mq1:1,mq2:2/%2f", "amqp://me:****@mq1:1,mq2:2/%2f"),
+            ("postgres://me:hun,ter2/x@db1,db2/redial", "****"),
+            ("postgres://me:12,ter2/x@db1,db2/redial", "****"),
             ("me:hunter2@db", "****"),
             ("sqlite:redial.db", "sqlite:redial.db"),
         ] {

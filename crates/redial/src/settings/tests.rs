@@ -189,6 +189,8 @@ fn every_bad_value_is_refused_with_the_name_of_its_key() {
     for (key, value) in [
         ("database.url", "mysql://db/redial"),
         ("database.url", "redial.db"),
+        ("database.url", "postgres://db1,,db2/redial"),
+        ("database.url", "postgres://db1:5432,db2:high/redial"),
         ("broker.url", "http://rabbit"),
         ("broker.url", "rabbit"),
         ("api.listen", "localhost"),

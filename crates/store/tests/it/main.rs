@@ -8,6 +8,7 @@ mod backlog;
 mod claims;
 mod constraints;
 mod erasing;
+mod failover;
 mod finishing;
 mod holds;
 mod idempotency;
