@@ -110,9 +110,9 @@ class Monitoring:
         return [(one["metric"], [(at, float(value)) for at, value in one["values"]]) for one in result]
 
     def firing(self):
-        """Returns the names of the alerts that Alertmanager has as active."""
-        with urllib.request.urlopen(f"{self.alertmanager}/api/v2/alerts?active=true", timeout=30) as response:
-            return {alert["labels"]["alertname"] for alert in json.load(response)}
+        """Returns the alerts that Alertmanager has, by name: whether each is suppressed by another one."""
+        with urllib.request.urlopen(f"{self.alertmanager}/api/v2/alerts", timeout=30) as response:
+            return {alert["labels"]["alertname"]: bool(alert["status"]["inhibitedBy"]) for alert in json.load(response)}
 
     def check(self):
         for process in self.processes:
