@@ -1,12 +1,11 @@
-//! Plots of reports, as SVG.
+//! Which figures of reports are plotted.
 
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
 use clap::{Args, ValueEnum};
 use indexmap::IndexMap;
-use plotters::coord::ranged1d::SegmentValue;
-use plotters::prelude::*;
+use plot::{Bar, Line, Panel, bars};
 use serde_json::Value;
 
 /// Draws a plot of JSON reports.
@@ -39,13 +38,6 @@ fn labelled(text: &str) -> Result<(String, PathBuf), String> {
     Ok((label.to_owned(), file.into()))
 }
 
-/// A bar of stacked parts.
-struct Bar {
-    label: String,
-    parts: Vec<f64>,
-}
-
-const SIZE: (u32, u32) = (760, 360);
 const PARTS: [(&str, &str); 5] = [
     ("postgre_sql", "PostgreSQL"),
     ("dispatcher", "dispatcher"),
@@ -112,57 +104,8 @@ fn number(value: &Value, pointer: &str) -> Result<f64> {
     value.pointer(pointer).and_then(Value::as_f64).with_context(|| format!("a report has no {pointer}"))
 }
 
-fn bars(out: &Path, title: &str, parts: &[&str], bars: &[Bar]) -> Result<()> {
-    let highest = bars.iter().map(|bar| bar.parts.iter().sum::<f64>()).fold(0.0, f64::max);
-    let root = SVGBackend::new(out, SIZE).into_drawing_area();
-    root.fill(&WHITE)?;
-    let mut chart = ChartBuilder::on(&root)
-        .caption(title, ("sans-serif", 18))
-        .margin(12)
-        .x_label_area_size(28)
-        .y_label_area_size(56)
-        .build_cartesian_2d((0..bars.len()).into_segmented(), 0.0..highest * 1.2)?;
-    let label = |place: &SegmentValue<usize>| match place {
-        SegmentValue::CenterOf(place) => bars.get(*place).map_or(String::new(), |bar| bar.label.clone()),
-        _ => String::new(),
-    };
-    chart.configure_mesh().disable_x_mesh().x_label_formatter(&label).draw()?;
-    for (n, name) in parts.iter().enumerate() {
-        let color = Palette99::pick(n).to_rgba();
-        let part = |(place, bar): (usize, &Bar)| {
-            let below: f64 = bar.parts[..n].iter().sum();
-            let corners =
-                [(SegmentValue::Exact(place), below), (SegmentValue::Exact(place + 1), below + bar.parts[n])];
-            let mut part = Rectangle::new(corners, color.filled());
-            part.set_margin(0, 0, 24, 24);
-            part
-        };
-        let drawn = chart.draw_series(bars.iter().enumerate().map(part))?;
-        if parts.len() > 1 {
-            drawn
-                .label(*name)
-                .legend(move |(x, y)| Rectangle::new([(x, y - 5), (x + 10, y + 5)], color.filled()));
-        }
-    }
-    let total = |(place, bar): (usize, &Bar)| {
-        let total: f64 = bar.parts.iter().sum();
-        let at = (SegmentValue::CenterOf(place), total + highest * 0.06);
-        Text::new(format!("{total:.0}"), at, ("sans-serif", 14).into_font())
-    };
-    chart.draw_series(bars.iter().enumerate().map(total))?;
-    if parts.len() > 1 {
-        let labels = &mut chart.configure_series_labels();
-        labels
-            .position(SeriesLabelPosition::UpperRight)
-            .background_style(WHITE)
-            .border_style(BLACK)
-            .draw()?;
-    }
-    Ok(root.present()?)
-}
-
 fn latency(out: &Path, reports: &[(String, Value)]) -> Result<()> {
-    let mut lines: Vec<(String, Vec<(f64, f64)>)> = Vec::new();
+    let mut lines = Vec::new();
     for (label, report) in reports {
         let phases = report["phases"].as_array().context("a report has no phases")?;
         for share in ["p50", "p99"] {
@@ -170,30 +113,10 @@ fn latency(out: &Path, reports: &[(String, Value)]) -> Result<()> {
                 Ok((number(phase, "/rate/steady")?, number(phase, &format!("/arrival/{share}"))?))
             };
             let points = phases.iter().map(point).collect::<Result<_>>()?;
-            lines.push((format!("{label} {share}"), points));
+            lines.push(Line { label: format!("{label} {share}"), points });
         }
     }
-    let points = || lines.iter().flat_map(|(_, points)| points);
-    ensure!(points().count() > 0, "no report has phases; reports of mode steady are required");
-    let furthest = points().map(|(rate, _)| *rate).fold(0.0, f64::max);
-    let highest = points().map(|(_, time)| *time).fold(0.0, f64::max);
-    let root = SVGBackend::new(out, SIZE).into_drawing_area();
-    root.fill(&WHITE)?;
-    let mut chart = ChartBuilder::on(&root)
-        .caption("request to arrival by redeliveries a second, ms", ("sans-serif", 18))
-        .margin(12)
-        .x_label_area_size(28)
-        .y_label_area_size(56)
-        .build_cartesian_2d(0.0..furthest * 1.05, 0.0..highest * 1.2)?;
-    chart.configure_mesh().draw()?;
-    for (n, (label, points)) in lines.into_iter().enumerate() {
-        let color = Palette99::pick(n).to_rgba();
-        chart
-            .draw_series(LineSeries::new(points, color.stroke_width(2)).point_size(3))?
-            .label(label)
-            .legend(move |(x, y)| PathElement::new([(x, y), (x + 14, y)], color));
-    }
-    let labels = &mut chart.configure_series_labels();
-    labels.position(SeriesLabelPosition::UpperLeft).background_style(WHITE).border_style(BLACK).draw()?;
-    Ok(root.present()?)
+    let count: usize = lines.iter().map(|line| line.points.len()).sum();
+    ensure!(count > 0, "no report has phases; reports of mode steady are required");
+    plot::lines(out, &[Panel { title: "request to arrival by redeliveries a second, ms".to_owned(), lines }])
 }
