@@ -17,6 +17,9 @@ pub use rabbit::session::{Depth, Lost};
 
 use tokio_util::sync::CancellationToken;
 
+use crate::broker::Node;
+use crate::rabbit::session::Session;
+
 /// Returns a queue inside this process, for a single process with all roles. It holds the doorbells of up to
 /// `capacity` calls to [`Publisher::ring_all`] and drops the rest. It shuts down when its last publisher is
 /// dropped.
@@ -51,8 +54,8 @@ impl Broker {
 
     /// Returns the depth of the queues. Declares them if they don't exist.
     pub async fn depth(&self) -> Result<Depth, Lost> {
-        let session = rabbit::session::Session::open(self, "redial").await?;
-        let depth = session.depth(self).await;
+        let (node, session) = self.session().await?;
+        let depth = session.depth(&node).await;
         session.close().await;
         depth
     }
@@ -60,9 +63,22 @@ impl Broker {
     /// Deletes the queue and its parked queue with their contents. Meant for temporary queues, such as those
     /// of a load test. The relay serves the deliveries of the deleted doorbells.
     pub async fn delete_queues(&self) -> Result<(), Lost> {
-        let session = rabbit::session::Session::open(self, "redial").await?;
-        let deleted = session.delete_queues(self).await;
+        let (node, session) = self.session().await?;
+        let deleted = session.delete_queues(&node).await;
         session.close().await;
         deleted
+    }
+
+    /// Opens a session with any node. Returns the last error if none is available.
+    async fn session(&self) -> Result<(Node, Session), Lost> {
+        let mut node = self.next_node();
+        let mut opened = Session::open(&node, "redial").await;
+        for _ in 1..self.node_count() {
+            if opened.is_err() {
+                node = self.next_node();
+                opened = Session::open(&node, "redial").await;
+            }
+        }
+        Ok((node, opened?))
     }
 }

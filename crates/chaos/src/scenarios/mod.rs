@@ -1,6 +1,7 @@
 //! One file per kind of failure, one function per scenario.
 
 mod broker;
+mod broker_cluster;
 mod clocks;
 mod data_care;
 mod database;
@@ -62,6 +63,11 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
     scenario!("failover", "a standby takes over from a failed PostgreSQL primary", failover::failover),
     scenario!("broker-away", "RabbitMQ is unavailable while a backlog is delivered", broker::away),
     scenario!("broker-restarts", "RabbitMQ restarts with a full queue", broker::restarts),
+    scenario!(
+        "broker-cluster",
+        "the RabbitMQ node that leads the queue is killed again and again",
+        broker_cluster::leaders_killed
+    ),
     scenario!("unfair", "one destination hangs without delaying the others", fairness::unfair),
     scenario!("holds", "a receiver limits concurrent requests with 429", fairness::holds),
     scenario!("poisoned", "one row that can't be claimed or recorded", poison::poisoned),
