@@ -1,12 +1,11 @@
-//! Plots of reports, as SVG.
+//! Which figures of reports are plotted.
 
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
 use clap::{Args, ValueEnum};
 use indexmap::IndexMap;
-use plotters::coord::ranged1d::SegmentValue;
-use plotters::prelude::*;
+use plot::{Bar, Line, Panel, bars};
 use serde_json::Value;
 
 use crate::autoscale;
@@ -43,13 +42,6 @@ fn labelled(text: &str) -> Result<(String, PathBuf), String> {
     Ok((label.to_owned(), file.into()))
 }
 
-/// A bar of stacked parts.
-struct Bar {
-    label: String,
-    parts: Vec<f64>,
-}
-
-const SIZE: (u32, u32) = (760, 360);
 const PARTS: [(&str, &str); 5] = [
     ("postgre_sql", "PostgreSQL"),
     ("dispatcher", "dispatcher"),
@@ -117,55 +109,6 @@ fn number(value: &Value, pointer: &str) -> Result<f64> {
     value.pointer(pointer).and_then(Value::as_f64).with_context(|| format!("a report has no {pointer}"))
 }
 
-fn bars(out: &Path, title: &str, parts: &[&str], bars: &[Bar]) -> Result<()> {
-    let highest = bars.iter().map(|bar| bar.parts.iter().sum::<f64>()).fold(0.0, f64::max);
-    let root = SVGBackend::new(out, SIZE).into_drawing_area();
-    root.fill(&WHITE)?;
-    let mut chart = ChartBuilder::on(&root)
-        .caption(title, ("sans-serif", 18))
-        .margin(12)
-        .x_label_area_size(28)
-        .y_label_area_size(56)
-        .build_cartesian_2d((0..bars.len()).into_segmented(), 0.0..highest * 1.2)?;
-    let label = |place: &SegmentValue<usize>| match place {
-        SegmentValue::CenterOf(place) => bars.get(*place).map_or(String::new(), |bar| bar.label.clone()),
-        _ => String::new(),
-    };
-    chart.configure_mesh().disable_x_mesh().x_label_formatter(&label).draw()?;
-    for (n, name) in parts.iter().enumerate() {
-        let color = Palette99::pick(n).to_rgba();
-        let part = |(place, bar): (usize, &Bar)| {
-            let below: f64 = bar.parts[..n].iter().sum();
-            let corners =
-                [(SegmentValue::Exact(place), below), (SegmentValue::Exact(place + 1), below + bar.parts[n])];
-            let mut part = Rectangle::new(corners, color.filled());
-            part.set_margin(0, 0, 24, 24);
-            part
-        };
-        let drawn = chart.draw_series(bars.iter().enumerate().map(part))?;
-        if parts.len() > 1 {
-            drawn
-                .label(*name)
-                .legend(move |(x, y)| Rectangle::new([(x, y - 5), (x + 10, y + 5)], color.filled()));
-        }
-    }
-    let total = |(place, bar): (usize, &Bar)| {
-        let total: f64 = bar.parts.iter().sum();
-        let at = (SegmentValue::CenterOf(place), total + highest * 0.06);
-        Text::new(format!("{total:.0}"), at, ("sans-serif", 14).into_font())
-    };
-    chart.draw_series(bars.iter().enumerate().map(total))?;
-    if parts.len() > 1 {
-        let labels = &mut chart.configure_series_labels();
-        labels
-            .position(SeriesLabelPosition::UpperRight)
-            .background_style(WHITE)
-            .border_style(BLACK)
-            .draw()?;
-    }
-    Ok(root.present()?)
-}
-
 fn latency(out: &Path, reports: &[(String, Value)]) -> Result<()> {
     let mut lines = Vec::new();
     for (label, report) in reports {
@@ -174,15 +117,13 @@ fn latency(out: &Path, reports: &[(String, Value)]) -> Result<()> {
             let point = |phase: &Value| {
                 Ok((number(phase, "/rate/steady")?, number(phase, &format!("/arrival/{share}"))?))
             };
-            let points: Vec<_> = phases.iter().map(point).collect::<Result<_>>()?;
-            lines.push(Line::new(format!("{label} {share}"), points));
+            let points = phases.iter().map(point).collect::<Result<_>>()?;
+            lines.push(Line { label: format!("{label} {share}"), points });
         }
     }
-    ensure!(
-        lines.iter().any(|line| !line.points.is_empty()),
-        "no report has phases; reports of mode steady are required"
-    );
-    self::lines(out, "request to arrival by redeliveries a second, ms", lines)
+    let count: usize = lines.iter().map(|line| line.points.len()).sum();
+    ensure!(count > 0, "no report has phases; reports of mode steady are required");
+    plot::lines(out, &[Panel { title: "request to arrival by redeliveries a second, ms".to_owned(), lines }])
 }
 
 fn autoscaled(out: &Path, reports: &[(String, Value)]) -> Result<()> {
@@ -199,46 +140,8 @@ fn autoscaled(out: &Path, reports: &[(String, Value)]) -> Result<()> {
                 wanted.push((minutes, autoscale::wanted(work).min(SHOWN)));
             }
         }
-        lines.push(Line::new("dispatchers", replicas));
-        lines.push(Line::new("wanted by the work, at most 12 shown", wanted));
+        lines.push(Line { label: "dispatchers".to_owned(), points: replicas });
+        lines.push(Line { label: "wanted by the work, at most 12 shown".to_owned(), points: wanted });
     }
-    self::lines(out, "dispatchers by minutes", lines)
-}
-
-/// A line of a plot.
-pub(crate) struct Line {
-    label: String,
-    points: Vec<(f64, f64)>,
-}
-
-impl Line {
-    pub(crate) fn new(label: impl Into<String>, points: impl IntoIterator<Item = (f64, f64)>) -> Line {
-        Line { label: label.into(), points: points.into_iter().collect() }
-    }
-}
-
-/// Draws lines from the origin.
-pub(crate) fn lines(out: &Path, title: &str, lines: Vec<Line>) -> Result<()> {
-    let points = || lines.iter().flat_map(|line| &line.points);
-    let furthest = points().map(|(x, _)| *x).fold(0.0, f64::max);
-    let highest = points().map(|(_, y)| *y).fold(0.0, f64::max);
-    let root = SVGBackend::new(out, SIZE).into_drawing_area();
-    root.fill(&WHITE)?;
-    let mut chart = ChartBuilder::on(&root)
-        .caption(title, ("sans-serif", 18))
-        .margin(12)
-        .x_label_area_size(28)
-        .y_label_area_size(56)
-        .build_cartesian_2d(0.0..furthest * 1.05, 0.0..highest * 1.2)?;
-    chart.configure_mesh().draw()?;
-    for (n, Line { label, points }) in lines.into_iter().enumerate() {
-        let color = Palette99::pick(n).to_rgba();
-        chart
-            .draw_series(LineSeries::new(points, color.stroke_width(2)).point_size(3))?
-            .label(label)
-            .legend(move |(x, y)| PathElement::new([(x, y), (x + 14, y)], color));
-    }
-    let labels = &mut chart.configure_series_labels();
-    labels.position(SeriesLabelPosition::UpperLeft).background_style(WHITE).border_style(BLACK).draw()?;
-    Ok(root.present()?)
+    plot::lines(out, &[Panel { title: "dispatchers by minutes".to_owned(), lines }])
 }

@@ -7,11 +7,11 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use contracts::{Delivery, DeliveryStatus, OrgId, RunId, RunUpdate, Scopes};
+use contracts::{Delivery, DeliveryId, DeliveryStatus, OrgId, RunId, RunUpdate, Scopes, Timestamp};
 use queue::{Broker, Depth};
 use store::{
-    AcceptPolicy, DatabaseUrl, Deliver, DeliveryFilter, DeliveryParts, Keyring, PageRequest, SortOrder,
-    Store, StoreError, count_deliveries, deliveries_page, record_run,
+    AcceptPolicy, AnyConnection, DatabaseUrl, Deliver, DeliveryFilter, DeliveryParts, Keyring, PageRequest,
+    SortOrder, Store, StoreError, count_deliveries, deliveries_page, find_delivery, record_run,
 };
 use testkit::{Cluster, RabbitNode, free_port};
 use tokio::time::sleep;
@@ -49,6 +49,8 @@ pub(crate) struct Plan {
     pub(crate) schedule: &'static str,
     /// Jitter of the waits.
     pub(crate) jitter: &'static str,
+    /// More settings, by their environment variables.
+    pub(crate) settings: Vec<(&'static str, String)>,
 }
 
 impl Plan {
@@ -62,6 +64,7 @@ impl Plan {
             timeout: Duration::from_secs(10),
             schedule: "10s,1m,5m",
             jitter: "0.1",
+            settings: Vec::new(),
         }
     }
 }
@@ -115,7 +118,7 @@ impl Installation {
         });
         let (org, token, secret) = made.await?;
         let queue = format!("redial.chaos.{}.{}", plan.name, Uuid::new_v4().simple());
-        let environment: Vec<(String, String)> = [
+        let environment = [
             ("REDIAL_DATABASE__URL", database_url),
             ("REDIAL_BROKER__URL", broker_url.clone()),
             ("REDIAL_BROKER__QUEUE", queue.clone()),
@@ -130,8 +133,10 @@ impl Installation {
             ("REDIAL_DELIVERY__SCHEDULE", plan.schedule.to_owned()),
             ("REDIAL_DELIVERY__JITTER", plan.jitter.to_owned()),
         ]
-        .map(|(key, value)| (key.to_owned(), value))
-        .into();
+        .into_iter()
+        .chain(plan.settings.iter().cloned())
+        .map(|(key, value)| (key.to_owned(), value));
+        let environment: Vec<(String, String)> = environment.collect();
         let broker = Broker::parse(&broker_url, &queue)?;
         // Declares the queue. RabbitMQ 3.10 can fail if several connections declare a new quorum queue at the
         // same moment.
@@ -243,12 +248,27 @@ impl Installation {
 
     /// Returns all deliveries with their attempts.
     pub(crate) async fn history(&self) -> Result<Vec<Delivery>> {
+        self.history_of(None, None).await
+    }
+
+    /// Returns the deliveries accepted at `after` or later, and before `before`, with their attempts.
+    pub(crate) async fn history_of(
+        &self,
+        after: Option<Timestamp>,
+        before: Option<Timestamp>,
+    ) -> Result<Vec<Delivery>> {
         let (mut all, mut from) = (Vec::new(), None);
         loop {
             let org = self.org;
+            let request = PageRequest {
+                limit: CHUNK,
+                order: SortOrder::Ascending,
+                from,
+                created_after: after,
+                created_before: before,
+                ..PageRequest::NEWEST
+            };
             let page = self.store.read(move |tx| {
-                let request =
-                    PageRequest { limit: CHUNK, order: SortOrder::Ascending, from, ..PageRequest::NEWEST };
                 deliveries_page(tx, org, &DeliveryFilter::default(), &request, DeliveryParts::SHOWN)
             });
             let page = page.await?;
@@ -258,6 +278,16 @@ impl Installation {
                 return Ok(all);
             }
         }
+    }
+
+    /// Returns deliveries by their ids, with their attempts.
+    pub(crate) async fn deliveries(&self, ids: Vec<DeliveryId>) -> Result<Vec<Delivery>> {
+        let org = self.org;
+        let read = move |tx: &mut AnyConnection| {
+            let found = ids.into_iter().map(|id| find_delivery(tx, org, id, DeliveryParts::SHOWN));
+            found.collect::<Result<Vec<_>, StoreError>>()
+        };
+        Ok(self.store.read(read).await?.into_iter().flatten().collect())
     }
 
     /// Returns the depth of the queue.

@@ -75,6 +75,17 @@ impl Ledger {
         ids.iter().filter(|id| !receipts.contains_key(id)).count()
     }
 
+    /// Accepts signatures by another secret as well.
+    pub(crate) fn add_secret(&self, secret: SigningSecret) {
+        self.receiver.add_secret(secret);
+    }
+
+    /// Removes and returns the receipts of deliveries.
+    pub(crate) fn take(&self, ids: impl Iterator<Item = DeliveryId>) -> HashMap<DeliveryId, Vec<Receipt>> {
+        let mut receipts = self.receipts.lock();
+        ids.filter_map(|id| receipts.remove_entry(&id)).collect()
+    }
+
     /// Returns the number of requests that arrived.
     pub(crate) fn posts(&self) -> u64 {
         self.receiver.posts()

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use contracts::{DeliveryId, RunId};
+use reqwest::{Method, RequestBuilder};
 use testkit::percentile;
 use tokio::time::{sleep, sleep_until};
 
@@ -65,21 +66,91 @@ impl Answers {
     }
 }
 
-/// Requests a redelivery of each run, with a task for each client. Clients use the apis in turn, and switch
-/// to the next one after a failure.
+/// An HTTP client of the apis. Uses them in turn, and switches to the next one after a failure. Cheap to clone.
+#[derive(Clone)]
+pub(crate) struct Client {
+    http: reqwest::Client,
+    token: String,
+    urls: Arc<Vec<String>>,
+}
+
+impl Client {
+    pub(crate) fn of(installation: &Installation) -> Client {
+        let urls = installation.apis.iter().map(|api| api.url("")).collect();
+        let (http, token) = (installation.http.clone(), installation.token.clone());
+        Client { http, token, urls: Arc::new(urls) }
+    }
+
+    /// Requests a redelivery under an idempotency key, until it is accepted. The first api to ask is number `turn`.
+    pub(crate) async fn redeliver(&self, turn: usize, run: RunId, answers: &mut Answers) -> Result<()> {
+        let path = format!("/v1/runs/{run}/callback-redeliveries");
+        let request = |request: RequestBuilder| request.header("Idempotency-Key", format!("chaos-{run}"));
+        let body = self.accepted(turn, (Method::POST, &path), &[201], request, answers).await?;
+        let delivery: serde_json::Value = serde_json::from_slice(&body)?;
+        let id =
+            delivery["id"].as_str().and_then(|id| id.parse().ok()).context("a response without an id")?;
+        answers.accepted.insert(run, id);
+        Ok(())
+    }
+
+    /// Records a run, until it is accepted. `body` is its JSON.
+    pub(crate) async fn record(
+        &self,
+        turn: usize,
+        run: RunId,
+        body: &str,
+        answers: &mut Answers,
+    ) -> Result<()> {
+        let path = format!("/v1/runs/{run}");
+        let request = |request: RequestBuilder| {
+            request.header("Content-Type", "application/json").body(body.to_owned())
+        };
+        self.accepted(turn, (Method::PUT, &path), &[200, 201], request, answers).await.map(drop)
+    }
+
+    /// Repeats a request until the response has one of the statuses `wanted`, and returns its body.
+    async fn accepted(
+        &self,
+        mut turn: usize,
+        (method, path): (Method, &str),
+        wanted: &[u16],
+        complete: impl Fn(RequestBuilder) -> RequestBuilder,
+        answers: &mut Answers,
+    ) -> Result<Vec<u8>> {
+        loop {
+            let url = format!("{}{path}", self.urls[turn % self.urls.len()]);
+            let request = self.http.request(method.clone(), url).bearer_auth(&self.token);
+            let asked = Instant::now();
+            match complete(request).send().await {
+                Ok(response) => {
+                    let (status, body) = (response.status().as_u16(), response.bytes().await);
+                    answers.times.push(asked.elapsed());
+                    *answers.statuses.entry(status).or_default() += 1;
+                    if let (true, Ok(body)) = (wanted.contains(&status), body) {
+                        return Ok(body.into());
+                    }
+                }
+                Err(error) if error.is_connect() => answers.unheard += 1,
+                Err(_) => answers.unanswered += 1,
+            }
+            turn += 1;
+            sleep(PAUSE).await;
+        }
+    }
+}
+
+/// Requests a redelivery of each run, with a task for each client.
 pub(crate) fn request_redeliveries(
     installation: &Installation,
     runs: Vec<RunId>,
     pace: Pace,
 ) -> impl Future<Output = Result<Answers>> + use<> {
-    let urls: Arc<Vec<String>> = Arc::new(installation.apis.iter().map(|api| api.url("")).collect());
-    let (http, token) = (installation.http.clone(), installation.token.clone());
+    let http = Client::of(installation);
     let (runs, next) = (Arc::new(runs), Arc::new(AtomicUsize::new(0)));
     let began = tokio::time::Instant::now();
     let clients: Vec<_> = (0..pace.clients)
         .map(|client| {
-            let (urls, http, token) = (urls.clone(), http.clone(), token.clone());
-            let (runs, next) = (runs.clone(), next.clone());
+            let (http, runs, next) = (http.clone(), runs.clone(), next.clone());
             tokio::spawn(async move {
                 let mut answers = Answers::default();
                 loop {
@@ -88,7 +159,7 @@ pub(crate) fn request_redeliveries(
                     if let Some(rate) = pace.rate {
                         sleep_until(began + Duration::from_secs_f64(place as f64 / rate)).await;
                     }
-                    one(&http, &token, &urls, client + place, *run, &mut answers).await?;
+                    http.redeliver(client + place, *run, &mut answers).await?;
                 }
             })
         })
@@ -99,45 +170,5 @@ pub(crate) fn request_redeliveries(
             all.add(client.await??);
         }
         Ok(all)
-    }
-}
-
-async fn one(
-    http: &reqwest::Client,
-    token: &str,
-    urls: &[String],
-    mut turn: usize,
-    run: RunId,
-    answers: &mut Answers,
-) -> Result<()> {
-    loop {
-        let url = format!("{}/v1/runs/{run}/callback-redeliveries", urls[turn % urls.len()]);
-        let asked = Instant::now();
-        let key = format!("chaos-{run}");
-        let answer = http.post(url).bearer_auth(token).header("Idempotency-Key", key).send().await;
-        let response = match answer {
-            Ok(response) => response,
-            Err(error) => {
-                *(if error.is_connect() { &mut answers.unheard } else { &mut answers.unanswered }) += 1;
-                turn += 1;
-                sleep(PAUSE).await;
-                continue;
-            }
-        };
-        let (status, body) = (response.status().as_u16(), response.bytes().await);
-        let took = asked.elapsed();
-        answers.times.push(took);
-        *answers.statuses.entry(status).or_default() += 1;
-        if status == 201
-            && let Ok(body) = body
-        {
-            let delivery: serde_json::Value = serde_json::from_slice(&body)?;
-            let id =
-                delivery["id"].as_str().and_then(|id| id.parse().ok()).context("a response without an id")?;
-            answers.accepted.insert(run, id);
-            return Ok(());
-        }
-        turn += 1;
-        sleep(PAUSE).await;
     }
 }

@@ -28,12 +28,12 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use crate::installation::Servers;
 use crate::report::Finding;
-use crate::scenarios::{SCENARIOS, Scenario};
+use crate::scenarios::{LONG, SCENARIOS, Scenario};
 
 /// Injects faults into a real installation and reports which promises were broken.
 #[derive(Parser)]
 struct Arguments {
-    /// Names of the scenarios to run; all by default.
+    /// Names of the scenarios to run; by default all but `soak`.
     scenarios: Vec<String>,
     /// Path of the `redial` binary to test, built with the feature `failpoints`.
     #[arg(long)]
@@ -47,7 +47,10 @@ struct Arguments {
     /// Duration of the storm in minutes; 7 times the scale by default.
     #[arg(long)]
     minutes: Option<f64>,
-    /// Seed of the storm's random faults.
+    /// Duration of the soak in hours; 2 times the scale by default.
+    #[arg(long)]
+    hours: Option<f64>,
+    /// Seed of the storm's random faults and of the soak's load.
     #[arg(long, default_value_t = 1)]
     seed: u64,
 }
@@ -56,6 +59,7 @@ struct Arguments {
 pub(crate) struct Scale {
     factor: f64,
     minutes: Option<f64>,
+    hours: Option<f64>,
     seed: u64,
     bar: ProgressBar,
     /// Elapsed time at which the next progress line is printed if there is no terminal.
@@ -73,6 +77,11 @@ impl Scale {
     /// Returns the duration of the storm.
     pub(crate) fn storm(&self) -> Duration {
         Duration::from_secs_f64(60.0 * self.minutes.unwrap_or(7.0 * self.factor))
+    }
+
+    /// Returns the duration of the soak.
+    pub(crate) fn soak(&self) -> Duration {
+        Duration::from_secs_f64(3600.0 * self.hours.unwrap_or(2.0 * self.factor))
     }
 
     /// Shows progress. Without a terminal it prints at most one line per [`LINE_EVERY`].
@@ -111,8 +120,9 @@ async fn main() -> Result<ExitCode> {
         [] => SCENARIOS.iter().collect(),
         names => {
             let find = |name: &String| {
-                let known = || SCENARIOS.iter().map(|scenario| scenario.name).collect::<Vec<_>>().join(", ");
-                let found = SCENARIOS.iter().find(|scenario| scenario.name == name);
+                let all = || SCENARIOS.iter().chain(LONG);
+                let known = || all().map(|scenario| scenario.name).collect::<Vec<_>>().join(", ");
+                let found = all().find(|scenario| scenario.name == name);
                 found.with_context(|| format!("unknown scenario {name}; scenarios are {}", known()))
             };
             names.iter().map(find).collect::<Result<_>>()?
@@ -137,6 +147,7 @@ async fn main() -> Result<ExitCode> {
         let scale = Scale {
             factor: arguments.scale,
             minutes: arguments.minutes,
+            hours: arguments.hours,
             seed: arguments.seed,
             bar: bar.clone(),
             next_line: Mutex::default(),

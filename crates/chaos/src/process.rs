@@ -125,4 +125,9 @@ impl Process {
         let mib = |bytes: u64| bytes as f64 / f64::from(1 << 20);
         Ok((mib(now), mib(peak)))
     }
+
+    /// Returns the number of open file descriptors.
+    pub(crate) fn open_files(&self) -> Result<usize> {
+        Ok(self.child.open_files()?)
+    }
 }

@@ -56,7 +56,7 @@ pub(crate) struct Verdict {
     /// Callbacks that arrived after one of the same delivery was answered 2xx, by explanation.
     pub(crate) duplicates: BTreeMap<&'static str, usize>,
     /// Descriptions of violations, by promise.
-    pub(crate) broken: BTreeMap<&'static str, Vec<String>>,
+    broken: BTreeMap<&'static str, Vec<String>>,
 }
 
 // The promises, by their names in the report.
@@ -99,6 +99,39 @@ impl Verdict {
             verdict.judge(delivery, receipts, evidence);
         }
         verdict
+    }
+
+    /// Adds the verdict on other deliveries.
+    pub(crate) fn add(&mut self, other: Verdict) {
+        self.accepted += other.accepted;
+        self.delivered += other.delivered;
+        self.exhausted += other.exhausted;
+        self.still_due += other.still_due;
+        self.outcome_unknown += other.outcome_unknown;
+        for (reason, count) in other.duplicates {
+            *self.duplicates.entry(reason).or_default() += count;
+        }
+        for (promise, how) in other.broken {
+            self.broken.entry(promise).or_default().extend(how);
+        }
+    }
+
+    /// Adds a lost delivery.
+    pub(crate) fn lose(&mut self, how: String) {
+        self.breaks(LOST, how);
+    }
+
+    /// Returns the number of lost deliveries.
+    pub(crate) fn lost(&self) -> usize {
+        self.broken.get(LOST).map_or(0, Vec::len)
+    }
+
+    /// Describes the broken promises, one by one.
+    pub(crate) fn descriptions(&self) -> Vec<String> {
+        let of = |(promise, lines): (&&str, &Vec<String>)| {
+            lines.iter().map(|line| format!("{promise}: {line}")).collect::<Vec<_>>()
+        };
+        self.broken.iter().flat_map(of).collect()
     }
 
     fn breaks(&mut self, promise: &'static str, how: String) {

@@ -18,6 +18,9 @@ pub use rabbit::session::{Depth, Lost};
 
 use tokio_util::sync::CancellationToken;
 
+use crate::broker::Node;
+use crate::rabbit::session::Session;
+
 /// Returns a queue inside this process, for a single process with all roles. It holds the doorbells of up to
 /// `capacity` calls to [`Publisher::ring_all`] and drops the rest. It shuts down when its last publisher is
 /// dropped.
@@ -32,7 +35,7 @@ impl Broker {
     ///
     /// Must be called within a tokio runtime.
     pub fn publisher(&self, shutdown: CancellationToken) -> Publisher {
-        let (publisher, doorbells, stats) = Publisher::buffered(&self.queue);
+        let (publisher, doorbells, stats) = Publisher::buffered(self.queue());
         tokio::spawn(rabbit::publish::run(self.clone(), doorbells, stats, shutdown));
         publisher
     }
@@ -52,29 +55,43 @@ impl Broker {
 
     /// Returns the depth of the queues. Declares them if they don't exist.
     pub async fn depth(&self) -> Result<Depth, Lost> {
-        let session = rabbit::session::Session::open(self, "redial").await?;
-        let depth = session.depth(self).await;
+        let (node, session) = self.session().await?;
+        let depth = session.depth(&node).await;
         session.close().await;
         depth
     }
 
     /// Returns the product and version that the broker states before the login, such as `RabbitMQ 3.10.8`.
-    /// `None`: it does not speak AMQP 0-9-1.
+    /// `None`: it does not speak AMQP 0-9-1. Asks the nodes of a cluster in turn.
     pub async fn greeting(&self) -> Result<Option<String>, Lost> {
-        rabbit::inspect::greeting(self).await
+        rabbit::inspect::greeting(&self.next_node()).await
     }
 
-    /// Returns the state of the broker and the queue, and the user's rights. Changes nothing.
+    /// Returns the state of the broker and the queue, and the user's rights. Changes nothing. Asks the nodes of a
+    /// cluster in turn.
     pub async fn inspect(&self) -> Result<BrokerFacts, Lost> {
-        rabbit::inspect::inspect(self).await
+        rabbit::inspect::inspect(&self.next_node()).await
     }
 
     /// Deletes the queue and its parked queue with their contents. Meant for temporary queues, such as those
     /// of a load test. The relay serves the deliveries of the deleted doorbells.
     pub async fn delete_queues(&self) -> Result<(), Lost> {
-        let session = rabbit::session::Session::open(self, "redial").await?;
-        let deleted = session.delete_queues(self).await;
+        let (node, session) = self.session().await?;
+        let deleted = session.delete_queues(&node).await;
         session.close().await;
         deleted
+    }
+
+    /// Opens a session with any node. Returns the last error if none is available.
+    async fn session(&self) -> Result<(Node, Session), Lost> {
+        let mut node = self.next_node();
+        let mut opened = Session::open(&node, "redial").await;
+        for _ in 1..self.node_count() {
+            if opened.is_err() {
+                node = self.next_node();
+                opened = Session::open(&node, "redial").await;
+            }
+        }
+        Ok((node, opened?))
     }
 }

@@ -47,6 +47,11 @@ impl Process {
         Ok(Memory { now: bytes(status.vmrss), peak: bytes(status.vmhwm) })
     }
 
+    /// Returns the number of open file descriptors.
+    pub fn open_files(&self) -> ProcResult<usize> {
+        self.in_proc()?.fd_count()
+    }
+
     fn in_proc(&self) -> ProcResult<procfs::process::Process> {
         procfs::process::Process::new(self.0.id().cast_signed())
     }

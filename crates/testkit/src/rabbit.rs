@@ -1,8 +1,10 @@
-//! A RabbitMQ node per test, which can be killed, restarted and purged without disturbing other tests.
+//! A RabbitMQ node per test, or a cluster, which can be killed, restarted and purged without disturbing other
+//! tests.
 
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
@@ -16,7 +18,8 @@ const TIMEOUT: Duration = Duration::from_secs(90);
 
 /// A node with its own port and directory. When dropped, it is killed and its directory removed.
 pub struct RabbitNode {
-    directory: TempDir,
+    /// Holds the cookie by which the nodes of a cluster know each other, and a directory for each of them.
+    home: Arc<TempDir>,
     name: String,
     port: u16,
     distribution_port: u16,
@@ -26,13 +29,40 @@ pub struct RabbitNode {
 impl RabbitNode {
     /// Starts a node and waits until it is up.
     pub fn start() -> RabbitNode {
-        let directory = tempfile::tempdir().expect("a temporary directory");
+        Self::start_in(Arc::new(tempfile::tempdir().expect("a temporary directory")))
+    }
+
+    /// Starts nodes that form a cluster.
+    pub fn start_cluster(count: usize) -> Vec<RabbitNode> {
+        let first = Self::start();
+        let mut nodes = vec![first];
+        for _ in 1..count {
+            let node = Self::start_in(nodes[0].home.clone());
+            node.command(&["stop_app"]);
+            node.command(&["join_cluster", &nodes[0].name]);
+            node.command(&["start_app"]);
+            nodes.push(node);
+        }
+        nodes
+    }
+
+    fn start_in(home: Arc<TempDir>) -> RabbitNode {
         let (port, distribution_port) = (free_port(), free_port());
         let name = format!("redial-test-{port}@localhost");
-        let process = spawn(directory.path(), &name, port, distribution_port);
-        let node = RabbitNode { directory, name, port, distribution_port, process };
+        let process = spawn(home.path(), &name, port, distribution_port);
+        let node = RabbitNode { home, name, port, distribution_port, process };
         node.wait();
         node
+    }
+
+    /// Returns the node's name in its cluster.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Returns the port on 127.0.0.1.
+    pub fn port(&self) -> u16 {
+        self.port
     }
 
     /// Returns the node's AMQP URL.
@@ -50,7 +80,7 @@ impl RabbitNode {
 
     /// Restarts the node after [`RabbitNode::kill`], in the same directory, and waits until it is up.
     pub fn restart(&mut self) {
-        self.process = spawn(self.directory.path(), &self.name, self.port, self.distribution_port);
+        self.process = spawn(self.home.path(), &self.name, self.port, self.distribution_port);
         self.wait();
     }
 
@@ -81,7 +111,7 @@ impl RabbitNode {
 
     fn control(&self, arguments: &[&str]) -> std::process::Output {
         let mut command = Command::new(format!("{PROGRAMS}/rabbitmqctl"));
-        command.args(["--quiet", "-n", &self.name]).args(arguments).env("HOME", self.directory.path());
+        command.args(["--quiet", "-n", &self.name]).args(arguments).env("HOME", self.home.path());
         command.output().expect("tests need Debian's package rabbitmq-server")
     }
 }
@@ -92,17 +122,19 @@ impl Drop for RabbitNode {
     }
 }
 
-fn spawn(directory: &Path, name: &str, port: u16, distribution_port: u16) -> Child {
+fn spawn(home: &Path, name: &str, port: u16, distribution_port: u16) -> Child {
+    let directory = home.join(port.to_string());
+    std::fs::create_dir_all(&directory).expect("the node's directory can be made");
     let plugins = directory.join("enabled_plugins");
     std::fs::write(&plugins, "[].").expect("the node's directory can be written");
     Command::new(format!("{PROGRAMS}/rabbitmq-server"))
-        .env("HOME", directory)
+        .env("HOME", home)
         .env("RABBITMQ_NODENAME", name)
         .env("RABBITMQ_NODE_PORT", port.to_string())
         .env("RABBITMQ_NODE_IP_ADDRESS", "127.0.0.1")
         .env("RABBITMQ_DIST_PORT", distribution_port.to_string())
-        .env("RABBITMQ_MNESIA_BASE", directory)
-        .env("RABBITMQ_LOG_BASE", directory)
+        .env("RABBITMQ_MNESIA_BASE", &directory)
+        .env("RABBITMQ_LOG_BASE", &directory)
         .env("RABBITMQ_ENABLED_PLUGINS_FILE", &plugins)
         .env("RABBITMQ_CONFIG_FILE", directory.join("none"))
         .env("RABBITMQ_CONF_ENV_FILE", directory.join("none"))

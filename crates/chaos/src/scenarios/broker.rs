@@ -15,11 +15,11 @@ use crate::load::{Answers, Pace, request_redeliveries};
 use crate::report::Row;
 
 /// Time until the relay claims a delivery without a doorbell: two seconds and a poll.
-const GRACE: Duration = Duration::from_millis(2500);
+pub(super) const GRACE: Duration = Duration::from_millis(2500);
 /// Maximum length of the queue, as declared.
 const MAX_LENGTH: u32 = 10_000;
 
-fn all_accepted(answers: &Answers, count: usize) -> Row {
+pub(super) fn all_accepted(answers: &Answers, count: usize) -> Row {
     let accepted = answers.statuses.get(&201).copied().unwrap_or(0);
     let others = answers.others();
     let is_good =

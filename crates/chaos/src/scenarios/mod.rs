@@ -1,6 +1,7 @@
 //! One file per kind of failure, one function per scenario.
 
 mod broker;
+mod broker_cluster;
 mod clocks;
 mod data_care;
 mod database;
@@ -9,6 +10,7 @@ mod fairness;
 mod poison;
 mod processes;
 mod shortage;
+mod soak;
 mod storm;
 
 use std::pin::Pin;
@@ -48,7 +50,7 @@ macro_rules! scenario {
     };
 }
 
-/// All scenarios, in the order of execution.
+/// The scenarios that run unless others are named, in the order of execution.
 pub(crate) const SCENARIOS: &[Scenario] = &[
     scenario!("api-killed", "the api is killed between commit and publish", processes::api_killed),
     scenario!("queue-lost", "the queue is purged, and deleted, with deliveries waiting", broker::queue_lost),
@@ -61,6 +63,11 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
     scenario!("failover", "a standby takes over from a failed PostgreSQL primary", failover::failover),
     scenario!("broker-away", "RabbitMQ is unavailable while a backlog is delivered", broker::away),
     scenario!("broker-restarts", "RabbitMQ restarts with a full queue", broker::restarts),
+    scenario!(
+        "broker-cluster",
+        "the RabbitMQ node that leads the queue is killed again and again",
+        broker_cluster::leaders_killed
+    ),
     scenario!("unfair", "one destination hangs without delaying the others", fairness::unfair),
     scenario!("holds", "a receiver limits concurrent requests with 429", fairness::holds),
     scenario!("poisoned", "one row that can't be claimed or recorded", poison::poisoned),
@@ -69,6 +76,9 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
     scenario!("storm", "all kinds of faults at once", storm::storm),
     scenario!("backlog", "deliveries are accepted for ten minutes without a dispatcher", broker::backlog),
 ];
+
+/// Scenarios that run only when named: they take hours.
+pub(crate) const LONG: &[Scenario] = &[scenario!("soak", "a steady, mixed load for hours", soak::soak)];
 
 /// Checks a installation whose deliveries have all ended, and closes it.
 async fn conclude(
@@ -103,13 +113,8 @@ async fn judge(
     };
     let verdict = Verdict::of(&evidence);
     rows.extend(verdict.rows());
-    let broken = verdict
-        .broken
-        .iter()
-        .flat_map(|(promise, lines)| lines.iter().map(move |line| format!("{promise}: {line}")))
-        .collect();
     installation.close().await?;
-    Ok(Outcome { rows, broken })
+    Ok(Outcome { rows, broken: verdict.descriptions() })
 }
 
 /// Limit of the api's response time while another component fails.

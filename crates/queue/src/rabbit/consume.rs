@@ -12,7 +12,7 @@ use tokio::time::{MissedTickBehavior, interval, timeout};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
-use crate::broker::Broker;
+use crate::broker::{Broker, Node};
 use crate::doorbell::consumer::{ConsumerStats, Message};
 use crate::doorbell::consumer::{Forwarding, ack};
 use crate::rabbit::backoff::Backoff;
@@ -33,13 +33,14 @@ pub(crate) async fn run(
 ) {
     let mut backoff = Backoff::new();
     loop {
-        let listened = listen(&broker, prefetch, &mut forwarding, &shutdown).await;
+        let node = broker.next_node();
+        let listened = listen(&node, prefetch, &mut forwarding, &shutdown).await;
         forwarding.stats.send_modify(|stats| stats.connected = false);
         match listened {
-            Ok(Ended::Paused) => debug!(%broker, "consumer paused"),
+            Ok(Ended::Paused) => debug!(broker = %node, "consumer paused"),
             Ok(Ended::Stopped) => return,
             Err(lost) => {
-                warn!(%broker, reason = %lost, "consumer not connected, reconnecting");
+                warn!(broker = %node, reason = %lost, "consumer not connected, reconnecting");
                 tokio::select! {
                     () = stopped(&shutdown, &forwarding.messages) => return,
                     () = backoff.wait(&lost) => {}
@@ -65,7 +66,7 @@ enum Ended {
 
 /// Runs one session: waits until it is needed and ends when it is lost or no longer needed.
 async fn listen(
-    broker: &Broker,
+    node: &Node,
     prefetch: u16,
     forwarding: &mut Forwarding,
     shutdown: &CancellationToken,
@@ -74,7 +75,7 @@ async fn listen(
     let open = async {
         // This fails when the consumer is dropped, which `stopped` waits for.
         let _ = paused.wait_for(|paused| !paused).await;
-        Session::open(broker, "redial dispatcher").await
+        Session::open(node, "redial dispatcher").await
     };
     let session = tokio::select! {
         () = stopped(shutdown, messages) => return Ok(Ended::Stopped),
@@ -83,7 +84,7 @@ async fn listen(
     let ended = tokio::select! {
         () = stopped(shutdown, messages) => Ended::Stopped,
         Ok(_) = paused.wait_for(|paused| *paused) => Ended::Paused,
-        Err(lost) = consume(broker, &session, prefetch, messages, stats) => return Err(lost),
+        Err(lost) = consume(node, &session, prefetch, messages, stats) => return Err(lost),
     };
     // When this is answered, all acknowledgements queued before it have been written.
     let cancel = session.channel.basic_cancel(TAG.into(), BasicCancelOptions::default());
@@ -101,7 +102,7 @@ async fn listen(
 
 /// Forwards messages until the session is lost.
 async fn consume(
-    broker: &Broker,
+    node: &Node,
     session: &Session,
     prefetch: u16,
     messages: &mpsc::Sender<Vec<Message>>,
@@ -109,11 +110,11 @@ async fn consume(
 ) -> Result<Infallible, Lost> {
     let Session { channel, .. } = session;
     timeout(TIMEOUT, channel.basic_qos(prefetch, BasicQosOptions::default())).await??;
-    let (queue, options) = (broker.queue.as_str().into(), BasicConsumeOptions::default());
+    let (queue, options) = (node.queue.as_str().into(), BasicConsumeOptions::default());
     let consume = channel.basic_consume(queue, TAG.into(), options, FieldTable::default());
     let mut deliveries = timeout(TIMEOUT, consume).await??;
     stats.send_modify(|stats| (stats.connected, stats.connects) = (true, stats.connects + 1));
-    info!(%broker, prefetch, "consuming");
+    info!(broker = %node, prefetch, "consuming");
     let mut heartbeat = interval(HEARTBEAT);
     heartbeat.set_missed_tick_behavior(MissedTickBehavior::Delay);
     // At the last liveness check messages were waiting and there was room for them, and none has arrived
@@ -123,8 +124,8 @@ async fn consume(
         let delivery = tokio::select! {
             delivery = deliveries.next() => delivery.ok_or(Lost::Cancelled)??,
             _ = heartbeat.tick() => {
-                let depth = session.depth(broker).await?;
-                alert_of_parked(broker, stats, depth.parked);
+                let depth = session.depth(node).await?;
+                alert_of_parked(node, stats, depth.parked);
                 let has_room = messages.capacity() == messages.max_capacity();
                 let waits = depth.waiting > 0 && has_room;
                 if depth.consumers == 0 {
@@ -144,7 +145,7 @@ async fn consume(
             Ok(jobs) => drop(messages.send(Message::heard(jobs, delivery.acker)).await),
             Err(error) => {
                 stats.send_modify(|stats| stats.undecodable += 1);
-                warn!(%broker, bytes = delivery.data.len(), reason = reason(&error), "invalid job message dropped");
+                warn!(broker = %node, bytes = delivery.data.len(), reason = reason(&error), "invalid job message dropped");
                 ack(&delivery.acker);
             }
         }
@@ -153,10 +154,10 @@ async fn consume(
 
 /// Logs a change of the number of parked messages. The relay serves their deliveries, but an operator should
 /// find out what ended every connection that received them.
-fn alert_of_parked(broker: &Broker, stats: &watch::Sender<ConsumerStats>, parked: u32) {
+fn alert_of_parked(node: &Node, stats: &watch::Sender<ConsumerStats>, parked: u32) {
     let changed = stats.send_if_modified(|stats| std::mem::replace(&mut stats.parked, parked) != parked);
     if changed && parked > 0 {
-        warn!(%broker, parked, queue = broker.parked, "messages are parked: they were delivered too often");
+        warn!(broker = %node, parked, queue = node.parked, "messages are parked: they were delivered too often");
     }
 }
 

@@ -16,7 +16,7 @@ use lapin::types::{AMQPValue, FieldTable};
 use lapin::{BasicProperties, Channel, Connection, ErrorKind, Event};
 use tokio::time::timeout;
 
-use crate::broker::Broker;
+use crate::broker::Node;
 use crate::rabbit::session::{Lost, Socket, TIMEOUT, arguments, connect};
 
 /// What an inspection finds.
@@ -87,9 +87,9 @@ const MAX_GREETING: usize = 64 * 1024;
 
 /// Returns the product and version that the broker states before the login, such as `RabbitMQ 3.10.8`. `None`:
 /// it is no broker that speaks AMQP 0-9-1.
-pub(crate) async fn greeting(broker: &Broker) -> Result<Option<String>, Lost> {
+pub(crate) async fn greeting(node: &Node) -> Result<Option<String>, Lost> {
     let read = async {
-        let mut stream = broker.uri.connect_async(&lapin::runtime::default_runtime()?).await?;
+        let mut stream = node.uri.connect_async(&lapin::runtime::default_runtime()?).await?;
         stream.write_all(b"AMQP\x00\x00\x09\x01").await?;
         // Type, channel and size of a frame (AMQP 0-9-1, section 4.2.3).
         let mut header = [0; 7];
@@ -116,17 +116,17 @@ fn stated(method: &[u8]) -> Option<String> {
 }
 
 /// Inspects the broker with a connection of its own.
-pub(crate) async fn inspect(broker: &Broker) -> Result<BrokerFacts, Lost> {
+pub(crate) async fn inspect(node: &Node) -> Result<BrokerFacts, Lost> {
     let socket = Socket::default();
     timeout(2 * TIMEOUT, async {
-        let connection = connect(broker, "redial doctor", &socket).await?;
+        let connection = connect(node, "redial doctor", &socket).await?;
         let events = connection.events_listener();
-        let (queue, may_configure) = queue_state(&connection, broker).await?;
+        let (queue, may_configure) = queue_state(&connection, node).await?;
         let facts = BrokerFacts {
             queue,
             may_configure,
-            may_read: may_read(&connection, &broker.queue).await?,
-            parked: depth(&connection, &broker.parked).await?.ok(),
+            may_read: may_read(&connection, &node.queue).await?,
+            parked: depth(&connection, &node.parked).await?.ok(),
             // Last, because a broker that blocks publishers answers nothing any more.
             publishing: publishing(&connection, events).await?,
         };
@@ -180,9 +180,9 @@ async fn depth(connection: &Connection, queue: &str) -> Result<Result<u32, AMQPE
 }
 
 /// Returns the queue's state, and whether the user may declare it.
-async fn queue_state(connection: &Connection, broker: &Broker) -> Result<(QueueState, bool), Lost> {
-    let found = depth(connection, &broker.queue).await?;
-    let mut arguments = arguments(broker);
+async fn queue_state(connection: &Connection, node: &Node) -> Result<(QueueState, bool), Lost> {
+    let found = depth(connection, &node.queue).await?;
+    let mut arguments = arguments(node);
     if found.is_err() {
         // Refused for its value, so a missing queue is not made.
         arguments.insert("x-max-length".into(), AMQPValue::LongLongInt(-1));
@@ -190,7 +190,7 @@ async fn queue_state(connection: &Connection, broker: &Broker) -> Result<(QueueS
     // An existing queue is only compared with its declaration.
     let durable = QueueDeclareOptions { durable: true, ..QueueDeclareOptions::default() };
     let declared = ask(connection, async |channel| {
-        channel.queue_declare(broker.queue.as_str().into(), durable, arguments).await.map(drop)
+        channel.queue_declare(node.queue.as_str().into(), durable, arguments).await.map(drop)
     })
     .await?;
     let state = match (&found, &declared) {

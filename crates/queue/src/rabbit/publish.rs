@@ -13,7 +13,7 @@ use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
-use crate::broker::Broker;
+use crate::broker::{Broker, Node};
 use crate::doorbell::{consumer::Message, publisher::PublisherStats};
 use crate::rabbit::backoff::Backoff;
 use crate::rabbit::session::{Lost, Session, TIMEOUT};
@@ -32,10 +32,11 @@ pub(crate) async fn run(
 ) {
     let mut backoff = Backoff::new();
     loop {
-        let ended = session(&broker, &mut doorbells, &stats, &shutdown).await;
+        let node = broker.next_node();
+        let ended = session(&node, &mut doorbells, &stats, &shutdown).await;
         stats.send_modify(|stats| stats.connected = false);
         let Err(lost) = ended else { return };
-        warn!(%broker, reason = %lost, "publisher not connected, reconnecting");
+        warn!(broker = %node, reason = %lost, "publisher not connected, reconnecting");
         tokio::select! {
             () = shutdown.cancelled() => return,
             () = backoff.wait(&lost) => {}
@@ -44,28 +45,28 @@ pub(crate) async fn run(
 }
 
 async fn session(
-    broker: &Broker,
+    node: &Node,
     doorbells: &mut mpsc::Receiver<Vec<Message>>,
     stats: &watch::Sender<PublisherStats>,
     shutdown: &CancellationToken,
 ) -> Result<(), Lost> {
     let session = tokio::select! {
         () = shutdown.cancelled() => return Ok(()),
-        session = Session::open(broker, "redial api") => session?,
+        session = Session::open(node, "redial api") => session?,
     };
     // The listener starts before the last response awaited here, so no loss is missed.
     let events = session.connection.events_listener();
     timeout(TIMEOUT, session.channel.confirm_select(ConfirmSelectOptions::default())).await??;
     stats.send_modify(|stats| (stats.connected, stats.connects) = (true, stats.connects + 1));
-    info!(%broker, "publishing");
-    publish(broker, &session, events, doorbells, stats, shutdown).await?;
+    info!(broker = %node, "publishing");
+    publish(node, &session, events, doorbells, stats, shutdown).await?;
     session.close().await;
     Ok(())
 }
 
 /// Publishes full messages without waiting for confirms, and partial ones when no message is in flight.
 async fn publish(
-    broker: &Broker,
+    node: &Node,
     session: &Session,
     events: impl Stream<Item = Event>,
     doorbells: &mut mpsc::Receiver<Vec<Message>>,
@@ -74,7 +75,7 @@ async fn publish(
 ) -> Result<(), Lost> {
     let Session { connection, channel, .. } = session;
     let mut events = pin!(events);
-    let queue = broker.queue.as_str();
+    let queue = node.queue.as_str();
     let confirmed = async |body: Vec<u8>| -> Result<Confirmation, Lost> {
         let options = BasicPublishOptions { mandatory: true, immediate: false };
         let persistent = BasicProperties::default().with_delivery_mode(2);
@@ -132,8 +133,8 @@ async fn publish(
             }
             event = events.next() => match event {
                 Some(Event::Error(error)) => break Err(error.into()),
-                Some(Event::ConnectionBlocked(reason)) => warn!(%broker, reason, "the broker blocks publishers"),
-                Some(Event::ConnectionUnblocked) => info!(%broker, "the broker accepts messages again"),
+                Some(Event::ConnectionBlocked(reason)) => warn!(broker = %node, reason, "the broker blocks publishers"),
+                Some(Event::ConnectionUnblocked) => info!(broker = %node, "the broker accepts messages again"),
                 _ => {}
             },
             came = doorbells.recv_many(&mut gathered, Job::MOST), if !last && unconfirmed.len() < WINDOW => {

@@ -17,7 +17,7 @@ use tokio::time::error::Elapsed;
 use tokio::time::timeout;
 use tracing::info;
 
-use crate::broker::Broker;
+use crate::broker::Node;
 
 /// The timeout of a request to the broker.
 pub(crate) const TIMEOUT: Duration = Duration::from_secs(5);
@@ -72,27 +72,27 @@ pub struct Depth {
 
 impl Session {
     /// Connects and declares the queues. `name` is the connection's name at the broker.
-    pub(crate) async fn open(broker: &Broker, name: &str) -> Result<Session, Lost> {
+    pub(crate) async fn open(node: &Node, name: &str) -> Result<Session, Lost> {
         let socket = Socket::default();
         // Connecting comes first and has its own timeout, so the socket is known when this one expires.
         timeout(2 * TIMEOUT, async {
-            let connection = connect(broker, name, &socket).await?;
+            let connection = connect(node, name, &socket).await?;
             let mut channel = connection.create_channel().await?;
-            let has_parked =
-                match declare(&connection, &mut channel, &broker.parked, parked_arguments()).await {
-                    // An operator has to create it. Nothing here depends on it.
-                    Err(Lost::Unusable { .. }) => false,
-                    declared => declared.map(|()| true)?,
-                };
-            declare(&connection, &mut channel, &broker.queue, arguments(broker)).await?;
+            let has_parked = match declare(&connection, &mut channel, &node.parked, parked_arguments()).await
+            {
+                // An operator has to create it. Nothing here depends on it.
+                Err(Lost::Unusable { .. }) => false,
+                declared => declared.map(|()| true)?,
+            };
+            declare(&connection, &mut channel, &node.queue, arguments(node)).await?;
             Ok(Session { connection, channel, has_parked, _socket: socket })
         })
         .await?
     }
 
     /// Deletes both queues with their contents.
-    pub(crate) async fn delete_queues(&self, broker: &Broker) -> Result<(), Lost> {
-        for queue in [&broker.queue, &broker.parked] {
+    pub(crate) async fn delete_queues(&self, node: &Node) -> Result<(), Lost> {
+        for queue in [&node.queue, &node.parked] {
             let delete = self.channel.queue_delete(queue.as_str().into(), QueueDeleteOptions::default());
             timeout(TIMEOUT, delete).await??;
         }
@@ -100,12 +100,12 @@ impl Session {
     }
 
     /// Queries the depth of the queues. A missing queue or a timeout means that the session is lost.
-    pub(crate) async fn depth(&self, broker: &Broker) -> Result<Depth, Lost> {
+    pub(crate) async fn depth(&self, node: &Node) -> Result<Depth, Lost> {
         let passive = QueueDeclareOptions { passive: true, ..QueueDeclareOptions::default() };
         let ask = |queue: &str| self.channel.queue_declare(queue.into(), passive, FieldTable::default());
-        let queue = timeout(TIMEOUT, ask(&broker.queue)).await??;
+        let queue = timeout(TIMEOUT, ask(&node.queue)).await??;
         let parked = match self.has_parked {
-            true => timeout(TIMEOUT, ask(&broker.parked)).await??.message_count(),
+            true => timeout(TIMEOUT, ask(&node.parked)).await??.message_count(),
             false => 0,
         };
         Ok(Depth { waiting: queue.message_count(), consumers: queue.consumer_count(), parked })
@@ -131,13 +131,13 @@ impl Drop for Socket {
     }
 }
 
-pub(super) async fn connect(broker: &Broker, name: &str, socket: &Socket) -> lapin::Result<Connection> {
+pub(super) async fn connect(node: &Node, name: &str, socket: &Socket) -> lapin::Result<Connection> {
     let socket = socket.0.clone();
     // lapin's own recovery stays off (the default), because a recovered session looks like the old one.
     let properties = ConnectionProperties::default().with_connection_name(name.into());
     let runtime = lapin::runtime::default_runtime()?;
     let connect = Connection::connector(
-        broker.uri.clone(),
+        node.uri.clone(),
         runtime,
         async move |uri, runtime| {
             let connect = async {
@@ -211,7 +211,7 @@ fn parked_arguments() -> FieldTable {
 
 /// Returns the arguments of the queue. Those of an existing queue can't be changed, so a change here requires
 /// a new [`Broker::DEFAULT_QUEUE`].
-pub(super) fn arguments(broker: &Broker) -> FieldTable {
+pub(super) fn arguments(node: &Node) -> FieldTable {
     let mut doorbells = FieldTable::default();
     doorbells.insert("x-queue-type".into(), text("quorum"));
     // The relay serves the deliveries of doorbells refused by a full queue: it reads the backlog from the
@@ -221,7 +221,7 @@ pub(super) fn arguments(broker: &Broker) -> FieldTable {
     // A message that ends every connection it is delivered to is parked, not redelivered forever.
     doorbells.insert("x-delivery-limit".into(), AMQPValue::LongLongInt(20));
     doorbells.insert("x-dead-letter-exchange".into(), text(""));
-    doorbells.insert("x-dead-letter-routing-key".into(), text(&broker.parked));
+    doorbells.insert("x-dead-letter-routing-key".into(), text(&node.parked));
     doorbells.insert("x-dead-letter-strategy".into(), text("at-least-once"));
     doorbells
 }

@@ -297,6 +297,26 @@ async fn without_a_broker_doorbells_beyond_the_buffer_are_dropped() {
     assert_eq!((stats.connected, stats.published, stats.dropped), (false, 0, 5000 - 1024));
 }
 
+/// Whichever is tried first, and when the one that was used is lost.
+#[tokio::test]
+async fn of_several_hosts_one_that_is_available_is_used() {
+    let rabbit = Rabbit::new().await;
+    let nobody = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
+    let proxy = Proxy::new().await;
+    let url = proxy.url().replacen("127.0.0.1", &format!("{nobody},127.0.0.1"), 1);
+    let broker = Broker::parse(&url, &rabbit.queue).unwrap();
+    let publisher = broker.publisher(rabbit.shutdown.clone());
+    let mut consumer = broker.consumer(1, rabbit.shutdown.clone());
+    until(publisher.watch(), |stats| stats.connected).await;
+    until(consumer.watch(), |stats| stats.connected).await;
+    proxy.cut();
+    until(publisher.watch(), |stats| stats.connects == 2).await;
+    until(consumer.watch(), |stats| stats.connects == 2).await;
+    publisher.ring(job());
+    heard(&mut consumer).await.ack();
+    assert_eq!(broker.depth().await.unwrap().consumers, 1);
+}
+
 #[tokio::test]
 async fn a_lost_connection_is_replaced_and_keeps_the_prefetch() {
     let rabbit = Rabbit::new().await;

@@ -193,6 +193,8 @@ fn every_bad_value_is_refused_with_the_name_of_its_key() {
         ("database.url", "postgres://db1:5432,db2:high/redial"),
         ("broker.url", "http://rabbit"),
         ("broker.url", "rabbit"),
+        ("broker.url", "amqp://mq1,,mq2"),
+        ("broker.url", "amqp://mq1:5672,mq2:high"),
         ("api.listen", "localhost"),
         ("api.listen", ""), // in a file; an empty variable is unset
         ("api.max_body", "2GB"),
