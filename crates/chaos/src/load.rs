@@ -66,7 +66,8 @@ impl Answers {
     }
 }
 
-/// An HTTP client of the apis. Uses them in turn, and switches to the next one after a failure. Cheap to clone.
+/// An HTTP client of the apis. Uses them in turn, and switches to the next one after a failure. Cheap to
+/// clone.
 #[derive(Clone)]
 pub(crate) struct Client {
     http: reqwest::Client,
@@ -81,7 +82,8 @@ impl Client {
         Client { http, token, urls: Arc::new(urls) }
     }
 
-    /// Requests a redelivery under an idempotency key, until it is accepted. The first api to ask is number `turn`.
+    /// Requests a redelivery under an idempotency key, until it is accepted. The first api to ask is number
+    /// `turn`.
     pub(crate) async fn redeliver(&self, turn: usize, run: RunId, answers: &mut Answers) -> Result<()> {
         let path = format!("/v1/runs/{run}/callback-redeliveries");
         let request = |request: RequestBuilder| request.header("Idempotency-Key", format!("chaos-{run}"));

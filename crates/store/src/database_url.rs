@@ -25,7 +25,8 @@ pub enum DatabaseUrlError {
     /// `sqlite:` without a path.
     #[error("a sqlite: URL needs the path of a file, such as sqlite:redial.db")]
     Path,
-    /// Several hosts, one of which is empty or has a bad port. libpq would take an empty one for a local socket.
+    /// Several hosts, one of which is empty or has a bad port. libpq would take an empty one for a local
+    /// socket.
     #[error("several hosts are separated by commas, each HOST or HOST:PORT with a port from 1 to 65535")]
     Hosts,
     /// Characters that make the URL's parts ambiguous and would put a password into messages.
@@ -105,7 +106,8 @@ fn hosts(url: &str) -> &str {
     authority.rsplit_once('@').map_or(authority, |(_, hosts)| hosts)
 }
 
-/// Whether a text is a host with or without a port. The colons in the brackets of an IPv6 address precede no port.
+/// Whether a text is a host with or without a port. The colons in the brackets of an IPv6 address precede no
+/// port.
 fn is_host(text: &str) -> bool {
     match text.rsplit_once(':') {
         Some((host, port)) if !text.ends_with(']') => !host.is_empty() && port.parse::<NonZeroU16>().is_ok(),
@@ -148,9 +150,9 @@ fn has_several_hosts(url: &str) -> bool {
     hosts(url).contains(',') || url.split(['?', '&']).any(is_list)
 }
 
-/// Adds what the URL does not set: time limits, so that a server that vanished is detected within seconds instead of
-/// hours, and of several servers the one that accepts writes. While the first of several is silent, each new
-/// connection waits for it before it tries the next one, so that limit is shorter.
+/// Adds what the URL does not set: time limits, so that a server that vanished is detected within seconds
+/// instead of hours, and of several servers the one that accepts writes. While the first of several is
+/// silent, each new connection waits for it before it tries the next one, so that limit is shorter.
 fn with_defaults(url: &str) -> String {
     let has_several = has_several_hosts(url);
     let mut defaults = vec![

@@ -1,4 +1,5 @@
-//! A private PostgreSQL cluster that can be crashed, frozen, killed and restarted, and its synchronous standby.
+//! A private PostgreSQL cluster that can be crashed, frozen, killed and restarted, and its synchronous
+//! standby.
 
 use std::fs::OpenOptions;
 use std::io::{self, BufRead, BufReader, Write};
@@ -20,8 +21,8 @@ pub struct Cluster {
     port: u16,
 }
 
-/// Shared memory in files of the directory, so that a killed cluster leaves none behind. A standby is made with its
-/// primary's settings, and waits for no standby of its own until it has one.
+/// Shared memory in files of the directory, so that a killed cluster leaves none behind. A standby is made
+/// with its primary's settings, and waits for no standby of its own until it has one.
 const SETTINGS: &str = "listen_addresses = '127.0.0.1'
 max_connections = 200
 fsync = on
@@ -44,8 +45,9 @@ impl Cluster {
         Ok(cluster)
     }
 
-    /// Creates and starts a standby on `port`. When this returns, the standby has everything that this cluster has
-    /// committed, and each further commit waits until the standby has it. A cluster can have one standby in its life.
+    /// Creates and starts a standby on `port`. When this returns, the standby has everything that this
+    /// cluster has committed, and each further commit waits until the standby has it. A cluster can have one
+    /// standby in its life.
     pub fn standby(&self, port: u16) -> io::Result<Cluster> {
         let standby = Cluster::place(port)?;
         let (data, primary) = (standby.data(), self.port.to_string());
@@ -113,8 +115,8 @@ impl Cluster {
         ensure(self.sql("postgres", "SELECT pg_promote()")? == "t", "the standby was not promoted in time")
     }
 
-    /// Stops all processes with SIGSTOP: the kernel keeps their connections open and accepts new ones, and none gets
-    /// a response.
+    /// Stops all processes with SIGSTOP: the kernel keeps their connections open and accepts new ones, and
+    /// none gets a response.
     pub fn freeze(&self) -> io::Result<()> {
         // The main process first, so that there are no more processes afterwards.
         signal(&self.main_process()?, Signal::STOP)?;

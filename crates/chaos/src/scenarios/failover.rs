@@ -21,8 +21,8 @@ use crate::verdict::{Disturbance, Target};
 enum Fault {
     /// All its processes are killed: its connections are closed.
     Killed,
-    /// All its processes are stopped: its connections stay open, new ones are accepted, and none gets a response. It
-    /// is killed only when everything has been delivered without it.
+    /// All its processes are stopped: its connections stay open, new ones are accepted, and none gets a
+    /// response. It is killed only when everything has been delivered without it.
     Frozen,
 }
 
@@ -47,7 +47,8 @@ const BEFORE: Duration = Duration::from_secs(2);
 const LIMIT: Duration = Duration::from_secs(5);
 const DATABASE: &str = "redial";
 
-/// Kills the primary, or freezes it, under load, promotes its standby, and makes a new standby; again and again.
+/// Kills the primary, or freezes it, under load, promotes its standby, and makes a new standby; again and
+/// again.
 pub(crate) async fn failover(servers: &mut Servers, scale: &Scale) -> Result<Outcome> {
     let (mut primary, mut standby) = block_in_place(|| {
         let primary = Cluster::start()?;
@@ -109,7 +110,8 @@ pub(crate) async fn failover(servers: &mut Servers, scale: &Scale) -> Result<Out
     conclude(installation, rows, &answers, &disturbances).await
 }
 
-/// Returns rows about how long failovers took, and how long after them deliveries were accepted and arrived again.
+/// Returns rows about how long failovers took, and how long after them deliveries were accepted and arrived
+/// again.
 async fn times(failovers: &[Failover], installation: &Installation) -> Result<Vec<Row>> {
     let (history, receipts) = (installation.history().await?, installation.ledger.receipts());
     // Arrivals of attempts, with the time of the claim.

@@ -54,8 +54,8 @@ fn masked(text: &str) -> String {
 /// Stands for several hosts, with which a text is not a valid URL.
 const HOST: &str = "hosts.invalid";
 
-/// Returns the URL with [`HOST`] in place of several hosts, and these. `None` if it doesn't have several, or if
-/// they may be a part of a password.
+/// Returns the URL with [`HOST`] in place of several hosts, and these. `None` if it doesn't have several, or
+/// if they may be a part of a password.
 fn with_one_host(text: &str) -> Option<(String, &str)> {
     let (scheme, rest) = text.split_once("://")?;
     let authority = rest.split(['/', '?', '#']).next()?;

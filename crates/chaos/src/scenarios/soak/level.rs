@@ -1,11 +1,11 @@
 //! Whether what a soak measures stays level.
 //!
-//! A run is divided into quarters. In the first, processes warm up, and tables grow until what is pruned equals what is
-//! added; so memory, open files and sizes of the last quarter are compared with the second: half a run lies between
-//! their middles. Compared are medians, which a sample beside a restart or a vacuum does not move. What leaks grows
-//! in proportion to the time and exceeds the bound in a run that is long enough; the shares and the slack allow for
-//! allocators, and for vacuums that come when they like. The p99 of lateness needs no warm-up and is compared with the
-//! first quarter.
+//! A run is divided into quarters. In the first, processes warm up, and tables grow until what is pruned
+//! equals what is added; so memory, open files and sizes of the last quarter are compared with the second:
+//! half a run lies between their middles. Compared are medians, which a sample beside a restart or a vacuum
+//! does not move. What leaks grows in proportion to the time and exceeds the bound in a run that is long
+//! enough; the shares and the slack allow for allocators, and for vacuums that come when they like. The p99
+//! of lateness needs no warm-up and is compared with the first quarter.
 
 use super::samples::{Lateness, Measured, Sample};
 use crate::report::Row;

@@ -1,7 +1,7 @@
 //! A steady, mixed load for hours.
 //!
-//! Deliveries are pruned soon after they have ended, so that what the database keeps can become level. They are judged
-//! before that, window by window, and then forgotten here as well.
+//! Deliveries are pruned soon after they have ended, so that what the database keeps can become level. They
+//! are judged before that, window by window, and then forgotten here as well.
 
 mod level;
 mod load;
@@ -48,7 +48,8 @@ const ROTATIONS: u32 = 6;
 /// `secrets.overlap`; an old secret is deleted two ticks after its successor's promotion.
 const OVERLAP: Duration = Duration::from_secs(15);
 
-/// Loads an installation for the time given by `--hours`, restarts processes and rotates the secret meanwhile.
+/// Loads an installation for the time given by `--hours`, restarts processes and rotates the secret
+/// meanwhile.
 pub(crate) async fn soak(servers: &mut Servers, scale: &Scale) -> Result<Outcome> {
     let length = scale.soak();
     let ticks = u32::try_from(length.as_secs() / TICK.as_secs())?;
@@ -150,7 +151,8 @@ impl Soak {
         }
     }
 
-    /// Judges the deliveries that were accepted before `until`, have ended and were not judged yet, and forgets them.
+    /// Judges the deliveries that were accepted before `until`, have ended and were not judged yet, and
+    /// forgets them.
     async fn judge(&mut self, until: Timestamp) -> Result<()> {
         let installation = &self.installation;
         let mut history = installation.deliveries(self.open.clone()).await?;
@@ -213,8 +215,8 @@ impl Soak {
         Ok(())
     }
 
-    /// Restarts the second api or the second dispatcher. The first ones run all the time, so that their memory tells
-    /// something.
+    /// Restarts the second api or the second dispatcher. The first ones run all the time, so that their
+    /// memory tells something.
     async fn restart_one(&mut self) -> Result<()> {
         let is_api = self.restarts.is_multiple_of(2);
         let Installation { apis, dispatchers, http, .. } = &mut self.installation;
